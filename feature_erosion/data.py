@@ -9,8 +9,9 @@ __all__ = ['cifar_stats', 'TensorImages', 'TensorDL', 'to_uint8', 'CropFlip', 't
            'save_atomic', 'cached_images', 'class_files', 'folder_images', 'choose_classes', 'image_folder_dls',
            'cifar10_dls', 'cifar100_dls']
 
-# %% ../nbs/01_data.ipynb #d103aa3d
+# %% ../nbs/01_data.ipynb #12979028
 import hashlib, os, tempfile
+from contextlib import contextmanager
 import numpy as np, torch, torch.nn.functional as F
 from filelock import FileLock
 from PIL import Image, ImageOps
@@ -44,7 +45,7 @@ class TensorImages:
     def decode(self, o, full=True): return (o[0], *(Categorize(self.vocab, sort=False).decode(y) for y in o[1:]))
     __repr__ = basic_repr('x_shape,c,split_idx')
 
-# %% ../nbs/01_data.ipynb #0b560819
+# %% ../nbs/01_data.ipynb #cf2c22a9
 @patch(as_prop=True)
 def c(self:TensorImages):
     "Number of classes"
@@ -54,6 +55,16 @@ def c(self:TensorImages):
 def x_shape(self:TensorImages):
     "`(samples, height, width, channels)`"
     return tuple(self.x.shape)
+
+@patch
+@contextmanager
+def set_split_idx(self:TensorImages,
+    i:int # 0: augment as a training set, 1: do not
+):
+    "As in fastai's `Datasets`: for a while, behave as the training or the validation set"
+    old,self.split_idx = self.split_idx,i
+    try: yield self
+    finally: self.split_idx = old
 
 @patch
 def subset(self:TensorImages,

@@ -6,10 +6,11 @@ Docs: https://feature-erosion.github.io/feature_erosion/phases.html.md"""
 
 # %% auto #0
 __all__ = ['schedules', 'constant', 'multi_step', 'one_cycle', 'Phase', 'CancelPhaseException', 'TidyCallback', 'snapshot',
-           'fit_log', 'PhaseSchedule', 'n_epochs']
+           'fit_log', 'last_fit', 'PhaseSchedule', 'n_epochs']
 
-# %% ../nbs/03_phases.ipynb #e30d152b
+# %% ../nbs/03_phases.ipynb #6259c278
 import numpy as np, pandas as pd, torch
+from contextlib import contextmanager
 from math import ceil
 from types import SimpleNamespace
 from fastcore.all import *
@@ -131,17 +132,19 @@ def fit_log(
         rec._fit_log = SimpleNamespace(rows=rec.values, iters=rec.iters, names=rec.metric_names, phases=[], evals=[])
     return rec._fit_log
 
-# %% ../nbs/03_phases.ipynb #ce94aff9
-def _last_fit(rec):
-    "The running or last fit's log: validation and prediction, which train on nothing, are not fits"
+# %% ../nbs/03_phases.ipynb #949ea9ca
+def last_fit(
+    rec:Recorder # Of any Learner
+)->SimpleNamespace: # As `fit_log`
+    "The log of the running or last fit: validation and prediction, which train on nothing, are not fits"
     if not hasattr(rec, '_fit_log') or (rec._fit_log.rows is not rec.values and rec.losses): return fit_log(rec)
     return rec._fit_log
 
-# %% ../nbs/03_phases.ipynb #1dc106b3
+# %% ../nbs/03_phases.ipynb #4be57ffa
 @patch(as_prop=True)
 def history(self:Recorder):
     "The last fit, one row an epoch: phase, iterations done, losses and metrics"
-    log = _last_fit(self)
+    log = last_fit(self)
     cols = list(log.names[1:-1] if self.add_time else log.names[1:])
     df = pd.DataFrame([list(v)+[None]*(len(cols)-len(v)) for v in log.rows], columns=cols)
     df.insert(0, 'iters', log.iters[:len(df)])
@@ -149,11 +152,11 @@ def history(self:Recorder):
     if 'phase' in df: df.insert(0, 'phase', df.pop('phase'))
     return df.rename_axis('epoch')
 
-# %% ../nbs/03_phases.ipynb #d3554a73
+# %% ../nbs/03_phases.ipynb #bd34928d
 @patch(as_prop=True)
 def phases(self:Recorder):
-    "The phases of the last fit: epochs and iterations where they start and stop"
-    return pd.DataFrame(_last_fit(self).phases, columns=['phase','start_epoch','stop_epoch','start_iter','stop_iter'])
+    "The phases of the last fit: epochs and iterations where they start and stop, and whether that cut an epoch short"
+    return pd.DataFrame(last_fit(self).phases, columns=['phase','start_epoch','stop_epoch','start_iter','stop_iter','cut'])
 
 # %% ../nbs/03_phases.ipynb #5a4d86a9
 class PhaseSchedule(TidyCallback):
@@ -202,12 +205,13 @@ class PhaseSchedule(TidyCallback):
         self.learn.__dict__.pop('_call_one', None)
         del self.own_dls
 
-# %% ../nbs/03_phases.ipynb #f4833b5c
+# %% ../nbs/03_phases.ipynb #d067a082
 @patch
 def _begin(self:PhaseSchedule):
     p = self.todo.pop(0)
     self.learn.phase,self.learn.dls = p,ifnone(p.dls, self.own_dls)
-    self.iters,self.epochs,self.cancelled,self.cut = 0,0,False,False
+    self.iters,self.epochs = 0,0
+    self.cancelled,self.cut,self.was_cut = False,False,False
     if p.opt=='reset': self.learn.create_opt()
     if (wd := ifnone(p.wd, self.learn.wd)) is not None: self.opt.set_hypers(wd=wd)
     self.opt.set_hypers(lr=ifnone(p.lr, self.learn.lr))
@@ -221,11 +225,11 @@ def _begin(self:PhaseSchedule):
 def _end(self:PhaseSchedule):
     p,done = self.learn.phase,len(self.recorder.values) if hasattr(self, 'recorder') else self.learn.epoch
     self.learn.snapshots[p.name] = snapshot(self.model)
-    self.span.update(stop_epoch=done, stop_iter=self.learn.train_iter)
+    self.span.update(stop_epoch=done, stop_iter=self.learn.train_iter, cut=self.was_cut)
     self.learn('after_phase')
     self.learn.phase = None
 
-# %% ../nbs/03_phases.ipynb #4e00f128
+# %% ../nbs/03_phases.ipynb #07f48d9c
 @patch
 def _over(self:PhaseSchedule, epoch_end=False):
     p = self.learn.phase
@@ -234,7 +238,7 @@ def _over(self:PhaseSchedule, epoch_end=False):
 
 @patch
 def _cut(self:PhaseSchedule):
-    self.cut = True
+    self.cut,self.was_cut = True,True
     raise CancelTrainException
 
 @patch
