@@ -9,14 +9,14 @@ __all__ = ['cifar_stats', 'TensorImages', 'TensorDL', 'to_uint8', 'CropFlip', 't
            'save_atomic', 'cached_images', 'class_files', 'folder_images', 'choose_classes', 'image_folder_dls',
            'cifar10_dls', 'cifar100_dls']
 
-# %% ../nbs/01_data.ipynb #12979028
+# %% ../nbs/01_data.ipynb #75838a15
 import hashlib, os, tempfile
 from contextlib import contextmanager
 import numpy as np, torch, torch.nn.functional as F
 from filelock import FileLock
 from PIL import Image, ImageOps
 from fastcore.all import *
-from fastai.vision.all import (Categorize, CategoryMap, CrossEntropyLossFlat, DataLoader, DataLoaders, IntToFloatTensor, Normalize, TensorCategory,
+from fastai.vision.all import (Categorize, CategoryMap, CrossEntropyLossFlat, DataLoaders, IntToFloatTensor, Normalize, TensorCategory,
                                TensorImage, TfmdDL, Transform, URLs, default_device, get_image_files, progress_bar, untar_data)
 from .patterns import *
 

@@ -33,7 +33,7 @@ def evaluating(
 # %% ../nbs/04_evalsets.ipynb #d9474aca
 def _plain(b): return b.as_subclass(torch.Tensor) if isinstance(b, TensorBase) else b
 
-# %% ../nbs/04_evalsets.ipynb #bbd4e2b9
+# %% ../nbs/04_evalsets.ipynb #68cd8343
 def evaluate(
     model, # Any module
     dl, # Batches `(x, y)`, or `(x1, …, y)` if `dl.n_inp` says so
@@ -43,7 +43,7 @@ def evaluate(
     "Metrics of a model on a `DataLoader`, from one pass"
     labels,dev,i = labels or {},next(model.parameters()).device,0
     mets = {k:[deepcopy(mk_metric(m)) for m in L(metrics)] for k in ['',*labels]}
-    for m in concat(*mets.values()): m.reset()
+    for m in L(mets.values()).concat(): m.reset()
     with evaluating(model):
         for b in dl:
             b,n = [_plain(o) for o in to_device(b, dev)],getattr(dl, 'n_inp', len(b)-1)
@@ -101,7 +101,7 @@ def log_iters(
     its = np.rint(10**(np.arange(0, 10*per_decade)/per_decade)).astype(int)
     return [0, *np.unique(its[its<=stop]).tolist()]
 
-# %% ../nbs/04_evalsets.ipynb #d1c76b3b
+# %% ../nbs/04_evalsets.ipynb #0d678582
 class EvalSets(TidyCallback):
     "Evaluate on named sets, each epoch and at chosen iterations; the training is the same with and without"
     order,run_valid = Recorder.order-5,False   # right before the Recorder, whose table it fills
@@ -135,7 +135,8 @@ class EvalSets(TidyCallback):
         if self.fresh:
             self.iters,self.fresh = 0,False
             self.points = set(log_iters(len(self.dl)) if self.at=='log' else self.at)
-            self._at(self.learn.epoch)
+            if self.learn.train_iter==0 and 0 in self.points: self._look(self.whole, self.learn.epoch, 'iter')   # what all is compared with
+            else: self._at(self.learn.epoch)
 
     def after_batch(self):
         self.iters += 1
@@ -205,7 +206,7 @@ def _shade(ax, spans, labels=True):
         if hatch: ax.axvspan(a, b, facecolor='none', edgecolor=color, hatch=hatch, alpha=.3, lw=0)
         if labels: ax.text((a+b)/2, 1.02, name, transform=ax.get_xaxis_transform(), ha='center', va='bottom')
 
-# %% ../nbs/04_evalsets.ipynb #ed6f1210
+# %% ../nbs/04_evalsets.ipynb #5d6d2d53
 _skip = {'phase','when','iter','total_iter','epoch','n'}
 
 def _lines(ax, df, x, sets):
@@ -213,7 +214,7 @@ def _lines(ax, df, x, sets):
     ax.set_ylim(-.02, 1.02)
     ax.yaxis.set_major_formatter('{x:.0%}')
     ax.set_ylabel('accuracy')
-    ax.legend(loc='center right')
+    ax.legend(loc='center left', bbox_to_anchor=(1.01,.5))
     return ax
 
 # %% ../nbs/04_evalsets.ipynb #53543d29
@@ -224,7 +225,7 @@ def _curves(rec, sets):
     if bad := [c for c in L(sets) if c not in cols]: raise ValueError(f"sets={bad}: must be among {', '.join(cols)}")
     return df,L(sets) or [c for c in cols if df[c].between(0,1).all()]
 
-# %% ../nbs/04_evalsets.ipynb #e538595f
+# %% ../nbs/04_evalsets.ipynb #5f301aca
 @patch
 def plot_phases(self:Recorder,
     sets:list|None=None, # Columns of `evals` to draw; by default all that lie in 0…1
@@ -235,14 +236,14 @@ def plot_phases(self:Recorder,
     (df,sets),ph = _curves(self, sets),self.phases
     x = x or ('total_iter' if ph.cut.eq(True).any() else 'epoch')
     if x not in ('epoch','total_iter'): raise ValueError(f"x={x!r}: must be 'epoch' or 'total_iter'")
-    ax = ax or plt.subplots(figsize=(7,3.5))[1]
+    ax = ax or plt.subplots(figsize=(8,3.5), layout='constrained')[1]
     ends = ('start_epoch','stop_epoch') if x=='epoch' else ('start_iter','stop_iter')
     _shade(ax, ph[['phase',*ends]].fillna(df[x].max()).itertuples(index=False))
     ax.set_xlim(0, df[x].max())
     ax.set_xlabel('epoch' if x=='epoch' else 'iteration')
     return _lines(ax, df, x, sets)
 
-# %% ../nbs/04_evalsets.ipynb #847e6b92
+# %% ../nbs/04_evalsets.ipynb #176cb635
 @patch
 def plot_collapse(self:Recorder,
     phase:str|None=None, # Which phase; by default the one in which the first set falls deepest
@@ -254,7 +255,7 @@ def plot_collapse(self:Recorder,
     if phase is None and df.phase.notna().any(): phase = df.groupby('phase', sort=False)[sets[0]].agg(lambda v: v.iloc[-1]-v.iloc[0]).idxmin()
     if phase is not None and phase not in df.phase.values: raise ValueError(f"phase={phase!r}: must be one of {', '.join(df.phase.dropna().unique())}")
     if phase is not None: df = df[df.phase==phase]
-    ax = ax or plt.subplots(figsize=(7,3.5))[1]
+    ax = ax or plt.subplots(figsize=(8,3.5), layout='constrained')[1]
     ax.set_xscale('symlog', linthresh=1, linscale=.3)
     ax.xaxis.set_major_formatter('{x:.0f}')
     ax.set_xlabel('iteration' if phase is None else f'iteration of phase “{phase}”')

@@ -9,16 +9,15 @@ __all__ = ['corners', 'variants', 'rgb2lab', 'class_colors', 'Pattern', 'paint',
            'CornerSquare', 'pick', 'assign_stamps', 'TensorStamp', 'InjectPattern', 'n_labels', 'read_labels',
            'StampedDataset', 'stamp_dl']
 
-# %% ../nbs/00_patterns.ipynb #6849f246
+# %% ../nbs/00_patterns.ipynb #563368bb
 import warnings
 from functools import lru_cache
 from types import MethodType
 import numpy as np, torch, matplotlib.colors as mcolors
 from PIL import Image, ImageDraw, ImageFont
-from torch import nn
 from fastcore.all import *
-from fastai.vision.all import (DataLoader, DataLoaders, Datasets, ItemTransform, Normalize, Pipeline, PILImage, TensorBase,
-                               TensorImage, ToTensor, image2tensor, progress_bar, show_images, to_device, to_image)
+from fastai.vision.all import (DataLoader, DataLoaders, Datasets, ItemTransform, Normalize, Pipeline, TensorBase,
+                               TensorImage, image2tensor, no_random, progress_bar, show_images, to_device)
 
 # %% ../nbs/00_patterns.ipynb #a9fd4cd8
 def rgb2lab(
@@ -392,7 +391,7 @@ class StampedDataset(GetAttr):
 class _StampedDatasets(StampedDataset, Datasets):
     "The same for fastai's `Datasets`, so that `test_dl` and `isinstance` go on working"
 
-# %% ../nbs/00_patterns.ipynb #dea562ff
+# %% ../nbs/00_patterns.ipynb #c6821ad4
 def stamp_dl(
     dl, # A fastai `DataLoader`
     pattern:Pattern, # What to paint
@@ -408,7 +407,9 @@ def stamp_dl(
     cls = _StampedDatasets if isinstance(ds, Datasets) else StampedDataset
     tfm = InjectPattern(pattern, n, background=.5 if variant=='pattern_only' else None)
     before = getattr(dl.after_batch, 'fs', [] if isinstance(dl.after_batch, MethodType) else [dl.after_batch])
-    return dl.new(dataset=cls(ds, stamps), after_batch=Pipeline([*before, tfm]))
+    res = dl.new(dataset=cls(ds, stamps), after_batch=Pipeline([*before, tfm]))
+    with no_random(reproducible=False): res.after_batch(to_device(res.do_batch([res.do_item(0)]), res.device))   # a pattern that does not fit is found now
+    return res
 
 # %% ../nbs/00_patterns.ipynb #ea47a7ae
 @patch

@@ -8,14 +8,14 @@ Docs: https://feature-erosion.github.io/feature_erosion/phases.html.md"""
 __all__ = ['schedules', 'constant', 'multi_step', 'one_cycle', 'Phase', 'CancelPhaseException', 'TidyCallback', 'snapshot',
            'fit_log', 'last_fit', 'PhaseSchedule', 'n_epochs']
 
-# %% ../nbs/03_phases.ipynb #6259c278
-import numpy as np, pandas as pd, torch
+# %% ../nbs/03_phases.ipynb #e09fc62f
+import numpy as np, pandas as pd
 from contextlib import contextmanager
 from math import ceil
 from types import SimpleNamespace
 from fastcore.all import *
-from fastai.vision.all import (Callback, CancelFitException, CancelTrainException, DataLoaders, Learner, Recorder, SchedCos, TrainEvalCallback,
-                               combined_cos, event, get_model, plt)
+from fastai.vision.all import (Callback, CancelFitException, CancelTrainException, DataLoaders, Learner, Recorder, TrainEvalCallback, combined_cos,
+                               event, get_model)
 from .patterns import n_labels
 
 # %% ../nbs/03_phases.ipynb #f916a781
@@ -48,7 +48,7 @@ def one_cycle(
 # %% ../nbs/03_phases.ipynb #a48bfa7f
 schedules = dict(constant=constant, multi_step=multi_step, one_cycle=one_cycle)
 
-# %% ../nbs/03_phases.ipynb #678b44ec
+# %% ../nbs/03_phases.ipynb #449be703
 class Phase:
     "A stretch of training: on which data, for how long, and how"
     def __init__(self,
@@ -56,7 +56,7 @@ class Phase:
         epochs:int|None=None, # How long, in epochs; give this or `iters`
         dls:DataLoaders|None=None, # On what; by default the Learner's own
         lr:float|slice|None=None, # Learning rate; by default the Learner's
-        sched='constant', # 'constant', 'multi_step', 'one_cycle', a fastai scheduler of the learning rate, or a dict of them by hyper-parameter
+        sched='multi_step', # 'multi_step' (the paper's), 'constant', 'one_cycle', a fastai scheduler of the learning rate, or a dict of them by hyper-parameter
         opt:str='reset', # 'reset': a fresh optimiser, without the momentum of the phase before; 'keep': go on with it
         iters:int|None=None, # How long, in iterations (batches), also across or inside epochs
         until=None, # `f(learn) -> bool`, asked after each epoch: end the phase when true; `epochs` or `iters` is then the most it may take

@@ -1,0 +1,40 @@
+# make demo | test | docs | bench | readme | clean. The first one makes .venv; PYTHON=... picks another interpreter.
+PYTHON ?= python3
+PY := .venv/bin/python
+
+.PHONY: demo test docs bench readme clean
+
+demo: .venv/ready
+	$(PY) -m feature_erosion.cli demo --out runs/demo
+
+test: .venv/ready
+	$(PY) -m pytest
+
+docs: .venv/ready
+	$(PY) nbs/_tools/docs.py
+
+readme: .venv/ready
+	$(PY) nbs/_tools/readme.py
+
+bench:
+	@echo 'make bench is reserved: there are no benchmarks yet'
+
+clean:
+	rm -rf .venv _docs _proc build dist *.egg-info .pytest_cache
+
+# An install that did not finish leaves .venv/unfinished behind: the next one starts afresh. Otherwise only what changed is installed.
+.venv/ready: settings.ini pyproject.toml setup.py
+	@$(PYTHON) -c "$$check"
+	@test ! -e .venv/unfinished || rm -rf .venv
+	@mkdir -p .venv && rm -f $@ && touch .venv/unfinished
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --editable '.[dev]'
+	@mv .venv/unfinished $@
+
+define check
+import configparser, sys
+c = configparser.ConfigParser(); c.read("settings.ini")
+need, have = c["DEFAULT"]["min_python"], sys.version.split()[0]
+if sys.version_info < tuple(map(int, need.split("."))): sys.exit("feature_erosion needs Python %s or newer, this is %s: make PYTHON=python%s ..." % (need, have, need))
+endef
+export check

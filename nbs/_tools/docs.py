@@ -1,0 +1,140 @@
+"Build the documentation site: with Quarto where it is installed, with smalldocs elsewhere. A warning or a broken link is an error."
+import io, os, re, shutil, subprocess, sys, tempfile, warnings
+from base64 import b64decode
+from html import unescape
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urldefrag
+
+from fastcore.nbio import read_nb, write_nb
+from fastcore.script import call_parse
+from fastcore.xtras import working_directory
+from nbdev.config import get_config, nbpath2html
+from nbdev.quarto import refresh_quarto_yml
+from nbdev.serve import proc_nbs
+from PIL import Image
+from smalldocs import config, site
+
+root = Path(__file__).resolve().parents[2]
+quarto_only = 'format commonmark', 'unknown key format-links'  # what _quarto.yml and nbdev.yml say to Quarto alone
+
+def stage(tmp):
+    "Copy what the site is made of to `tmp`, so that building leaves the checkout as it is"
+    for o in 'pyproject.toml', '_quarto.yml': shutil.copy(root/o, tmp)
+    shutil.copytree(root/'nbs', tmp/'nbs', symlinks=True, ignore=shutil.ignore_patterns('.*', '_tools', 'models', 'runs'))
+    with working_directory(tmp): refresh_quarto_yml()
+
+def shown_width(png:bytes):
+    "Width in CSS pixels of a figure saved at twice its size, None for other pictures"
+    im = Image.open(io.BytesIO(png))
+    return im.width//2 if im.info.get('dpi', (0,))[0] > 120 else None
+
+def half_size(m):
+    "An `img` tag that shows a figure as large as matplotlib meant it"
+    w = shown_width(b64decode(m[1]))
+    return m[0].replace('<img ', f'<img width="{w}" ') if w else m[0]
+
+def mathml(m):
+    "TeX to MathML, which browsers show without scripts"
+    from latex2mathml.converter import convert
+    return convert(unescape(m[2]).strip(), display='inline' if m[1]=='(' else 'block')
+
+class Site(site.Site):
+    "smalldocs, with nbdev's page names and doclinks, figures at their real size, and maths without scripts"
+    def read(self, src):
+        page = super().read(src)
+        page.out = PurePosixPath(nbpath2html(src)) if src.suffix=='.ipynb' else page.out
+        return page
+    def find_page(self, target): return next((p for p in self.pages.values() if p.out==target), None) or super().find_page(target)
+    def resolve(self, href, page, record=True): return super().resolve(re.sub(rf'^{re.escape(get_config().doc_url)}', '/', href), page, record)
+    def llms_link(self, href, page):
+        path,frag = urldefrag(self.resolve(href, page, False))
+        return f'{path}.md' if path.endswith('.html') and ':' not in path else href
+    def render_page(self, page):
+        super().render_page(page)
+        page.html = re.sub(r'<img src="data:image/png;base64,([^"]+)"[^>]*>', half_size, page.html)
+        page.html = re.sub(r'\\([(\[])(.*?)\\[)\]](?=</span>)', mathml, page.html, flags=re.S)
+        page.env['math'] = False
+    def build(self):
+        super().build()
+        for p in self.pages.values():  # patterns.html.md is the address in the docstring of the module
+            text,files = self.llms_copy(p)
+            for name,data in {f'{p.out.name}.md': text.encode(), **files}.items():
+                f = self.out/p.out.parent/name
+                f.parent.mkdir(exist_ok=True)
+                f.write_bytes(data)
+        for f in self.out.glob('site_libs/themes/*.css'): f.write_text(re.sub(r'@import url\(http.*?\);', '', f.read_text()))
+
+def tidy(f):
+    "Drop from a processed notebook what smalldocs would show or complain about"
+    nb = read_nb(f)
+    for c in nb.cells:
+        if c.cell_type=='markdown': c.source = re.sub(r'\A(#\|.*\n?)+', '', c.source)
+        if c.cell_type=='raw': c.source = re.sub(r'^output-file:.*\n', '', c.source, flags=re.M)
+    write_nb(nb, f)
+
+def with_smalldocs():
+    "Build the staged project with smalldocs; the site and what it warned of"
+    with warnings.catch_warnings(record=True) as ws:
+        warnings.filterwarnings('always', module='nbdev|fastcore')
+        proc = proc_nbs('nbs', n_workers=0)
+    for f in proc.rglob('*.ipynb'): tidy(f)
+    s = Site(config.load(proc), quiet=True)
+    s.build()
+    return s.out, [str(w.message) for w in ws if Path(w.filename).parent.name=='nbdev'] + [w for w in s.warnings if not w.startswith(quarto_only)]
+
+def with_quarto():
+    "Build the staged project with `nbdev-docs`; the site and what it warned of"
+    cmd = 'from nbdev.quarto import nbdev_docs; nbdev_docs.__wrapped__()'
+    r = subprocess.run([sys.executable, '-c', cmd], env={**os.environ, 'PYTHONPATH': str(root)}, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True)
+    if r.returncode: sys.exit(r.stdout)
+    return Path('_docs').resolve(), [l for l in r.stdout.splitlines() if 'WARN' in l]
+
+re_link = re.compile(r'\b(?:href|src)="([^"]*)"')
+
+def ids(page, cache={}):
+    "The anchors of a page"
+    if page not in cache: cache[page] = set(re.findall(r'\bid="([^"]+)"', page.read_text())) | {''}
+    return cache[page]
+
+def target(page, href):
+    "The file and the anchor of a local link of `page`, None for links to elsewhere"
+    if re.match(r'[a-zA-Z][\w+.-]*:|//', href): return
+    path,frag = urldefrag(unescape(href))
+    f = (page.parent/unquote(path.split('?')[0])).resolve() if path else page
+    return (f/'index.html' if f.is_dir() else f), unquote(frag)
+
+def nearest(out):
+    "A doclink to something without a heading of its own goes to its class, or else to the page"
+    from feature_erosion._modidx import d
+    names = {link for mod in d['syms'].values() for link,_ in mod.values()}
+    def fix(page, m):
+        f,frag = target(page, m[1]) or (page,'')
+        if f'{os.path.relpath(f, out)}#{frag}' not in names: return m[0]
+        while f.exists() and frag not in ids(f): frag = frag.rpartition('.')[0]
+        return f'href="{m[1].partition("#")[0]}{"#"*bool(frag)}{frag}"'
+    for page in out.rglob('*.html'): page.write_text(re.sub(r'\bhref="([^"]*#[^"]*)"', lambda m: fix(page, m), page.read_text()))
+
+def broken_links(out):
+    "Links within the site at `out` that lead nowhere, as `page: link`"
+    def bad(f, frag): return not f.is_file() or (f.suffix=='.html' and frag not in ids(f))
+    links = ((p, h) for p in sorted(out.rglob('*.html')) for h in dict.fromkeys(re_link.findall(p.read_text())))
+    return [f'{p.relative_to(out)}: broken link {h}' for p,h in links if (t := target(p, h)) and bad(*t)]
+
+@call_parse
+def main(
+    out:Path=root/'_docs', # Where the site goes; what is there is replaced
+):
+    "Build the documentation site"
+    out = Path(out).absolute()
+    if out.exists() and not (out/'search.json').exists(): sys.exit(f'{out} is not a site built here: remove it, or choose another place')
+    sys.path.insert(0, str(root))
+    with tempfile.TemporaryDirectory() as tmp:
+        stage(Path(tmp))
+        with working_directory(tmp): site,problems = with_quarto() if shutil.which('quarto') else with_smalldocs()
+        nearest(site)
+        problems += broken_links(site)
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.move(site, out)
+    for p in problems: print(f'warning: {p}', file=sys.stderr)
+    if problems: sys.exit(f'{len(problems)} problem(s) in the documentation')
+    print(f'{len(list(out.rglob("*.html")))} pages in {out}')

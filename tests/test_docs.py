@@ -1,0 +1,74 @@
+"The documentation builds without a warning, and its search, links and pages work."
+import json, re, shutil, sys
+from html import unescape
+import pytest
+from conftest import python, root
+from nbdev.config import get_config, nbpath2html
+from nbdev.doclinks import nbglob
+
+sys.path.insert(0, str(root/'nbs/_tools'))
+from docs import broken_links
+
+nbs = [f.relative_to(root/'nbs') for f in nbglob(root/'nbs', as_path=True).sorted()]
+doc_url = get_config(root).doc_url
+
+def snapshot(): return {f: f.stat().st_mtime_ns for d in (root, root/'nbs', root/'feature_erosion') for f in d.glob('*') if f.name[0]!='.'}
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    "The site, built aside; `docs.py` fails on any warning"
+    out,before = tmp_path_factory.mktemp('docs')/'the site', snapshot()
+    said = python('nbs/_tools/docs.py', '--out', out)
+    assert 'warning' not in said.lower()
+    assert snapshot() == before, 'building the documentation changed the checkout'
+    return out
+
+@pytest.fixture(scope='module')
+def pages(site): return {f.relative_to(site).as_posix(): f.read_text('utf-8') for f in site.rglob('*.html')}
+
+def test_every_notebook_has_a_page(pages): assert {nbpath2html(f).as_posix() for f in nbs} <= {*pages}
+
+def test_every_page_is_in_the_sidebar(pages):
+    side = re.search(r'<nav id="quarto-sidebar".*?</nav>', pages['index.html'], re.S)[0]
+    assert {nbpath2html(f).as_posix() for f in nbs} <= {o.removeprefix('./') for o in re.findall(r'href="([^"]+)"', side)}
+
+def test_search_finds_a_class(site):
+    hits = [o for o in json.loads((site/'search.json').read_text('utf-8')) if 'ColorSquare' in o['section']+o['text']]
+    assert any(o['href'].startswith('patterns.html#colorsquare') for o in hits)
+    assert all((site/o['href'].partition('#')[0]).exists() for o in hits)
+
+def test_source_links_point_at_the_definition(pages):
+    links = [(f,int(n)) for p in pages.values() for f,n in re.findall(r'/blob/main/(feature_erosion/\S+?\.py)#L(\d+)', p)]
+    lines = [(root/f).read_text('utf-8').splitlines()[n-1] for f,n in links]
+    assert any(o.startswith('class ColorSquare') for o in lines)
+    assert not [o for o in lines if not re.match(r'\s*(@|class |(async )?def )', o)]
+
+def test_names_in_backticks_are_links(pages):
+    assert any(re.search(r'<a href="\S*patterns\.html#\S+"><code>', html) for name,html in pages.items() if name!='patterns.html')
+    assert not [name for name,html in pages.items() if re.search(rf'<a href="{re.escape(doc_url)}', html)]  # they stay within the site
+
+def test_links_resolve(site, tmp_path):
+    assert not broken_links(site)
+    copy = shutil.copytree(site, tmp_path/'site')
+    (copy/'bad.html').write_text('<a href="index.html#nowhere">x</a> <a href="missing.html">x</a> <img src="images/logo.svg"> <a href="index.html">x</a>')
+    assert broken_links(copy) == ['bad.html: broken link index.html#nowhere', 'bad.html: broken link missing.html']
+
+def test_address_in_each_docstring_exists(site):
+    urls = [u for f in (root/'feature_erosion').rglob('*.py') for u in re.findall(rf'^Docs: {re.escape(doc_url)}(\S+?)"*$', f.read_text('utf-8'), re.M)]
+    assert urls and not [u for u in urls if not (site/u).is_file()]
+
+def test_site_needs_no_network(site, pages):
+    outside = r'<(?:script|img|iframe)[^>]*src="(?:https?:)?//|<link[^>]*rel="stylesheet"[^>]*href="(?:https?:)?//'
+    assert not [name for name,html in pages.items() if re.search(outside, html)]
+    assert not [f for f in site.rglob('*.css') if re.search(r'@import url\(["\']?(?:https?:)?//', f.read_text('utf-8'))]
+
+def test_dark_mode_has_a_switch(pages):
+    assert all('quarto-color-scheme-toggle' in html and 'darkly' in html for html in pages.values())
+
+def test_saved_outputs_are_shown(pages):
+    "A line that a cell printed or returned is on the page of its notebook"
+    for f in nbs:
+        cells = json.loads((root/'nbs'/f).read_text('utf-8'))['cells']
+        shown = [c for c in cells if not ''.join(c['source']).startswith('#|') and c.get('outputs')]
+        lines = [l.strip() for c in shown for o in c['outputs'] for l in ''.join(o.get('text', '')).splitlines()]
+        assert not [l for l in lines if l not in unescape(pages[nbpath2html(f).as_posix()])]
