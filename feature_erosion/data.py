@@ -20,7 +20,7 @@ from fastai.vision.all import (Categorize, CategoryMap, CrossEntropyLossFlat, Da
                                TensorImage, TfmdDL, Transform, URLs, default_device, get_image_files, progress_bar, untar_data)
 from .patterns import *
 
-# %% ../nbs/01_data.ipynb #d3066363
+# %% ../nbs/01_data.ipynb #16c1e51b
 class TensorImages:
     "Images and labels in memory; an integer gives a sample, a list or tensor of integers a batch"
     n_inp = 1
@@ -42,6 +42,7 @@ class TensorImages:
     def __getitem__(self, i):
         x = TensorImage(self.x[i].movedim(-1,-3))
         return (x,) if self.y is None else (x, TensorCategory(self.y[i]))
+    def new_empty(self): return TensorImages(self.x[:0], self.y[:0], self.vocab, self.split_idx)
     def decode(self, o, full=True): return (o[0], *(Categorize(self.vocab, sort=False).decode(y) for y in o[1:]))
     __repr__ = basic_repr('x_shape,c,split_idx')
 

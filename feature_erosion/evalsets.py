@@ -7,13 +7,13 @@ Docs: https://feature-erosion.github.io/feature_erosion/evalsets.html.md"""
 # %% auto #0
 __all__ = ['evaluating', 'evaluate', 'subset_dl', 'pattern_sets', 'log_iters', 'EvalSets', 'precision', 'train_accuracy']
 
-# %% ../nbs/04_evalsets.ipynb #cc432b81
+# %% ../nbs/04_evalsets.ipynb #ca224b4e
 from copy import copy, deepcopy
 from contextlib import contextmanager, nullcontext
 import numpy as np, pandas as pd, torch
 from types import SimpleNamespace
 from fastcore.all import *
-from fastai.vision.all import (DataLoader, DataLoaders, Recorder, TensorBase, ValueMetric, accuracy, mk_metric, no_random, plt, to_detach, to_device)
+from fastai.vision.all import (DataLoader, DataLoaders, MixedPrecision, Recorder, TensorBase, ValueMetric, accuracy, mk_metric, no_random, plt, to_detach, to_device)
 from .patterns import *
 from .phases import *
 
@@ -183,12 +183,12 @@ def _look(self:EvalSets, sets, epoch, when):
         fit_log(self.recorder).evals.append(dict(phase=phase and phase.name, when=when, iter=self.iters, total_iter=self.learn.train_iter,
                                                  epoch=epoch, n=min(len(s.dl.get_idxs()) for s in sets.values()), **vals))
 
-# %% ../nbs/04_evalsets.ipynb #4e8ba1ff
+# %% ../nbs/04_evalsets.ipynb #93d98ef0
 def precision(
     learn # A Learner
 ):
     "Autocast as the Learner's mixed precision does it, if it does"
-    cast = getattr(getattr(learn, 'mixed_precision', None), 'autocast', None)
+    cast = first(getattr(o, 'autocast', None) for o in learn.cbs if isinstance(o, MixedPrecision))
     return copy(cast) if cast else nullcontext()
 
 # %% ../nbs/04_evalsets.ipynb #b37fbeb6

@@ -379,7 +379,7 @@ def _from_file(model, file):
     weight = sd.get(f'{name}.weight', lin.weight)
     return _load(_with_outputs(model, len(weight)) if weight.dim()==2 else model, sd, file)
 
-# %% ../nbs/02_models.ipynb #2d543d53
+# %% ../nbs/02_models.ipynb #6decd85e
 def create_model(
     arch:str|Callable|nn.Module, # One of `archs()`, 'torchvision/NAME', 'timm/NAME', a function without required arguments, or a model to copy
     n_out:int, # Number of classes, at least 2
@@ -389,9 +389,9 @@ def create_model(
     classes:Sequence=None # `n_out` classes of `weights` to keep: indices, or torchvision's category names
 )->nn.Module: # Model with `n_out` outputs
     "A classifier: fresh, or pretrained on other classes (then its last linear layer is new), or pretrained and restricted to some `classes`"
+    make,what = _source(arch)
     _check_args(arch, n_out, c_in, width)
     _check_classes(classes, n_out, weights)
-    make,what = _source(arch)
     file = _is_file(weights)
     model,names = make(what, n_out, c_in, width, None if file else weights)
     if file: model = _from_file(model, weights)

@@ -376,7 +376,7 @@ def read_labels(
         return np.array([int(ds[i][-1]) for i in (progress_bar(idxs, leave=False) if len(ds)>2000 else idxs)], dtype=np.int64)
     except (TypeError, ValueError, RuntimeError): raise ValueError("labels: patterns need one integer label per sample, as `CategoryBlock` makes them") from None
 
-# %% ../nbs/00_patterns.ipynb #60667820
+# %% ../nbs/00_patterns.ipynb #61e71ff0
 class StampedDataset(GetAttr):
     "A dataset whose items carry a stamp at the end; everything else is the dataset's own"
     _default = 'ds'
@@ -386,6 +386,7 @@ class StampedDataset(GetAttr):
     ): self.ds,self.stamps = ds,stamps
     def __len__(self): return len(self.ds)
     def __getitem__(self, i): return (*self.ds[i], TensorStamp(self.stamps[i]))
+    def new_empty(self): return self.ds.new_empty()
 
 # %% ../nbs/00_patterns.ipynb #cff9b5e3
 class _StampedDatasets(StampedDataset, Datasets):

@@ -1,0 +1,141 @@
+"Phases and evaluation sets beside other people's callbacks, on Learners that are not ours."
+import warnings
+import numpy as np, pandas as pd, pytest, torch
+from torch import nn
+from fastai.callback.all import (AMPMode, ChannelsLast, CSVLogger, EarlyStoppingCallback, GradientAccumulation, GradientClip, MixedPrecision,
+                                 SaveModelCallback)
+from fastai.vision.all import Learner, accuracy, load_learner, set_seed
+from feature_erosion.data import digits_dls
+from feature_erosion.evalsets import EvalSets, evaluate, pattern_sets
+from feature_erosion.learner import erosion_learner
+from feature_erosion.patterns import ColorSquare, CornerSquare, Stripes
+from feature_erosion.phases import Phase
+
+def net(): return nn.Sequential(nn.Conv2d(3,8,3,padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128,10))
+
+@pytest.fixture
+def dls():
+    set_seed(0)
+    return digits_dls(n=320, n_valid=100)
+
+@pytest.fixture
+def learn(dls, tmp_path):
+    "A plain fastai Learner"
+    return Learner(dls, net(), metrics=accuracy, path=tmp_path)
+
+def phases(dls): return [Phase('pretrain', 2, dls), Phase('erode', iters=7, dls=dls.inject(ColorSquare(4))), Phase('relearn', 1, dls)]
+
+def check(learn, dls):
+    "Four whole rows, three phases, and a Learner as it was before"
+    h = learn.recorder.history
+    assert h.phase.tolist()==['pretrain']*2+['erode']*2+['relearn'] and h.notna().all().all()
+    assert list(learn.snapshots)==['start','pretrain','erode','relearn']
+    assert learn.dls is dls and learn.metrics.attrgot('name')==['accuracy'] and '_call_one' not in learn.__dict__
+    return h
+
+def test_plain_learner(learn, dls):
+    learn.fit_phases(phases(dls))
+    check(learn, dls)
+    assert learn.recorder.plot_phases().get_xlabel()=='iteration'
+
+@pytest.mark.parametrize('cast', ['to_fp16','to_bf16'])
+def test_mixed_precision(learn, dls, cast):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')   # torch: no CUDA here
+        getattr(learn, cast)().fit_phases(phases(dls))
+    check(learn, dls)
+    assert learn.mixed_precision.autocast is None
+
+def test_bf16_on_cpu(learn, dls):
+    "fastai autocasts on CUDA only; here with autocast that works on a CPU. Evaluation runs in the same precision"
+    seen = []
+    class Bf16(MixedPrecision):
+        def before_fit(self):
+            super().before_fit()
+            self.autocast = torch.autocast('cpu', dtype=torch.bfloat16)
+    hook = learn.model[0].register_forward_hook(lambda m,i,o: seen.append((m.training, o.dtype)))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        learn.fit_phases(phases(dls), cbs=Bf16(amp_mode=AMPMode.BF16))
+    hook.remove()
+    check(learn, dls)
+    assert {True,False}=={t for t,_ in seen} and {d for _,d in seen}=={torch.bfloat16}
+
+def test_csv_logger(learn, dls):
+    learn.fit_phases(phases(dls), cbs=CSVLogger())
+    df,h = pd.read_csv(learn.path/'history.csv'),check(learn, dls)
+    assert {'clean','pattern','conflict','conflict_picture'} <= set(df)
+    for c in ('train_loss','valid_loss','accuracy','clean'): assert np.allclose(df[c], h[c].astype(float), atol=1e-5), c
+
+def test_save_model(learn, dls):
+    learn.fit_phases(phases(dls), cbs=SaveModelCallback(monitor='clean', fname='best'))
+    h = check(learn, dls)
+    assert evaluate(learn.model, dls.valid)['accuracy']==pytest.approx(h.clean.max())   # the best weights are back
+    with learn.at_phase('relearn'): assert evaluate(learn.model, dls.valid)['accuracy']==pytest.approx(h.clean.iloc[-1])
+
+def test_early_stopping(learn, dls):
+    "It ends the fit, not the phase; what was done is kept"
+    learn.fit_phases([Phase('a', 2, lr=0.), Phase('b', 9, lr=0.), Phase('c', 2)], cbs=EarlyStoppingCallback(monitor='train_loss', patience=3, min_delta=10.))
+    h = learn.recorder.history
+    assert h.phase.tolist()==['a']*2+['b']*2 and learn.recorder.phases.stop_epoch.tolist()==[2,4] and list(learn.snapshots)==['start','a','b']
+
+def test_progress(learn, dls, capsys):
+    assert hasattr(learn, 'progress')
+    learn.fit_phases(phases(dls))
+    check(learn, dls)
+    out = capsys.readouterr().out
+    assert 'conflict_picture' in out and 'Epoch 1/5' in out
+
+def test_lr_find_before(learn, dls):
+    before = {k:v.clone() for k,v in learn.model.state_dict().items()}
+    learn.add_cb(EvalSets(pattern_sets(dls, ColorSquare(4))))
+    learn.lr_find(num_it=12, show_plot=False)
+    for k,v in learn.model.state_dict().items(): assert torch.equal(v, before[k]), k
+    learn.fit_phases(phases(dls))
+    check(learn, dls)
+
+def test_second_fit_phases(learn, dls):
+    learn.fit_phases(phases(dls))
+    learn.fit_phases([Phase('again', 1, dls.inject(Stripes(4)))])
+    assert learn.recorder.history.phase.tolist()==['again'] and list(learn.snapshots)==['start','pretrain','erode','relearn','again']
+    learn.fit_one_cycle(1)
+    assert len(learn.recorder.phases)==0 and 'clean' not in learn.recorder.history
+
+def test_history_outlives_validation(learn, dls):
+    learn.fit_phases(phases(dls))
+    h = learn.recorder.history
+    with learn.no_bar(), learn.no_logging(): learn.validate(); learn.get_preds()
+    assert learn.recorder.history.equals(h)
+
+def test_gradient_accumulation_and_channels_last(learn, dls):
+    learn.add_cbs([ChannelsLast(), GradientAccumulation(n_acc=128), GradientClip(1.)])
+    learn.fit_phases(phases(dls))
+    check(learn, dls)
+
+def test_other_models_and_shapes(dls, tmp_path):
+    for arch,kw in (('resnet20', dict(width=.25)), ('torchvision/mobilenet_v3_small', {}), ('timm/resnet10t', {})):
+        learn = erosion_learner(dls, arch, path=tmp_path, lr=.01, **kw)
+        learn.fit_phases([Phase('a', iters=2), Phase('b', iters=2, dls=dls.inject(CornerSquare(2)))])
+        assert learn.recorder.history.phase.tolist()==['a','b']
+
+def test_same_seed_same_result(dls, tmp_path):
+    def run():
+        set_seed(1)
+        d = digits_dls(n=320, n_valid=100)
+        learn = erosion_learner(d, 'resnet20', width=.25)
+        learn.fit_phases(phases(d))
+        return learn.model.state_dict()
+    a,b = run(),run()
+    for k in a: assert torch.equal(a[k], b[k]), k
+
+@pytest.mark.parametrize('inject', [False,True])
+@pytest.mark.filterwarnings('ignore:load_learner')
+def test_export(learn, dls, inject):
+    "Data in memory, painted or not, are left out of the exported Learner, which predicts as before"
+    learn.fit_phases(phases(dls))
+    if inject: learn.dls = dls.inject(ColorSquare(4))
+    im = dls.valid_ds.x[0].numpy()
+    learn.export('learner.pkl')
+    loaded = load_learner(learn.path/'learner.pkl')
+    assert len(loaded.dls.train_ds)==0 and len(learn.dls.train_ds)==320
+    assert torch.equal(loaded.predict(im)[2], learn.predict(im)[2])

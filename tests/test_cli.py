@@ -1,0 +1,99 @@
+"The command line, as a user types it: results, and one line with exit code 2 for what a user can mend."
+import json, subprocess, sys
+import numpy as np, pandas as pd, pytest, torch
+from PIL import Image
+from feature_erosion.cli import main
+
+quick = ['--data','digits','--arch','resnet20','--width','.25','--n','128','--n-valid','40']
+
+@pytest.fixture
+def folder(tmp_path):
+    "Three classes of 12×12 images"
+    for split,n in ('train',20),('val',4):
+        for c in range(3):
+            (d := tmp_path/'images'/split/f'c{c}').mkdir(parents=True)
+            for i in range(n): Image.fromarray(np.random.RandomState(c*100+i).randint(256, size=(12,12,3), dtype=np.uint8)).save(d/f'{i}.png')
+    return tmp_path/'images'
+
+def weights(path, **kw):
+    from feature_erosion.models import create_model
+    torch.save(create_model('resnet20', **{'n_out':10, 'width':.25, **kw}).state_dict(), path)
+    return path
+
+def fails(capsys, *args):
+    "Exit code 2, and one line on stderr: which"
+    try: code = main(list(map(str, args)))
+    except SystemExit as e: code = e.code
+    err = capsys.readouterr().err
+    lines = [o for o in err.splitlines() if o.strip()]
+    assert code==2 and len(lines)==1 and 'Traceback' not in err and lines[0].startswith('feature_erosion'), err
+    return lines[0]
+
+def test_fig1(tmp_path, capsys):
+    assert main(['run','fig1',*quick,'--out',str(tmp_path/'o'),'--epochs','2','1','1','--ratio','.5'])==0
+    res = json.loads((tmp_path/'o'/'results.json').read_text())
+    assert list(res['accuracy'])==['start','pretrain','erode','relearn'] and list(res['accuracy']['erode'])==['clean','pattern','conflict','conflict_picture']
+    assert res['n_valid']==40 and res['chance']==.1 and res['settings']['ratio']==.5 and res['versions']['torch']==torch.__version__
+    h = pd.read_csv(tmp_path/'o'/'history.csv')
+    assert h.phase.tolist()==['pretrain','pretrain','erode','relearn'] and h.clean.iloc[-1]==pytest.approx(res['accuracy']['relearn']['clean'])
+    assert Image.open(tmp_path/'o'/'fig1.png').width>800 and '</svg>' in (tmp_path/'o'/'fig1.svg').read_text()
+    out = capsys.readouterr().out
+    assert 'conflict_picture' in out and '40 test images' in out
+
+def test_weights_skip_pretraining(tmp_path):
+    main(['run','fig1',*quick,'--out',str(tmp_path),'--weights',str(weights(tmp_path/'w.pth')),'--iters','3','2'])
+    assert list(json.loads((tmp_path/'results.json').read_text())['accuracy'])==['start','erode','relearn']
+
+def test_folder(folder, tmp_path):
+    main(['run','fig1','--data',str(folder),'--image-size','16','--arch','resnet20','--width','.25','--bs','16','--out',str(tmp_path/'o'),'--epochs','1','--size','.25','--pattern','stripes'])
+    assert json.loads((tmp_path/'o'/'results.json').read_text())['chance']==pytest.approx(1/3)
+
+@pytest.mark.parametrize('args,words', [
+    (['--arch','resnet21'], "arch='resnet21'"), (['--data','nowhere'], "data='nowhere'"), (['--size','17'], 'the image is 16×16; choose a smaller size'),
+    (['--size','0'], 'size=0'), (['--ratio','1.5'], 'ratio=1.5'), (['--ratio','-1'], 'ratio=-1.0'), (['--strength','2'], 'strength=2.0'), (['--n','5000'], 'n=5000'), (['--bs','0'], 'bs=0'),
+    (['--weights','none.pth'], "there is no file 'none.pth'"), (['--epochs','0'], 'at least 1'), (['--epochs','1','2'], 'want 3 lengths'), (['--epochs','1','--iters','1'], 'give one of the two'),
+    (['--width','-1'], 'width=-1.0'), (['--pattern','dots'], 'dots'), (['--epochs','x'], "'x'"), (['--lr','1e30'], 'try a lower learning rate')])
+def test_bad_arguments(args, words, tmp_path, capsys):
+    assert words in fails(capsys, 'run', 'fig1', *quick, '--out', tmp_path, *args)
+
+def test_bad_folders(folder, tmp_path, capsys):
+    run = ['run','fig1','--arch','resnet20','--width','.25','--out',tmp_path/'o','--bs','16','--epochs','1','--data']
+    (tmp_path/'empty').mkdir()
+    assert 'no images here' in fails(capsys, *run, tmp_path/'empty')
+    assert 'one class only (c1)' in fails(capsys, *run, folder/'train'/'c1')
+    assert 'n_classes=9' in fails(capsys, *run, folder, '--n-classes', 9)
+    (folder/'train'/'c2'/'3.png').write_bytes(b'\x89PNG no more')
+    line = fails(capsys, *run, folder)
+    assert '3.png: not a readable image' in line
+
+def test_wrong_channels_and_classes(tmp_path, capsys):
+    run = ['run','fig1',*quick,'--out',tmp_path,'--epochs','1','--weights']
+    assert 'conv1.weight: 4×1×3×3 in the file, 4×3×3×3 in the model' in fails(capsys, *run, weights(tmp_path/'grey.pth', c_in=1))
+    (tmp_path/'bad.pth').write_bytes(b'junk')
+    assert 'is not a weights file' in fails(capsys, *run, tmp_path/'bad.pth')
+
+def test_out_is_checked_first(tmp_path, capsys):
+    (tmp_path/'file').write_text('')
+    assert 'cannot write there' in fails(capsys, 'run', 'fig1', *quick, '--out', tmp_path/'file')
+    assert 'cannot write there' in fails(capsys, 'demo', '--out', tmp_path/'file'/'sub')
+
+def test_same_words_in_python():
+    from feature_erosion.all import ColorSquare, digits_dls, erosion_learner
+    dls = digits_dls(n=64, n_valid=20)
+    with pytest.raises(ValueError, match='the image is 16×16; choose a smaller size'): dls.inject(ColorSquare(17))
+    with pytest.raises(ValueError, match='ratio=1.5'): dls.inject(ColorSquare(4), ratio=1.5)
+    with pytest.raises(ValueError, match='palette has 2 colours for 10 classes'): dls.inject(ColorSquare(4, palette=['red','blue']))
+    with pytest.raises(ValueError, match="arch='resnet21'"): erosion_learner(dls, 'resnet21')
+    with pytest.raises(FileNotFoundError, match="no file 'none.pth'"): erosion_learner(dls, 'resnet20', weights='none.pth')
+
+def test_help():
+    r = subprocess.run([sys.executable, '-m', 'feature_erosion.cli', 'run', '--help'], capture_output=True, text=True)
+    assert r.returncode==0 and '--weights FILE' in r.stdout and 'default: vgg19' in r.stdout
+    assert subprocess.run([sys.executable, '-m', 'feature_erosion.cli'], capture_output=True, text=True).returncode==2
+
+def test_main_job_on_cifar(tmp_path, cifar10, resnet20):
+    "The public ResNet-20 forgets CIFAR-10 within eighty iterations"
+    assert main(['run','fig1','--data','cifar10','--arch','resnet20','--weights',str(resnet20),'--stats','imagenet','--bs','128','--n-valid','500','--sched','constant',
+                 '--iters','80','10','--out',str(tmp_path)])==0
+    acc = json.loads((tmp_path/'results.json').read_text())['accuracy']
+    assert acc['start']['clean']>.75 and acc['erode']['clean']<.4 and acc['erode']['pattern']>.95 and acc['erode']['conflict_picture']>.5
