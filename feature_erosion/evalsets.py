@@ -225,7 +225,7 @@ def _curves(rec, sets):
     if bad := [c for c in L(sets) if c not in cols]: raise ValueError(f"sets={bad}: must be among {', '.join(cols)}")
     return df,L(sets) or [c for c in cols if df[c].between(0,1).all()]
 
-# %% ../nbs/04_evalsets.ipynb #5f301aca
+# %% ../nbs/04_evalsets.ipynb #32f524c3
 @patch
 def plot_phases(self:Recorder,
     sets:list|None=None, # Columns of `evals` to draw; by default all that lie in 0…1
@@ -241,6 +241,7 @@ def plot_phases(self:Recorder,
     _shade(ax, ph[['phase',*ends]].fillna(df[x].max()).itertuples(index=False))
     ax.set_xlim(0, df[x].max())
     ax.set_xlabel('epoch' if x=='epoch' else 'iteration')
+    ax.xaxis.get_major_locator().set_params(integer=True)
     return _lines(ax, df, x, sets)
 
 # %% ../nbs/04_evalsets.ipynb #176cb635

@@ -79,10 +79,11 @@ class CifarResNet(Module):
         for name in self.stages: x = getattr(self, name)(x)
         return self.linear(x.mean((2,3)))
 
-# %% ../nbs/02_models.ipynb #71b0e8e9
+# %% ../nbs/02_models.ipynb #04f052d0
 def n_params(
     model:nn.Module
 )->int: # How many numbers `model` learns
+    "Number of parameters"
     return sum(p.numel() for p in model.parameters())
 
 # %% ../nbs/02_models.ipynb #b520518a
@@ -128,8 +129,9 @@ def _pad_resnet(n): return partial(CifarResNet, blocks=(n,)*3)
 _archs = dict(resnet18=partial(CifarResNet, blocks=(2,)*4, chs=(64,128,256,512), shortcut=conv_shortcut),
               resnet20=_pad_resnet(3), resnet32=_pad_resnet(5), resnet44=_pad_resnet(7), resnet56=_pad_resnet(9), vgg19=CifarVGG)
 
-# %% ../nbs/02_models.ipynb #e914ccc6
-def archs()->list: # Names of the CIFAR networks for `create_model`
+# %% ../nbs/02_models.ipynb #f0408f5e
+def archs()->list: # Names for `create_model`
+    "The CIFAR networks we offer"
     return list(_archs)
 
 # %% ../nbs/02_models.ipynb #c7b71795

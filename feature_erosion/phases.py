@@ -8,14 +8,14 @@ Docs: https://feature-erosion.github.io/feature_erosion/phases.html.md"""
 __all__ = ['schedules', 'constant', 'multi_step', 'one_cycle', 'Phase', 'CancelPhaseException', 'TidyCallback', 'snapshot',
            'fit_log', 'last_fit', 'PhaseSchedule', 'n_epochs']
 
-# %% ../nbs/03_phases.ipynb #e09fc62f
+# %% ../nbs/03_phases.ipynb #676a517d
 import numpy as np, pandas as pd
 from contextlib import contextmanager
 from math import ceil
 from types import SimpleNamespace
 from fastcore.all import *
 from fastai.vision.all import (Callback, CancelFitException, CancelTrainException, DataLoaders, Learner, Recorder, TrainEvalCallback, combined_cos,
-                               event, get_model)
+                               event, get_model, num_distrib)
 from .patterns import n_labels
 
 # %% ../nbs/03_phases.ipynb #f916a781
@@ -48,7 +48,7 @@ def one_cycle(
 # %% ../nbs/03_phases.ipynb #a48bfa7f
 schedules = dict(constant=constant, multi_step=multi_step, one_cycle=one_cycle)
 
-# %% ../nbs/03_phases.ipynb #449be703
+# %% ../nbs/03_phases.ipynb #5edbfb39
 class Phase:
     "A stretch of training: on which data, for how long, and how"
     def __init__(self,
@@ -73,7 +73,8 @@ class Phase:
         dls # Data to train on
     )->int:
         "Epochs to reserve, whole or cut short"
-        return self.epochs or ceil(self.iters/max(1, len(ifnone(self.dls, dls).train)))
+        batches = ceil(len(ifnone(self.dls, dls).train)/max(1, num_distrib()))
+        return self.epochs or ceil(self.iters/max(1, batches))
 
     def scheds(self,
         lr # Learning rate, one for each parameter group

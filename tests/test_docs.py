@@ -6,6 +6,7 @@ from conftest import python, root
 from nbdev.config import get_config, nbpath2html
 from nbdev.doclinks import nbglob
 
+pytest.importorskip('smalldocs', reason='smalldocs needs Python 3.11')
 sys.path.insert(0, str(root/'nbs/_tools'))
 from docs import broken_links
 

@@ -12,7 +12,8 @@ from nbdev.config import get_config, nbpath2html
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 from PIL import Image
-from smalldocs import config, site
+try: from smalldocs import config, site
+except ImportError: sys.exit('smalldocs, which builds the site and the README, needs Python 3.11 or newer: make clean, then make PYTHON=python3.11 docs')
 
 root = Path(__file__).resolve().parents[2]
 quarto_only = 'format commonmark', 'unknown key format-links'  # what _quarto.yml and nbdev.yml say to Quarto alone

@@ -1,0 +1,82 @@
+"Data on disk: real photographs, CIFAR-100's layout, two processes at once."
+import subprocess, sys, time
+import numpy as np, pytest, torch
+from PIL import Image
+from fastai.vision.all import ImageDataLoaders, Normalize, aug_transforms, imagenet_stats
+from feature_erosion.data import cached_images, cifar10_dls, cifar100_dls, image_folder_dls
+from feature_erosion.patterns import ColorSquare, class_colors
+
+def write(f, pix):
+    f.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pix).save(f)
+
+def pixels(n, seed=0): return np.random.RandomState(seed).randint(256, size=(n,32,32,3), dtype=np.uint8)
+
+def test_cifar100_layout(tmp_path):
+    "Classes are the fine ones, whatever folder they are in; PNG is read losslessly"
+    pix = pixels(24)
+    for i,p in enumerate(pix): write(tmp_path/('train' if i<16 else 'test')/f'coarse{i%2}'/f'fine{i%4}'/f'{i:02}.png', p)
+    dls = cifar100_dls(tmp_path, bs=4)
+    assert list(dls.vocab)==[f'fine{i}' for i in range(4)] and (len(dls.train_ds), len(dls.valid_ds))==(16,8)
+    for c in range(4): assert np.array_equal(dls.valid_ds.x[dls.valid_ds.y==c], pix[[i for i in range(16,24) if i%4==c]])
+    x,_ = dls.train.one_batch()
+    assert x.is_contiguous(memory_format=torch.channels_last) and x.shape==(4,3,32,32)
+
+def test_two_processes_decode_once(tmp_path):
+    "The second waits for the first and reads what it wrote"
+    for i,p in enumerate(pixels(6)): write(tmp_path/'train'/f'{i}.png', p)
+    src = '''
+import sys, time, feature_erosion.data as d
+from pathlib import Path
+root,decode = Path(sys.argv[1]),d.decode_images
+def slow(*args):
+    time.sleep(1); print('decoded', flush=True)
+    return decode(*args)
+d.decode_images = slow
+(root/f'ready{sys.argv[2]}').touch()
+while len(list(root.glob('ready*')))<2: time.sleep(.01)
+print(d.cached_images(sorted((root/'train').glob('*.png')), root/'train').sum())
+'''
+    ps = [subprocess.Popen([sys.executable, '-W', 'ignore', '-c', src, tmp_path, str(i)], stdout=subprocess.PIPE, text=True) for i in range(2)]
+    outs = [p.communicate(timeout=120)[0].split() for p in ps]
+    assert sorted(map(len, outs))==[1,2]                        # one of them decoded
+    assert {o[-1] for o in outs}=={str(pixels(6).sum())}        # both have the pixels
+
+def test_read_only_folder_does_without_cache(tmp_path, monkeypatch):
+    write(tmp_path/'train'/'0.png', pixels(1)[0])
+    def refuse(*a, **k): raise PermissionError(13, 'read-only')
+    monkeypatch.setattr('pathlib.Path.mkdir', refuse)
+    assert np.array_equal(cached_images([tmp_path/'train'/'0.png'], tmp_path/'train'), pixels(1))
+
+def test_photographs(tiny_imagenet):
+    "A random class subset of an ImageNet folder; the same with the same seed"
+    dls = image_folder_dls(tiny_imagenet, n_classes=10, seed=3, n=200, n_valid=50)
+    assert dls.c==10 and dls.vocab==image_folder_dls(tiny_imagenet, n_classes=10, seed=3, n=200, n_valid=50).vocab
+    assert np.bincount(dls.train_ds.y).tolist()==[20]*10 and all(o.startswith('n') for o in dls.vocab)
+    x,y = dls.inject(ColorSquare(.125, 'bottom_right')).valid.one_batch()
+    raw = x*torch.tensor(imagenet_stats[1])[:,None,None]+torch.tensor(imagenet_stats[0])[:,None,None]
+    assert torch.allclose(raw[:,:,-8:,-8:].as_subclass(torch.Tensor), class_colors(10)[y.tolist()][:,:,None,None].expand(-1,-1,8,8), atol=1e-5)
+
+def test_photographs_by_fastai(tiny_imagenet):
+    "Plain `ImageDataLoaders` with two worker processes; painted after augmentation, the originals untouched"
+    dls = ImageDataLoaders.from_folder(tiny_imagenet, valid='val', bs=32, num_workers=2, batch_tfms=[*aug_transforms(), Normalize.from_stats(*imagenet_stats)])
+    easy = dls.inject(ColorSquare(8), ratio=.1)
+    assert int((easy.train_ds.stamps>=0).sum())==1000 and easy.train.fake_l.num_workers==2
+    n = 0
+    for x,y in easy.valid:
+        raw = easy.valid.after_batch.normalize.decode(x)
+        same = (raw[:,:,:8,:8].as_subclass(torch.Tensor)-class_colors(20)[y.tolist()][:,:,None,None]).abs().amax((1,2,3))<1e-4
+        n += int(same.sum())
+    assert n==100                                              # a tenth of 1,000 validation images, wherever they are
+    assert len(easy.train.after_batch.fs)==len(dls.train.after_batch.fs)+1
+
+def test_cifar10(cifar10):
+    "All images are there; a stratified subset; the second start reads the cache"
+    dls = cifar10_dls(n=1000, n_valid=100)
+    assert dls.vocab[3]=='cat' and np.bincount(dls.train_ds.y).tolist()==[100]*10
+    start = time.perf_counter()
+    dls = cifar10_dls()
+    print(f'second start: {time.perf_counter()-start:.2f} s')
+    assert (len(dls.train_ds), len(dls.valid_ds))==(50_000,10_000)
+    f = sorted((cifar10/'test'/'cat').iterdir())[7]
+    assert np.array_equal(dls.valid_ds.x[3007], np.array(Image.open(f)))
