@@ -19,15 +19,17 @@ stats = dict(half=((.5,)*3,(.5,)*3), imagenet=((.485,.456,.406),(.229,.224,.225)
 class _Parser(argparse.ArgumentParser):
     def error(self, message): self.exit(2, f'{self.prog}: {message}; see --help\n')
 
-# %% ../nbs/17_cli.ipynb #26d2ddc8
-def _number(s): return int(s) if s.isdecimal() else float(s)
+# %% ../nbs/17_cli.ipynb #47b4b538
+def number(s): return int(s) if s.isdecimal() else float(s)
+
+_example = 'example: feature_erosion run fig1 --arch resnet20 --weights resnet20.th --stats imagenet --iters 200 200 --sched constant'
 
 def _parser():
     p = _Parser('feature_erosion', description='What happens to what a network knew when it is finetuned on data with an easier feature.')
     sub = p.add_subparsers(dest='command', required=True, metavar='{demo,run}')
     _demo_args(sub.add_parser('demo', help='three phases on scikit-learn\'s digits: some ten seconds, no download'))
-    _run_args(sub.add_parser('run', help='a figure of the paper, on your data', formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-                             description='Runs a figure of the paper (arXiv 2310.19537). The defaults are the paper\'s settings.'))
+    _run_args(sub.add_parser('run', help='a figure of the paper, on your data',
+                             description='Runs a figure of the paper (arXiv 2310.19537). The defaults are the paper\'s settings.', epilog=_example))
     return p
 
 def _demo_args(p):
@@ -35,31 +37,45 @@ def _demo_args(p):
     p.add_argument('--seed', type=int, default=0, help='of everything random (default: 0)')
     p.set_defaults(run=run_demo)
 
-# %% ../nbs/17_cli.ipynb #2886ea1c
+# %% ../nbs/17_cli.ipynb #e0b37238
+def _group(p, title):
+    "A function that adds an argument to a titled group, with its default in the help"
+    g = p.add_argument_group(title)
+    def add(name, help, default=None, **kw):
+        g.add_argument(name, default=default, help=help if default is None else f'{help} (default: {default})', **kw)
+    return add
+
+# %% ../nbs/17_cli.ipynb #95cdeeb9
 def _run_args(p):
-    add = p.add_argument
-    add('figure', choices=['fig1'], help='fig1: clean and pattern accuracy while a network is trained, eroded and trained again')
-    add('--data', default='cifar10', help=f"{', '.join(data_sets)}, or a folder in ImageNet's layout")
-    add('--arch', default='vgg19', help="resnet18, resnet20, resnet32, resnet44, resnet56 or vgg19 as made for CIFAR; 'torchvision/NAME', 'timm/NAME'")
-    add('--width', type=float, default=1., help='factor on the channels of a CIFAR network')
-    add('--weights', metavar='FILE', help='start from these weights, and leave out the first phase')
-    add('--out', default='runs/fig1', metavar='DIR', help='folder for figure and numbers')
-    add('--epochs', type=int, nargs='+', metavar='N', default=None, help='length of each phase: pretrain, erode, relearn (with --weights: erode, relearn); 160 if not given')
-    add('--iters', type=int, nargs='+', metavar='N', default=None, help='the same in iterations')
-    add('--pattern', choices=pattern_names, default='square', help='the easy feature')
-    add('--size', type=_number, default=4, help='of the pattern: pixels (4) or a fraction of the image (0.125)')
-    add('--ratio', type=float, default=1., help='share of the training images that wear it, 0…1')
-    add('--strength', type=float, default=1., help="share of those that wear their own class's, 0…1")
-    add('--lr', type=float, default=.1, help='learning rate')
-    add('--sched', choices=['multi_step','constant','one_cycle'], default='multi_step', help='learning rate schedule of each phase')
-    add('--bs', type=int, default=64, help='batch size')
-    add('--n', type=int, help='training images, stratified (all if not given)')
-    add('--n-valid', type=int, help='test images, stratified (all if not given)')
-    add('--n-classes', type=int, help='of a folder: how many classes, chosen by --seed (all if not given)')
-    add('--image-size', type=int, default=64, help='of a folder: side in pixels')
-    add('--stats', choices=stats, help="mean and standard deviation the images are normalised with, e.g. those the weights were trained with (the data set's own if not given)")
-    add('--seed', type=int, default=0, help='of everything random')
+    p.add_argument('figure', choices=['fig1'], help='fig1: clean and pattern accuracy while a network is trained, eroded and trained again')
+    add = _group(p, 'data')
+    add('--data', f"{', '.join(data_sets)}, or a folder in ImageNet's layout", 'cifar10')
+    add('--n', 'training images, stratified; all if not given', type=int)
+    add('--n-valid', 'test images, stratified; all if not given', type=int, metavar='N')
+    add('--bs', 'batch size', 64, type=int)
+    add('--stats', "mean and standard deviation to normalise with: those the weights were trained with; the data set's own if not given", choices=stats)
+    add('--n-classes', 'of a folder: how many classes, chosen by --seed; all if not given', type=int, metavar='N')
+    add('--image-size', 'of a folder: side in pixels', 64, type=int, metavar='N')
+    _pattern_args(_group(p, 'easy feature'))
+    _training_args(_group(p, 'model and training'))
     p.set_defaults(run=run_figure)
+
+def _pattern_args(add):
+    add('--pattern', 'what is painted', 'square', choices=pattern_names)
+    add('--size', 'its size: pixels (4) or a fraction of the image (0.125)', 4, type=number)
+    add('--ratio', 'share of the training images that wear it, 0…1', 1., type=float)
+    add('--strength', "share of those that wear their own class's, 0…1", 1., type=float)
+
+def _training_args(add):
+    add('--arch', "resnet18, resnet20, resnet32, resnet44, resnet56 or vgg19 as made for CIFAR; 'torchvision/NAME', 'timm/NAME'", 'vgg19')
+    add('--width', 'factor on the channels of a CIFAR network', 1., type=float)
+    add('--weights', 'start from these weights, and leave out the first phase', metavar='FILE')
+    add('--epochs', 'length of pretrain, erode, relearn (with --weights: erode, relearn), or one length for all; 160 if not given', type=int, nargs='+', metavar='N')
+    add('--iters', 'the same in iterations', type=int, nargs='+', metavar='N')
+    add('--lr', 'learning rate', .1, type=float)
+    add('--sched', 'learning rate schedule of each phase', 'multi_step', choices=['multi_step','constant','one_cycle'])
+    add('--seed', 'of everything random', 0, type=int)
+    add('--out', 'folder for figure and numbers', 'runs/fig1', metavar='DIR')
 
 # %% ../nbs/17_cli.ipynb #031a3dfb
 def _load_data(a):

@@ -7,9 +7,8 @@ from fastcore.script import call_parse
 from nbdev.config import get_config
 from nbdev.processors import FilterDefaults
 from nbdev.readme_filter import doc_link
+from docs import root, shown_width  # first: it says what to do where there is no smalldocs
 from smalldocs import llms
-
-from docs import root, shown_width
 
 def link(href):
     "Pages are on the documentation site, other files in the repository"
