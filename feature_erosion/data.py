@@ -9,8 +9,8 @@ __all__ = ['paper_stats', 'TensorImages', 'TensorDL', 'to_uint8', 'CropFlip', 't
            'save_atomic', 'cached_images', 'class_files', 'folder_images', 'choose_classes', 'image_folder_dls',
            'cifar10_dls', 'cifar100_dls']
 
-# %% ../nbs/01_data.ipynb #75838a15
-import hashlib, os, tempfile
+# %% ../nbs/01_data.ipynb #3c61055c
+import hashlib, os, tempfile, warnings
 from contextlib import contextmanager
 import numpy as np, torch, torch.nn.functional as F
 from filelock import FileLock
@@ -207,26 +207,35 @@ def _load(f):
     try: return np.load(f, allow_pickle=False)
     except (OSError, ValueError, EOFError): return None
 
-# %% ../nbs/01_data.ipynb #dc0c50ac
+# %% ../nbs/01_data.ipynb #ee07d402
 def save_atomic(
     f:Path, # The file to write
     write # Called with an open binary file
 ):
     "Write a file whole or not at all"
-    with tempfile.NamedTemporaryFile(dir=f.parent, prefix=f'.{f.name}.', delete=False) as tmp:
-        try:
-            write(tmp)
-            tmp.flush(); os.fsync(tmp.fileno())
-            os.chmod(tmp.name, 0o644)
-            os.replace(tmp.name, f)
-        except BaseException:
-            os.unlink(tmp.name)
-            raise
+    fd,tmp = tempfile.mkstemp(dir=f.parent, prefix=f'.{f.name}.')
+    try:
+        with os.fdopen(fd, 'wb') as o:
+            write(o)
+            o.flush(); os.fsync(o.fileno())
+        os.chmod(tmp, 0o644)
+        os.replace(tmp, f)
+    except BaseException:
+        os.unlink(tmp)
+        raise
 
 # %% ../nbs/01_data.ipynb #dd23d7b2
 def _decoded_dir(root): return Path(root).resolve().with_name(f'.{Path(root).resolve().name}.decoded')
 
-# %% ../nbs/01_data.ipynb #f485808e
+# %% ../nbs/01_data.ipynb #aa90e401
+def _decode_to(f, *args):
+    "Decode and keep in `f`; a full disk costs the cache, not the images"
+    x = decode_images(*args)
+    try: save_atomic(f, partial(np.save, arr=x, allow_pickle=False))
+    except OSError as e: warnings.warn(f'{f}: not kept for the next time ({e.strerror})')
+    return x
+
+# %% ../nbs/01_data.ipynb #08fa5c0b
 def cached_images(
     files:list, # Image files
     root:Path, # Their common folder; for `data/train` the cache is `data/.train.decoded`
@@ -236,13 +245,13 @@ def cached_images(
     "`decode_images`, once"
     f = _decoded_dir(root)/f'{_fingerprint(files, root, size, channels)}.npy'
     if (x := _load(f)) is not None: return x
-    try: f.parent.mkdir(exist_ok=True)
+    lock = FileLock(f'{f}.lock')
+    try:
+        f.parent.mkdir(exist_ok=True)
+        lock.acquire()
     except OSError: return decode_images(files, size, channels)   # a read-only folder: do without
-    with FileLock(f'{f}.lock'):
-        if (x := _load(f)) is None:
-            x = decode_images(files, size, channels)
-            save_atomic(f, partial(np.save, arr=x, allow_pickle=False))
-    return x
+    try: return x if (x := _load(f)) is not None else _decode_to(f, files, size, channels)
+    finally: lock.release()
 
 # %% ../nbs/01_data.ipynb #1e99fa84
 def _split_dirs(path):

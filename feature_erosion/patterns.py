@@ -155,17 +155,17 @@ def paint(
     x[...,rows,cols] = (mix if x.is_floating_point() else mix.round()).to(x.dtype)
     return x
 
-# %% ../nbs/00_patterns.ipynb #76176f49
+# %% ../nbs/00_patterns.ipynb #a9f407b3
 class ColorSquare(Pattern):
     "A square of the class's colour, as in arXiv 2310.19537"
-    @delegates(Pattern.__init__)
     def __init__(self,
         size:int|float=4, # Side of the square: pixels (`int`) or a fraction of the image's shorter side (`float` in 0…1)
         corner:str='top_left', # Where it sits: one of `corners`
         palette=None, # As in `class_colors`
-        **kwargs
+        margin:int=0, # Pixels between square and border
+        opacity:float=1. # 1 hides what is below, 0 is invisible
     ):
-        super().__init__(size, corner, **kwargs)
+        super().__init__(size, corner, margin, opacity)
         self.palette = palette
 
     def draw(self, c, n, shape): return class_colors(n, shape[0], self.palette)[c][:,None,None].expand(shape)
