@@ -270,7 +270,16 @@ def pick(
 # %% ../nbs/00_patterns.ipynb #bffba3b0
 variants = 'clean','pattern','conflict','shuffled','pattern_only'
 
-# %% ../nbs/00_patterns.ipynb #9bc312c6
+# %% ../nbs/00_patterns.ipynb #ca85e32a
+def _check_stamps(labels, ratio, strength, classes, variant, n_classes):
+    for k,v in dict(ratio=ratio, strength=strength).items():
+        if not 0<=v<=1: raise ValueError(f"{k}={v!r}: must be in 0…1")
+    if bad := [o for o in classes or [] if not 0<=o<n_classes]: raise ValueError(f"classes: {bad} are not in 0…{n_classes-1}")
+    if variant not in variants: raise ValueError(f"variant={variant!r}: must be one of {', '.join(variants)}")
+    if n_classes<2 and (variant=='conflict' or strength<1): raise ValueError(f"variant={variant!r}, strength={strength}: another class's picture needs two classes; got {n_classes}")
+    if len(labels) and not 0<=labels.min()<=labels.max()<n_classes: raise ValueError(f"labels: must be in 0…{n_classes-1}; got {labels.min()}…{labels.max()}")
+
+# %% ../nbs/00_patterns.ipynb #2855b0a4
 def assign_stamps(
     labels, # Integer labels in 0…`n_classes`-1, shape `(samples,)`
     ratio:float=1., # Share of the samples that wear a picture, in 0…1; exact: .1 of 1,000 is 100
@@ -284,11 +293,7 @@ def assign_stamps(
     "Decide which sample wears whose picture"
     labels = np.asarray(labels, dtype=np.int64)
     n_classes = n_classes or int(labels.max(initial=-1))+1
-    for k,v in dict(ratio=ratio, strength=strength).items():
-        if not 0<=v<=1: raise ValueError(f"{k}={v!r}: must be in 0…1")
-    if variant not in variants: raise ValueError(f"variant={variant!r}: must be one of {', '.join(variants)}")
-    if n_classes<2 and (variant=='conflict' or strength<1): raise ValueError(f"variant={variant!r}, strength={strength}: another class's picture needs two classes; got {n_classes}")
-    if len(labels) and not 0<=labels.min()<=labels.max()<n_classes: raise ValueError(f"labels: must be in 0…{n_classes-1}; got {labels.min()}…{labels.max()}")
+    _check_stamps(labels, ratio, strength, classes, variant, n_classes)
     stamps = np.full(len(labels), -1)
     if variant=='clean': return torch.tensor(stamps)
     seed = list(np.atleast_1d(seed))
@@ -412,7 +417,7 @@ def stamp_dl(
     with no_random(reproducible=False): res.after_batch(to_device(res.do_batch([res.do_item(0)]), res.device))   # a pattern that does not fit is found now
     return res
 
-# %% ../nbs/00_patterns.ipynb #ea47a7ae
+# %% ../nbs/00_patterns.ipynb #f45d5114
 @patch
 @delegates(assign_stamps, but='labels')
 def inject(self:DataLoaders,
@@ -422,7 +427,8 @@ def inject(self:DataLoaders,
     **kwargs
 )->DataLoaders: # `.clean` are the originals, `.pattern` is the pattern
     "New `DataLoaders` whose images wear `pattern`; training and validation sets alike"
-    if classes is not None: classes = [self.vocab.o2i[o] if isinstance(o, str) else o for o in classes]
+    if bad := [o for o in classes or [] if isinstance(o, str) and o not in self.vocab]: raise ValueError(f"classes: no {bad} among {list(self.vocab)[:10]}")
+    if classes is not None: classes = [list(self.vocab).index(o) if isinstance(o, str) else o for o in classes]
     dls = [stamp_dl(dl, pattern, seed=[seed,i], classes=classes, **kwargs) for i,dl in enumerate(self.loaders)]
     res = type(self)(*dls, path=self.path, device=getattr(self, 'device', None))
     res.clean,res.pattern = self,pattern
