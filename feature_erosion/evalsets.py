@@ -197,14 +197,14 @@ def evals(self:Recorder):
     "The last fit's evaluations, one row each: phase, iteration in it and in all, epochs done, number of images, and a column for each set"
     return pd.DataFrame(last_fit(self).evals)
 
-# %% ../nbs/04_evalsets.ipynb #fcfb5f76
+# %% ../nbs/04_evalsets.ipynb #cbf80842
 _hatches = [('','none'), ('///','C2'), ('\\\\\\','C1'), ('...','C4'), ('xx','C5')]
 
-def _shade(ax, spans, labels=True):
+def _shade(ax, spans):
     for i,(name,a,b) in enumerate(spans):
         hatch,color = _hatches[0] if i==0 else _hatches[1+(i-1)%4]
         if hatch: ax.axvspan(a, b, facecolor='none', edgecolor=color, hatch=hatch, alpha=.3, lw=0)
-        if labels: ax.text((a+b)/2, 1.02, name, transform=ax.get_xaxis_transform(), ha='center', va='bottom')
+        ax.text((a+b)/2, 1.02, name, transform=ax.get_xaxis_transform(), ha='center', va='bottom')
 
 # %% ../nbs/04_evalsets.ipynb #5d6d2d53
 _skip = {'phase','when','iter','total_iter','epoch','n'}
