@@ -159,7 +159,7 @@ def pooled(
     if x.ndim==3: return x.mean(1)
     return F.adaptive_avg_pool2d(x, tuple(min(k, o) for o in x.shape[2:])).flatten(1) if x.ndim==4 else x.flatten(2).mean(2)
 
-# %% ../nbs/05_representations.ipynb #0e2b08f5
+# %% ../nbs/05_representations.ipynb #6412ba1c
 class Meter:
     "Fed batch by batch by `visit`; subclass it to measure something new"
     def begin(self,
@@ -168,6 +168,9 @@ class Meter:
     ): "Get ready"
     def bytes(self, shape, n)->int:
         "Memory kept for a layer until `end_layer`; a measure of 0 sees all layers in one pass"
+        return 0
+    def held(self, shapes, n)->int:
+        "Memory kept from the first layer to the end"
         return 0
     def see(self, model, layer, x): "Take in one layer's activations for one batch, in `float32` (`float64` from such a model); copy what must outlive the call"
     def end_batch(self): "All layers of all models have been seen on this batch"
@@ -263,14 +266,16 @@ def _survey(model, x, layers):
     if bad := [n for n in res if not shapes[n] or shapes[n][0]!=len(x[0])]: raise ValueError(f"layers: {bad[0]!r} puts out shape {tuple(shapes[bad[0]])} for {len(x[0])} samples; choose layers with the batch first")
     return res,last
 
-# %% ../nbs/05_representations.ipynb #6c6e2c2f
+# %% ../nbs/05_representations.ipynb #b6e44f1d
 def _plan(meters, shapes, n, limit):
     "Passes: lists of `(meter, model, layer)`, each within `limit` bytes"
     depth = Counter()
     def nth(k): depth[k[0]] += 1; return depth[k[0]]
+    limit -= (held := sum(m.held(shapes, n) for m in meters))
+    if limit<=0: raise ValueError(f"max_memory: {len(shapes)} layers need {held/1e9:.2f} GB for {n:,} samples before the first is seen; raise it, or use a smaller n or fewer layers")
     passes,room = [[]],limit
     for b,m,k in [(m.bytes(shapes[k], n),m,k) for k in sorted(shapes, key=nth) for m in meters]:   # from the first layers of all models to the last
-        if b>limit: raise ValueError(f"max_memory: layer {k[1]!r} alone needs {b/1e9:.2f} GB for {n:,} samples, the limit is {limit/1e9:.2f}; raise it, or use a smaller n or max_features")
+        if b>limit: raise ValueError(f"max_memory: layer {k[1]!r} alone needs {(b+held)/1e9:.2f} GB for {n:,} samples, the limit is {(limit+held)/1e9:.2f}; raise it, or use a smaller n or max_features")
         if b>room: passes,room = [*passes, []],limit
         passes[-1 if b else 0].append((m,k))
         room -= b
