@@ -61,23 +61,23 @@ def rbf_kernel(
     scale = off.median() if off.median()>0 else off.mean()
     return torch.exp(-d2/(2*sigma**2*scale)) if scale>0 else torch.ones_like(K)
 
-# %% ../nbs/07_cka.ipynb #a4a88aa7
-def _centered(X):
-    "Centred features, and whether they are constant: they vary by less than a millionth of their size"
-    m = X.mean(0)
-    Xc = X-m
-    var = Xc.square().sum(dtype=torch.float64)
-    return Xc,var <= 1e-12*(var + len(X)*m.double().square().sum())
-
-# %% ../nbs/07_cka.ipynb #782946e9
-def _gram(X, block=512):
-    "X Xᵀ, of large matrices the upper half only, mirrored"
-    if len(X)<=2*block: return X@X.T
-    K = X.new_empty(len(X), len(X))
-    for i in range(0, len(X), block):
-        K[i:i+block, i:] = X[i:i+block]@X[i:].T
-        K[i:, i:i+block] = K[i:i+block, i:].T
+# %% ../nbs/07_cka.ipynb #a9d130b8
+def _gram(X):
+    "X Xᵀ: the upper half, block by block, and its mirror image"
+    n = len(X)
+    K,b = X.new_empty(n, n),max(64, n//8)
+    for i in range(0, n, b):
+        K[i:i+b, i:] = X[i:i+b]@X[i:].T
+        K[i+b:, i:i+b] = K[i:i+b, i+b:].T
     return K
+
+# %% ../nbs/07_cka.ipynb #a87b9c6c
+def _dots(X):
+    "Dot products of samples, of features without their mean where that is large, and whether features vary by less than a millionth of their size"
+    K = _gram(X).double()
+    size = K.trace()
+    if K.sum() > .9*len(X)*size: K = _gram(X-X.mean(0)).double()   # rounding would drown what is left after centring
+    return K,bool(K.trace()-K.sum()/len(X) <= 1e-12*size)
 
 # %% ../nbs/07_cka.ipynb #e876e2f6
 def _matrix(X, name):
@@ -86,7 +86,7 @@ def _matrix(X, name):
     if not X.isfinite().all(): raise ValueError(f"{name}: holds values that are not finite")
     return X/(X.abs().max()+(X==0).all())    # CKA does not depend on scale, floating point does
 
-# %% ../nbs/07_cka.ipynb #8dcdd00f
+# %% ../nbs/07_cka.ipynb #23799f6f
 def cka(
     X:torch.Tensor, # Features, shape `(samples, …)`
     Y:torch.Tensor, # Others, of the same samples
@@ -98,17 +98,22 @@ def cka(
     X,Y = _matrix(X, 'X'),_matrix(Y, 'Y')
     if len(X)!=len(Y): raise ValueError(f"Y: {len(Y)} samples, X has {len(X)}; give features of the same samples")
     _check_n(len(X))
-    (X,dead),(Y,dead2) = _centered(X),_centered(Y)
-    if dead or dead2: return 0.
-    if kernel=='linear' and X.shape[1]*Y.shape[1]<len(X)**2: f = partial(_hsic_features, debiased=debiased)
-    else: X,Y,f = _kernel(_gram(X), kernel, sigma),_kernel(_gram(Y), kernel, sigma),partial(hsic, debiased=debiased)
-    return f(X, Y)/(f(X, X)*f(Y, Y))**.5
+    if kernel=='linear' and X.shape[1]*Y.shape[1]<len(X)**2: (X,dead),(Y,dead2),f = _centered(X),_centered(Y),_hsic_features
+    else: (X,dead),(Y,dead2),f = _kernel(X, kernel, sigma),_kernel(Y, kernel, sigma),hsic
+    return 0. if dead or dead2 else f(X, Y, debiased)/(f(X, X, debiased)*f(Y, Y, debiased))**.5
 
-# %% ../nbs/07_cka.ipynb #414776ea
-def _kernel(K, kernel, sigma):
-    if kernel=='linear': return K
-    if kernel=='rbf': return rbf_kernel(K, sigma)
-    raise ValueError(f"kernel={kernel!r}: must be 'linear' or 'rbf'")
+# %% ../nbs/07_cka.ipynb #e70b24fa
+def _kernel(X, kernel, sigma):
+    "Kernel matrix in `float64`, and whether features are constant"
+    if kernel not in ('linear','rbf'): raise ValueError(f"kernel={kernel!r}: must be 'linear' or 'rbf'")
+    K,dead = _dots(X)
+    return (rbf_kernel(K, sigma) if kernel=='rbf' else K),dead
+
+# %% ../nbs/07_cka.ipynb #9745f857
+def _centered(X):
+    "Centred features, and whether they are constant"
+    C = X-X.mean(0)
+    return C,bool(C.square().sum() <= 1e-12*X.square().sum())
 
 # %% ../nbs/07_cka.ipynb #bf44b4a8
 def _hsic_features(X, Y, debiased):
@@ -160,7 +165,7 @@ def _products(A, chunk=2**16):
     "A Aᵀ in `float64`"
     return sum(c.double()@c.double().T for c in A.split(chunk, 1))
 
-# %% ../nbs/07_cka.ipynb #bb790501
+# %% ../nbs/07_cka.ipynb #d5848edb
 class _Kernels:
     "Kernels of all layers on the same samples, and the sums of their products"
     def __init__(self, kernel='linear', debiased=True, sigma=1.):
@@ -176,8 +181,7 @@ class _Kernels:
     def add(self, k, X):
         n = len(X)
         if self.A is None or self.A.shape[1]!=self.width(n): self.A = torch.zeros(len(self.row), self.width(n), dtype=X.dtype, device=X.device)
-        X,dead = _centered(X)
-        K = _kernel(_gram(X).double(), self.kernel, self.sigma)
+        K,dead = _kernel(X, self.kernel, self.sigma)
         if not K.trace().isfinite(): raise ValueError(f"layer {k[1]!r} of {k[0]!r} puts out values that are not finite")
         if not dead: self.alive.add(k)
         self.A[self.row[k]] = 0 if dead else _pack(K, self.debiased)
