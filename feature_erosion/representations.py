@@ -6,7 +6,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/representations.html.md"
 
 # %% auto #0
 __all__ = ['layer_kinds', 'watching', 'find_layers', 'pick_features', 'flat', 'pooled', 'Meter', 'Features', 'named_models',
-           'fixed_dl', 'visit', 'Measured']
+           'fixed_dl', 'model_inputs', 'visit', 'Measured']
 
 # %% ../nbs/05_representations.ipynb #b3cb34c7
 import difflib, re, torch, torch.nn.functional as F, pandas as pd
@@ -237,10 +237,15 @@ def _fixed_torch(dl, n, seed):
     idx = range(len(dl.dataset)) if n is None or n>=len(dl.dataset) else pick(range(len(dl.dataset)), n, seed).tolist()
     return torch.utils.data.DataLoader(torch.utils.data.Subset(dl.dataset, idx), dl.batch_size or 64, collate_fn=dl.collate_fn, num_workers=dl.num_workers)
 
-# %% ../nbs/05_representations.ipynb #b2686f4d
+# %% ../nbs/05_representations.ipynb #0eaa47ff
 def _n_samples(dl): return sum(len(b[0]) for b in dl) if isinstance(dl, list) else dl.n if isinstance(dl, DataLoader) else len(dl.dataset)
 
-def _inputs(dl, b):
+# %% ../nbs/05_representations.ipynb #841df6ae
+def model_inputs(
+    dl, # Where the batch is from; its `n_inp` says how many of its parts are inputs, else all but the last
+    b # Batch
+)->tuple: # Of plain tensors
+    "What of a batch goes into the model"
     if isinstance(b, torch.Tensor): return (b,)
     n = getattr(dl, 'n_inp', None) or max(1, len(b)-1)
     return tuple(o.as_subclass(torch.Tensor) if isinstance(o, torch.Tensor) else o for o in b[:n])
@@ -299,7 +304,7 @@ def _forward(model, x, name, jobs):
     except _Enough: pass
     if todo: raise ValueError(f"layers: {sorted(todo)[0]!r} of {name!r} did not run on every batch; choose layers that always do")
 
-# %% ../nbs/05_representations.ipynb #5ad02377
+# %% ../nbs/05_representations.ipynb #f63424f1
 def visit(
     models, # As in `named_models`
     dl, # As in `fixed_dl`
@@ -316,7 +321,7 @@ def visit(
         dl = fixed_dl(dl, n, seed)
         if hasattr(getattr(dl, 'dataset', None), 'set_split_idx'): stack.enter_context(dl.dataset.set_split_idx(1))
         for m in models.values(): stack.enter_context(evaluating(m))
-        b = _inputs(dl, first(dl))
+        b = model_inputs(dl, first(dl))
         survey = {k:_survey(m, tuple(o[:2] for o in b), layers) for k,m in models.items()}
         shapes,info.n,info.bs = {(k,l):s for k,(ls,_) in survey.items() for l,s in ls.items()},_n_samples(dl),len(b[0])
         for m in meters: m.begin(shapes, info.n)
@@ -325,13 +330,13 @@ def visit(
     info.passes,info.layers = len(plan),{k:list(ls) for k,(ls,_) in survey.items()}
     return info
 
-# %% ../nbs/05_representations.ipynb #c62e8de2
+# %% ../nbs/05_representations.ipynb #f5f2a5ce
 def _pass(models, dl, jobs, survey, progress):
     meters = list({id(m):m for m,_ in jobs}.values())
     for b in progress_bar(dl, leave=False) if progress else dl:
         for k,model in models.items():
             mine = [j for j in jobs if j[1][0]==k]
-            if mine: _forward(model, _to_model(_inputs(dl, b), model, survey[k][1]), k, mine)
+            if mine: _forward(model, _to_model(model_inputs(dl, b), model, survey[k][1]), k, mine)
         for m in meters: m.end_batch()
     for m,k in jobs: m.end_layer(*k)
 

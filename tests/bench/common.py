@@ -1,0 +1,67 @@
+"What the benchmarks share: networks before and after erosion, images, alternating timers, memory of a fresh process."
+import gc, json, os, resource, subprocess, sys, tempfile, time, warnings
+from copy import deepcopy
+from pathlib import Path
+warnings.filterwarnings('ignore')
+import torch
+from fastai.data.external import fastai_path
+from fastai.vision.all import imagenet_stats, set_seed
+from feature_erosion.data import cifar10_dls, tensor_dls, TensorImages
+from feature_erosion.learner import erosion_learner
+from feature_erosion.models import create_model
+from feature_erosion.patterns import ColorSquare
+from feature_erosion.phases import Phase
+
+checkpoint = os.environ.get('FEATURE_EROSION_RESNET20')
+real = (fastai_path('data')/'cifar10').exists() and bool(checkpoint)
+
+def data(bs=128):
+    "CIFAR-10, or noise of the same shape where it is not on this machine"
+    set_seed(0)
+    if real: return cifar10_dls(stats=imagenet_stats, bs=bs)
+    x,y = torch.randint(0, 256, (10_000,32,32,3), dtype=torch.uint8),torch.arange(10_000)%10
+    return tensor_dls(TensorImages(x, y, range(10), 0), TensorImages(x, y, range(10)), bs=bs)
+
+def networks(iters=60):
+    "A trained ResNet-20 and the same after `iters` iterations on squares"
+    store = Path(os.environ.get('BENCH_TMP') or tempfile.gettempdir())/f'bench_networks_{os.getuid()}_{real}.pt'
+    after = create_model('resnet20', 10)
+    if store.exists(): before,sd = torch.load(store, weights_only=True)
+    else:
+        dls = data()
+        learn = erosion_learner(dls, 'resnet20', weights=checkpoint if real else None, channels_last=False)
+        before = deepcopy(learn.model.state_dict())
+        with learn.no_bar(), learn.no_logging(): learn.fit_phases([Phase('erode', iters=iters, dls=dls.inject(ColorSquare(4)), sched='constant')], cbs=[])
+        sd = learn.model.state_dict()
+        torch.save([{k:v.cpu() for k,v in o.items()} for o in (before,sd)], store)
+        before,sd = torch.load(store, weights_only=True)
+    first = create_model('resnet20', 10)
+    first.load_state_dict(before)
+    after.load_state_dict(sd)
+    return first.eval(),after.eval()
+
+def batches(n=2000, bs=128):
+    "Normalised test images and labels, in the default memory layout"
+    from feature_erosion.evalsets import subset_dl
+    dl = subset_dl(data(bs).valid, n)
+    x,y = (torch.cat([b[i].as_subclass(torch.Tensor) for b in dl]) for i in (0,1))
+    return [(a.contiguous(),b) for a,b in zip(x.split(bs), y.split(bs))]
+
+def timed(f):
+    gc.collect()
+    t = time.perf_counter()
+    f()
+    return time.perf_counter()-t
+
+def alternate(fs, repeats=3):
+    "Seconds of each function of a dict, in turns, forwards and backwards"
+    res = {k:[] for k in fs}
+    for i in range(repeats):
+        for k in list(fs)[::1 if i%2==0 else -1]: res[k].append(timed(fs[k]))
+    return res
+
+def peak_mb(module, name):
+    "Peak resident memory of a fresh process that runs `module.cases()[name]`"
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import {module} as m, resource; m.cases()[{name!r}](); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    out = subprocess.run([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout
+    return int(out.split()[-1])/1024
