@@ -89,11 +89,11 @@ def _selected(calls, sel):
     if callable(sel): return [n for n,m in calls.items() if sel(n, m)]
     raise ValueError(f"layers={sel!r}: must be one of {', '.join(layer_kinds)}, a name or pattern, a type, a module, or a function `f(name, module)`")
 
-# %% ../nbs/05_representations.ipynb #a9d21c21
+# %% ../nbs/05_representations.ipynb #a8b69b6e
 def _find(calls, layers):
     if layers is None: return _default(calls)
     names = []
-    for sel in listify(layers):
+    for sel in layers if isinstance(layers, (list,tuple,L)) else [layers]:
         found = _selected(calls, sel)
         if not found:
             near = difflib.get_close_matches(str(sel), calls) or list(calls)[:8]

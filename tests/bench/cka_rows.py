@@ -23,7 +23,7 @@ def pytorch_cka(a, b, data):
 
 def cka_pytorch(a, b, data):
     from cka_pytorch import CKACalculator
-    return CKACalculator(a, b, names(a), names(b), hook_recursive=False, verbose=False, device=torch.device('cpu')).calculate_cka_matrix(data, num_epochs=1)
+    return CKACalculator(a, b, names(a), names(b), verbose=False, device=torch.device('cpu')).calculate_cka_matrix(data, num_epochs=1)
 
 def torch_cka(a, b, data):
     from torch_cka import CKA
