@@ -7,13 +7,20 @@ Docs: https://feature-erosion.github.io/feature_erosion/all.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/18_all.ipynb #2a499ab5
+# %% ../nbs/18_all.ipynb #9dd063a3
 from fastai.vision.all import *
 from .patterns import *
 from .data import *
 from .models import *
 from .phases import *
 from .evalsets import *
+from .representations import *
+from .rank import *
+from .cka import *
+from .probes import *
+from .attribution import *
+from .plasticity import *
+from .inside import *
 from .learner import *
 from .experiments import *
 

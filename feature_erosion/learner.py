@@ -7,14 +7,22 @@ Docs: https://feature-erosion.github.io/feature_erosion/learner.html.md"""
 # %% auto #0
 __all__ = ['erosion_learner', 'StopOnNaN']
 
-# %% ../nbs/11_learner.ipynb #ba623911
+# %% ../nbs/11_learner.ipynb #3f6e0e33
 import torch
+from copy import deepcopy
 from fastcore.all import *
-from fastai.vision.all import Callback, CancelFitException, DataLoaders, Learner, MixedPrecision, SGD, accuracy, no_random, to_device
+from fastai.vision.all import Callback, CancelFitException, DataLoaders, Learner, MixedPrecision, SGD, accuracy, get_model, no_random, to_device
 from .patterns import *
 from .models import *
 from .phases import *
 from .evalsets import *
+from .representations import *
+from .rank import layer_rank as _layer_rank
+from .cka import layer_cka as _layer_cka
+from .probes import layer_probe as _layer_probe
+from .attribution import compare_cams, pattern_attention
+from .inside import Inside, look_inside as _look_inside
+from .plasticity import erosion_summary, plasticity_measures
 
 # %% ../nbs/11_learner.ipynb #fefa98d8
 def _check_fit(model, dls):
@@ -59,13 +67,12 @@ class StopOnNaN(Callback):
         self.error = f"loss is {self.learn.loss.item()} at iteration {self.learn.train_iter}{where}, lr={self.opt.hypers[-1]['lr']:.3g}: try a lower learning rate"
         raise CancelFitException
 
-# %% ../nbs/11_learner.ipynb #dd1c41fa
-def _auto_sets(learn, phases):
-    "Clean, pattern and conflict sets of the first data that were injected"
-    painted = first(d for d in [*phases.attrgot('dls'), learn.dls] if getattr(d, 'pattern', None))
-    return [EvalSets(pattern_sets(painted))] if painted else []
+# %% ../nbs/11_learner.ipynb #a1be1971
+def _painted(learn, phases):
+    "The first data that were injected"
+    return first(d for d in [*phases.attrgot('dls'), learn.dls] if getattr(d, 'pattern', None))
 
-# %% ../nbs/11_learner.ipynb #184c1cb3
+# %% ../nbs/11_learner.ipynb #7e1ee24d
 @patch
 def fit_phases(self:Learner,
     phases:list, # Of `Phase`
@@ -73,6 +80,117 @@ def fit_phases(self:Learner,
 ):
     "Train through all phases in one fit. If a phase's data were injected with a pattern, clean, pattern and conflict accuracy are logged on the way"
     phases,cbs,nan = L(phases),L(cbs),StopOnNaN()
-    if not any(isinstance(o, EvalSets) for o in [*cbs, *self.cbs]): cbs = cbs + _auto_sets(self, phases)
+    self.injected = _painted(self, phases)
+    if self.injected and not any(isinstance(o, EvalSets) for o in [*cbs, *self.cbs]): cbs = cbs + EvalSets(pattern_sets(self.injected))
     self.fit(n_epochs(phases, self.dls), cbs=[PhaseSchedule(phases), nan, *cbs])
     if nan.error: raise ValueError(nan.error)
+
+# %% ../nbs/11_learner.ipynb #6fe0a02c
+@patch
+def models_at(self:Learner,
+    *phases # Names of phases, or 'start'; without any the model as it is
+)->dict: # Copies of the model by name
+    "The model as it was when phases ended"
+    if not phases: return {'now':get_model(self.model)}
+    res = {}
+    for p in phases:
+        with self.at_phase(p): res[p] = deepcopy(get_model(self.model))
+    return res
+
+# %% ../nbs/11_learner.ipynb #15d762fe
+def _clean(learn, ds_idx=1): return getattr(learn.dls, 'clean', learn.dls)[ds_idx]
+
+def _inside(learn, f, phases, *dls, **kwargs):
+    with precision(learn): return f(learn.models_at(*phases), *dls, **kwargs)
+
+# %% ../nbs/11_learner.ipynb #d5c796e1
+@patch
+@delegates(_layer_cka, but='models,dl,progress')
+def layer_cka(self:Learner,
+    *phases, # As in `models_at`
+    dl=None, # What to look at; by default the clean validation set
+    n:int|None=2000, # How many images; `None` for all
+    **kwargs
+):
+    "CKA of all pairs of layers of the model at different phases: `.plot()` is Fig. 3 of the paper"
+    return _inside(self, _layer_cka, phases, dl or _clean(self), n=n, progress=hasattr(self, 'progress'), **kwargs)
+
+# %% ../nbs/11_learner.ipynb #2cea883c
+@patch
+@delegates(_layer_rank, but='models,dl,progress')
+def layer_rank(self:Learner,
+    *phases, # As in `models_at`
+    dl=None, # What to look at; by default the clean validation set
+    n:int|None=2000, # How many images; `None` for all
+    **kwargs
+):
+    "Ranks of the model's layers at different phases"
+    return _inside(self, _layer_rank, phases, dl or _clean(self), n=n, progress=hasattr(self, 'progress'), **kwargs)
+
+# %% ../nbs/11_learner.ipynb #02c49dd8
+@patch
+@delegates(_layer_probe, but='models,train,test,progress')
+def layer_probe(self:Learner,
+    *phases, # As in `models_at`
+    train=None, # What to learn from; by default the clean training set
+    test=None, # What to test on; by default the clean validation set
+    **kwargs
+):
+    "Test accuracy of linear probes on the model's layers at different phases"
+    return _inside(self, _layer_probe, phases, train or _clean(self, 0), test or _clean(self), progress=hasattr(self, 'progress'), **kwargs)
+
+# %% ../nbs/11_learner.ipynb #f0a4a764
+@patch
+@delegates(_look_inside, but='models,train,test,progress')
+def look_inside(self:Learner,
+    *phases, # As in `models_at`
+    train=None, # What probes learn from; by default the clean training set
+    test=None, # What to measure on; by default the clean validation set
+    **kwargs
+)->Inside:
+    "CKA, ranks and linear probes of the model at different phases, from one pass"
+    return _inside(self, _look_inside, phases, train or _clean(self, 0), test or _clean(self), progress=hasattr(self, 'progress'), **kwargs)
+
+# %% ../nbs/11_learner.ipynb #aaabdc16
+def _injected(learn, pattern): return learn.dls if pattern else getattr(learn, 'injected', None) or learn.dls
+
+# %% ../nbs/11_learner.ipynb #b178f897
+@patch
+@delegates(compare_cams, but='models,dl')
+def grad_cam(self:Learner,
+    *phases, # As in `models_at`
+    pattern=None, # What to paint; by default what the last fit's phases wore
+    **kwargs
+):
+    "The same painted images through the eyes of the model at different phases: `.plot()` shows them side by side"
+    return _inside(self, compare_cams, phases, _injected(self, pattern), pattern=pattern, **kwargs)
+
+# %% ../nbs/11_learner.ipynb #d8b60a7a
+@patch
+@delegates(pattern_attention, but='models,dl,progress')
+def attention(self:Learner,
+    *phases, # As in `models_at`
+    pattern=None, # What to paint; by default what the last fit's phases wore
+    **kwargs
+):
+    "How much of its attention the model pays to the pattern at different phases"
+    return _inside(self, pattern_attention, phases, _injected(self, pattern), pattern=pattern, progress=hasattr(self, 'progress'), **kwargs)
+
+# %% ../nbs/11_learner.ipynb #5fc2c2b5
+@patch
+@delegates(plasticity_measures, but='model,dl,loss_func')
+def plasticity(self:Learner,
+    *phases, # As in `models_at`
+    dl=None, # What to look at; by default the clean validation set
+    **kwargs
+)->Measured: # A row for each phase
+    "Dormant units, norms and rank of the model at different phases"
+    def f(models): return {k:plasticity_measures(m, dl or _clean(self), self.loss_func, **kwargs) for k,m in models.items()}
+    return Measured.from_dict(_inside(self, f, phases), orient='index').rename_axis('phase')
+
+# %% ../nbs/11_learner.ipynb #23ea9e53
+@patch
+@delegates(erosion_summary, but='rec')
+def erosion(self:Learner, **kwargs):
+    "Forgetting, half-life and reliance on the pattern, one row a phase"
+    return erosion_summary(self, **kwargs)

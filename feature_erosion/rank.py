@@ -214,11 +214,27 @@ class _Rows:
         self.i += len(x)
     def moments(self): return _moments(self.X)
 
-# %% ../nbs/06_rank.ipynb #71701d92
+# %% ../nbs/06_rank.ipynb #8f721aa5
 class LayerRank(Measured):
     "Ranks by model and layer; settings in `attrs`"
+    def limits(self,
+        column:str='rank' # Which rank
+    )->pd.Series: # 'images', 'features' or ''
+        "What each rank is limited by"
+        return pd.Series([_limit(*v) for v in self[[column,'n','used','features']].values], index=self.index, dtype=object)
 
-# %% ../nbs/06_rank.ipynb #ca41c7df
+# %% ../nbs/06_rank.ipynb #b4cff84e
+@patch
+def result(self:RankMeter,
+    **settings # For `attrs`
+)->LayerRank: # As `layer_rank`
+    "The table, a row for each model and layer"
+    keys = list(self.features)
+    res = LayerRank([self.rows[k] for k in keys], index=pd.MultiIndex.from_tuples(keys, names=['model','layer']))
+    res.attrs.update(n=self.n, max_features=self.max_features, rtol=self.rtol, seed=self.seed, **settings)
+    return res
+
+# %% ../nbs/06_rank.ipynb #9690a532
 def layer_rank(
     models, # A module, a Learner, a list, or a dict by name
     dl, # A fastai or PyTorch `DataLoader`, or a list of batches
@@ -233,20 +249,17 @@ def layer_rank(
     "Ranks of the features of each layer, in eval mode"
     meter = RankMeter(rtol, max_features, seed)
     info = visit(models, dl, meter, layers, n, max_memory, seed, progress)
-    keys = [(m,l) for m,ls in info.layers.items() for l in ls]
-    res = LayerRank([meter.rows[k] for k in keys], index=pd.MultiIndex.from_tuples(keys, names=['model','layer']))
-    res.attrs.update(measure='rank', n=info.n, max_features=max_features, rtol=rtol, seed=seed, bs=info.bs, passes=info.passes)
-    return res
+    return meter.result(bs=info.bs, passes=info.passes)
 
 # %% ../nbs/06_rank.ipynb #ca648e5f
 _columns = dict(zip(['rank','rank_1e-2','rank_1e-3','effective','stable','srank','rankme'],
                     ['numerical rank','numerical rank (tolerance .01)','numerical rank (tolerance .001)','effective rank','stable rank','srank','RankMe']))
 _ceilings = dict(images=('^','no more than the images allow'), features=('s','no more than the sampled features allow'))
 
-# %% ../nbs/06_rank.ipynb #92d2d217
+# %% ../nbs/06_rank.ipynb #f0c5623b
 def _ceiling(ax, df, column, x):
     "Hollow markers on values at their ceiling, and the ceiling"
-    why = [_limit(*v) for v in df[[column,'n','used','features']].values]
+    why = df.limits(column)
     for k,(marker,label) in _ceilings.items():
         at = [i for i,w in enumerate(why) if w==k]
         if at: ax.plot([x[l] for l in df.index.get_level_values('layer')[at]], df[column].values[at], marker, ms=11, mfc='none', color='C3', label=label)
