@@ -16,8 +16,9 @@ docs: .venv/ready
 readme: .venv/ready
 	$(PY) nbs/_tools/readme.py
 
-bench:
-	@echo 'make bench is reserved: there are no benchmarks yet'
+bench: .venv/ready
+	$(PY) -m pip install --quiet --editable '.[dev,bench]'
+	$(PY) tests/bench/run.py $(if $(only),only=$(only)) $(if $(repeats),repeats=$(repeats))
 
 clean:
 	rm -rf .venv _docs _proc build dist *.egg-info .pytest_cache

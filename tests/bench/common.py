@@ -1,5 +1,5 @@
 "What the benchmarks share: networks before and after erosion, images, alternating timers, memory of a fresh process."
-import gc, json, os, resource, subprocess, sys, tempfile, time, warnings
+import gc, os, subprocess, sys, tempfile, time, warnings
 from copy import deepcopy
 from pathlib import Path
 warnings.filterwarnings('ignore')
@@ -42,10 +42,13 @@ def networks(iters=60):
 
 def batches(n=2000, bs=128):
     "Normalised test images and labels, in the default memory layout"
-    from feature_erosion.evalsets import subset_dl
-    dl = subset_dl(data(bs).valid, n)
-    x,y = (torch.cat([b[i].as_subclass(torch.Tensor) for b in dl]) for i in (0,1))
-    return [(a.contiguous(),b) for a,b in zip(x.split(bs), y.split(bs))]
+    store = Path(os.environ.get('BENCH_TMP') or tempfile.gettempdir())/f'bench_images_{os.getuid()}_{real}_{n}.pt'
+    if not store.exists():
+        from feature_erosion.evalsets import subset_dl
+        dl = subset_dl(data().valid, n)
+        torch.save([torch.cat([b[i].as_subclass(torch.Tensor) for b in dl]).contiguous() for i in (0,1)], store)
+    x,y = torch.load(store, weights_only=True)
+    return list(zip(x.split(bs), y.split(bs)))
 
 def timed(f):
     gc.collect()
@@ -61,7 +64,16 @@ def alternate(fs, repeats=3):
     return res
 
 def peak_mb(module, name):
-    "Peak resident memory of a fresh process that runs `module.cases()[name]`"
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import {module} as m, resource; m.cases()[{name!r}](); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    "Megabytes by which running `module.cases()[name]` in a fresh process raises its resident memory at most"
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import common, {module} as m; f = m.cases()[{name!r}]; print(common.peak_of(f))"
     out = subprocess.run([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout
-    return int(out.split()[-1])/1024
+    return float(out.split()[-1])
+
+def _status(key): return next(int(l.split()[1])/1024 for l in Path('/proc/self/status').read_text().splitlines() if l.startswith(key))
+
+def peak_of(f):
+    gc.collect()
+    Path('/proc/self/clear_refs').write_text('5')    # forget the peak so far; Linux only
+    start = _status('VmRSS')
+    f()
+    return _status('VmHWM')-start

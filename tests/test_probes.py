@@ -1,0 +1,101 @@
+"Linear probes against scikit-learn's converged logistic regression, on random and nasty features, and layer by layer on a network."
+import numpy as np, pytest, torch
+from hypothesis import given, settings, strategies as st
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+from fastai.vision.all import Learner, SGD, accuracy, set_seed
+from feature_erosion.data import digits_dls
+from feature_erosion.probes import dl_labels, fit_probe, layer_probe, probe_features
+from feature_erosion.representations import Features, visit
+
+def objective(X, y, W, b, C):
+    "What scikit-learn minimises: C times the sum of cross-entropies, and half the squared norm of the weights"
+    Z = X@W.T+b
+    Z = Z-Z.max(1, keepdims=True)
+    return C*(np.log(np.exp(Z).sum(1))-Z[np.arange(len(y)),y]).sum() + (W**2).sum()/2
+
+@st.composite
+def problems(draw):
+    "Samples, labels and C: few or many features, duplicated, constant, rank-deficient"
+    rng,n,d,k = np.random.default_rng(draw(st.integers(0, 2**31))),draw(st.integers(20, 80)),draw(st.integers(1, 40)),draw(st.integers(3, 5))
+    y = np.r_[np.arange(k), rng.integers(0, k, n-k)]
+    X = rng.normal(size=(n, d)) + .7*rng.normal(size=(k, d))[y]
+    if draw(st.booleans()): X = np.c_[X, X[:,:1], np.full(n, 3.)]
+    if draw(st.booleans()): X = X@rng.normal(size=(X.shape[1], 2))@rng.normal(size=(2, X.shape[1]))
+    return X,y,draw(st.sampled_from([.01, 1., 100.]))
+
+@given(problems())
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_optimum_of_scikit_learn(problem):
+    X,y,C = problem
+    ref = LogisticRegression(C=C, solver='newton-cg', tol=1e-10, max_iter=10_000).fit(X, y)
+    p = fit_probe(torch.tensor(X), y, C, tol=1e-8)
+    best,ours = objective(X, y, ref.coef_, ref.intercept_, C),objective(X, y, p.weight.numpy(), p.bias.numpy(), C)
+    assert p.converged and ours <= best*(1+1e-6)
+
+@given(problems(), st.sampled_from([1e-6, 1e-3, 1e6]), st.sampled_from([0, 100.]))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_scale_and_mean_do_not_matter_when_C_is_chosen(problem, scale, mean):
+    X,y,_ = problem
+    X = torch.tensor(X)
+    p,q = fit_probe(X, y),fit_probe(scale*(X+mean), y)
+    assert np.isclose(q.C*scale**2, p.C, rtol=1e-6)
+    assert torch.allclose(p.logits(X).softmax(1), q.logits(scale*(X+mean)).softmax(1), atol=1e-3)
+
+@pytest.fixture(scope='module')
+def digits():
+    set_seed(0)
+    dls = digits_dls()
+    net = nn.Sequential(nn.Conv2d(3,8,3,2), nn.ReLU(), nn.Conv2d(8,16,3,2), nn.ReLU(), nn.Flatten(), nn.Linear(144,32), nn.ReLU(), nn.Linear(32,10))
+    learn = Learner(dls, net, opt_func=SGD, lr=.1, metrics=accuracy)
+    with learn.no_bar(), learn.no_logging(): learn.fit(3)
+    return dls,net
+
+def collect(net, dl, pool):
+    got = {}
+    visit(net, dl, Features(lambda m,l,X: got.update({(m,l):X}), pool=pool), progress=False)
+    return got
+
+@pytest.mark.parametrize('pool', [1, 2, None])
+def test_every_layer_is_as_good_as_scikit_learn(digits, pool):
+    dls,net = digits
+    res = layer_probe(net, dls.train, dls.valid, pool=pool, C=1., progress=False)
+    train,test = collect(net, dls.train, pool),collect(net, dls.valid, pool)
+    y,y_test = dl_labels(dls.train).numpy(),dl_labels(dls.valid).numpy()
+    for k,X in train.items():
+        ref = LogisticRegression(solver='newton-cholesky', tol=1e-8, max_iter=1000).fit(X.double().numpy(), y).score(test[k].double().numpy(), y_test)
+        assert res.loc[k].accuracy >= ref-.005, (k, ref)
+    assert res.converged.all() and res.attrs['n']==len(y) and res.attrs['n_test']==len(y_test)
+
+def test_C_is_chosen_without_the_test_set(digits):
+    dls,net = digits
+    X,y = collect(net, dls.train, 1),dl_labels(dls.train)
+    one = probe_features(X, y, collect(net, dls.valid, 1), dl_labels(dls.valid), progress=False)
+    noise = probe_features(X, y, {k:torch.randn_like(v) for k,v in collect(net, dls.valid, 1).items()}, dl_labels(dls.valid), progress=False)
+    assert (one.C==noise.C).all() and (one.accuracy>.5).any() and (noise.accuracy<.3).all()
+
+def test_shuffled_labels_are_at_chance(digits):
+    dls,net = digits
+    shuffled = lambda y: y[torch.randperm(len(y), generator=torch.Generator().manual_seed(0))]
+    assert (layer_probe(net, dls.train, dls.valid, labels=shuffled, progress=False).accuracy<.2).all()
+
+def test_other_labels_than_the_network_knows(digits):
+    "Odd or even, two classes"
+    dls,net = digits
+    res = layer_probe(net, dls.train, dls.valid, labels=lambda y: y%2, progress=False)
+    assert res.attrs['classes']==2 and res.accuracy.iloc[-1]>.85
+
+def test_batch_size_seed_and_state_do_not_matter(digits):
+    dls,net = digits
+    rng,before = torch.get_rng_state(),{k:v.clone() for k,v in net.state_dict().items()}
+    a,b = (layer_probe(net, dls.train.new(bs=bs), dls.valid.new(bs=bs), n=400, progress=False) for bs in (37, 256))
+    assert (a.accuracy-b.accuracy).abs().max()<=1/360 and (a.C/b.C-1).abs().max()<1e-3
+    assert all(torch.equal(v, before[k]) for k,v in net.state_dict().items())
+    same = layer_probe(net, dls.train, dls.valid, n=400, progress=False)
+    assert same.equals(layer_probe(net, dls.train, dls.valid, n=400, progress=False))
+    torch.set_rng_state(rng)
+
+def test_errors_name_the_layer(digits):
+    dls,net = digits
+    X = {('net','a'):torch.full((20,3), float('nan'))}
+    with pytest.raises(ValueError, match="layer 'a' of 'net'"): probe_features(X, torch.arange(20)%2, X, torch.arange(20)%2, progress=False)
