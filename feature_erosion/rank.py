@@ -15,15 +15,15 @@ from fastcore.all import *
 from fastai.vision.all import plt
 from .representations import *
 
-# %% ../nbs/06_rank.ipynb #fb3ff7d4
-def _add_square(S, a, step=512):
+# %% ../nbs/06_rank.ipynb #85ae9b0e
+def _add_square(S, a, step=250):
     "`S += a@a.T`, on and below the diagonal"
     for i in range(0, len(a), step): S[i:i+step, :i+step].addmm_(a[i:i+step], a[:i+step].T)
 
-# %% ../nbs/06_rank.ipynb #0a34f6a5
+# %% ../nbs/06_rank.ipynb #1c83f140
 def _gram(x, step=1024):
     "Products of centred images, and a function that undoes the centring"
-    n,S,v,m2 = len(x),*(x.new_zeros(s, dtype=torch.float64) for s in [(len(x),len(x)),len(x),()])
+    S,v,m2 = (x.new_zeros(s, dtype=torch.float64) for s in [(len(x),len(x)),len(x),()])
     for b in x.split(step, 1):
         b,shift = b-b[0].double(),b[0].double()
         b -= (m := b.mean(0))
@@ -234,12 +234,12 @@ def result(self:RankMeter,
     res.attrs.update(n=self.n, max_features=self.max_features, rtol=self.rtol, seed=self.seed, **settings)
     return res
 
-# %% ../nbs/06_rank.ipynb #9690a532
+# %% ../nbs/06_rank.ipynb #5493a8b8
 def layer_rank(
     models, # A module, a Learner, a list, or a dict by name
     dl, # A fastai or PyTorch `DataLoader`, or a list of batches
     layers=None, # As in `find_layers`
-    n:int|None=None, # How many images; `None` for all
+    n:int|None=None, # How many images; `None` for all. Time grows with the cube of the smaller of images and features: 2,000 are quick
     max_features:int|None=8000, # Look at so many features of a layer, chosen at random but fixed (the Tunnel Effect's number); `None` for all
     rtol:float|None=None, # As in `numerical_rank`, for the column `rank`
     seed:int=0, # Which images and features
@@ -251,10 +251,10 @@ def layer_rank(
     info = visit(models, dl, meter, layers, n, max_memory, seed, progress)
     return meter.result(bs=info.bs, passes=info.passes)
 
-# %% ../nbs/06_rank.ipynb #ca648e5f
+# %% ../nbs/06_rank.ipynb #af52e6fe
 _columns = dict(zip(['rank','rank_1e-2','rank_1e-3','effective','stable','srank','rankme'],
                     ['numerical rank','numerical rank (tolerance .01)','numerical rank (tolerance .001)','effective rank','stable rank','srank','RankMe']))
-_ceilings = dict(images=('^','no more than the images allow'), features=('s','no more than the sampled features allow'))
+_ceilings = dict(images=('^','too few images'), features=('s','too few features sampled'))
 
 # %% ../nbs/06_rank.ipynb #f0c5623b
 def _ceiling(ax, df, column, x):
@@ -267,7 +267,7 @@ def _ceiling(ax, df, column, x):
         top = df[['n','used']].sub([1,0]).min(axis=1).groupby('layer', sort=False).max()
         ax.step([x[l] for l in top.index], top, where='mid', ls='--', lw=1, color='C3', alpha=.7)
 
-# %% ../nbs/06_rank.ipynb #9217e6c8
+# %% ../nbs/06_rank.ipynb #dd4c9087
 @patch
 def plot(self:LayerRank,
     column:str='rank', # Which rank
@@ -277,13 +277,14 @@ def plot(self:LayerRank,
     if column not in _columns: raise ValueError(f"column={column!r}: must be one of {', '.join(_columns)}")
     df = self if 'model' in self.index.names else pd.concat({'':self}, names=['model'])
     x = {l:i for i,l in enumerate(df.index.get_level_values('layer').unique())}
-    ax = ax or plt.subplots(figsize=(max(5, 2+.3*len(x)),3.5), layout='constrained')[1]
+    ax = ax or plt.subplots(figsize=(max(7, 3+.3*len(x)),3.5), layout='constrained')[1]
     for i,(m,d) in enumerate(df.groupby('model', sort=False)):
         ax.plot([x[l] for l in d.index.get_level_values('layer')], d[column], color=f'C{i}', marker='xosdv'[i%5], lw=1, label=m or None)
     _ceiling(ax, df, column, x)
     ax.set_xticks(range(len(x)), x, rotation=90 if max(map(len, x))>2 else 0)
+    ax.margins(y=.1)
     ax.set_ylim(bottom=0)
     ax.set_xlabel('layer')
     ax.set_ylabel(_columns[column])
-    ax.legend(loc='center left', bbox_to_anchor=(1.01,.5))
+    if ax.get_legend_handles_labels()[0]: ax.legend(loc='center left', bbox_to_anchor=(1.01,.5))
     return ax

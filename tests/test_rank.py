@@ -1,11 +1,12 @@
 "Ranks against scipy's decomposition, on data whose rank is known by construction, and layer by layer against a plain forward pass."
-import numpy as np, pandas as pd, pytest, scipy.linalg, torch
+import numpy as np, pytest, scipy.linalg, torch
 from copy import deepcopy
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from fastai.vision.all import plt
-from feature_erosion.representations import visit
+from feature_erosion import rank
 from feature_erosion.rank import *
+from feature_erosion.representations import pick_features
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 sizes,seeds = st.integers(2, 60),st.integers(0, 10**6)
@@ -34,6 +35,7 @@ def test_spectrum_is_that_of_a_decomposition(n, d, scale, mean, center, dtype, s
     s,e = spectrum(x, center),exact(x, center)
     assert s.dtype==torch.float64 and s.shape==(min(n, d),)
     np.testing.assert_allclose(s, e, rtol=1e-6, atol=1.1e-7*e[0])
+    if center: np.testing.assert_allclose(s[e>.01*e[0]], e[e>.01*e[0]], rtol=2e-9)     # far better than `float32`
 
 @quick
 @given(sizes, sizes, st.integers(1, 12), scales, st.sampled_from([0.,100.]), seeds)
@@ -141,10 +143,10 @@ def test_constant_features_have_rank_zero(n, d, v, dtype):
 
 # Layer by layer
 
-def fed(x, batch, n=None, **kwargs):
+def fed(x, batch, **kwargs):
     "The row of a `RankMeter` that sees `x` in batches"
     m = RankMeter(**kwargs)
-    m.begin({('net','a'):tuple(x.shape[1:])}, n or len(x))
+    m.begin({('net','a'):tuple(x.shape[1:])}, len(x))
     for b in x.split(batch): m.see('net', 'a', b); m.end_batch()
     m.end_layer('net', 'a')
     assert not m.got
@@ -164,24 +166,20 @@ def test_any_batch_size_and_path(n, d, batch, scale, mean, seed):
     e = exact(x)
     if np.abs(e/e[0]/1e-3-1).min()>1e-3: assert row['rank_1e-3']==int((e>1e-3*e[0]).sum())
     np.testing.assert_allclose([row['effective'],row['stable'],row['rankme']], [effective_rank(x),stable_rank(x),rankme(x)], rtol=1e-5)
-    assert (row['features'],row['used'],row['n'])==(d,d,n)
+    assert (row['features'],row['used'],row['n'])==(d,d,n) and row['srank']==srank(x)
 
-def test_paths_agree(monkeypatch):
-    import feature_erosion.rank as rank
-    x = (randn(150, 60, 0)*torch.arange(1, 61)**-1.+2).reshape(150, 3, 4, 5)
-    rows = {}
-    kinds = {'kept':lambda o,n: rank._Rows(o, n), 'summed':lambda o,n: rank._Cov(o)}
-    made = []
-    for name,small in ('kept',True),('summed',False):
-        monkeypatch.setattr(rank, '_Rows', rank._Rows if small else (lambda o,n: made.append(n) or rank._Cov(o)))
-        rows[name] = fed(x[:100], 32)                  # 100 images of 60 features: kept, unless we interfere
-    assert made==[100]
-    close(rows['kept'], rows['summed'])
-    close(fed(x, 32), fed(x, 7))                       # 150 images: summed
-    gram,cov = rank._gram(x[:60].flatten(1)),rank._Cov(x[0:60].flatten(1)).add(x[:60].flatten(1)).moments()
-    for (S,whole),(T,other) in [(gram,cov)]:           # 60 images of 60 features: both have the same size
-        np.testing.assert_allclose(rank._sigmas(S), rank._sigmas(T), atol=1e-6)
-        np.testing.assert_allclose(rank._sigmas(whole()), rank._sigmas(other()), atol=1e-6)
+@pytest.mark.parametrize('n', [30,60,100])
+def test_kept_and_summed_agree(n):
+    x = randn(n, 60, 0)*torch.arange(1, 61)**-1.+2
+    kept,summed = rank._Rows(x, n),rank._Cov(x)
+    for m in kept,summed:
+        for b in x.split(32): m.add(b)
+    (S,whole),(T,other) = kept.moments(),summed.moments()
+    assert len(S)==min(n, 60) and len(T)==60             # Gram matrix or covariance against covariance
+    for a,b in (S,T),(whole(),other()):
+        a,b = rank._sigmas(a),rank._sigmas(b)
+        np.testing.assert_allclose(a, b[:len(a)], rtol=1e-6, atol=1.1e-7*b[0])
+        assert not b[len(a):].any()
 
 def test_bytes_are_what_is_kept():
     for n,d in (10,30),(60,30),(61,30),(1000,30):
@@ -234,6 +232,16 @@ def test_passes_and_batch_sizes():
     many = layer_rank(net, data(40, 7), layers, max_memory=4e-5, progress=False)
     assert one.attrs['passes']==1<many.attrs['passes'] and one[counts].equals(many[counts]) and one['limit'].equals(many['limit'])
     np.testing.assert_allclose(one[['effective','stable','rankme']], many[['effective','stable','rankme']], rtol=1e-3)
+
+def test_sampled_features_set_the_tolerance():
+    x,idx = torch.zeros(100, 2000),pick_features(2000, 20, 3)
+    x[:,idx] = known(100, 20, 20, 0).float()
+    row = fed(x, 9, max_features=20, seed=3)
+    assert (row['used'],row['features'],row['rank'])==(20,2000,int((10**(-4*np.arange(20)/19)>(20*2**-23)**.5).sum()))==(20,2000,numerical_rank(x[:,idx]))
+
+@pytest.mark.parametrize('rank_,n,used,features,why', [(95,101,200,200,'images'), (94,101,200,200,''), (95,300,100,200,'features'), (94,300,100,200,''), (100,300,100,100,''), (99,300,100,100,''),
+                                                       (99,101,100,100,'images'), (100,101,100,100,''), (19,20,25,40,'images'), (0,2,5,5,''), (1,2,5,5,'images')])
+def test_limit(rank_, n, used, features, why): assert rank._limit(rank_, n, used, features)==why
 
 def test_ceilings_are_marked():
     full = lambda n,**kw: layer_rank(nn.Identity(), [(randn(n, 40, 0), torch.zeros(n))], 'leaf', progress=False, **kw).iloc[0]
