@@ -9,23 +9,27 @@ __all__ = ['spectrum', 'tunnel_rtol', 'numerical_rank', 'effective_rank', 'stabl
            'LayerRank', 'layer_rank']
 
 # %% ../nbs/06_rank.ipynb #d770837b
-import numpy as np, pandas as pd, torch
+import pandas as pd, torch
 from math import prod
 from fastcore.all import *
 from fastai.vision.all import plt
 from .representations import *
 
 # %% ../nbs/06_rank.ipynb #85ae9b0e
-def _add_square(S, a, step=250):
-    "`S += a@a.T`, on and below the diagonal"
-    for i in range(0, len(a), step): S[i:i+step, :i+step].addmm_(a[i:i+step], a[:i+step].T)
+def _add_square(S, a):
+    "`S += a@a.T`, on and below the diagonal: half the work"
+    h = len(a)//2
+    if h<64: return S.addmm_(a, a.T)
+    S[h:,:h].addmm_(a[h:], a[:h].T)
+    _add_square(S[:h,:h], a[:h])
+    _add_square(S[h:,h:], a[h:])
 
 # %% ../nbs/06_rank.ipynb #1c83f140
 def _gram(x, step=1024):
     "Products of centred images, and a function that undoes the centring"
     S,v,m2 = (x.new_zeros(s, dtype=torch.float64) for s in [(len(x),len(x)),len(x),()])
     for b in x.split(step, 1):
-        b,shift = b-b[0].double(),b[0].double()
+        b = b-(shift := b[0].double())
         b -= (m := b.mean(0))
         _add_square(S, b)
         m += shift
@@ -36,7 +40,7 @@ def _gram(x, step=1024):
 # %% ../nbs/06_rank.ipynb #93f3bb27
 class _Cov:
     "Products of centred features, batch by batch"
-    def __init__(self, x): self.n,self.shift,self.mean,self.S = 0,x[0].double(),0.,x.new_zeros(x.shape[1], x.shape[1], dtype=torch.float64)
+    def __init__(self, x): self.n,self.shift,self.mean,self.S = 0,x[0].to(torch.float64, copy=True),0.,x.new_zeros(x.shape[1], x.shape[1], dtype=torch.float64)
 
     def add(self, x):
         x,n,k = x-self.shift,self.n,len(x)
@@ -59,13 +63,13 @@ def _moments(x, step=1024):
     return cov.moments()
 
 # %% ../nbs/06_rank.ipynb #7c0771c6
-floor = 1e-7   # relative to the largest singular value: below it `float64` squares are noise
+_floor = 1e-7   # relative to the largest singular value: below it `float64` squares are noise
 
 def _sigmas(S, what='x'):
     "Singular values from the lower triangle of a matrix of products"
     if not S.isfinite().all(): raise ValueError(f"{what}: has NaN or infinite values; look for a diverged network, or drop these samples")
     ev = torch.linalg.eigvalsh(S).flip(0)
-    return ev.where(ev>ev[0]*floor**2, 0).sqrt()
+    return ev.where(ev>ev[0]*_floor**2, 0).sqrt()
 
 # %% ../nbs/06_rank.ipynb #a926a591
 def _matrix(x):
@@ -92,7 +96,7 @@ def tunnel_rtol(
     return (d*torch.finfo(torch.float32).eps)**.5
 
 # %% ../nbs/06_rank.ipynb #304ee746
-def _check_rtol(rtol, low=floor):
+def _check_rtol(rtol, low=_floor):
     if not low<=rtol<1: raise ValueError(f"rtol={rtol!r}: must be in {low:g}…1, a share of the largest singular value of the features; for one of the covariance give its square root")
     return rtol
 
@@ -113,7 +117,7 @@ def numerical_rank(
     x = torch.as_tensor(x)
     if rtol is None and x.ndim==1: raise ValueError("rtol=None: a spectrum does not tell the number of features; give `tunnel_rtol(features)`, or a share like 1e-3")
     s = _values(x, True)
-    rtol = _check_rtol(tunnel_rtol(x.shape[1]) if rtol is None else rtol, 0 if x.ndim==1 else floor)
+    rtol = _check_rtol(tunnel_rtol(x.shape[1]) if rtol is None else rtol, 0 if x.ndim==1 else _floor)
     return int((s>rtol*s[0]).sum())
 
 # %% ../nbs/06_rank.ipynb #fe52faec

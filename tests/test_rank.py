@@ -147,7 +147,10 @@ def fed(x, batch, **kwargs):
     "The row of a `RankMeter` that sees `x` in batches"
     m = RankMeter(**kwargs)
     m.begin({('net','a'):tuple(x.shape[1:])}, len(x))
-    for b in x.split(batch): m.see('net', 'a', b); m.end_batch()
+    for b in x.split(batch):
+        m.see('net', 'a', b := b.clone())
+        m.end_batch()
+        b.fill_(float('nan'))                           # what happens to activations afterwards
     m.end_layer('net', 'a')
     assert not m.got
     return m.rows['net','a']
@@ -163,6 +166,7 @@ def test_any_batch_size_and_path(n, d, batch, scale, mean, seed):
     x = (randn(n, d, seed)*torch.arange(1, d+1)**-1.5+mean)*scale
     row = fed(x, batch)
     close(row, fed(x, n))
+    close(row, fed(x.double(), batch))
     e = exact(x)
     if np.abs(e/e[0]/1e-3-1).min()>1e-3: assert row['rank_1e-3']==int((e>1e-3*e[0]).sum())
     np.testing.assert_allclose([row['effective'],row['stable'],row['rankme']], [effective_rank(x),stable_rank(x),rankme(x)], rtol=1e-5)
