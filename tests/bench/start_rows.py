@@ -1,0 +1,14 @@
+"Start-up: fresh Python processes."
+import subprocess, sys, time
+from pathlib import Path
+from common import alternate
+
+def run(*args): subprocess.run([sys.executable, '-W', 'ignore', *args], check=True, stdout=subprocess.DEVNULL)
+
+def rows(repeats=3):
+    cli = Path(sys.executable).with_name('feature_erosion')
+    fs = {'ours': lambda: run('-c', 'import feature_erosion.all'), 'fastai': lambda: run('-c', 'import fastai.vision.all'), 'help': lambda: run(str(cli), '--help')}
+    for f in fs.values(): f()   # the disk's cache
+    t = alternate(fs, max(repeats, 5))
+    yield dict(name='import feature_erosion.all', peer='import fastai.vision.all', ours_s=t['ours'], peer_s=t['fastai'], target=round(1/1.1, 2), check='at most 10% more')
+    yield dict(name='feature_erosion --help', peer='import fastai.vision.all', ours_s=t['help'], peer_s=t['fastai'], target=None, check='wanted: under a second')
