@@ -1,9 +1,9 @@
 "Data on disk: real photographs, CIFAR-100's layout, two processes at once."
-import subprocess, sys, time
+import random, subprocess, sys, time
 import numpy as np, pytest, torch
 from PIL import Image
 from fastai.vision.all import ImageDataLoaders, Normalize, aug_transforms, imagenet_stats
-from feature_erosion.data import cached_images, cifar10_dls, cifar100_dls, image_folder_dls
+from feature_erosion.data import CropFlip, NormalizeRows, cached_images, cifar10_dls, cifar100_dls, digits_dls, image_folder_dls, keep_on
 from feature_erosion.patterns import ColorSquare, class_colors
 
 def write(f, pix):
@@ -84,3 +84,52 @@ def test_cifar10(cifar10):
     assert (len(dls.train_ds), len(dls.valid_ds))==(50_000,10_000)
     f = sorted((cifar10/'test'/'cat').iterdir())[7]
     assert np.array_equal(dls.valid_ds.x[3007], np.array(Image.open(f)))
+
+def on_meta(monkeypatch, free=10**9):
+    "Digits whose images have moved to a device that has shapes but no numbers, as a stand-in for a GPU"
+    monkeypatch.setattr('feature_erosion.data._free', lambda device: None if device.type=='cpu' else free)
+    return digits_dls(n=200, bs=32)
+
+def test_images_move_to_the_gpu_once(monkeypatch):
+    "Where images lie, crop, flip and normalise go on without a tensor of another device; labels and stamps stay, and painted loaders share the images"
+    dls = on_meta(monkeypatch)
+    easy = dls.inject(ColorSquare(4))
+    assert dls.train.device.type=='cpu' or torch.cuda.is_available()
+    easy.train.to('meta')
+    assert dls.train_ds.x.device.type=='meta' and easy.train.dataset.x is dls.train_ds.x and dls.train_ds.y.device.type=='cpu'
+    b = dls.train.dataset[torch.arange(32)]
+    assert b[0].device.type=='meta' and b[1].device.type=='cpu'
+    for flip in True,False: assert CropFlip(2, flip)(b[0], split_idx=0).shape==(32,3,16,16)
+    for f in easy.train.after_batch.fs[:2]: b = f(b, split_idx=0)
+    norm = NormalizeRows(*(torch.ones(1,3,1,1, device='meta'),)*2)(b[0])
+    assert norm.device.type=='meta' and norm.dtype==torch.float32 and norm.is_contiguous(memory_format=torch.channels_last)
+
+def test_images_that_do_not_fit_stay(monkeypatch):
+    "Twice their size must be free; otherwise a warning with both sizes, and training goes on from main memory"
+    dls = on_meta(monkeypatch, free=200*16*16*3*2-1)
+    with pytest.warns(UserWarning, match=r'0\.00 GB of images stay in main memory.*choose a smaller `n` or `size`'): dls.train.to('meta')
+    assert dls.train_ds.x.device.type=='cpu'
+    monkeypatch.setattr('feature_erosion.data._free', lambda device: 200*16*16*3*2)
+    assert keep_on(dls.train_ds, torch.device('meta')) and dls.train_ds.x.device.type=='meta'
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_gpu_batches_equal_cpu_batches():
+    "The validation set comes out the same, pattern and all, from images that lie on the GPU"
+    cpu,gpu = (digits_dls(n=200, bs=32, device=d).inject(ColorSquare(4)) for d in ('cpu','cuda'))
+    assert gpu.train_ds.x.is_cuda and not cpu.train_ds.x.is_cuda
+    for a,b in zip(cpu.valid, gpu.valid):
+        assert b[0].is_cuda and torch.equal(a[1], b[1].cpu()) and torch.allclose(a[0], b[0].cpu(), atol=1e-6)
+    x,y = gpu.train.one_batch()
+    assert x.shape==(32,3,16,16) and x.is_contiguous(memory_format=torch.channels_last)
+    gpu.to('cpu')
+    assert not gpu.train_ds.x.is_cuda
+
+def test_a_batch_does_not_depend_on_the_loop(monkeypatch):
+    "Our loader's own iteration draws the random numbers that fastai's draws: same batches, same state after them"
+    from fastai.data.load import DataLoader
+    def batches(loop):
+        torch.manual_seed(0); random.seed(0)
+        dl = digits_dls(n=200, bs=32).inject(ColorSquare(4), ratio=.5).train
+        return [o for b in loop(dl) for o in b],torch.get_rng_state(),random.getstate()
+    (a,ta,ra),(b,tb,rb) = batches(iter),batches(DataLoader.__iter__)
+    assert len(a)==len(b)==12 and all(torch.equal(x, y) for x,y in zip(a, b)) and torch.equal(ta, tb) and ra==rb
