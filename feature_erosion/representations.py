@@ -36,7 +36,18 @@ def _call_names(model):
         return names[m] if count[m]==1 else f'{names[m]}#{count[m]}'
     return name
 
-# %% ../nbs/05_representations.ipynb #5b3e7d06
+# %% ../nbs/05_representations.ipynb #f56d703c
+@contextmanager
+def _as_written(model):
+    "Compiled code calls no hooks: modules run as they are written, and are compiled again afterwards"
+    compiled = [(m,m._compiled_call_impl) for m in model.modules() if m._compiled_call_impl is not None]
+    try:
+        for m,_ in compiled: m._compiled_call_impl = None
+        yield
+    finally:
+        for m,f in compiled: m._compiled_call_impl = f
+
+# %% ../nbs/05_representations.ipynb #73dd1d89
 @contextmanager
 def watching(
     model:nn.Module, # Any module
@@ -50,11 +61,12 @@ def watching(
         if x is not None and (layers is None or n in layers): see(n, m, x)
     mods = [m for n,m in model.named_modules() if want is None or (n or type(m).__name__) in want]
     handles = []
-    try:
-        for m in mods: handles.append(m.register_forward_hook(hook))
-        yield
-    finally:
-        for h in handles: h.remove()
+    with _as_written(model):
+        try:
+            for m in mods: handles.append(m.register_forward_hook(hook))
+            yield
+        finally:
+            for h in handles: h.remove()
 
 # %% ../nbs/05_representations.ipynb #5f72d904
 layer_kinds = dict(
