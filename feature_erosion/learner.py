@@ -99,7 +99,7 @@ class _LateLoss(AvgSmoothLoss):
         loss = to_detach(learn.loss.mean(), cpu=False)
         self.val = torch.lerp(loss, self.val.to(loss), self.beta)
 
-# %% ../nbs/11_learner.ipynb #f55e3df3
+# %% ../nbs/11_learner.ipynb #f93b66da
 class FewSyncs(TidyCallback):
     "Fetch the smooth training loss from the GPU once in a while instead of after each batch; on a CPU it does nothing"
     order,run_valid = Recorder.order+1,False   # right after it, before the progress bar
@@ -111,7 +111,7 @@ class FewSyncs(TidyCallback):
         self.tidy()
         self.pace,self.fetched = _pace(self.every, self.learn),0
         self.run = self.pace>1 and hasattr(self, 'recorder')
-        if self.run: self.fast,self.recorder.smooth_loss = self.recorder.smooth_loss,_LateLoss(self.recorder.smooth_loss.beta)
+        if self.run: self.fast = self._swap(_LateLoss(self.recorder.smooth_loss.beta))
 
     def after_batch(self):
         if self.recorder.smooth_loss.count%self.pace==1: self.shown = self.learn.smooth_loss.cpu()
@@ -124,12 +124,17 @@ class FewSyncs(TidyCallback):
         if late: self.learn.smooth_loss = self.shown = self.recorder.losses[-1]
         self.fetched = len(self.recorder.losses)
 
+    def _swap(self, new):
+        old = self.recorder.smooth_loss
+        vars(self.recorder)['smooth_loss'] = new   # the Recorder warns of its own name: the Learner has a `smooth_loss` too
+        return old
+
     def after_train(self): self.fetch()
     def after_fit(self): self.tidy()
     def tidy(self):
         if not hasattr(self, 'fast'): return
         self.fetch()
-        late,self.recorder.smooth_loss = self.recorder.smooth_loss,self.fast
+        late = self._swap(self.fast)
         self.fast.count,self.fast.val = late.count,late.val.cpu()
         del self.fast
 

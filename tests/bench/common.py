@@ -1,5 +1,6 @@
 "What the benchmarks share: networks before and after erosion, images, alternating timers, memory of a fresh process."
-import gc, os, subprocess, sys, tempfile, time, warnings
+import gc, io, os, subprocess, sys, tempfile, time, warnings
+from contextlib import redirect_stdout
 from copy import deepcopy
 from pathlib import Path
 warnings.filterwarnings('ignore')
@@ -49,6 +50,12 @@ def batches(n=2000, bs=128):
         torch.save([torch.cat([b[i].as_subclass(torch.Tensor) for b in dl]).contiguous() for i in (0,1)], store)
     x,y = torch.load(store, weights_only=True)
     return list(zip(x.split(bs), y.split(bs)))
+
+def quiet(f):
+    "With everything a user has, the progress bar too, but nothing on the screen"
+    def g():
+        with redirect_stdout(io.StringIO()): f()
+    return g
 
 def timed(f):
     gc.collect()

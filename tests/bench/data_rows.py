@@ -21,7 +21,7 @@ class Cifar10Style(Dataset):
 def masked_crop(x, pad):
     "Crops by masks, one shift at a time"
     b,_,h,w = x.shape
-    top,left = torch.randint(2*pad+1, (2,b))
+    top,left = torch.randint(2*pad+1, (2,b), device=x.device)
     x,rows,out = F.pad(x, (pad,)*4),x.new_empty(b, x.shape[1], h, w+2*pad),torch.empty_like(x)
     for s in range(2*pad+1): rows[top==s] = x[top==s,:,s:s+h]
     for s in range(2*pad+1): out[left==s] = rows[left==s,:,:,s:s+w]
@@ -52,14 +52,13 @@ def files(folder, x, y):
         Image.fromarray(a).save(f, quality=95)
     return folder
 
-def fastai_dls(folder, workers=None):
-    kw = {} if workers is None else dict(num_workers=workers)
-    return ImageDataLoaders.from_folder(folder, valid_pct=bs/n, seed=0, bs=bs, item_tfms=[CropPad(40, pad_mode=PadMode.Zeros), RandomCrop(32)],
-                                        batch_tfms=[Flip(), Normalize.from_stats(*paper_stats, cuda=False)], **kw)
+def fastai_dls(folder, valid_pct=bs/n):
+    return ImageDataLoaders.from_folder(folder, valid_pct=valid_pct, seed=0, bs=bs, item_tfms=[CropPad(40, pad_mode=PadMode.Zeros), RandomCrop(32)],
+                                        batch_tfms=[Flip(), Normalize.from_stats(*paper_stats, cuda=False)])
 
 def run(dl): return sum(len(b[0]) for b in dl)
 
-def images(): return (ds := data(bs).train.dataset.subset(n)).x.contiguous(),ds.y
+def images(n=n): return (ds := data(bs).train.dataset.subset(n)).x.contiguous(),ds.y
 
 def rows(repeats=3):
     x,y = images()

@@ -13,9 +13,11 @@ def machine():
     return dict(cpu=cpu(), cores=os.cpu_count(), threads=torch.get_num_threads(), python=platform.python_version(), torch=torch.__version__, fastai=fastai.__version__,
                 sklearn=sklearn.__version__, device=torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU')
 
-def spread(s): return f'{st.median(s):.2f} ({min(s):.2f}–{max(s):.2f})'
+def sec(s): return f'{s:.3g}' if s<10 else f'{s:.1f}'
+def spread(s): return f'{sec(st.median(s))} ({sec(min(s))}–{sec(max(s))})'
 
 def line(r):
+    if r.get('skipped'): return f"| {r['name']} | skipped: {r['skipped']} | {r['peer']} | | | | | | |"
     ratio = st.median(r['peer_s'])/st.median(r['ours_s'])
     mb = f"{r['ours_mb']:+.0f} / {r['peer_mb']:+.0f}" if r.get('peer_mb') is not None else f"{r['ours_mb']:+.0f} / –" if r.get('ours_mb') is not None else ''
     goal = '' if r.get('target') is None else f"≥ {r['target']:g} {'✓' if ratio>=r['target'] else '✗'}"
@@ -24,23 +26,40 @@ def line(r):
 head = '''| what | seconds, median (min–max) | peer | seconds | n | peer ÷ ours | target | MB more, ours / peer | check |
 |---|---|---|---|---|---|---|---|---|'''
 
+def about(m): return f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, torch {m['torch']}, fastai {m['fastai']}, scikit-learn {m['sklearn']}, Python {m['python']}; {m['device']}"
+
+def modules(only):
+    "Names of what to run"
+    all_ = [*sorted(o.stem for o in here.glob('*_rows.py')), 'growth']
+    names = [o for o in all_ if o.startswith(only)]
+    if not names: sys.exit(f"only={only!r}: must begin one of {', '.join(all_)}")
+    return names
+
+def measure(names, repeats):
+    "Rows of the modules, printed as they come, and how cost grows if that is wanted"
+    rows = []
+    print(head)
+    for n in names:
+        if n=='growth': continue
+        for r in importlib.import_module(n).rows(repeats):
+            rows.append(dict(module=n, **r))
+            print(line(r), flush=True)
+    growth = importlib.import_module('growth').points() if 'growth' in names else None
+    if growth: print(importlib.import_module('growth').table(growth))
+    return rows,growth
+
 def main(only='', repeats='3'):
-    start,names = time.time(),[o.stem for o in sorted(here.glob('*_rows.py')) if o.stem.startswith(only)]
-    if not names: sys.exit(f"only={only!r}: must begin one of {', '.join(o.stem for o in sorted(here.glob('*_rows.py')))}")
-    store,rows = here/'results.json',[]
-    old = json.loads(store.read_text())['rows'] if store.exists() and only else []
+    start,names,store = time.time(),modules(only),here/'results.json'
+    old = json.loads(store.read_text()) if store.exists() and only else {}
     with tempfile.TemporaryDirectory() as tmp:
         os.environ['BENCH_TMP'] = tmp
-        print(head)
-        for n in names:
-            for r in importlib.import_module(n).rows(int(repeats)):
-                rows.append(dict(module=n, **r))
-                print(line(r), flush=True)
-    rows = sorted([o for o in old if o['module'] not in names]+rows, key=lambda r: r['module'])
-    m = machine()
-    about = f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, torch {m['torch']}, fastai {m['fastai']}, scikit-learn {m['sklearn']}, Python {m['python']}"
-    store.write_text(json.dumps(dict(machine=m, rows=rows), indent=1)+'\n')
-    (here/'results.md').write_text(f'# Benchmarks\n\n`make bench` on {about}.\n\n{head}\n'+'\n'.join(map(line, rows))+'\n')
-    print(f'{time.time()-start:.0f} s, {about}')
+        rows,growth = measure(names, int(repeats))
+    rows = sorted([o for o in old.get('rows', []) if o['module'] not in names]+rows, key=lambda r: r['module'])
+    res = dict(machine=machine(), seconds=round(time.time()-start), rows=rows, growth=growth or old.get('growth', []))
+    store.write_text(json.dumps(res, indent=1)+'\n')
+    text = f"# Benchmarks\n\n`make bench` on {about(res['machine'])}.\n\n{head}\n"+'\n'.join(map(line, rows))+'\n'
+    if res['growth']: text += f"\n## How cost grows\n\n{importlib.import_module('growth').table(res['growth'])}\n"
+    (here/'results.md').write_text(text)
+    print(f"{res['seconds']} s, {about(res['machine'])}")
 
 if __name__=='__main__': main(**dict(o.split('=', 1) for o in sys.argv[1:]))

@@ -1,0 +1,139 @@
+"What training costs besides arithmetic: no waiting for the device, the same numbers as before, and the benchmark's own parts."
+import subprocess, sys
+from pathlib import Path
+import pytest, torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from fastai.vision.all import Callback, OptimWrapper, SaveModelCallback, set_seed
+from feature_erosion.data import digits_dls
+from feature_erosion.learner import FewSyncs, StopOnNaN, erosion_learner
+from feature_erosion.patterns import ColorSquare
+from feature_erosion.phases import Phase
+from feature_erosion.representations import watching
+
+bench = Path(__file__).parent/'bench'
+
+def net(): return nn.Sequential(nn.Flatten(), nn.Linear(768,32), nn.ReLU(), nn.Linear(32,10))
+
+@pytest.fixture
+def dls():
+    set_seed(0)
+    return digits_dls(n=640, bs=32)
+
+class Fetches(TorchDispatchMode):
+    "Counts the numbers that Python asks tensors for: on a GPU each one would wait for it, unless the tensor is the one that was fetched for the progress bar"
+    def __init__(self, learn):
+        super().__init__()
+        self.learn,self.n = learn,0
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].data_ptr()!=self.fetched(): self.n += 1
+        return func(*args, **(kwargs or {}))
+
+    def fetched(self): return next((o.shown.data_ptr() for o in self.learn.cbs if hasattr(o, 'shown')), None)
+
+class CountFetches(Callback):
+    "Fetches in each step, from the start of the loader's work on a batch to the end of the callbacks"
+    order,run_valid = 1000,False
+    def before_train(self): self.mode,self.steps,self.last = Fetches(self.learn),[],0; self.mode.__enter__()
+    def after_batch(self): self.steps.append(self.mode.n-self.last); self.last = self.mode.n
+    def after_train(self): self.mode.__exit__(None, None, None)
+
+def fetches(dls, *cbs):
+    count,learn = CountFetches(),erosion_learner(dls, net())
+    assert hasattr(learn, 'progress')
+    learn.fit(1, cbs=[count, *cbs])
+    return count.steps
+
+def test_no_fetch_per_step(dls):
+    "With the progress bar on and squares painted, steps between two looks ask for nothing; fastai's own loop asks in each"
+    easy = dls.inject(ColorSquare(4))
+    easy.train.one_batch()
+    steps = fetches(easy, FewSyncs(8), StopOnNaN(8))
+    assert len(steps)==20 and [i for i,o in enumerate(steps) if o]==[7,15], steps   # is the loss finite?
+    assert min(fetches(easy))>0
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_no_sync_per_step_on_a_gpu():
+    "PyTorch itself raises at any synchronisation between the first batch and the end of the epoch"
+    class Strict(Callback):
+        order,run_valid = 1000,False
+        def after_batch(self):
+            if self.train_iter==1: torch.cuda.set_sync_debug_mode('error')
+        def after_cancel_train(self): torch.cuda.set_sync_debug_mode('default')
+    class Relax(Callback):
+        order,run_valid = -1000,False
+        def after_train(self): torch.cuda.set_sync_debug_mode('default')
+    learn = erosion_learner(digits_dls(n=640, bs=32, device='cuda').inject(ColorSquare(4)), net())
+    try: learn.fit_phases(Phase('erode', 1), cbs=[Strict(), Relax()])
+    finally: torch.cuda.set_sync_debug_mode('default')
+    assert len(learn.recorder.losses)==20 and all(o.device.type=='cpu' for o in learn.recorder.losses)
+
+def test_losses_are_complete_whatever_ends_the_fit():
+    "Interrupted in the middle of an epoch, the Recorder has all losses, and its own smooth loss again"
+    class Stop(Callback):
+        def after_batch(self):
+            if self.training and self.train_iter==13: raise KeyboardInterrupt
+    def run(*cbs):
+        set_seed(0)
+        learn = erosion_learner(digits_dls(n=640, bs=32), net())
+        with learn.no_bar(), learn.no_logging(), pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=[*cbs, Stop()])
+        return learn.recorder
+    a,b = run(FewSyncs(50)),run()
+    assert len(a.losses)==len(b.losses) and torch.equal(torch.stack(a.losses), torch.stack(b.losses))
+    assert type(a.smooth_loss) is type(b.smooth_loss) and a.smooth_loss.count==b.smooth_loss.count and a.smooth_loss.value==b.smooth_loss.value
+
+def test_optimiser_is_fastai_like(dls, tmp_path):
+    "Momentum and weight decay under fastai's names, saving and loading with momentum, SaveModel, lr_find, freezing, and a deep copy"
+    learn = erosion_learner(dls, net(), lr=.05, mom=.8, wd=1e-3, path=tmp_path)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_phases([Phase('a', 1, sched='one_cycle'), Phase('b', 1, wd=.01, sched='constant')], cbs=SaveModelCallback(monitor='valid_loss', with_opt=True))
+        assert isinstance(learn.opt, OptimWrapper) and type(learn.opt.opt) is torch.optim.SGD
+        h = learn.opt.hypers[0]
+        assert (h['lr'],h['mom'],h['wd'])==(.05,.8,.01)
+        learn.save('it', with_opt=True)
+        before = [o['momentum_buffer'].clone() for o in learn.opt.opt.state.values()]
+        learn.fit(1)
+        learn.load('it', with_opt=True)
+        assert len(before)==4 and all(torch.equal(a, o['momentum_buffer']) for a,o in zip(before, learn.opt.opt.state.values()))
+        assert learn.lr_find(num_it=12, show_plot=False).valley>0
+    learn.freeze(); learn.unfreeze()
+
+def test_compiled_models_can_be_watched(dls):
+    "Hooks see layers of a compiled model, copies are not compiled, and afterwards it is compiled again"
+    learn = erosion_learner(dls, net())
+    runs,seen = [],[]
+    def backend(graph, inputs): runs.append(1); return graph.forward
+    learn.model.compile(backend=backend)
+    x = dls.valid.one_batch()[0][:4].as_subclass(torch.Tensor)
+    want = learn.model(x); assert len(runs)==1
+    with watching(learn.model, lambda name,m,o: seen.append(name)): got = learn.model(x)
+    assert torch.equal(got, want) and {'1','2','3'}<=set(seen) and learn.model._compiled_call_impl is not None
+    with pytest.raises(ZeroDivisionError), watching(learn.model, lambda *o: 1/0): learn.model(x)
+    assert learn.model._compiled_call_impl is not None and learn.models_at()['now']._compiled_call_impl is None
+
+def test_gpu_benchmark_on_a_cpu(monkeypatch, dls):
+    "Both sides of the GPU section train, on a narrow network; without a GPU its row says so"
+    monkeypatch.syspath_prepend(str(bench))
+    import gpu_rows, run
+    peer,ours = gpu_rows.bare('resnet20', dls, 32, width=.25),gpu_rows.ours('resnet20', dls, width=.25)
+    peer(); ours()
+    x,y = gpu_rows.ready(dls, torch.float32)
+    plain = dls.train.new(shuffle=False)
+    with dls.train.dataset.set_split_idx(1): want,_ = plain.one_batch()
+    assert torch.allclose(x[:32], want.as_subclass(torch.Tensor), atol=1e-5) and torch.equal(y, dls.train_ds.y)
+    got = list(gpu_rows.on_device(x, y, 32))
+    assert len(got)==20 and sorted(torch.cat([o[1] for o in got]).tolist())==sorted(y.tolist()) and got[0][0].shape==(32,3,16,16)
+    if torch.cuda.is_available(): return
+    row, = gpu_rows.rows()
+    assert row['skipped'] in run.line(row)
+
+def test_growth_slopes(monkeypatch):
+    "A square law has slope 2, whatever its factor"
+    monkeypatch.syspath_prepend(str(bench))
+    import growth
+    assert growth.slope([1,10,100], [3,300,30_000])==pytest.approx(2) and growth.slope([5,50], [7,7])==pytest.approx(0)
+
+def test_help_does_not_import_torch():
+    "The command answers before anything heavy is loaded; no clock needed"
+    out = subprocess.run([sys.executable, '-X', 'importtime', '-m', 'feature_erosion.cli', '--help'], capture_output=True, text=True, check=True)
+    assert 'demo' in out.stdout and not [l for l in out.stderr.splitlines() if l.rsplit('|', 1)[-1].strip() in ('torch','fastai','pandas','numpy','matplotlib')]
