@@ -99,7 +99,7 @@ def test_optimiser_is_fastai_like(dls, tmp_path):
     learn.freeze(); learn.unfreeze()
 
 def test_compiled_models_can_be_watched(dls):
-    "Hooks see layers of a compiled model, copies are not compiled, and afterwards it is compiled again"
+    "Hooks see the layers of a compiled model, and afterwards it is compiled again, also after an error"
     learn = erosion_learner(dls, net())
     runs,seen = [],[]
     def backend(graph, inputs): runs.append(1); return graph.forward
@@ -109,7 +109,7 @@ def test_compiled_models_can_be_watched(dls):
     with watching(learn.model, lambda name,m,o: seen.append(name)): got = learn.model(x)
     assert torch.equal(got, want) and {'1','2','3'}<=set(seen) and learn.model._compiled_call_impl is not None
     with pytest.raises(ZeroDivisionError), watching(learn.model, lambda *o: 1/0): learn.model(x)
-    assert learn.model._compiled_call_impl is not None and learn.models_at()['now']._compiled_call_impl is None
+    assert learn.model._compiled_call_impl is not None
 
 def test_gpu_benchmark_on_a_cpu(monkeypatch, dls):
     "Both sides of the GPU section train, on a narrow network; without a GPU its row says so"

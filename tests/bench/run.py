@@ -9,9 +9,10 @@ def cpu():
     return lines[0].split(':')[1].strip() if lines else platform.machine()
 
 def machine():
-    import torch, sklearn, fastai
+    import torch, sklearn, fastai, common
     return dict(cpu=cpu(), cores=os.cpu_count(), threads=torch.get_num_threads(), python=platform.python_version(), torch=torch.__version__, fastai=fastai.__version__,
-                sklearn=sklearn.__version__, device=torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU')
+                sklearn=sklearn.__version__, device=torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU',
+                data='CIFAR-10, trained ResNet-20' if common.real else 'noise, untrained ResNet-20: CIFAR-10 or FEATURE_EROSION_RESNET20 is missing')
 
 def sec(s): return f'{s:.3g}' if s<10 else f'{s:.1f}'
 def spread(s): return f'{sec(st.median(s))} ({sec(min(s))}–{sec(max(s))})'
@@ -26,7 +27,7 @@ def line(r):
 head = '''| what | seconds, median (min–max) | peer | seconds | n | peer ÷ ours | target | MB more, ours / peer | check |
 |---|---|---|---|---|---|---|---|---|'''
 
-def about(m): return f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, torch {m['torch']}, fastai {m['fastai']}, scikit-learn {m['sklearn']}, Python {m['python']}; {m['device']}"
+def about(m): return f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, torch {m['torch']}, fastai {m['fastai']}, scikit-learn {m['sklearn']}, Python {m['python']}; {m['device']}; {m['data']}"
 
 def modules(only):
     "Names of what to run"
