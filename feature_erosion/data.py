@@ -20,9 +20,9 @@ from fastai.vision.all import (Categorize, CategoryMap, CrossEntropyLossFlat, Da
                                TensorImage, TfmdDL, Transform, URLs, default_device, get_image_files, progress_bar, untar_data)
 from .patterns import *
 
-# %% ../nbs/01_data.ipynb #170a2e53
+# %% ../nbs/01_data.ipynb #b02ac519
 def _rows(x, i):
-    "`x[i]`; for a tensor of integers, not negative, twenty times as fast, and from any device"
+    "`x[i]`; for a tensor of integers, not negative, several times as fast, and from any device"
     if isinstance(i, torch.Tensor) and i.ndim==1 and i.dtype==torch.int64: return x.index_select(0, i.to(x.device, non_blocking=True))
     return x[i]
 
@@ -86,13 +86,14 @@ def subset(self:TensorImages,
 # %% ../nbs/01_data.ipynb #df5b01d8
 def _free(device): return torch.cuda.mem_get_info(device)[0] if device.type=='cuda' else None
 
-# %% ../nbs/01_data.ipynb #eebb9173
+# %% ../nbs/01_data.ipynb #737d3f12
 def keep_on(
-    ds, # `TensorImages`, maybe within a `StampedDataset`
+    ds, # `TensorImages`, maybe within a `StampedDataset`; other datasets stay where they are
     device:torch.device # A GPU, or 'cpu' to fetch them back
 )->bool: # Whether they are there now
     "Move images to a GPU if they fit in half of its free memory; otherwise they stay where they are, with a warning"
-    while not isinstance(ds, TensorImages): ds = ds.ds
+    while not isinstance(ds, TensorImages):
+        if (ds := getattr(ds, 'ds', None)) is None: return False
     if ds.x.device.type==device.type and device.index in (None, ds.x.device.index): return True
     size,free = ds.x.numel(),_free(device)
     if device.type!='cpu' and free is None: return False

@@ -94,7 +94,6 @@ def test_images_move_to_the_gpu_once(monkeypatch):
     "Where images lie, crop, flip and normalise go on without a tensor of another device; labels and stamps stay, and painted loaders share the images"
     dls = on_meta(monkeypatch)
     easy = dls.inject(ColorSquare(4))
-    assert dls.train.device.type=='cpu' or torch.cuda.is_available()
     easy.train.to('meta')
     assert dls.train_ds.x.device.type=='meta' and easy.train.dataset.x is dls.train_ds.x and dls.train_ds.y.device.type=='cpu'
     b = dls.train.dataset[torch.arange(32)]
@@ -111,6 +110,7 @@ def test_images_that_do_not_fit_stay(monkeypatch):
     assert dls.train_ds.x.device.type=='cpu'
     monkeypatch.setattr('feature_erosion.data._free', lambda device: 200*16*16*3*2)
     assert keep_on(dls.train_ds, torch.device('meta')) and dls.train_ds.x.device.type=='meta'
+    assert not keep_on([1,2], torch.device('meta'))   # somebody else's dataset
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_gpu_batches_equal_cpu_batches():

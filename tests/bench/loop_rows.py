@@ -5,6 +5,7 @@ from fastai.data.load import DataLoader
 from fastai.vision.all import Learner, Normalize, SGD, TensorImage, accuracy
 from common import alternate, quiet
 from data_rows import bs, images
+from train_rows import bare
 from feature_erosion.data import CropFlip, NormalizeRows, TensorImages, paper_stats, tensor_dls
 from feature_erosion.learner import erosion_learner
 from feature_erosion.phases import Phase
@@ -15,15 +16,6 @@ class Nothing(torch.nn.Module):
         super().__init__()
         self.w,self.b = torch.nn.Parameter(torch.zeros(3,10)),torch.nn.ParameterList([torch.zeros(10) for _ in range(64)])
     def forward(self, x): return x[:,:,0,0]@self.w+sum(self.b)
-
-def bare(dl):
-    model = Nothing()
-    opt = torch.optim.SGD(model.parameters(), lr=.1, momentum=.9, weight_decay=1e-4)
-    def f():
-        for x,y in dl:
-            F.cross_entropy(model(x.as_subclass(torch.Tensor)), y.as_subclass(torch.Tensor)).backward()
-            opt.step(); opt.zero_grad()
-    return f
 
 def pixels(x, pad=4):
     "Crop and flip with channels first: views of single pixels"
@@ -47,8 +39,8 @@ def rows(repeats=3):
     def times(f, n=200): return lambda: [f() for _ in range(n)]
     n = f'{len(dls.train)} steps of a model that computes nothing'
     for name,f,peer,g in (
-        (f'fit_phases, {n}', quiet(lambda: learn.fit_phases(Phase('a', 1, sched='constant'))), 'a bare loop, our loader', bare(dls.train)),
-        (f'Learner.fit, {n}', quiet(lambda: plain.fit(1)), 'a bare loop, our loader', bare(dls.train)),
+        (f'fit_phases, {n}', quiet(lambda: learn.fit_phases(Phase('a', 1, sched='constant'))), 'a bare loop, our loader', bare(Nothing(), dls.train)),
+        (f'Learner.fit, {n}', quiet(lambda: plain.fit(1)), 'a bare loop, our loader', bare(Nothing(), dls.train)),
         (f"Learner.fit, PyTorch's SGD, {n}", quiet(lambda: plain.fit(1)), "Learner.fit, fastai's SGD", quiet(lambda: other.fit(1))),
         (f'{len(dls.train)} batches by our iteration', lambda: walk(dls.train), "by fastai's", lambda: walk(dls.train, DataLoader.__iter__)),
         ('gathering a batch of 128, 200 times', times(lambda: dls.train.dataset.x.index_select(0, idx)), 'x[idx]', times(lambda: x[idx])),
