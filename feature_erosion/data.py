@@ -6,7 +6,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/data.html.md"""
 
 # %% auto #0
 __all__ = ['paper_stats', 'TensorImages', 'keep_on', 'TensorDL', 'to_uint8', 'CropFlip', 'NormalizeRows', 'tensor_dls',
-           'digits_dls', 'decode_images', 'save_atomic', 'cached_images', 'class_files', 'folder_images',
+           'digits_dls', 'decode_images', 'sync_folder', 'save_atomic', 'cached_images', 'class_files', 'folder_images',
            'choose_classes', 'image_folder_dls', 'cifar10_dls', 'cifar100_dls']
 
 # %% ../nbs/01_data.ipynb #3c61055c
@@ -274,7 +274,17 @@ def _load(f):
     try: return np.load(f, allow_pickle=False)
     except (OSError, ValueError, EOFError): return None
 
-# %% ../nbs/01_data.ipynb #ee07d402
+# %% ../nbs/01_data.ipynb #de4b82af
+def sync_folder(
+    path # Folder
+):
+    "Make names in a folder durable: a crash of the machine does not undo a rename; Windows has no such thing"
+    if os.name=='nt': return
+    fd = os.open(path, os.O_RDONLY)
+    try: os.fsync(fd)
+    finally: os.close(fd)
+
+# %% ../nbs/01_data.ipynb #88dc36b5
 def save_atomic(
     f:Path, # The file to write
     write # Called with an open binary file
@@ -287,8 +297,9 @@ def save_atomic(
             o.flush(); os.fsync(o.fileno())
         os.chmod(tmp, 0o644)
         os.replace(tmp, f)
+        sync_folder(f.parent)
     except BaseException:
-        os.unlink(tmp)
+        Path(tmp).unlink(missing_ok=True)
         raise
 
 # %% ../nbs/01_data.ipynb #dd23d7b2

@@ -102,7 +102,7 @@ def log_iters(
     its = np.rint(10**(np.arange(0, 10*per_decade)/per_decade)).astype(int)
     return [0, *np.unique(its[its<=stop]).tolist()]
 
-# %% ../nbs/04_evalsets.ipynb #ebcf2fb8
+# %% ../nbs/04_evalsets.ipynb #c6451644
 class LoggedCallback(TidyCallback):
     "Values measured before training and after each epoch: columns of the Recorder's table, next to the metrics"
     order,run_valid,columns,table = Recorder.order-5,False,(),'logged'   # right before the Recorder, whose table it fills
@@ -111,7 +111,7 @@ class LoggedCallback(TidyCallback):
 
     def before_fit(self):
         self.tidy()
-        self.run = not hasattr(self.learn, 'lr_finder') and not self.learn.lock.locked()   # validation and prediction hold the lock
+        self.run = trains(self.learn)
         if not self.run: return
         self.last,self.fresh,self.done = SimpleNamespace(),True,None
         self.mine = L(ValueMetric(partial(getattr, self.last, c, None), c) for c in self.columns)
@@ -127,6 +127,10 @@ class LoggedCallback(TidyCallback):
         self.record(self.learn.epoch+1)
 
     def after_fit(self): self.tidy()
+    def state_dict(self): return dict(fresh=self.fresh, done=self.done, last=dict(vars(self.last)))
+    def load_state_dict(self, state):
+        self.fresh,self.done = state['fresh'],state['done']
+        self.last.__dict__.update(state['last'])
     def tidy(self):
         if hasattr(self, 'mine'): self.learn.metrics = L(m for m in self.learn.metrics if m not in self.mine)
 
@@ -143,7 +147,7 @@ def log(self:LoggedCallback,
     row = dict(phase=phase and phase.name, **more, total_iter=self.learn.train_iter, epoch=epoch, **vals)
     if hasattr(self, 'recorder'): fit_log(self.recorder).__dict__.setdefault(self.table, []).append(row)
 
-# %% ../nbs/04_evalsets.ipynb #7bb321ef
+# %% ../nbs/04_evalsets.ipynb #bba98b4f
 class EvalSets(LoggedCallback):
     "Evaluate on named sets, each epoch and at chosen iterations; the training is the same with and without"
     table = 'evals'
@@ -179,6 +183,10 @@ class EvalSets(LoggedCallback):
         self._at(self.learn.epoch+(self.learn.iter+1)/self.learn.n_iter)
 
     def record(self, epoch): self._look(self.whole, epoch, 'epoch')
+    def state_dict(self): return dict(super().state_dict(), iters=getattr(self, 'iters', 0), points=sorted(getattr(self, 'points', ())))
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.iters,self.points = state['iters'],set(state['points'])
 
     __repr__ = basic_repr('columns')
 
