@@ -7,7 +7,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/all.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/18_all.ipynb #9dd063a3
+# %% ../nbs/18_all.ipynb #e3d595ac
 from fastai.vision.all import *
 from .patterns import *
 from .data import *
@@ -21,6 +21,8 @@ from .probes import *
 from .attribution import *
 from .plasticity import *
 from .inside import *
+from .store import *
+from .resume import *
 from .learner import *
 from .experiments import *
 

@@ -7,7 +7,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/learner.html.md"""
 # %% auto #0
 __all__ = ['erosion_learner', 'StopOnNaN', 'FewSyncs']
 
-# %% ../nbs/11_learner.ipynb #dfc1aa4e
+# %% ../nbs/11_learner.ipynb #15c1777a
 import torch
 from copy import deepcopy
 from math import isfinite
@@ -25,6 +25,8 @@ from .probes import layer_probe as _layer_probe
 from .attribution import compare_cams, pattern_attention
 from .inside import Inside, look_inside as _look_inside
 from .plasticity import erosion_summary, plasticity_measures
+from .store import *
+from .resume import *
 
 # %% ../nbs/11_learner.ipynb #fefa98d8
 def _check_fit(model, dls):
@@ -143,17 +145,19 @@ def _painted(learn, phases):
     "The first data that were injected"
     return first(d for d in [*phases.attrgot('dls'), learn.dls] if getattr(d, 'pattern', None))
 
-# %% ../nbs/11_learner.ipynb #0a4d3503
+# %% ../nbs/11_learner.ipynb #baa24131
 @patch
 def fit_phases(self:Learner,
     phases:list, # Of `Phase`
-    cbs=None # More callbacks; with an `EvalSets` among them, or on the Learner, none is added
+    cbs=None, # More callbacks; with an `EvalSets` among them, or on the Learner, none is added
+    run:Run|None=None # A folder to keep it in, from `RunStore.run`: what was stopped goes on, what was finished is loaded
 ):
     "Train through all phases in one fit. If a phase's data were injected with a pattern, clean, pattern and conflict accuracy are logged on the way"
     phases,cbs,nan = L(phases),L(cbs),StopOnNaN()
     self.injected = _painted(self, phases)
     if self.injected and not any(isinstance(o, EvalSets) for o in [*cbs, *self.cbs]): cbs = cbs + EvalSets(pattern_sets(self.injected))
-    self.fit(n_epochs(phases, self.dls), cbs=[PhaseSchedule(phases), nan, FewSyncs(), *cbs])
+    keep = [KeepRun(run)] if run and not any(isinstance(o, KeepRun) for o in [*cbs, *self.cbs]) else []
+    self.fit(n_epochs(phases, self.dls), cbs=[PhaseSchedule(phases), nan, FewSyncs(), *cbs, *keep])
     if nan.error: raise ValueError(nan.error)
 
 # %% ../nbs/11_learner.ipynb #6fe0a02c

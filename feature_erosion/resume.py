@@ -119,9 +119,9 @@ def fit_config(
     return dict(model=dict(name=type(m).__name__, parameters=sum(p.numel() for p in m.parameters()), layers=key_of(repr(m))), opt=describe(opt), lr=describe(learn.lr), wd=learn.wd, wd_bn_bias=learn.wd_bn_bias, train_bn=learn.train_bn,
                 loss=describe(learn.loss_func), data=_data_config(learn.dls), phases=[_phase_config(p) for p in phases], epochs=None if phases else learn.n_epoch, callbacks=_callbacks(learn), evals=_eval_config(learn), processes=max(1, num_distrib()))
 
-# %% ../nbs/10d_resume.ipynb #1179c36a
+# %% ../nbs/10d_resume.ipynb #7cd2b897
 def _eval_config(learn):
-    return [dict(sets={k:_set_config(s.dl) for k,s in o.whole.items()}, at=o.at, n=[o._sizes(s) for s in (o.whole,o.some)], metrics=o.metrics.attrgot('name')) for o in learn.cbs if isinstance(o, EvalSets)]
+    return [dict(sets={k:_set_config(s.dl) for k,s in o.whole.items()}, at=o.at, n=[o._sizes(s) for s in (o.whole,o.some)], metrics=list(o.metrics.attrgot('name'))) for o in learn.cbs if isinstance(o, EvalSets)]
 
 def _set_config(dl):
     tfm = first(o for o in getattr(dl.after_batch, 'fs', []) if isinstance(o, InjectPattern))
@@ -440,7 +440,7 @@ def _open(self:KeepRun):
 def _json(o):
     return json.loads(json.dumps(o))
 
-# %% ../nbs/10d_resume.ipynb #4d57d35f
+# %% ../nbs/10d_resume.ipynb #1a1bfc86
 @patch
 def _claim(self:KeepRun, env, config, keys, seed):
     run = self.folder
@@ -453,13 +453,15 @@ def _claim(self:KeepRun, env, config, keys, seed):
             if diff := differences(info['fit'], config): raise ValueError(f"run {run.name!r} was begun with other settings: {'; '.join(diff[:5])}. Give this one another name, or delete the old one")
             if seed!=info['seed']: raise ValueError(f"run {run.name!r} was begun with other settings: seed: was {info['seed']}, is {seed}. Give this one another name, or delete the old one")
             keys = info['keys']
-        for p in run.path.glob('**/.part-*'): _remove_tmp(p)
+        for p in run.path.rglob('.*'): _remove_left_over(p)
         self._note_environment(env)
         run.update(fit=config, seed=seed, keys=keys, status='running', error=None, sessions=info['sessions']+1)
     return keys
 
-def _remove_tmp(p):
-    shutil.rmtree(p, ignore_errors=True)
+def _remove_left_over(p):
+    "What was being written when a process was killed"
+    if p.name=='.lock': return
+    shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
 
 @patch
 def _note_environment(self:KeepRun, env):
