@@ -7,11 +7,12 @@ Docs: https://feature-erosion.github.io/feature_erosion/all.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/18_all.ipynb #e3d595ac
+# %% ../nbs/18_all.ipynb #3dd87b54
 from fastai.vision.all import *
 from .patterns import *
 from .data import *
 from .models import *
+from .distributed import *
 from .phases import *
 from .evalsets import *
 from .representations import *
@@ -25,5 +26,6 @@ from .store import *
 from .resume import *
 from .learner import *
 from .experiments import *
+from .sweep import *
 
 __all__ = [o for o in globals() if not o.startswith('_')]

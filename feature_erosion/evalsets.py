@@ -8,14 +8,15 @@ Docs: https://feature-erosion.github.io/feature_erosion/evalsets.html.md"""
 __all__ = ['evaluating', 'evaluate', 'subset_dl', 'pattern_sets', 'log_iters', 'LoggedCallback', 'EvalSets', 'precision',
            'shade_phases', 'train_accuracy']
 
-# %% ../nbs/04_evalsets.ipynb #ca224b4e
+# %% ../nbs/04_evalsets.ipynb #6d4ecf52
 from copy import copy, deepcopy
 from contextlib import contextmanager, nullcontext
 import numpy as np, pandas as pd, torch
 from types import SimpleNamespace
 from fastcore.all import *
-from fastai.vision.all import (DataLoader, DataLoaders, MixedPrecision, Recorder, TensorBase, ValueMetric, accuracy, mk_metric, no_random, plt, to_detach, to_device)
+from fastai.vision.all import (DataLoader, DataLoaders, MixedPrecision, Recorder, TensorBase, ValueMetric, accuracy, get_model, mk_metric, no_random, plt, to_detach, to_device)
 from .patterns import *
+from .distributed import *
 from .phases import *
 
 # %% ../nbs/04_evalsets.ipynb #50f71ddd
@@ -199,7 +200,7 @@ class _Set:
         if stamps is None: return
         if ((stamps>=0) & (stamps!=torch.as_tensor(read_labels(dl.dataset.ds)))).any(): self.labels = {'picture':stamps[self.dl.get_idxs()]}
 
-# %% ../nbs/04_evalsets.ipynb #61d5884a
+# %% ../nbs/04_evalsets.ipynb #81bbc0ac
 @patch
 def _column(self:EvalSets, name, key):
     "`clean` and `conflict_picture` for one metric, `clean_accuracy` and so on for more"
@@ -215,8 +216,8 @@ def _sizes(self:EvalSets, sets): return [len(s.dl.get_idxs()) for s in sets.valu
 @patch
 def _look(self:EvalSets, sets, epoch, when):
     with precision(self.learn):
-        vals = {self._column(k, m):v for k,s in sets.items() for m,v in evaluate(self.model, s.dl, self.metrics, s.labels).items()}
-    self.log(vals, epoch, when=when, iter=self.iters, n=min(self._sizes(sets)))
+        vals = {self._column(k, m):v for k,s in sets.items() for m,v in evaluate(get_model(self.model), s.dl, self.metrics, s.labels).items()}
+    self.log(agree(vals), epoch, when=when, iter=self.iters, n=min(self._sizes(sets)))
 
 # %% ../nbs/04_evalsets.ipynb #93d98ef0
 def precision(

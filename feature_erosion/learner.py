@@ -7,7 +7,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/learner.html.md"""
 # %% auto #0
 __all__ = ['erosion_learner', 'StopOnNaN', 'FewSyncs']
 
-# %% ../nbs/11_learner.ipynb #15c1777a
+# %% ../nbs/11_learner.ipynb #fa7cf499
 import torch
 from copy import deepcopy
 from math import isfinite
@@ -16,6 +16,7 @@ from fastai.vision.all import (AvgSmoothLoss, Callback, CancelFitException, Data
                                no_random, to_detach, to_device)
 from .patterns import *
 from .models import *
+from .distributed import *
 from .phases import *
 from .evalsets import *
 from .representations import *
@@ -145,7 +146,7 @@ def _painted(learn, phases):
     "The first data that were injected"
     return first(d for d in [*phases.attrgot('dls'), learn.dls] if getattr(d, 'pattern', None))
 
-# %% ../nbs/11_learner.ipynb #baa24131
+# %% ../nbs/11_learner.ipynb #bbf17620
 @patch
 def fit_phases(self:Learner,
     phases:list, # Of `Phase`
@@ -157,7 +158,7 @@ def fit_phases(self:Learner,
     self.injected = _painted(self, phases)
     if self.injected and not any(isinstance(o, EvalSets) for o in [*cbs, *self.cbs]): cbs = cbs + EvalSets(pattern_sets(self.injected))
     keep = [KeepRun(run)] if run and not any(isinstance(o, KeepRun) for o in [*cbs, *self.cbs]) else []
-    self.fit(n_epochs(phases, self.dls), cbs=[PhaseSchedule(phases), nan, FewSyncs(), *cbs, *keep])
+    with cpu_broadcast(): self.fit(n_epochs(phases, self.dls), cbs=[PhaseSchedule(phases), nan, FewSyncs(), *cbs, *keep])
     if nan.error: raise ValueError(nan.error)
 
 # %% ../nbs/11_learner.ipynb #6fe0a02c

@@ -8,7 +8,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/phases.html.md"""
 __all__ = ['schedules', 'constant', 'multi_step', 'one_cycle', 'Phase', 'CancelPhaseException', 'TidyCallback', 'trains',
            'snapshot', 'fit_log', 'last_fit', 'PhaseSchedule', 'n_epochs']
 
-# %% ../nbs/03_phases.ipynb #676a517d
+# %% ../nbs/03_phases.ipynb #03698087
 import numpy as np, pandas as pd
 from contextlib import contextmanager
 from math import ceil
@@ -17,6 +17,7 @@ from fastcore.all import *
 from fastai.vision.all import (Callback, CancelFitException, CancelTrainException, DataLoaders, Learner, Recorder, TrainEvalCallback, combined_cos,
                                event, get_model, num_distrib)
 from .patterns import n_labels
+from .distributed import *
 
 # %% ../nbs/03_phases.ipynb #f916a781
 def constant(
@@ -244,12 +245,12 @@ def _enter(self:PhaseSchedule, p):
     lrs = [h['lr'] for h in self.opt.hypers]
     self.scheds = p.scheds(lrs[0] if len(lrs)==1 else np.array(lrs))
 
-# %% ../nbs/03_phases.ipynb #07f48d9c
+# %% ../nbs/03_phases.ipynb #56016108
 @patch
 def _over(self:PhaseSchedule, epoch_end=False):
     p = self.learn.phase
     if self.cancelled or self.iters>=(p.iters or float('inf')) or self.epochs>=(p.epochs or float('inf')): return True
-    return epoch_end and p.until is not None and bool(p.until(self.learn))
+    return epoch_end and p.until is not None and agree(bool(p.until(self.learn)))
 
 @patch
 def _cut(self:PhaseSchedule):

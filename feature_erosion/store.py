@@ -6,7 +6,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/store.html.md"""
 
 # %% auto #0
 __all__ = ['run_format', 'save_folder', 'read_about', 'load_folder', 'plain', 'pack', 'unpack', 'describe', 'key_of',
-           'differences', 'environment', 'save_json', 'save_figure', 'Run', 'RunStore']
+           'differences', 'environment', 'save_json', 'load_json', 'save_figure', 'Run', 'RunStore']
 
 # %% ../nbs/10c_store.ipynb #16ec86aa
 import hashlib, inspect, io, json, os, platform, re, shutil, subprocess, tempfile, time, warnings
@@ -209,6 +209,13 @@ def save_json(
 ):
     "Write JSON, whole or not at all"
     save_atomic(Path(f), lambda out: out.write((json.dumps(o, indent=2)+'\n').encode()))
+
+# %% ../nbs/10c_store.ipynb #593df31d
+def load_json(
+    f # File
+):
+    "Read JSON"
+    return json.loads(Path(f).read_text())
 
 # %% ../nbs/10c_store.ipynb #abadd913
 def save_figure(
