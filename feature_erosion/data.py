@@ -7,17 +7,19 @@ Docs: https://feature-erosion.github.io/feature_erosion/data.html.md"""
 # %% auto #0
 __all__ = ['paper_stats', 'TensorImages', 'keep_on', 'TensorDL', 'to_uint8', 'CropFlip', 'NormalizeRows', 'tensor_dls',
            'digits_dls', 'decode_images', 'sync_folder', 'save_atomic', 'cached_images', 'class_files', 'folder_images',
-           'choose_classes', 'image_folder_dls', 'cifar10_dls', 'cifar100_dls']
+           'choose_classes', 'image_folder_dls', 'extract', 'cifar10_dls', 'cifar100_dls']
 
-# %% ../nbs/01_data.ipynb #3c61055c
-import hashlib, os, tempfile, warnings
+# %% ../nbs/01_data.ipynb #178820a9
+import fastai.data, hashlib, os, tarfile, tempfile, warnings
 from contextlib import contextmanager
 import numpy as np, torch, torch.nn.functional as F
 from filelock import FileLock
+from fastdownload import FastDownload
+from fastdownload.core import urldest
 from PIL import Image, ImageOps
 from fastcore.all import *
 from fastai.vision.all import (Categorize, CategoryMap, CrossEntropyLossFlat, DataLoaders, IntToFloatTensor, Normalize, TensorCategory,
-                               TensorImage, TfmdDL, Transform, URLs, default_device, get_image_files, progress_bar, untar_data)
+                               TensorImage, TfmdDL, Transform, URLs, default_device, fastai_cfg, get_image_files, progress_bar)
 from .patterns import *
 
 # %% ../nbs/01_data.ipynb #b02ac519
@@ -143,7 +145,7 @@ class TensorDL(TfmdDL):
         if dataset is not None and not hasattr(dataset, 'x'): dataset = self._test_set(dataset)
         return super().new(dataset, cls, **kwargs)
 
-# %% ../nbs/01_data.ipynb #7197ad95
+# %% ../nbs/01_data.ipynb #1680d23b
 def to_uint8(
     o, # File, PIL image, or array `(height, width[, channels])`
     size:tuple|None=None, # `(width, height)`: scaled and centre-cropped to it if it differs
@@ -152,9 +154,10 @@ def to_uint8(
     "Any image as bytes, lossless unless it must be scaled"
     try:
         im = Image.open(o) if isinstance(o, (str,Path)) else o if isinstance(o, Image.Image) else Image.fromarray(np.asarray(o).squeeze())
+        if im.width*im.height>(most := Image.MAX_IMAGE_PIXELS or float('inf')): raise ValueError(f'{im.width}×{im.height} pixels are more than PIL.Image.MAX_IMAGE_PIXELS={most}')
         im = im.convert('RGB' if channels==3 else 'L')
     except FileNotFoundError: raise
-    except Exception as e: raise ValueError(f"{o if isinstance(o, (str,Path)) else type(o).__name__}: not a readable image ({type(e).__name__}); replace or remove it") from None
+    except Exception as e: raise ValueError(f"{o if isinstance(o, (str,Path)) else type(o).__name__}: not a readable image ({type(e).__name__}{f': {e}' if isinstance(e, ValueError) else ''}); replace or remove it") from None
     if size is not None and im.size!=size: im = ImageOps.fit(im, size, Image.BILINEAR)
     return np.asarray(im).reshape(im.height, im.width, channels)
 
@@ -407,10 +410,38 @@ def image_folder_dls(
     stats = stats and tuple(o[:channels] for o in stats)
     return tensor_dls(train.subset(n, seed), valid.subset(n_valid, seed), bs, ifnone(pad, train.x.shape[1]//8), flip, stats, path, device)
 
-# %% ../nbs/01_data.ipynb #ccec716e
+# %% ../nbs/01_data.ipynb #d7850a95
+def extract(
+    archive, # A tar file
+    dest # Folder to unpack into, made if need be
+)->Path: # `dest`
+    "Unpack an archive that need not be trusted"
+    dest = Path(dest)
+    with tarfile.open(archive) as f:
+        for m in f.getmembers():
+            if not (m.isfile() or m.isdir()): raise ValueError(f"{archive}: {m.name!r} is a link or a device; refused, nothing was unpacked")
+            if os.path.isabs(m.name) or '..' in Path(m.name.replace('\\', '/')).parts: raise ValueError(f"{archive}: {m.name!r} lies outside of the folder; refused, nothing was unpacked")
+        dest.mkdir(parents=True, exist_ok=True)
+        f.extractall(dest, filter='data')
+    return dest
+
+# %% ../nbs/01_data.ipynb #cb938952
 def _untar(url):
-    try: return untar_data(url)
+    "The folder of one of fastai's data sets, downloaded and unpacked if it must be"
+    d = FastDownload(fastai_cfg(), module=fastai.data, base='~/.fastai')
+    name = urldest(url, d.arch_path())
+    try:
+        if (path := d.data_path(arch=name)).exists(): return path
+        return _unpack(d.download(url), path)
     except OSError as e: raise FileNotFoundError(f"could not download {url} ({e}); get it by hand and pass `path`") from None
+
+def _unpack(archive, path):
+    "`archive` holds one folder, which becomes `path`: whole or not at all"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as tmp:
+        tops = list(extract(archive, tmp).iterdir())
+        (tops[0] if len(tops)==1 else Path(tmp)/'.').rename(path)
+    return path
 
 # %% ../nbs/01_data.ipynb #a412611f
 @delegates(image_folder_dls, but='n_classes,size,classes,valid_pct')

@@ -45,6 +45,12 @@ def _set_loader(dl, s):
     if s['rng'] is not None: dl.rng.setstate(s['rng'])
     if s['torch'] is not None: dl.generator.set_state(s['torch'])
 
+# %% ../nbs/10d_resume.ipynb #9af72d65
+def _get_grads(model): return {k:p.grad for k,p in model.named_parameters() if p.grad is not None and p.grad.any()}
+
+def _set_grads(model, grads):
+    for k,p in model.named_parameters(): p.grad = grads[k].to(p) if k in grads else None
+
 # %% ../nbs/10d_resume.ipynb #3e4740f6
 def _settings(o): return [p for p in inspect.signature(type(o).__init__).parameters if p!='self']
 
@@ -89,12 +95,12 @@ def _set_recorder(rec, s):
     rec.smooth_loss.count,rec.smooth_loss.val = s['count'],s['val'].clone()
     log.__dict__.update(s['tables'])
 
-# %% ../nbs/10d_resume.ipynb #a16375d8
+# %% ../nbs/10d_resume.ipynb #c51e6991
 _quiet = 'TrainEvalCallback','Recorder','CastToTensor','ProgressCallback','KeepRun','PhaseSchedule','StopOnNaN','FewSyncs','CSVLogger','TellPhases','TensorBoardCallback','DistributedTrainer'
 
 def _callbacks(learn):
     "Callbacks that may change the training or what is measured"
-    return [dict({k:describe(vars(o)[k]) for k in _settings(o) if k in vars(o)}, callback=type(o).__name__) for o in learn.cbs.sorted('order') if type(o).__name__ not in _quiet and not isinstance(o, EvalSets)]
+    return [dict({k:describe(vars(o)[k]) for k in _settings(o) if k in vars(o)}, callback=type(o).__name__) for o in learn.cbs.sorted('order') if type(o).__name__ not in _quiet and not getattr(type(o), 'passive', False) and not isinstance(o, EvalSets)]
 
 # %% ../nbs/10d_resume.ipynb #9f0db2d2
 def _data_config(dls):
@@ -165,7 +171,7 @@ def phase_keys(
 class _Stored(BaseException):
     "Another process has finished the phase that was to begin"
 
-# %% ../nbs/10d_resume.ipynb #8f08b888
+# %% ../nbs/10d_resume.ipynb #7bd80d34
 class KeepRun(TidyCallback):
     "Keep a fit in a run's folder: history and checkpoints as it goes, and where it was when it is started again"
     order,run_valid = 1000,False   # after everybody else
@@ -179,7 +185,7 @@ class KeepRun(TidyCallback):
         if not minutes>=0: raise ValueError(f"minutes={minutes!r}: must be 0 (each batch) or more")
         if not epochs>=1: raise ValueError(f"epochs={epochs!r}: must be at least 1")
         self.folder,self.minutes,self.epochs,self.share,self.wait = run,minutes,epochs,share,wait
-        self.held,self.active,self.stop,self.old_signals = [],False,None,{}
+        self.held,self.active,self.heard,self.old_signals = [],False,None,{}
 
     def __setattr__(self, name, value):
         super().__setattr__(name, value)
@@ -188,7 +194,7 @@ class KeepRun(TidyCallback):
     def before_fit(self):
         self.run = trains(self.learn)
         if not self.run: return
-        self.main,self.active,self.broken,self.stop = not rank_distrib(),True,None,None
+        self.main,self.active,self.broken,self.heard = not rank_distrib(),True,None,None
         self.rows,self.counts,self.saved_at = [],{},time.monotonic()
         self._open()
         self._listen()
@@ -200,13 +206,13 @@ class KeepRun(TidyCallback):
         self.at = self.learn.epoch,self.learn.iter+1
         self._flush()
         if self._due(): self.save()
-        if self.stop: self._leave()
+        if self.heard: self._leave()
 
     def after_epoch(self):
         self.at = self.learn.epoch+1,0
         self._flush()
-        if (self.learn.epoch+1)%self.epochs==0 or self.stop: self.save()
-        if self.stop: self._leave()
+        if (self.learn.epoch+1)%self.epochs==0 or self.heard: self.save()
+        if self.heard: self._leave()
 
     def after_cancel_fit(self):
         if (loss := getattr(self.learn, 'loss', None)) is not None and not isfinite(float(loss.detach().mean())): self.broken = f'loss is {float(loss.detach().mean())} at iteration {self.learn.train_iter}'
@@ -252,18 +258,18 @@ def _set_random(self:KeepRun, rng, loaders):
     set_rng(rng)
     for dl,s in zip(self.loaders, loaders): _set_loader(dl, s)
 
-# %% ../nbs/10d_resume.ipynb #c3831c42
+# %% ../nbs/10d_resume.ipynb #5b6f989e
 @patch
 def state(self:KeepRun)->dict:
     "Everything but the weights"
     learn = self.learn
     rng = plain(get_rng())
-    return dict(at=self.at, opt=plain(learn.opt.state_dict()), rng=rng, ranks=gather(rng), loaders=[plain(_get_loader(o)) for o in self.loaders], epoch_rng=getattr(self, 'epoch_rng', None), epoch_loaders=getattr(self, 'epoch_loaders', None),
+    return dict(at=self.at, grads=plain(_get_grads(get_model(learn.model))), opt=plain(learn.opt.state_dict()), rng=rng, ranks=gather(rng), loaders=[plain(_get_loader(o)) for o in self.loaders], epoch_rng=getattr(self, 'epoch_rng', None), epoch_loaders=getattr(self, 'epoch_loaders', None),
                 epoch_ranks=gather(getattr(self, 'epoch_rng', None)), train_iter=getattr(learn, 'train_iter', 0), pct_train=getattr(learn, 'pct_train', 0.), smooth_loss=plain(getattr(learn, 'smooth_loss', None)),
                 callbacks={k:_get_callback(o) for k,o in _kept(learn).items()}, recorder=_get_recorder(learn.recorder) if hasattr(learn, 'recorder') else None, rows=[dict(o) for o in self.rows], counts=dict(self.counts),
                 snapshots=[k for k in getattr(learn, 'snapshots', {}) if (self.folder.path/'phases'/k).exists()])
 
-# %% ../nbs/10d_resume.ipynb #5b4e8097
+# %% ../nbs/10d_resume.ipynb #3d80a26b
 @patch
 def restore(self:KeepRun,
     state:dict, # From a checkpoint
@@ -283,6 +289,7 @@ def restore(self:KeepRun,
         if isinstance(cbs.get(k), PhaseSchedule): cbs[k].load_state_dict(s, rejoin)
         elif k in cbs: _set_callback(cbs[k], _copied(s))
     _set_opt(learn.opt, _copied(state['opt']))
+    _set_grads(get_model(learn.model), state['grads'])
     self._set_random(state['ranks'][rank] if state['ranks'] else state['rng'], state['loaders'])
 
 # %% ../nbs/10d_resume.ipynb #2cc9d481
@@ -575,15 +582,15 @@ def _finish(self:KeepRun):
             plt.close(fig)
         self.folder.update(status='finished', error=None)
 
-# %% ../nbs/10d_resume.ipynb #31603311
+# %% ../nbs/10d_resume.ipynb #fafbe0c5
 @patch
 def _due(self:KeepRun):
     "Whether it is time; several processes ask the first one, from time to time"
     due = time.monotonic()-self.saved_at>=60*self.minutes
-    if num_distrib()<2: return due or self.stop
+    if num_distrib()<2: return due or self.heard
     return self.learn.train_iter%20==0 and agree(due)
 
-# %% ../nbs/10d_resume.ipynb #2d0888e2
+# %% ../nbs/10d_resume.ipynb #fc41b03a
 @patch
 def _listen(self:KeepRun):
     if threading.current_thread() is not threading.main_thread() or num_distrib()>1: return
@@ -591,14 +598,14 @@ def _listen(self:KeepRun):
 
 @patch
 def _hear(self:KeepRun, number, frame):
-    if self.stop: raise KeyboardInterrupt
-    self.stop = number
+    if self.heard: raise KeyboardInterrupt
+    self.heard = number
     print(f'run {self.folder.name!r}: stopping after this batch; press Ctrl-C again to stop at once', flush=True)
 
 @patch
 def _leave(self:KeepRun):
     msg = f"run {self.folder.name!r} stopped after {self.learn.train_iter} iterations{f' in phase {p!r}' if (p := self._phase()) else ''}; start it again to go on from there"
-    raise KeyboardInterrupt(msg) if self.stop==signal.SIGINT else SystemExit(msg)
+    raise KeyboardInterrupt(msg) if self.heard==signal.SIGINT else SystemExit(msg)
 
 # %% ../nbs/10d_resume.ipynb #f17fcc97
 @patch

@@ -166,7 +166,7 @@ def mean_interval(
     half = stats.t.ppf((1+level)/2, n-1)*x.std(ddof=1)/np.sqrt(n) if n>1 else np.nan
     return n,m,m-half,m+half
 
-# %% ../nbs/14_sweep.ipynb #ceb6530f
+# %% ../nbs/14_sweep.ipynb #aa6df474
 @patch
 def summary(self:Sweep,
     level:float=.95 # Of the interval
@@ -178,6 +178,7 @@ def summary(self:Sweep,
     groups = done.groupby(names, sort=False, dropna=False) if names else [((), done)]
     rows = {k:{(c,o):v for c in nums for o,v in zip(('n','mean','low','high'), mean_interval(d[c], level))} for k,d in groups}
     res = pd.DataFrame(rows.values())
+    res.columns = pd.MultiIndex.from_tuples(res.columns)
     res.index = pd.MultiIndex.from_tuples(rows, names=names) if len(names)>1 else pd.Index([k[0] if isinstance(k, tuple) and k else k for k in rows], name=names[0] if names else None)
     return res
 

@@ -81,9 +81,9 @@ def main(kills=10, seed=0, folder=None):
     while done<kills:
         home = tmp/f'killed{rounds}'
         for i in range(200):
-            chosen = moments[done%len(moments)] if done<len(moments) and i<1 or rng.random()<.3 else None
+            chosen = moments[done%len(moments)] if done<len(moments) or rng.random()<.3 else None
             seen = ctx.Value('i', 0)
-            p = start(home, log, chosen, rng.randint(1, 3 if chosen in ('between phases','figure') else 12) if chosen!='figure' else 1, seen)
+            p = start(home, log, chosen, 1 if chosen in ('figure','between phases') else rng.randint(1, 5), seen)
             if chosen is None or done>=kills:
                 p.join(rng.uniform(.1, seconds)) if done<kills else p.join()
                 if p.is_alive(): os.kill(p.pid, signal.SIGKILL)

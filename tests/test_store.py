@@ -1,0 +1,196 @@
+"Runs that are killed, stopped, damaged, or handed something malicious."
+import errno, io, json, os, pickle, shutil, signal, struct, tarfile, warnings, zlib
+from pathlib import Path
+import numpy as np, pytest, torch
+from torch import nn
+from fastai.vision.all import Callback, EarlyStoppingCallback, GradientAccumulation, Learner, SGD, SaveModelCallback, accuracy, set_seed
+import kill
+from feature_erosion import store as store_module
+from feature_erosion.data import digits_dls, extract, to_uint8
+from feature_erosion.evalsets import EvalSets, pattern_sets
+from feature_erosion.learner import erosion_learner
+from feature_erosion.patterns import ColorSquare, Stripes
+from feature_erosion.phases import Phase
+from feature_erosion.resume import KeepRun
+from feature_erosion.store import RunStore, load_folder, pack, save_folder, unpack
+
+def test_ten_kills():
+    "`python tests/kill.py 100` is the long version"
+    hits = kill.main(10)
+    assert sum(hits.values())>=10 and all(hits.values()), hits
+
+def net(): return nn.Sequential(nn.Flatten(), nn.Linear(768,16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16,10))
+
+def fit(folder, name='a', epochs=(2,2), seed=0, cbs=(), lr=.05, pattern=None, ratio=1., bs=32, minutes=0., model=net, **kw):
+    set_seed(seed)
+    dls = digits_dls(n=160, n_valid=50, bs=bs)
+    easy = dls.inject(pattern or ColorSquare(4), ratio=ratio)
+    learn = Learner(dls, model(), opt_func=SGD, metrics=accuracy, lr=lr, path=folder)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_phases([Phase('pretrain', epochs[0], dls, **kw), Phase('erode', epochs[1], easy)], cbs=[KeepRun(RunStore(folder).run(name), minutes=minutes), *cbs])
+    return learn
+
+def same(a, b): return all(torch.equal(x, y) for x,y in zip(a.model.state_dict().values(), b.model.state_dict().values()))
+
+class Stop(Callback):
+    "Raise, or send a signal, at an iteration"
+    order,run_valid,passive = 30,False,True
+    def __init__(self, at, what): self.at,self.what = at,what
+    def after_batch(self):
+        if self.learn.train_iter==self.at: self.what()
+
+def boom(e):
+    def f(): raise e
+    return f
+
+def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
+    whole = fit(tmp_path/'whole')
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="run 'a' stopped after 7 iterations in phase 'pretrain'; start it again"):
+        fit(tmp_path, minutes=99, cbs=[Stop(7, lambda: os.kill(os.getpid(), signal.SIGINT))])
+    assert signal.getsignal(signal.SIGINT) is before and RunStore(tmp_path)['a'].status=='stopped'
+    with pytest.raises(SystemExit): fit(tmp_path, minutes=99, cbs=[Stop(13, lambda: os.kill(os.getpid(), signal.SIGTERM))])
+    learn = fit(tmp_path)
+    assert same(learn, whole) and learn.recorder.history.equals(whole.recorder.history) and learn.recorder.evals.equals(whole.recorder.evals)
+    run = RunStore(tmp_path)['a']
+    assert run.status=='finished' and run.history().clean.tolist()==whole.recorder.history.clean.tolist() and len(json.loads((run.path/'environment.json').read_text()))==3
+
+def test_a_finished_run_is_loaded_not_computed(tmp_path):
+    first = fit(tmp_path)
+    class Never(Callback):
+        run_valid,passive = False,True
+        def before_batch(self): raise AssertionError('trained again')
+    again = fit(tmp_path, cbs=[Never()])
+    assert same(first, again) and list(again.snapshots)==['start','pretrain','erode'] and again.recorder.phases.equals(first.recorder.phases)
+
+def test_another_config_is_refused_and_named(tmp_path):
+    fit(tmp_path)
+    for change,msg in ((dict(lr=.1),'lr: was 0.05, is 0.1'), (dict(epochs=(2,3)),'phases.1.epochs: was 2, is 3'), (dict(seed=1),'seed: was 0, is 1'), (dict(bs=16),'bs: was 32, is 16'),
+                       (dict(pattern=ColorSquare(5)),'size: was 4, is 5'), (dict(ratio=.5),'painted: was 160, is 80')):
+        with pytest.raises(ValueError, match=msg): fit(tmp_path, **change)
+    assert RunStore(tmp_path)['a'].status=='finished'
+
+def test_phases_are_shared_and_only_the_same_ones(tmp_path):
+    "Every field changes the key: the second run takes pretrain from the first only if all that led to it is the same"
+    seen = []
+    class Count(Callback):
+        passive = True
+        def before_phase(self): seen.append(self.learn.phase.name)
+    fit(tmp_path, 'first', cbs=[Count()])
+    keys = RunStore(tmp_path)['first'].info['keys']
+    seen.clear()
+    fit(tmp_path, 'longer', epochs=(2,3), cbs=[Count()])
+    assert seen==['erode'] and RunStore(tmp_path)['longer'].info['keys']['pretrain']==keys['pretrain']
+    shift = lambda learn: False
+    changes = dict(epochs=dict(epochs=(3,2)), seed=dict(seed=1), lr=dict(lr=.06), bs=dict(bs=16), sched=dict(sched='constant'), opt=dict(opt='keep'), wd=dict(wd=.1), until=dict(until=shift),
+                   pattern=dict(pattern=Stripes(8)), model=dict(model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(768,10))))
+    all_keys = {keys['pretrain']}
+    for i,(k,v) in enumerate(changes.items()):
+        fit(tmp_path, f'other{i}', **v)
+        all_keys.add(RunStore(tmp_path)[f'other{i}'].info['keys']['pretrain'])
+        assert len(all_keys)==i+2, k
+
+def damage(f, how):
+    b = bytearray(f.read_bytes())
+    if how=='truncated': f.write_bytes(b[:len(b)//2])
+    if how=='flipped': b[len(b)//2] ^= 4; f.write_bytes(b)
+    if how=='missing': f.unlink()
+
+@pytest.mark.parametrize('how', ['truncated','flipped','missing'])
+@pytest.mark.parametrize('name', ['model.safetensors','state.pt','about.json'])
+def test_damaged_checkpoints(tmp_path, how, name):
+    "The last good one is used, the bad one stays"
+    whole = fit(tmp_path/'whole')
+    with pytest.raises(RuntimeError): fit(tmp_path, cbs=[Stop(8, boom(RuntimeError('x')))])
+    last = RunStore(tmp_path)['a'].path/'last'
+    newest = max(last.iterdir(), key=lambda p: int(p.name))
+    damage(newest/name, how)
+    with pytest.warns(UserWarning, match='stays where it is'): learn = fit(tmp_path)
+    assert same(learn, whole)
+
+def test_nothing_good_left_is_an_error(tmp_path):
+    with pytest.raises(RuntimeError): fit(tmp_path, cbs=[Stop(3, boom(RuntimeError('x')))])
+    for f in Path(tmp_path).rglob('state.pt'): damage(f, 'flipped')
+    with pytest.raises(ValueError, match='none of its checkpoints can be read'), pytest.warns(UserWarning): fit(tmp_path)
+    assert list(Path(tmp_path).rglob('state.pt'))
+
+def test_disk_full(tmp_path, monkeypatch):
+    whole,n = fit(tmp_path/'whole'),[0]
+    real = store_module._write
+    def full(f, b):
+        n[0] += 1
+        if n[0]>40:
+            f.write_bytes(b[:10])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(f, b)
+    monkeypatch.setattr(store_module, '_write', full)
+    with pytest.raises(OSError, match='No space left.*make room'): fit(tmp_path)
+    monkeypatch.undo()
+    assert same(fit(tmp_path), whole)
+
+def test_nan_keeps_the_last_good_state(tmp_path):
+    class Spoil(Callback):
+        order,run_valid,passive = -50,False,True
+        def before_batch(self):
+            if self.learn.train_iter==6: self.learn.xb = (self.xb[0]*float('nan'),)
+    with pytest.raises(ValueError, match="at iteration 6 of phase 'pretrain', lr="): fit(tmp_path, cbs=[Spoil()])
+    run = RunStore(tmp_path)['a']
+    assert run.status=='failed' and 'iteration 6' in run.info['error'] and not (run.path/'phases'/'pretrain').exists()
+    w,s = unpack(max((run.path/'last').iterdir(), key=lambda p: int(p.name)))
+    assert s['train_iter']==6 and all(v.isfinite().all() for v in w.values() if v.is_floating_point())
+
+def test_other_callbacks_and_no_phases(tmp_path):
+    "A plain fit with fastai's own callbacks goes on as well"
+    def plain_fit(folder, *cbs):
+        set_seed(0)
+        dls = digits_dls(n=160, n_valid=50, bs=32)
+        learn = Learner(dls, net(), metrics=accuracy, path=folder)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit_one_cycle(4, cbs=[KeepRun(RunStore(folder).run('b'), minutes=0), SaveModelCallback(), EarlyStoppingCallback(patience=9), GradientAccumulation(64), *cbs])
+        return learn
+    whole = plain_fit(tmp_path/'whole')
+    for at in (3, 5, 12):
+        with pytest.raises(RuntimeError): plain_fit(tmp_path, Stop(at, boom(RuntimeError('x'))))
+    again = plain_fit(tmp_path)
+    assert same(again, whole) and again.recorder.values==whole.recorder.values and again.save_model.best==whole.save_model.best
+
+# Nothing is executed, nothing is written outside
+
+class Evil:
+    def __init__(self, f): self.f = f
+    def __reduce__(self): return (os.mkdir, (str(self.f),))
+
+def test_malicious_pickle(tmp_path):
+    buf = io.BytesIO(); torch.save(dict(a=Evil(tmp_path/'pwned')), buf)
+    save_folder(tmp_path/'c', dict(pack({'w':torch.zeros(1)}, {}), **{'state.pt':buf.getvalue()}))   # with checksums that agree
+    with pytest.raises(ValueError, match='nothing in it was executed'): unpack(tmp_path/'c')
+    save_folder(tmp_path/'d', {**pack({}, {}), 'model.safetensors':pickle.dumps(Evil(tmp_path/'pwned'))})
+    with pytest.raises(ValueError, match='nothing in it was executed'): unpack(tmp_path/'d')
+    assert not (tmp_path/'pwned').exists()
+
+@pytest.mark.parametrize('name,kind', [('../out',tarfile.REGTYPE), ('/tmp/feature_erosion_out',tarfile.REGTYPE), ('a/../../out',tarfile.REGTYPE), ('link',tarfile.SYMTYPE), ('link',tarfile.LNKTYPE), ('fifo',tarfile.FIFOTYPE)])
+def test_malicious_tar(tmp_path, name, kind):
+    with tarfile.open(tmp_path/'a.tgz', 'w:gz') as f:
+        f.addfile(tarfile.TarInfo('good'), io.BytesIO())
+        m = tarfile.TarInfo(name); m.type,m.linkname = kind,'/etc/passwd'
+        f.addfile(m, io.BytesIO())
+    with pytest.raises(ValueError, match='nothing was unpacked'): extract(tmp_path/'a.tgz', tmp_path/'in'/'it')
+    assert sorted(p.name for p in tmp_path.rglob('*'))==['a.tgz'] and not os.path.exists('/tmp/feature_erosion_out')
+
+def test_image_bomb(tmp_path):
+    def chunk(t, b): return struct.pack('>I', len(b))+t+b+struct.pack('>I', zlib.crc32(t+b))
+    (tmp_path/'bomb.png').write_bytes(b'\x89PNG\r\n\x1a\n'+chunk(b'IHDR', struct.pack('>IIBBBBB', 12000, 12000, 8, 2, 0, 0, 0))+chunk(b'IDAT', zlib.compress(bytes(100)))+chunk(b'IEND', b''))
+    with pytest.raises(ValueError, match='bomb.png: not a readable image'), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        to_uint8(tmp_path/'bomb.png', (8,8))
+
+def test_config_with_unknown_fields_or_code(tmp_path):
+    run = RunStore(tmp_path).run('a', lr=.1)
+    info = json.loads((run.path/'run.json').read_text())
+    (run.path/'run.json').write_text(json.dumps(dict(info, hook='__import__("os").mkdir("pwned")')))
+    with pytest.raises(ValueError, match='unknown fields hook'): run.config
+
+@pytest.mark.parametrize('name', ['a/b', '../a', '/a', 'a\\b', '..', '.a', 'a\0b', ''])
+def test_run_names(tmp_path, name):
+    with pytest.raises(ValueError, match='name of a folder'): RunStore(tmp_path/'s').run(name)
+    assert not list(tmp_path.iterdir())
