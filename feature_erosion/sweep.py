@@ -114,7 +114,7 @@ def sweep(
             _take_finished(fn, points, runs, results)
     return _report(Sweep([dict(points[i], **results[i], run=_name(fn, points[i])) for i in range(len(points))]), list(grid))
 
-# %% ../nbs/14_sweep.ipynb #0db6c22a
+# %% ../nbs/14_sweep.ipynb #fa2c7617
 def _check_call(fn, point):
     "Wrong names are found before anything is computed"
     try: inspect.signature(fn).bind(**point, **({'run':None} if 'run' in inspect.signature(fn).parameters else {}))
@@ -130,7 +130,8 @@ def _share(backend, n_jobs, n):
 
 def _collect(fn, points, todo, runs, results, n_jobs, threads, attempts, progress):
     def numbered(i): return i,_point(fn, points[i], str(runs.path), threads, attempts)
-    gen = joblib.Parallel(n_jobs=n_jobs, return_as='generator_unordered')(joblib.delayed(numbered)(i) for i in todo)
+    how = 'generator_unordered' if get_active_backend()[0].supports_return_generator else 'list'   # ray's backend hands over all at the end
+    gen = joblib.Parallel(n_jobs=n_jobs, return_as=how)(joblib.delayed(numbered)(i) for i in todo)
     for i,res in progress_bar(gen, total=len(todo)) if progress else gen: results[i] = res
 
 # %% ../nbs/14_sweep.ipynb #ccb5ff3d

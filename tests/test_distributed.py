@@ -1,0 +1,33 @@
+"One run in two processes over gloo, and the same in one."
+import json, socket, subprocess, sys
+from pathlib import Path
+import pytest
+from conftest import root
+from feature_erosion.store import RunStore, unpack
+
+def launch(folder, *args, n=2):
+    with socket.socket() as s:
+        s.bind(('localhost', 0))
+        port = s.getsockname()[1]
+    folder.mkdir(exist_ok=True)
+    cmd = ['-m','torch.distributed.run','--nproc_per_node',n,'--master_port',port] if n>1 else []
+    return subprocess.run([sys.executable, *map(str, cmd), str(root/'tests'/'two_processes.py'), str(folder), *map(str, args)], capture_output=True, text=True, cwd=root)
+
+def results(folder, n): return [json.loads((folder/f'result{i}.json').read_text()) for i in range(n)]
+
+def test_two_processes_are_as_good_as_one(tmp_path):
+    pytest.importorskip('accelerate')
+    r = launch(tmp_path/'two', 32); assert not r.returncode, r.stderr[-3000:]
+    r = launch(tmp_path/'one', 64, n=1); assert not r.returncode, r.stderr[-3000:]
+    (a,b),(one,) = results(tmp_path/'two', 2),results(tmp_path/'one', 1)
+    assert a['weights']==b['weights'] and a['history']['clean']==b['history']['clean']
+    assert a['history']['clean'][-1]==pytest.approx(a['again']) and a['history']['clean'][11]==pytest.approx(a['history']['accuracy'][11])   # 360 images, each counted once: by us, by fastai, by one process
+    for c in ('clean','pattern'):   # other batches: the shuffle is cut in halves
+        for e in (11,27): assert a['history'][c][e]==pytest.approx(one['history'][c][e], abs=.12), (c,e)
+    assert one['history']['clean'][11]-one['history']['clean'][27]>.2
+    assert a['samples']==b['samples'] and abs(a['samples']+b['samples']-one['samples'])<=28*64
+    r = launch(tmp_path/'killed', 32, 300); assert r.returncode
+    r = launch(tmp_path/'killed', 32); assert not r.returncode, r.stderr[-3000:]
+    two,killed = (unpack(RunStore(tmp_path/o)['digits'].path/'phases'/'erode')[0] for o in ('two','killed'))
+    assert all((two[k]==killed[k]).all() for k in two)   # resumed, bit by bit
+    assert RunStore(tmp_path/'killed')['digits'].history().equals(RunStore(tmp_path/'two')['digits'].history())

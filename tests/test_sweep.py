@@ -1,0 +1,57 @@
+"Sweeps on loky, dask and ray, with workers that die."
+import os, signal, time, warnings
+from pathlib import Path
+import joblib, numpy as np, pytest
+from fastai.vision.all import torch
+from feature_erosion.store import RunStore
+from feature_erosion.sweep import sweep
+
+def point(a, seed, run):
+    "Dies the first time at a=2; writes down when it is done"
+    if a==2 and not (mark := run.path/'died').exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(.2)
+    with open(run.path.parent/'log.txt', 'a') as f: f.write(f'{a},{seed}\n')
+    return dict(y=10*a+seed, random=float(torch.rand(1)), threads=torch.get_num_threads())
+
+def always_dies(a, seed):
+    if a==1: os.kill(os.getpid(), signal.SIGKILL)
+    return dict(y=a)
+
+def check(df, folder):
+    assert df.status.tolist()==['finished']*6 and df.y.tolist()==[10,11,20,21,30,31]
+    assert sorted((folder/'log.txt').read_text().split())==[f'{a},{s}' for a in (1,2,3) for s in (0,1)]   # each once
+    assert df.random.iloc[0]==df.random.iloc[2]!=df.random.iloc[1]   # seeded
+    again = sweep(point, dict(a=[1,2,3]), seeds=2, store=folder, n_jobs=1, progress=False)
+    assert again.y.tolist()==df.y.tolist() and len((folder/'log.txt').read_text().split())==6   # loaded, not computed
+
+def test_loky_loses_a_worker(tmp_path):
+    with pytest.warns(UserWarning, match='a worker was lost'): df = sweep(point, dict(a=[1,2,3]), seeds=2, store=tmp_path, n_jobs=2, progress=False)
+    check(df, tmp_path)
+    assert (df.threads==max(1, joblib.cpu_count()//2)).all()
+
+def test_a_point_that_always_dies(tmp_path):
+    with pytest.warns(UserWarning) as w: df = sweep(always_dies, dict(a=[0,1,2]), store=tmp_path, n_jobs=2, attempts=2, progress=False)
+    assert df.status.tolist()==['finished','failed','finished'] and 'its worker died 2 times' in df.error[1] and any('1 of 3 points failed' in str(o.message) for o in w)
+
+def test_dask_loses_a_worker(tmp_path):
+    distributed = pytest.importorskip('distributed')
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster, distributed.Client(cluster):
+        with joblib.parallel_config('dask'): df = sweep(point, dict(a=[1,2,3]), seeds=2, store=tmp_path, progress=False)
+    check(df, tmp_path)
+
+def test_ray_loses_a_worker(tmp_path):
+    ray = pytest.importorskip('ray')
+    from ray.util.joblib import register_ray
+    register_ray()
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=dict(env_vars={'PYTHONPATH':str(Path(__file__).parent)}))
+    try:
+        with joblib.parallel_config('ray'), warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            df = sweep(point, dict(a=[1,2,3]), seeds=2, store=tmp_path, n_jobs=2, progress=False)
+    finally: ray.shutdown()
+    check(df, tmp_path)
+
+def test_threads_are_refused(tmp_path):
+    with joblib.parallel_config('threading'), pytest.raises(ValueError, match='share one random state'): sweep(always_dies, dict(a=[0]), store=tmp_path)

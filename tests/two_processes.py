@@ -1,0 +1,34 @@
+"Two phases on digits; alone, or under `torchrun` or `accelerate launch` as one of several. `two_processes.py FOLDER BATCH_SIZE [STOP]`: kill itself after STOP iterations"
+import json, os, sys
+from contextlib import nullcontext
+import torch
+from torch import nn
+from fastai.distributed import *
+from fastai.vision.all import Callback, Learner, accuracy, num_distrib, rank_distrib, set_seed
+from feature_erosion.all import ColorSquare, KeepRun, Phase, RunStore, digits_dls, erosion_learner, evaluate
+
+folder,bs,stop = sys.argv[1],int(sys.argv[2]),int(sys.argv[3]) if len(sys.argv)>3 else None
+
+class Die(Callback):
+    order,run_valid,passive = 2000,False,True
+    def after_batch(self):
+        if self.learn.train_iter==stop: os._exit(9)
+
+def main():
+    torch.set_num_threads(1)
+    set_seed(0)
+    dls = digits_dls(bs=bs)
+    learn = erosion_learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(768,64), nn.ReLU(), nn.Linear(64,10)))
+    phases = [Phase('pretrain', 12, dls), Phase('erode', 16, dls.inject(ColorSquare(4)))]
+    seen = []
+    class Look(Callback):
+        passive = True
+        def after_batch(self): seen.append(len(self.yb[0])) if self.training else None
+    several = num_distrib()>1
+    with learn.distrib_ctx(cpu=True, sync_bn=False) if several else nullcontext(), learn.no_bar(), learn.no_logging():
+        learn.fit_phases(phases, cbs=[KeepRun(RunStore(folder).run('digits'), minutes=0.), Die(), Look()])
+    h = learn.recorder.history
+    res = dict(history=h.astype(object).where(h.notna(), None).to_dict('list'), again=evaluate(learn.model, dls.valid)['accuracy'], samples=sum(seen), weights=float(sum(p.double().abs().sum() for p in learn.model.parameters())))
+    open(f'{folder}/result{rank_distrib()}.json', 'w').write(json.dumps(res))
+
+if __name__=='__main__': main()
