@@ -96,7 +96,7 @@ def _lengths(a):
     if len(given)!=n: raise ValueError(f"{'epochs' if a.epochs else 'iters'}={given}: want {n} lengths, {'erode and relearn (the weights replace pretrain)' if a.weights else 'pretrain, erode and relearn'}")
     return tuple(given),'iters' if a.iters else 'epochs'
 
-# %% ../nbs/17_cli.ipynb #45dde252
+# %% ../nbs/17_cli.ipynb #a9e5e503
 def run_demo(
     a # Parsed arguments
 ):
@@ -110,10 +110,10 @@ def run_figure(
     "`feature_erosion run`"
     lengths,unit = _lengths(a)
     from feature_erosion import experiments,patterns
-    experiments.check_out(a.out)
-    pattern = getattr(patterns, pattern_names[a.pattern])(a.size)
-    learn = experiments.fig1(_load_data(a), pattern, lengths, unit, a.sched, a.ratio, a.strength, a.seed, arch=a.arch, width=a.width, weights=a.weights, lr=a.lr)
     settings = {k:v for k,v in vars(a).items() if k not in ('run','command','out')}
+    keep = experiments.keep_in(a.out, **settings)
+    pattern = getattr(patterns, pattern_names[a.pattern])(a.size)
+    learn = experiments.fig1(_load_data(a), pattern, lengths, unit, a.sched, a.ratio, a.strength, a.seed, arch=a.arch, width=a.width, weights=a.weights, lr=a.lr, cbs=keep)
     _report(experiments.save_results(learn, a.out, a.figure, **settings), a.out)
 
 # %% ../nbs/17_cli.ipynb #18a5f8e3
@@ -123,7 +123,7 @@ def _report(res, out):
     for p,acc in res['accuracy'].items(): print(f'{p:10}' + ''.join(f'{acc[s]:18.1%}' for s in sets))
     print(f"\n{res['n_valid']} test images, chance {res['chance']:.0%}. Figure and numbers are in {out}")
 
-# %% ../nbs/17_cli.ipynb #0560264b
+# %% ../nbs/17_cli.ipynb #4254898f
 def main(
     args:list|None=None # By default the command line's
 )->int: # Exit code: 0, or 2 for bad input
@@ -131,11 +131,11 @@ def main(
     warnings.filterwarnings('ignore', '.torch.jit')   # a message of torch about itself
     a = _parser().parse_args(args)
     try: a.run(a)
-    except (ValueError, FileNotFoundError, ImportError) as e:
+    except (ValueError, OSError, ImportError) as e:
         print('feature_erosion: ' + ' '.join(re.sub(r'(?s)^Exception occured in .*`:\n\t', '', str(e)).split()), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print('\nfeature_erosion: stopped', file=sys.stderr)
+    except KeyboardInterrupt as e:
+        print(f"\nfeature_erosion: {e or 'stopped'}", file=sys.stderr)
         return 130
     return 0
 

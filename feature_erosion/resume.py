@@ -627,3 +627,15 @@ def _note_end(self:KeepRun):
         elif self.folder.info['status']=='running': self.folder.update(status='stopped' if e is None or isinstance(e, (KeyboardInterrupt,SystemExit)) else 'failed', error=None if e is None else f'{type(e).__name__}: {e}'[:1000])
     except (OSError,ValueError): pass   # the error that stopped it matters more
     finally: self.folder.lock().release(); self.locked = False
+
+# %% ../nbs/10d_resume.ipynb #1ee5539b
+@patch
+def learner(self:Run,
+    learn:Learner, # A new one with the same model
+    phase:str|None=None # As in `Run.weights`
+)->Learner: # The same, with the weights of a phase's end and, as `snapshots`, of all
+    "Put a run's weights into a Learner"
+    ended = [p for p in ('start', *self.info['keys']) if (self.path/'phases'/p).exists()]
+    learn.snapshots = {p:self.weights(p) for p in ended}
+    get_model(learn.model).load_state_dict(self.weights(phase))
+    return learn

@@ -232,12 +232,12 @@ def save_figure(
 # %% ../nbs/10c_store.ipynb #d0053e59
 run_format = 1 # Version of the layout of a run's folder
 
-# %% ../nbs/10c_store.ipynb #91437a56
+# %% ../nbs/10c_store.ipynb #84194f8d
 _fields = dict(format=int, name=str, created=str, status=str, error=(str,type(None)), config=dict, fit=(dict,type(None)), seed=(int,type(None)), keys=dict, sessions=int)
 
 def _check_name(name):
-    if not isinstance(name, str) or not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._=,+-]{0,199}', name):
-        raise ValueError(f"name={name!r}: a run's name is the name of a folder: letters, digits and . _ = , + - only, beginning with a letter or digit, at most 200 of them")
+    if not isinstance(name, str) or not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9 ._=,+-]{0,199}', name):
+        raise ValueError(f"name={name!r}: a run's name is the name of a folder: letters, digits, spaces and . _ = , + - only, beginning with a letter or digit, at most 200 of them")
     return name
 
 # %% ../nbs/10c_store.ipynb #429523f6
