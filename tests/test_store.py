@@ -1,5 +1,5 @@
 "Runs that are killed, stopped, damaged, or handed something malicious."
-import errno, io, json, os, pickle, shutil, signal, struct, tarfile, warnings, zlib
+import errno, io, json, multiprocessing as mp, os, pickle, shutil, signal, struct, tarfile, warnings, zlib
 from pathlib import Path
 import numpy as np, pytest, torch
 from torch import nn
@@ -89,6 +89,56 @@ def test_phases_are_shared_and_only_the_same_ones(tmp_path):
         fit(tmp_path, f'other{i}', **v)
         all_keys.add(RunStore(tmp_path)[f'other{i}'].info['keys']['pretrain'])
         assert len(all_keys)==i+2, k
+
+def start_key(folder, name, data={}, inject={}, pattern=ColorSquare(4), arch='resnet20', train={}, evals={}, lengths=dict(epochs=1)):
+    "The key of 'erode', without training"
+    set_seed(0)
+    dls = digits_dls(**dict(dict(n=96, n_valid=40, bs=32), **data))
+    easy = dls.inject(pattern, **inject)
+    learn = erosion_learner(dls, arch, **dict(dict(width=.25), **train))
+    class Enough(Callback):
+        order,passive = 1001,True
+        def before_fit(self): raise RuntimeError('enough')
+    with pytest.raises(RuntimeError, match='enough'), learn.no_bar():
+        learn.fit_phases([Phase('pretrain', 1), Phase('erode', dls=easy, **lengths)], cbs=[EvalSets(pattern_sets(easy), **evals), Enough(), KeepRun(RunStore(folder).run(name))])
+    return RunStore(folder)[name].info['keys']['erode']
+
+def test_every_setting_changes_the_key(tmp_path):
+    base = start_key(tmp_path, 'base')
+    assert start_key(tmp_path, 'twin')==base
+    changes = dict(n=dict(data=dict(n=95)), n_valid=dict(data=dict(n_valid=41)), bs=dict(data=dict(bs=16)), data_seed=dict(data=dict(seed=1)), ratio=dict(inject=dict(ratio=.9)), strength=dict(inject=dict(strength=.9)), classes=dict(inject=dict(classes=[1,2])),
+                   stamp_seed=dict(inject=dict(ratio=.5, seed=1)), ratio_half=dict(inject=dict(ratio=.5)), stratify=dict(inject=dict(ratio=.5, stratify=True)), size=dict(pattern=ColorSquare(3)), corner=dict(pattern=ColorSquare(4, 'center')), margin=dict(pattern=ColorSquare(4, margin=1)),
+                   opacity=dict(pattern=ColorSquare(4, opacity=.9)), palette=dict(pattern=ColorSquare(4, palette='tab10')), kind=dict(pattern=Stripes(4)), arch=dict(arch='resnet32'), width=dict(train=dict(width=.5)), lr=dict(train=dict(lr=.2)), mom=dict(train=dict(mom=.8)),
+                   wd=dict(train=dict(wd=1e-3)), train_bn=dict(train=dict(train_bn=False)), at=dict(evals=dict(at=[0,3])), n_at=dict(evals=dict(n_at=20)), evaluated=dict(evals=dict(n=20)), epochs=dict(lengths=dict(epochs=2)), iters=dict(lengths=dict(iters=2)),
+                   phase_lr=dict(lengths=dict(epochs=1, lr=.3)), phase_wd=dict(lengths=dict(epochs=1, wd=.1)), sched=dict(lengths=dict(epochs=1, sched='one_cycle')), opt=dict(lengths=dict(epochs=1, opt='keep')))
+    keys = {k:start_key(tmp_path, f'run {k}', **v) for k,v in changes.items()}
+    same = [k for k,v in keys.items() if v==base]
+    assert not same and len(set(keys.values()))==len(keys), same
+
+def other_process(folder, name, log):
+    class Tell(Callback):
+        passive,run_valid = True,False
+        def after_batch(self):
+            if self.learn.train_iter==1 or self.learn.phase.name=='erode' and self.learn.train_iter==11:
+                with open(log, 'a') as f: f.write(f'{self.learn.phase.name}\n')
+            if name=='dies' and self.learn.train_iter==5: os.kill(os.getpid(), signal.SIGKILL)
+    torch.set_num_threads(1)
+    fit(folder, name, cbs=[Tell()])
+
+def test_two_processes_compute_a_phase_once(tmp_path):
+    "Also when the first one is killed while it holds the lock: then the other one computes it"
+    ctx = mp.get_context('forkserver')
+    both = [ctx.Process(target=other_process, args=(tmp_path/'a', n, tmp_path/'a.txt')) for n in ('x','y')]
+    for p in both: p.start()
+    for p in both: p.join()
+    assert [p.exitcode for p in both]==[0,0] and sorted((tmp_path/'a.txt').read_text().split())==['erode','pretrain']
+    x,y = (RunStore(tmp_path/'a')[n] for n in 'xy')
+    assert all(torch.equal(v, y.weights()[k]) for k,v in x.weights().items()) and x.history().equals(y.history())
+    both = [ctx.Process(target=other_process, args=(tmp_path/'b', n, tmp_path/'b.txt')) for n in ('dies','lives')]
+    for p in both: p.start()
+    for p in both: p.join()
+    assert [p.exitcode for p in both]==[-signal.SIGKILL,0] and RunStore(tmp_path/'b')['lives'].status=='finished' and RunStore(tmp_path/'b')['dies'].status=='killed'
+    assert all(torch.equal(v, RunStore(tmp_path/'b')['lives'].weights()[k]) for k,v in x.weights().items())
 
 def damage(f, how):
     b = bytearray(f.read_bytes())
