@@ -376,7 +376,7 @@ class RunStore:
         return Run(self.path/name)
     __repr__ = basic_repr('path')
 
-# %% ../nbs/10c_store.ipynb #df051e3d
+# %% ../nbs/10c_store.ipynb #e8b314a2
 @patch
 def run(self:RunStore,
     name:str, # Name of its folder
@@ -385,7 +385,7 @@ def run(self:RunStore,
     "A run, new or as it is; one that has other settings is refused"
     p = self.path/_check_name(name)
     config = _as_json(config)
-    if name in self:
+    if name in self and self[name].info['status']!='new':   # one that never began may be changed
         if diff := differences(self[name].config, config): raise ValueError(f"run {name!r} has other settings: {'; '.join(diff[:5])}. Give this one another name, or delete the old one: `RunStore({str(self.path)!r}).delete({name!r})`")
         return self[name]
     try:
