@@ -19,8 +19,8 @@ stats = dict(half=((.5,)*3,(.5,)*3), imagenet=((.485,.456,.406),(.229,.224,.225)
 class _Parser(argparse.ArgumentParser):
     def error(self, message): self.exit(2, f'{self.prog}: {message}; see --help\n')
 
-# %% ../nbs/17_cli.ipynb #47b4b538
-def number(s): return int(s) if s.isdecimal() else float(s)
+# %% ../nbs/17_cli.ipynb #320b62c4
+def _number(s): return int(s) if s.isdecimal() else float(s)
 
 _example = 'example: feature_erosion run fig1 --arch resnet20 --weights resnet20.th --stats imagenet --iters 200 200 --sched constant'
 
@@ -45,7 +45,7 @@ def _group(p, title):
         g.add_argument(name, default=default, help=help if default is None else f'{help} (default: {default})', **kw)
     return add
 
-# %% ../nbs/17_cli.ipynb #95cdeeb9
+# %% ../nbs/17_cli.ipynb #483faed8
 def _run_args(p):
     p.add_argument('figure', choices=['fig1'], help='fig1: clean and pattern accuracy while a network is trained, eroded and trained again')
     add = _group(p, 'data')
@@ -62,7 +62,7 @@ def _run_args(p):
 
 def _pattern_args(add):
     add('--pattern', 'what is painted', 'square', choices=pattern_names)
-    add('--size', 'its size: pixels (4) or a fraction of the image (0.125)', 4, type=number)
+    add('--size', 'its size: pixels (4) or a fraction of the image (0.125)', 4, type=_number)
     add('--ratio', 'share of the training images that wear it, 0…1', 1., type=float)
     add('--strength', "share of those that wear their own class's, 0…1", 1., type=float)
 

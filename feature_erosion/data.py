@@ -425,7 +425,7 @@ def extract(
         f.extractall(dest, filter='data')
     return dest
 
-# %% ../nbs/01_data.ipynb #cb938952
+# %% ../nbs/01_data.ipynb #8d2b62af
 def _untar(url):
     "The folder of one of fastai's data sets, downloaded and unpacked if it must be"
     d = FastDownload(fastai_cfg(), module=fastai.data, base='~/.fastai')
@@ -440,7 +440,10 @@ def _unpack(archive, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as tmp:
         tops = list(extract(archive, tmp).iterdir())
-        (tops[0] if len(tops)==1 else Path(tmp)/'.').rename(path)
+        if len(tops)!=1: raise ValueError(f"{archive}: want one folder in it, found {len(tops)} things")
+        try: tops[0].rename(path)
+        except OSError:
+            if not path.is_dir(): raise   # else another process was quicker
     return path
 
 # %% ../nbs/01_data.ipynb #a412611f

@@ -73,7 +73,7 @@ def phase_table(
     rows = {'start':ev.query('total_iter==0')[sets].iloc[:1], **{p:d[sets].iloc[-1:] for p,d in ev.query("when=='epoch'").groupby('phase', sort=False)}}
     return pd.concat({k:v for k,v in rows.items() if len(v)}).droplevel(1).rename_axis('phase')
 
-# %% ../nbs/13_experiments.ipynb #8dc886e2
+# %% ../nbs/13_experiments.ipynb #17798232
 def save_results(
     learn:Learner, # After `fit_phases`
     out, # Folder, made if need be
@@ -84,7 +84,7 @@ def save_results(
     out,rec = Path(out),learn.recorder
     out.mkdir(parents=True, exist_ok=True)
     fig = rec.plot_phases().figure
-    for ext in ('png','svg'): save_atomic(out/f'{name}.{ext}', lambda f: fig.savefig(f, format=ext, dpi=150))
+    save_figure(fig, out, name)
     plt.close(fig)
     save_atomic(out/'history.csv', lambda f: f.write(rec.history.to_csv().encode()))
     save_atomic(out/'evals.csv', lambda f: f.write(rec.evals.to_csv(index=False).encode()))
@@ -93,9 +93,10 @@ def save_results(
     save_atomic(out/'results.json', lambda f: f.write((json.dumps(res, indent=2)+'\n').encode()))
     return res
 
-# %% ../nbs/13_experiments.ipynb #ed03f7cd
+# %% ../nbs/13_experiments.ipynb #efb3fa41
 class TellPhases(Callback):
     "Say what a phase did"
+    passive = True
     def after_phase(self):
         last = self.recorder.evals.iloc[-1]
         print(f"{self.learn.phase.name:10} {last.total_iter:6} iterations, clean accuracy {last.clean:6.1%}, pattern accuracy {last.pattern:6.1%}")

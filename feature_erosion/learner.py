@@ -69,11 +69,11 @@ def _check_every(every):
     if every is not None and every<1: raise ValueError(f"every={every}: must be at least 1 iteration, or None for 1 on a CPU and 50 on a GPU")
     return every
 
-# %% ../nbs/11_learner.ipynb #87fa6686
+# %% ../nbs/11_learner.ipynb #9829c199
 class StopOnNaN(Callback):
     "End the fit at the first loss that is not finite: before it reaches the weights where each loss is looked at"
     order = MixedPrecision.order+10   # after autocast is left
-    run_valid = False
+    run_valid,passive = False,True
     def __init__(self,
         every:int|None=None # Iterations from look to look; by default 1, on a GPU 50, so that no step waits for the one before
     ): self.every,self.error = _check_every(every),None
@@ -84,6 +84,7 @@ class StopOnNaN(Callback):
         self.recent.append((self.learn.loss.detach().mean(), self.learn.train_iter, self.opt.hypers[-1]['lr']))
         if len(self.recent)>=self.pace: self.look()
     def after_train(self): self.look()
+    def settle(self): self.look()   # before a checkpoint
 
     def look(self):
         "At the losses since the last look, all at once"
@@ -102,10 +103,10 @@ class _LateLoss(AvgSmoothLoss):
         loss = to_detach(learn.loss.mean(), cpu=False)
         self.val = torch.lerp(loss, self.val.to(loss), self.beta)
 
-# %% ../nbs/11_learner.ipynb #f93b66da
+# %% ../nbs/11_learner.ipynb #6ca3de50
 class FewSyncs(TidyCallback):
     "Fetch the smooth training loss from the GPU once in a while instead of after each batch; on a CPU it does nothing"
-    order,run_valid = Recorder.order+1,False   # right after it, before the progress bar
+    order,run_valid,passive = Recorder.order+1,False,True   # right after it, before the progress bar
     def __init__(self,
         every:int|None=None # Iterations from one to the next; by default 50 on a GPU
     ): self.every = _check_every(every)
@@ -133,6 +134,7 @@ class FewSyncs(TidyCallback):
         return old
 
     def after_train(self): self.fetch()
+    def settle(self): self.fetch()
     def after_fit(self): self.tidy()
     def tidy(self):
         if not hasattr(self, 'fast'): return

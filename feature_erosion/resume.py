@@ -23,13 +23,16 @@ from .phases import *
 from .evalsets import *
 from .store import *
 
-# %% ../nbs/10d_resume.ipynb #e9ccbc8c
+# %% ../nbs/10d_resume.ipynb #20f3b317
 def get_rng():
     "All random numbers to come, as plain values"
     kind,keys,*more = np.random.get_state()
     return dict(python=random.getstate(), numpy=[kind,keys.tolist(),*more], torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
 
-def set_rng(s):
+def set_rng(
+    s # From `get_rng`
+):
+    "Put them back"
     random.setstate(s['python'])
     np.random.set_state(tuple(s['numpy']))
     torch.set_rng_state(s['torch'])
@@ -95,8 +98,8 @@ def _set_recorder(rec, s):
     rec.smooth_loss.count,rec.smooth_loss.val = s['count'],s['val'].clone()
     log.__dict__.update(s['tables'])
 
-# %% ../nbs/10d_resume.ipynb #c51e6991
-_quiet = 'TrainEvalCallback','Recorder','CastToTensor','ProgressCallback','KeepRun','PhaseSchedule','StopOnNaN','FewSyncs','CSVLogger','TellPhases','TensorBoardCallback','DistributedTrainer'
+# %% ../nbs/10d_resume.ipynb #b81ba485
+_quiet = 'TrainEvalCallback','Recorder','CastToTensor','ProgressCallback','KeepRun','PhaseSchedule','CSVLogger','TensorBoardCallback','DistributedTrainer'
 
 def _callbacks(learn):
     "Callbacks that may change the training or what is measured"
@@ -134,7 +137,7 @@ def _set_config(dl):
     tfm = first(o for o in getattr(dl.after_batch, 'fs', []) if isinstance(o, InjectPattern))
     return dict(pattern=describe(tfm and tfm.pattern), images=len(dl.get_idxs()))
 
-# %% ../nbs/10d_resume.ipynb #0879907b
+# %% ../nbs/10d_resume.ipynb #50e7d387
 def _dataset_key(ds):
     "All of the images and labels if they are in memory; else how many, which classes, which labels if they are at hand"
     x,stamps = getattr(ds, 'x', None),getattr(ds, 'stamps', None)
@@ -145,8 +148,7 @@ def _first_batch(dl):
     "A batch in order, through all transforms, with random numbers that are always the same"
     if not hasattr(dl, 'new'): return None
     with no_random(0, reproducible=False):
-        one = dl.new(shuffle=False, num_workers=0) if not dl.shuffle else dl.new(shuffle=False, num_workers=0, drop_last=False)
-        return key_of([o.as_subclass(torch.Tensor) if isinstance(o, torch.Tensor) else o for o in one.one_batch()])
+        return key_of(dl.new(shuffle=False, num_workers=0, drop_last=False).one_batch())
 
 def _data_key(dls): return dls and [[_dataset_key(dl.dataset), _first_batch(getattr(dl, 'dl', dl)), getattr(dl, 'bs', None), getattr(dl, 'shuffle', None), getattr(dl, 'drop_last', None)] for dl in dls.loaders]
 
@@ -269,7 +271,7 @@ def state(self:KeepRun)->dict:
                 callbacks={k:_get_callback(o) for k,o in _kept(learn).items()}, recorder=_get_recorder(learn.recorder) if hasattr(learn, 'recorder') else None, rows=[dict(o) for o in self.rows], counts=dict(self.counts),
                 snapshots=[k for k in getattr(learn, 'snapshots', {}) if (self.folder.path/'phases'/k).exists()])
 
-# %% ../nbs/10d_resume.ipynb #3d80a26b
+# %% ../nbs/10d_resume.ipynb #1e882b44
 @patch
 def restore(self:KeepRun,
     state:dict, # From a checkpoint
@@ -283,18 +285,16 @@ def restore(self:KeepRun,
     self.epoch_rng,self.epoch_loaders = state['epoch_ranks'][rank] if state['epoch_ranks'] else state['epoch_rng'],state['epoch_loaders']
     learn.train_iter,learn.pct_train = state['train_iter'],state['pct_train']
     if state['smooth_loss'] is not None: learn.smooth_loss = state['smooth_loss']
-    if state['recorder']: _set_recorder(learn.recorder, _copied(state['recorder']))
+    if state['recorder']: _set_recorder(learn.recorder, plain(state['recorder']))
     cbs = _kept(learn)
     for k,s in state['callbacks'].items():
         if isinstance(cbs.get(k), PhaseSchedule): cbs[k].load_state_dict(s, rejoin)
-        elif k in cbs: _set_callback(cbs[k], _copied(s))
-    _set_opt(learn.opt, _copied(state['opt']))
+        elif k in cbs: _set_callback(cbs[k], plain(s))
+    _set_opt(learn.opt, plain(state['opt']))
     _set_grads(get_model(learn.model), state['grads'])
     self._set_random(state['ranks'][rank] if state['ranks'] else state['rng'], state['loaders'])
 
-# %% ../nbs/10d_resume.ipynb #2cc9d481
-def _copied(o): return plain(o)
-
+# %% ../nbs/10d_resume.ipynb #e7563120
 def _set_opt(opt, s):
     "fastai's optimisers take over what they are given; keep the kind of its containers"
     if 'hypers' in s: s['hypers'] = L(s['hypers'])
@@ -309,13 +309,12 @@ def _level(self:KeepRun):
 @patch
 def _ended(self:KeepRun): return [k for k in self.learn.snapshots if k in self.keys and k!='start'] if self.phases else []
 
-# %% ../nbs/10d_resume.ipynb #d521a5b5
+# %% ../nbs/10d_resume.ipynb #3b241ea6
 @patch
 def save(self:KeepRun):
     "Write a checkpoint, then delete all but the two newest"
     for o in self.learn.cbs:   # losses that are still on their way from the GPU
-        for f in ('look','fetch'):
-            if o.run and type(o).__name__ in ('StopOnNaN','FewSyncs') and hasattr(o, f): getattr(o, f)()
+        if o.run and hasattr(type(o), 'settle'): o.settle()
     state,self.saved_at = self.state(),time.monotonic()
     w = snapshot(self.learn.model)
     if not self.main or not all(v.isfinite().all() for v in w.values() if v.is_floating_point()): return   # a good one is not followed by a bad one

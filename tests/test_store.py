@@ -6,7 +6,7 @@ from torch import nn
 from fastai.vision.all import Callback, EarlyStoppingCallback, GradientAccumulation, Learner, SGD, SaveModelCallback, accuracy, set_seed
 import kill
 from feature_erosion import store as store_module
-from feature_erosion.data import digits_dls, extract, to_uint8
+from feature_erosion.data import _unpack, digits_dls, extract, to_uint8
 from feature_erosion.evalsets import EvalSets, pattern_sets
 from feature_erosion.learner import erosion_learner
 from feature_erosion.patterns import ColorSquare, Stripes
@@ -218,14 +218,22 @@ def test_malicious_pickle(tmp_path):
     with pytest.raises(ValueError, match='nothing in it was executed'): unpack(tmp_path/'d')
     assert not (tmp_path/'pwned').exists()
 
-@pytest.mark.parametrize('name,kind', [('../out',tarfile.REGTYPE), ('/tmp/feature_erosion_out',tarfile.REGTYPE), ('a/../../out',tarfile.REGTYPE), ('link',tarfile.SYMTYPE), ('link',tarfile.LNKTYPE), ('fifo',tarfile.FIFOTYPE)])
+@pytest.mark.parametrize('name,kind', [('../out',tarfile.REGTYPE), ('/feature_erosion_out',tarfile.REGTYPE), ('a/../../out',tarfile.REGTYPE), ('link',tarfile.SYMTYPE), ('link',tarfile.LNKTYPE), ('fifo',tarfile.FIFOTYPE)])
 def test_malicious_tar(tmp_path, name, kind):
     with tarfile.open(tmp_path/'a.tgz', 'w:gz') as f:
         f.addfile(tarfile.TarInfo('good'), io.BytesIO())
         m = tarfile.TarInfo(name); m.type,m.linkname = kind,'/etc/passwd'
         f.addfile(m, io.BytesIO())
     with pytest.raises(ValueError, match='nothing was unpacked'): extract(tmp_path/'a.tgz', tmp_path/'in'/'it')
-    assert sorted(p.name for p in tmp_path.rglob('*'))==['a.tgz'] and not os.path.exists('/tmp/feature_erosion_out')
+    assert sorted(p.name for p in tmp_path.rglob('*'))==['a.tgz'] and not os.path.exists('/feature_erosion_out')
+
+def test_a_good_archive(tmp_path):
+    "One folder, which takes the name that is asked for; a second process finds it there"
+    (tmp_path/'in'/'train').mkdir(parents=True)
+    (tmp_path/'in'/'train'/'a.txt').write_text('x')
+    with tarfile.open(tmp_path/'a.tgz', 'w:gz') as f: f.add(tmp_path/'in', 'in')
+    for _ in range(2): assert (_unpack(tmp_path/'a.tgz', tmp_path/'data'/'out')/'train'/'a.txt').read_text()=='x'
+    assert [p.name for p in (tmp_path/'data').iterdir()]==['out']
 
 def test_image_bomb(tmp_path):
     def chunk(t, b): return struct.pack('>I', len(b))+t+b+struct.pack('>I', zlib.crc32(t+b))
