@@ -135,7 +135,9 @@ def test_two_processes_compute_a_phase_once(tmp_path):
     x,y = (RunStore(tmp_path/'a')[n] for n in 'xy')
     assert all(torch.equal(v, y.weights()[k]) for k,v in x.weights().items()) and x.history().equals(y.history())
     both = [ctx.Process(target=other_process, args=(tmp_path/'b', n, tmp_path/'b.txt')) for n in ('dies','lives')]
-    for p in both: p.start()
+    both[0].start()
+    while not (tmp_path/'b.txt').exists() and both[0].is_alive(): time.sleep(.01)   # 'dies' holds the lock now
+    both[1].start()
     for p in both: p.join()
     assert [p.exitcode for p in both]==[-signal.SIGKILL,0] and RunStore(tmp_path/'b')['lives'].status=='finished' and RunStore(tmp_path/'b')['dies'].status=='killed'
     assert all(torch.equal(v, RunStore(tmp_path/'b')['lives'].weights()[k]) for k,v in x.weights().items())
