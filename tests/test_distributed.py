@@ -29,5 +29,6 @@ def test_two_processes_are_as_good_as_one(tmp_path):
     r = launch(tmp_path/'killed', 32, 300); assert r.returncode
     r = launch(tmp_path/'killed', 32); assert not r.returncode, r.stderr[-3000:]
     two,killed = (unpack(RunStore(tmp_path/o)['digits'].path/'phases'/'erode')[0] for o in ('two','killed'))
+    assert [json.loads((tmp_path/o/f'threads{i}.json').read_text()) for o in ('two','killed') for i in (0,1)]==[[]]*4   # gloo's would abort a process that ends
     assert all((two[k]==killed[k]).all() for k in two)   # resumed, bit by bit
     assert RunStore(tmp_path/'killed')['digits'].history().equals(RunStore(tmp_path/'two')['digits'].history())
