@@ -111,7 +111,8 @@ def sweep(
     for p in points: _forget_tries(runs, fn, p)
     while todo := [i for i in range(len(points)) if i not in results]:
         before = _progress(fn, points, runs)
-        try: _collect(fn, points, todo, runs, results, n_jobs, threads or _share(backend, n_jobs, len(todo)), attempts, progress)
+        now = _now(fn, points, todo, runs, attempts)
+        try: _collect(fn, points, now, runs, results, n_jobs, threads or _share(backend, n_jobs, len(now)), attempts, progress)
         except Exception as e:
             idle = 0 if _progress(fn, points, runs)!=before else idle+1
             if not _is_lost_worker(e) or idle>=attempts: raise   # also if workers die before they begin
@@ -143,6 +144,11 @@ def _collect(fn, points, todo, runs, results, n_jobs, threads, attempts, progres
 _lost = 'TerminatedWorkerError','BrokenProcessPool','KilledWorker','WorkerCrashedError','RayActorError','ActorDiedError'
 
 def _is_lost_worker(e): return bool({o.__name__ for o in type(e).__mro__} & set(_lost))
+
+def _now(fn, points, todo, runs, attempts):
+    "A lost worker takes loky's others with it: the last attempt of whoever may be to blame comes at the end, alone"
+    last = [i for i in todo if (n := _name(fn, points[i])) in runs and _tries(runs[n])>=max(1, attempts-1)]
+    return [i for i in todo if i not in last] or last[:1]
 
 def _progress(fn, points, runs):
     "What has been begun, and what has been finished"
