@@ -8,7 +8,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/distributed.html.md"""
 __all__ = ['agree', 'gather', 'cpu_broadcast']
 
 # %% ../nbs/02b_distributed.ipynb #d8344d6a
-import atexit, gc, torch
+import atexit, gc, sys, torch
 from contextlib import contextmanager
 from functools import lru_cache
 from fastai.vision.all import num_distrib
@@ -26,6 +26,7 @@ def _leave_at_exit(): atexit.register(_leave)
 
 def _leave():
     "Leave a gloo group; the last one to hold it joins its threads"
+    if getattr(sys, 'last_value', None) is not None: return   # after an error work may be under way that the others never join: it would wait for them
     if not torch.distributed.is_initialized() or torch.distributed.get_backend()!='gloo': return
     gc.collect()   # models that hold it
     torch.distributed.destroy_process_group()
