@@ -1,5 +1,5 @@
 "Runs that are killed, stopped, damaged, or handed something malicious."
-import errno, io, json, multiprocessing as mp, os, pickle, shutil, signal, struct, tarfile, warnings, zlib
+import errno, io, json, multiprocessing as mp, os, pickle, shutil, signal, struct, tarfile, time, warnings, zlib
 from pathlib import Path
 import numpy as np, pytest, torch
 from torch import nn
