@@ -1,4 +1,4 @@
-"Build the documentation site: with Quarto where it is installed, with smalldocs elsewhere. A warning or a broken link is an error."
+"Build the documentation site: with Quarto where it is installed, with smalldocs elsewhere. A warning, a broken link, or a picture without an alt text is an error."
 import io, os, re, shutil, subprocess, sys, tempfile, warnings
 from base64 import b64decode
 from html import unescape
@@ -12,7 +12,7 @@ from nbdev.config import get_config, nbpath2html
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 from PIL import Image
-try: from smalldocs import config, site
+try: from smalldocs import config, llms, notebook, site
 except ImportError: sys.exit('smalldocs, which builds the site and the README, needs Python 3.11 or newer: make clean, then make PYTHON=python3.11 docs')
 
 root = Path(__file__).resolve().parents[2]
@@ -34,6 +34,15 @@ def half_size(m):
     w = shown_width(b64decode(m[1]))
     return m[0].replace('<img ', f'<img width="{w}" ') if w else m[0]
 
+def alt_of(opts, n):
+    "A cell's options for its `n`th picture: of `fig-alt` smalldocs knows one for all, Quarto a list as well"
+    alts = opts.get('fig-alt')
+    return {**opts, 'fig-alt': alts[n] if n<len(alts) else None} if isinstance(alts, list) else opts
+
+_figure,_output = notebook.figure,llms.output
+notebook.figure = lambda img, opts, n: _figure(img, alt_of(opts, n), n)
+llms.output = lambda out, name, files, folder, opts, n, caption: _output(out, name, files, folder, alt_of(opts, n), n, caption)
+
 def mathml(m):
     "TeX to MathML, which browsers show without scripts"
     from latex2mathml.converter import convert
@@ -52,7 +61,7 @@ class Site(site.Site):
         return f'{path}.md' if path.endswith('.html') and ':' not in path else href
     def render_page(self, page):
         super().render_page(page)
-        page.html = re.sub(r'<img src="data:image/png;base64,([^"]+)"[^>]*>', half_size, page.html)
+        page.html = re.sub(r'<img [^>]*?src="data:image/png;base64,([^"]+)"[^>]*>', half_size, page.html)
         page.html = re.sub(r'\\([(\[])(.*?)\\[)\]](?=</span>)', mathml, page.html, flags=re.S)
         page.env['math'] = False
     def build(self):
@@ -121,6 +130,11 @@ def broken_links(out):
     links = ((p, h) for p in sorted(out.rglob('*.html')) for h in dict.fromkeys(re_link.findall(p.read_text())))
     return [f'{p.relative_to(out)}: broken link {h}' for p,h in links if (t := target(p, h)) and bad(*t)]
 
+def without_alt(out):
+    "Pictures of the site at `out` that tell nothing to who does not see them, as `page: what`"
+    def bad(page): return [n for n,img in enumerate(re.findall(r'<img\b[^>]*>', page.read_text())) if not re.search(r'\balt="(?!png")[^"]*\w', img)]
+    return [f'{p.relative_to(out)}: picture {n} has no alt text, give its cell `#| fig-alt: ...` (with ": " in it in quotes)' for p in sorted(out.rglob('*.html')) for n in bad(p)]
+
 @call_parse
 def main(
     out:Path=root/'_docs', # Where the site goes; what is there is replaced
@@ -133,7 +147,7 @@ def main(
         stage(Path(tmp))
         with working_directory(tmp): site,problems = with_quarto() if shutil.which('quarto') else with_smalldocs()
         nearest(site)
-        problems += broken_links(site)
+        problems += broken_links(site) + without_alt(site)
         shutil.rmtree(out, ignore_errors=True)
         shutil.move(site, out)
     for p in problems: print(f'warning: {p}', file=sys.stderr)
