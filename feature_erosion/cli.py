@@ -93,8 +93,9 @@ def _lengths(a):
     if a.epochs and a.iters: raise ValueError("epochs, iters: give one of the two")
     n,given = 2 if a.weights else 3,a.epochs or a.iters or [160]
     if len(given)==1: given = given*n
+    if min(given)<1: raise ValueError(f"{'epochs' if a.epochs else 'iters'}={given}: must be at least 1 each")
     if len(given)!=n: raise ValueError(f"{'epochs' if a.epochs else 'iters'}={given}: want {n} lengths, {'erode and relearn (the weights replace pretrain)' if a.weights else 'pretrain, erode and relearn'}")
-    return tuple(given),'iters' if a.iters else 'epochs'
+    return (0,)*(3-n)+tuple(given),'iters' if a.iters else 'epochs'
 
 # %% ../nbs/17_cli.ipynb #a9e5e503
 def run_demo(

@@ -27,15 +27,14 @@ from .learner import *
 def fig1_phases(
     dls:DataLoaders, # Clean data
     easy:DataLoaders, # The same with a pattern
-    lengths:tuple=(160,160,160), # Of each phase; two of them to leave out the first
+    lengths:tuple=(160,160,160), # Of each phase; 0 leaves it out
     unit:str='epochs', # What `lengths` count: 'epochs' or 'iters'
     sched='multi_step' # As in `Phase`, the same in every phase
 )->list:
     "Pretrain on clean data, erode on painted, relearn on clean"
     if unit not in ('epochs','iters'): raise ValueError(f"unit={unit!r}: must be 'epochs' or 'iters'")
-    if len(lengths) not in (2,3): raise ValueError(f"lengths={lengths}: give three lengths, for pretrain, erode and relearn, or two to leave out the first")
-    names,data = ('pretrain','erode','relearn')[-len(lengths):],(dls,easy,dls)[-len(lengths):]
-    return [Phase(n, dls=d, sched=sched, **{unit:l}) for n,d,l in zip(names, data, lengths)]
+    if len(lengths)!=3 or not any(lengths): raise ValueError(f"lengths={lengths}: give three lengths, for pretrain, erode and relearn; 0 leaves a phase out")
+    return [Phase(n, dls=d, sched=sched, **{unit:l}) for n,d,l in zip(('pretrain','erode','relearn'), (dls,easy,dls), lengths) if l]
 
 # %% ../nbs/13_experiments.ipynb #b267e203
 @delegates(erosion_learner, but='dls')

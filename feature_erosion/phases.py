@@ -279,17 +279,17 @@ _counts = 'iters','epochs','cancelled','cut','was_cut'
 
 @patch
 def state_dict(self:PhaseSchedule)->dict:
-    "Which phase runs (`None`: between two), and how far it is"
+    "Which phase runs (`None`: between two), which have begun, and how far it is"
     p = self.learn.phase
-    return dict(phase=p and p.name, left=[o.name for o in self.todo], **{k:getattr(self, k, None) for k in _counts})
+    return dict(phase=p and p.name, begun=[o.name for o in self.phases if o not in self.todo], **{k:getattr(self, k, None) for k in _counts})
 
 @patch
 def load_state_dict(self:PhaseSchedule,
     state:dict, # From `state_dict`
     rejoin:bool=False # In the middle of an epoch: the next epoch to begin is its rest
 ):
-    "Go on from there; the optimiser is a fresh one, until its own state is loaded"
-    self.todo = [p for p in self.phases if p.name in state['left']]
+    "Go on from there, with phases of its own to come; the optimiser is a fresh one, until its own state is loaded"
+    self.todo = [p for p in self.phases if p.name not in state['begun']]
     for k in _counts: setattr(self, k, state[k])
     self.learn.phase,self.learn.dls,self.rejoins = None,self.own_dls,rejoin
     if state['phase'] is None: return

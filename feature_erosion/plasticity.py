@@ -365,7 +365,7 @@ def forgetting(
 ): # As `before`; NaN where `before` is no better than chance
     "Share of the accuracy above chance that is gone"
     before,after = (np.asarray(o, dtype=float) for o in (before, after))
-    with np.errstate(all='ignore'): res = np.where(before>chance, (before-after)/(before-chance), np.nan)
+    with np.errstate(all='ignore'): res = np.where(before-chance>1e-6, (before-after)/(before-chance), np.nan)   # an accuracy in float32 is not quite 1/10
     return res if res.ndim else float(res)
 
 # %% ../nbs/10_plasticity.ipynb #20c505e7

@@ -526,7 +526,8 @@ def _load(self:KeepRun, weights, state):
 @patch
 def _load_snapshots(self:KeepRun, weights, state):
     "Weights at the ends of phases: the run's own, or another run's"
-    ended = ['start', *(o for o in self.keys if o!='start' and o not in state['callbacks']['phase_schedule']['left'] and o!=state['callbacks']['phase_schedule']['phase'])]
+    s = state['callbacks']['phase_schedule']
+    ended = ['start', *(o for o in s['begun'] if o!=s['phase'])]
     for name in ended:
         own,shared = self.folder.path/'phases'/name,self._shared(self.keys[name])
         if self.main and not _good(own) and _good(shared):
