@@ -34,8 +34,60 @@ def python(*args, cwd=root):
     assert not r.returncode, r.stdout
     return r.stdout
 
+def snapshot(): return {f: f.stat().st_mtime_ns for d in (root, root/'nbs', root/'feature_erosion') for f in d.glob('*') if f.name[0]!='.'}
+
+@pytest.fixture(scope='session')
+def site(tmp_path_factory):
+    "The documentation, built aside once for all tests; `docs.py` fails on any warning"
+    pytest.importorskip('smalldocs', reason='smalldocs needs Python 3.11')
+    out,before = tmp_path_factory.mktemp('docs')/'the site', snapshot()
+    said = python('nbs/_tools/docs.py', '--out', out)
+    assert 'warning' not in said.lower()
+    assert snapshot() == before, 'building the documentation changed the checkout'
+    return out
+
 @pytest.fixture
 def copy(tmp_path):
     "A copy of the checkout, without what is built in it"
     junk = shutil.ignore_patterns('.git', '.venv', '_docs', '_proc', 'runs', 'models', 'build', 'dist', '*.egg-info', '__pycache__', '.*_cache')
     return shutil.copytree(root, tmp_path/'a copy', symlinks=True, ignore=junk)
+
+@pytest.fixture(scope='module')
+def browser():
+    "A chromium that is installed here, with playwright; the test is skipped, saying so, where one of them is missing"
+    sync = pytest.importorskip('playwright.sync_api', reason='needs playwright')
+    exe = next(filter(None, map(shutil.which, ['chromium', 'chromium-browser', 'google-chrome'])), None)
+    if not exe: pytest.skip('needs chromium on the PATH')
+    quiet = 'no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update disable-sync'
+    with sync.sync_playwright() as p:
+        b = p.chromium.launch(executable_path=exe, args=[f'--{o}' for o in quiet.split()])
+        yield b
+        b.close()
+
+class Page:
+    "A page of `browser`, with what went wrong in it and what it asked the network for"
+    def __init__(self, browser, url, width=1280, height=900, scheme='light'):
+        self.errors,self.requests = [],[]
+        self.page = browser.new_page(viewport=dict(width=width, height=height), color_scheme=scheme)
+        self.page.on('console', lambda m: self.errors.append(m.text) if m.type in ('error','warning') else None)
+        self.page.on('pageerror', lambda e: self.errors.append(str(e)))
+        self.page.on('request', lambda r: self.requests.append(r.url))
+        self.page.goto(str(url))
+    def __enter__(self): return self
+    def __exit__(self, *args): self.page.close()
+    def js(self, code): return self.page.evaluate(code)
+    def overflow(self): return self.js('document.documentElement.scrollWidth - innerWidth')
+    def images(self): return self.page.eval_on_selector_all('img', 'els => els.map(o => ({width:o.naturalWidth, alt:o.alt}))')
+    def contrasts(self): return self.js(contrasts)
+
+contrasts = """() => {   // WCAG 2 contrast of each visible text with the colour behind it
+  const rgba = s => { const v = s.match(/[\\d.]+/g).map((o,i) => s.startsWith('color(') && i<3 ? 255*o : Number(o)); return v.length>3 ? v : [...v,1] }
+  const lum = c => { const [r,g,b] = c.slice(0,3).map(v => (v/=255)<=.04045 ? v/12.92 : ((v+.055)/1.055)**2.4); return .2126*r+.7152*g+.0722*b }
+  const behind = e => { for (; e; e = e.parentElement) { const c = rgba(getComputedStyle(e).backgroundColor); if (c[3]==1) return c } return [255,255,255,1] }
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), res = []
+  for (let n; n = walk.nextNode(); ) {
+    const e = n.parentElement
+    if (!n.data.trim() || !e.checkVisibility()) continue
+    const [a,b] = [lum(rgba(getComputedStyle(e).color)), lum(behind(e))].sort((x,y) => y-x)
+    res.push({text:n.data.trim().slice(0,40), ratio:(a+.05)/(b+.05)}) }
+  return res }"""
