@@ -27,5 +27,6 @@ from .resume import *
 from .learner import *
 from .experiments import *
 from .sweep import *
+from .report import *
 
 __all__ = [o for o in globals() if not o.startswith('_')]

@@ -8,12 +8,28 @@ Docs: https://feature-erosion.github.io/feature_erosion/distributed.html.md"""
 __all__ = ['agree', 'gather', 'cpu_broadcast']
 
 # %% ../nbs/02b_distributed.ipynb #d8344d6a
-import torch
+import atexit, gc, sys, torch
 from contextlib import contextmanager
+from functools import lru_cache
 from fastai.vision.all import num_distrib
+if torch.distributed.is_available(): import torch.distributed.nn.functional   # now: imported later, its functions' defaults would hold the group for ever
 
 # %% ../nbs/02b_distributed.ipynb #842a92ff
-def _several(): return num_distrib()>1 and torch.distributed.is_available() and torch.distributed.is_initialized()
+def _several():
+    if num_distrib()<2 or not torch.distributed.is_available() or not torch.distributed.is_initialized(): return False
+    _leave_at_exit()
+    return True
+
+# %% ../nbs/02b_distributed.ipynb #3fa91d5e
+@lru_cache
+def _leave_at_exit(): atexit.register(_leave)
+
+def _leave():
+    "Leave a gloo group; the last one to hold it joins its threads"
+    if getattr(sys, 'last_value', None) is not None: return   # after an error work may be under way that the others never join: it would wait for them
+    if not torch.distributed.is_initialized() or torch.distributed.get_backend()!='gloo': return
+    gc.collect()   # models that hold it
+    torch.distributed.destroy_process_group()
 
 # %% ../nbs/02b_distributed.ipynb #5e95a8cb
 def agree(

@@ -107,13 +107,15 @@ def sweep(
     backend,points = get_active_backend()[0],_grid(grid, seeds)
     if type(backend).__name__=='ThreadingBackend': raise ValueError("parallel_config('threading'): threads share one random state, so that results would depend on chance; use 'loky', 'dask' or 'ray'")
     _check_call(fn, points[0])
-    runs,results = RunStore(store),{}
+    runs,results,idle = RunStore(store),{},0
     for p in points: _forget_tries(runs, fn, p)
     while todo := [i for i in range(len(points)) if i not in results]:
-        before = len(results)
-        try: _collect(fn, points, todo, runs, results, n_jobs, threads or _share(backend, n_jobs, len(todo)), attempts, progress)
+        before = _progress(fn, points, runs)
+        now = _now(fn, points, todo, runs, attempts)
+        try: _collect(fn, points, now, runs, results, n_jobs, threads or _share(backend, n_jobs, len(now)), attempts, progress)
         except Exception as e:
-            if not _is_lost_worker(e): raise
+            idle = 0 if _progress(fn, points, runs)!=before else idle+1
+            if not _is_lost_worker(e) or idle>=attempts: raise   # also if workers die before they begin
             warnings.warn(f'a worker was lost ({type(e).__name__}); the sweep goes on with what is left')
             _take_finished(fn, points, runs, results)
     return _report(Sweep([dict(points[i], **results[i], run=_name(fn, points[i])) for i in range(len(points))]), list(grid))
@@ -139,9 +141,19 @@ def _collect(fn, points, todo, runs, results, n_jobs, threads, attempts, progres
     for i,res in progress_bar(gen, total=len(todo)) if progress else gen: results[i] = res
 
 # %% ../nbs/14_sweep.ipynb #ccb5ff3d
-_lost = 'TerminatedWorkerError','BrokenProcessPool','KilledWorker','WorkerCrashedError','RayActorError','ActorDiedError','RayTaskError'
+_lost = 'TerminatedWorkerError','BrokenProcessPool','KilledWorker','WorkerCrashedError','RayActorError','ActorDiedError'
 
 def _is_lost_worker(e): return bool({o.__name__ for o in type(e).__mro__} & set(_lost))
+
+def _now(fn, points, todo, runs, attempts):
+    "A lost worker takes loky's others with it: the last attempt of whoever may be to blame comes at the end, alone"
+    last = [i for i in todo if (n := _name(fn, points[i])) in runs and _tries(runs[n])>=max(1, attempts-1)]
+    return [i for i in todo if i not in last] or last[:1]
+
+def _progress(fn, points, runs):
+    "What has been begun, and what has been finished"
+    own = [runs[n] for p in points if (n := _name(fn, p)) in runs]
+    return [(_tries(o),_result(o) is not None) for o in own]
 
 def _take_finished(fn, points, runs, results):
     "What the lost workers' neighbours have finished meanwhile"

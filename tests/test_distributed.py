@@ -1,14 +1,17 @@
 "One run in two processes over gloo, and the same in one."
-import json, socket, subprocess, sys
+import json, os, socket, subprocess, sys
 from pathlib import Path
 import pytest
 from conftest import root
 from feature_erosion.store import RunStore, unpack
 
-def launch(folder, *args, n=2):
+def free_port():
     with socket.socket() as s:
         s.bind(('localhost', 0))
-        port = s.getsockname()[1]
+        return s.getsockname()[1]
+
+def launch(folder, *args, n=2):
+    port = free_port()
     folder.mkdir(exist_ok=True)
     cmd = ['-m','torch.distributed.run','--nproc_per_node',n,'--master_port',port] if n>1 else []
     return subprocess.run([sys.executable, *map(str, cmd), str(root/'tests'/'two_processes.py'), str(folder), *map(str, args)], capture_output=True, text=True, cwd=root)
@@ -29,5 +32,23 @@ def test_two_processes_are_as_good_as_one(tmp_path):
     r = launch(tmp_path/'killed', 32, 300); assert r.returncode
     r = launch(tmp_path/'killed', 32); assert not r.returncode, r.stderr[-3000:]
     two,killed = (unpack(RunStore(tmp_path/o)['digits'].path/'phases'/'erode')[0] for o in ('two','killed'))
+    assert [json.loads((tmp_path/o/f'threads{i}.json').read_text()) for o in ('two','killed') for i in (0,1)]==[[]]*4   # gloo's would abort a process that ends
     assert all((two[k]==killed[k]).all() for k in two)   # resumed, bit by bit
     assert RunStore(tmp_path/'killed')['digits'].history().equals(RunStore(tmp_path/'two')['digits'].history())
+
+one_fails = """import sys, torch
+from torch import distributed as dist
+from feature_erosion.distributed import agree
+dist.init_process_group('gloo')
+agree(1)
+if dist.get_rank(): sys.stdin.read()
+else:
+    work = dist.all_reduce(torch.ones(9), async_op=True)
+    raise RuntimeError('one fails')"""
+
+def test_one_that_fails_does_not_wait_for_the_others():
+    env = dict(os.environ, WORLD_SIZE='2', MASTER_ADDR='localhost', MASTER_PORT=str(free_port()))
+    bad,other = (subprocess.Popen([sys.executable, '-c', one_fails], env=dict(env, RANK=str(i)), cwd=root, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for i in (0,1))
+    try: assert 'one fails' in bad.communicate(timeout=300)[1] and bad.returncode==1   # gloo's own patience is 30 minutes
+    finally:
+        for p in (bad,other): p.kill(); p.wait()

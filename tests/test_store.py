@@ -1,5 +1,5 @@
 "Runs that are killed, stopped, damaged, or handed something malicious."
-import errno, io, json, multiprocessing as mp, os, pickle, shutil, signal, struct, tarfile, warnings, zlib
+import errno, io, json, multiprocessing as mp, os, pickle, shutil, signal, struct, tarfile, time, warnings, zlib
 from pathlib import Path
 import numpy as np, pytest, torch
 from torch import nn
@@ -27,7 +27,7 @@ def fit(folder, name='a', epochs=(2,2), seed=0, cbs=(), lr=.05, pattern=None, ra
     easy = dls.inject(pattern or ColorSquare(4), ratio=ratio)
     learn = Learner(dls, model(), opt_func=SGD, metrics=accuracy, lr=lr, path=folder)
     with learn.no_bar(), learn.no_logging():
-        learn.fit_phases([Phase('pretrain', epochs[0], dls, **kw), Phase('erode', epochs[1], easy)], cbs=[KeepRun(RunStore(folder).run(name), minutes=minutes), *cbs])
+        learn.fit_phases([Phase('pretrain', epochs[0], dls, **kw), Phase('erode', epochs[1], easy), *(Phase('relearn', n, dls) for n in epochs[2:])], cbs=[KeepRun(RunStore(folder).run(name), minutes=minutes), *cbs])
     return learn
 
 def same(a, b): return all(torch.equal(x, y) for x,y in zip(a.model.state_dict().values(), b.model.state_dict().values()))
@@ -89,6 +89,15 @@ def test_phases_are_shared_and_only_the_same_ones(tmp_path):
         fit(tmp_path, f'other{i}', **v)
         all_keys.add(RunStore(tmp_path)[f'other{i}'].info['keys']['pretrain'])
         assert len(all_keys)==i+2, k
+
+def test_a_shared_phase_is_followed_by_the_phases_of_whoever_takes_it(tmp_path):
+    "A run that ended with 'erode' serves one that relearns afterwards, to the same bit as one fit of all three; and one of three phases serves one of two"
+    whole = fit(tmp_path/'whole', epochs=(2,2,2))
+    fit(tmp_path/'parts', 'short')
+    longer,shorter = fit(tmp_path/'parts', 'long', epochs=(2,2,2)),fit(tmp_path/'whole', 'short')
+    assert list(longer.snapshots)==['start','pretrain','erode','relearn'] and same(whole, longer)
+    assert RunStore(tmp_path/'parts')['long'].history().equals(RunStore(tmp_path/'whole')['a'].history()) and longer.recorder.evals.equals(whole.recorder.evals)
+    assert list(shorter.snapshots)==['start','pretrain','erode'] and RunStore(tmp_path/'whole')['short'].history().equals(RunStore(tmp_path/'parts')['short'].history())
 
 def start_key(folder, name, data={}, inject={}, pattern=ColorSquare(4), arch='resnet20', train={}, evals={}, lengths=dict(epochs=1)):
     "The key of 'erode', without training"

@@ -3,6 +3,8 @@ import os, signal, time, warnings
 from pathlib import Path
 import joblib, numpy as np, pytest
 from fastai.vision.all import torch
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+from conftest import root
 from feature_erosion.store import RunStore
 from feature_erosion.sweep import sweep
 
@@ -18,6 +20,20 @@ def point(a, seed, run):
 def always_dies(a, seed):
     if a==1: os.kill(os.getpid(), signal.SIGKILL)
     return dict(y=a)
+
+def beside_a_killer(a, seed, run):
+    "a=1 kills its worker while a=0 is at work beside it; a=0 comes to its end at the third attempt, if it lives"
+    def tries(name): return len(f.read_text().split()) if (f := run.path.with_name(name)/'tries').exists() else 0
+    other = run.name.replace('a=1', 'a=0')
+    if a==0: time.sleep(1 if tries(run.name)>2 else 60)
+    while tries(other)<tries(run.name): time.sleep(.01)
+    if a==1: os.kill(os.getpid(), signal.SIGKILL)
+    return dict(y=a)
+
+class DiesOnArrival:
+    def __init__(self): self.home = os.getpid()
+    def __setstate__(self, state): os._exit(1)
+    def __call__(self, a, seed): return dict(y=a)
 
 def check(df, folder):
     assert df.status.tolist()==['finished']*6 and df.y.tolist()==[10,11,20,21,30,31]
@@ -35,6 +51,15 @@ def test_a_point_that_always_dies(tmp_path):
     with pytest.warns(UserWarning) as w: df = sweep(always_dies, dict(a=[0,1,2]), store=tmp_path, n_jobs=2, attempts=2, progress=False)
     assert df.status.tolist()==['finished','failed','finished'] and 'its worker died 2 times' in df.error[1] and any('1 of 3 points failed' in str(o.message) for o in w)
 
+def test_a_neighbour_is_not_blamed(tmp_path):
+    with pytest.warns(UserWarning): df = sweep(beside_a_killer, dict(a=[0,1]), store=tmp_path, n_jobs=2, progress=False)
+    assert df.status.tolist()==['finished','failed'] and 'its worker died 3 times' in df.error[1]
+
+def test_workers_that_cannot_begin(tmp_path):
+    "No point is ever begun: an error, not one attempt after the other for ever"
+    with pytest.warns(UserWarning, match='a worker was lost') as w, pytest.raises(TerminatedWorkerError): sweep(DiesOnArrival(), dict(a=[0,1]), store=tmp_path, n_jobs=2, attempts=2, progress=False)
+    assert sum('a worker was lost' in str(o.message) for o in w)==1
+
 def test_dask_loses_a_worker(tmp_path):
     distributed = pytest.importorskip('distributed')
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster, distributed.Client(cluster):
@@ -45,7 +70,7 @@ def test_ray_loses_a_worker(tmp_path):
     ray = pytest.importorskip('ray')
     from ray.util.joblib import register_ray
     register_ray()
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=dict(env_vars={'PYTHONPATH':str(Path(__file__).parent)}))
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=dict(env_vars={'PYTHONPATH':os.pathsep.join(map(str, (root/'tests', root)))}))
     try:
         with joblib.parallel_config('ray'), warnings.catch_warnings():
             warnings.simplefilter('ignore')

@@ -1,6 +1,7 @@
 "Two phases on digits; alone, or under `torchrun` or `accelerate launch` as one of several. `two_processes.py FOLDER BATCH_SIZE [STOP]`: kill itself after STOP iterations"
-import json, os, sys
+import atexit, json, os, sys
 from contextlib import nullcontext
+from pathlib import Path
 import torch
 from torch import nn
 from fastai.distributed import *
@@ -8,6 +9,12 @@ from fastai.vision.all import Callback, Learner, accuracy, num_distrib, rank_dis
 from feature_erosion.all import ColorSquare, KeepRun, Phase, RunStore, digits_dls, erosion_learner, evaluate
 
 folder,bs,stop = sys.argv[1],int(sys.argv[2]),int(sys.argv[3]) if len(sys.argv)>3 else None
+
+@atexit.register
+def tell_threads():
+    "Before anybody else asks for it: so this runs last"
+    names = [(o/'comm').read_text().strip() for o in Path('/proc/self/task').glob('*')]
+    open(f'{folder}/threads{rank_distrib()}.json', 'w').write(json.dumps([o for o in names if 'gloo' in o]))
 
 class Die(Callback):
     order,run_valid,passive = 2000,False,True
@@ -28,7 +35,7 @@ def main():
     with learn.distrib_ctx(cpu=True, sync_bn=False) if several else nullcontext(), learn.no_bar(), learn.no_logging():
         learn.fit_phases(phases, cbs=[KeepRun(RunStore(folder).run('digits'), minutes=0.), Die(), Look()])
     h = learn.recorder.history
-    res = dict(history=h.astype(object).where(h.notna(), None).to_dict('list'), again=evaluate(learn.model, dls.valid)['accuracy'], samples=sum(seen), weights=float(sum(p.double().abs().sum() for p in learn.model.parameters())))
+    res = dict(history=h.astype(object).where(h.notna(), None).to_dict('list'), again=evaluate(learn.model, dls.valid)['accuracy'], samples=sum(seen), weights=float(sum(p.detach().double().abs().sum() for p in learn.model.parameters())))
     open(f'{folder}/result{rank_distrib()}.json', 'w').write(json.dumps(res))
 
 if __name__=='__main__': main()

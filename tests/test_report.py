@@ -1,0 +1,135 @@
+"The report: what is in it, what of it survives damage and malice, and how it looks in a real browser."
+import json, re
+import matplotlib, numpy as np, pandas as pd, pytest
+matplotlib.use('agg')
+import matplotlib.pyplot as plt
+from conftest import Page
+from PIL import Image
+from feature_erosion.cli import main
+from feature_erosion.report import report
+from feature_erosion.store import RunStore, environment, save_figure, save_json
+
+script = '<script>document.title="hacked"</script><img src=x onerror="document.title=\'hacked\'">'
+evil_svg = '<svg xmlns="http://www.w3.org/2000/svg" width="90" height="60" onload="parent.document.title=\'hacked\'"><script>document.title="hacked"</script><image href="http://127.0.0.1:9/x.png" width="9" height="9"/><rect width="90" height="60"/></svg>'
+
+def figure(folder, name):
+    fig,ax = plt.subplots(figsize=(7,3))
+    ax.plot([0,1])
+    save_figure(fig, folder, name)
+    plt.close(fig)
+
+def results(folder, **about):
+    figure(folder, 'fig1')
+    save_json(folder/'about.json', {**dict(figure='fig1', title='Erosion', preset='cpu', seconds=75, settings=dict(model=dict(arch='vgg19', width=.25)), versions=environment()), **about})
+    pd.DataFrame(dict(claim=['Clean accuracy falls','Rank falls',script], paper='yes', ours='88.1% to 24.3%', n=3, mean=-.638123, low=-.7, high=-.5, agrees=[True,False,'in part'])).to_csv(folder/'claims.csv', index=False)
+    pd.DataFrame(np.random.RandomState(0).rand(180,15), columns=[f'a_long_name_{i}' for i in range(15)]).rename_axis('epoch').to_csv(folder/'history.csv')
+    return folder
+
+def make_run(store, name, **config):
+    run = RunStore(store).run(name, **config)
+    run.update(status='finished', seed=0)
+    run.append(dict(table='epochs', phase='pretrain', clean=.9), dict(table='epochs', phase='erode', clean=.2), dict(table='evals', phase='erode', clean=.2))
+    save_json(run.path/'metrics.json', dict(clean=.2123456))
+    save_json(run.path/'environment.json', [dict(environment(), python='0.0.1'), environment()])
+    figure(run.path/'figures', 'phases')
+    return run.path
+
+@pytest.fixture
+def folder(tmp_path):
+    "Two results and two runs, some of whose text wants to be markup"
+    d = tmp_path/'all <i>of it'
+    for n in 'fig10','fig2': results(d/n, figure=n)
+    make_run(d, 'a', lr=.1, note=script, long='x'*3000)
+    make_run(d, 'b', lr=.2, **{script:1})
+    (d/'fig2'/'evil.svg').write_text(evil_svg)
+    return d
+
+def headings(html): return [re.sub('<.*?>', '', o) for o in re.findall(r'<h[12]>(.*?)</h[12]>', html)]
+
+def test_results(tmp_path):
+    out = report(results(tmp_path/'r'))
+    html = out.read_text()
+    assert out==tmp_path/'r'/'report.html' and headings(html)==['Figure 1: Erosion','Claims','history.csv','Settings','Versions']
+    for word in ('1 of 3 agree', '-0.6381 (-0.7 to -0.5)', 'model.arch', '1 min 15 s', '180 rows × 16 columns', '… 168 more rows …', environment()['torch']): assert word in html, word
+    assert html.count('<img ')==1 and 'alt="Figure 1: Erosion: fig1"' in html   # the PNG, not the SVG as well
+
+def test_run(tmp_path):
+    html = report(make_run(tmp_path, 'a', lr=.1, model=dict(arch='vgg19'))).read_text()
+    assert headings(html)==['a','Last evaluation','history: epochs','history: evals','Settings','Versions']
+    for word in ('finished', '0.2123', 'model.arch', environment()['python']): assert word in html, word
+    assert '0.0.1' not in html   # the last session's versions
+
+def test_folder_of_both(folder):
+    html = report(folder).read_text()
+    assert headings(html)==['all &lt;i&gt;of it','Figure 2: Erosion','Figure 10: Erosion','Runs','a','b']
+    assert '2 results · 2 runs · 2 of 6 claims agree with the paper' in html
+    assert '<script' not in html and 'onerror="' not in html.replace('&lt;img src=x onerror="', '')
+    assert 'x'*401 not in html and '(3,000 characters)' in html
+
+def test_results_of_save_results(tmp_path):
+    save_json(tmp_path/'results.json', dict(accuracy=dict(start=dict(clean=.1), erode=dict(clean=.28611)), chance=.1, n_valid=360, settings=dict(arch='p'), versions=dict(torch='2.9')))
+    html = report(tmp_path).read_text()
+    for word in ('0.2861', 'n valid', '360', 'arch', '2.9'): assert word in html, word
+
+def test_damaged_pieces_are_named(folder):
+    (folder/'a'/'run.json').write_text('{"format": 1')
+    (folder/'b'/'history.jsonl').write_text('{\n')
+    (folder/'fig2'/'about.json').write_text('[]')
+    (folder/'fig2'/'other.csv').write_bytes(b'a,b\n"\xff\xfe')
+    (folder/'fig2'/'claims.csv').write_text('')
+    png = folder/'fig10'/'fig1.png'
+    png.write_bytes(png.read_bytes()[:2000])
+    (folder/'fig10'/'results.json').write_text('['*5000)
+    (folder/'fig10'/'broken.svg').write_text('<svg')
+    (folder/'fig10'/'huge.png').write_bytes(b'0'*(6*2**20))
+    html = report(folder).read_text()
+    notes = re.findall(r'<li>((?!<a).*?)</li>', html)
+    for f in ('run.json', 'history.jsonl', 'about.json', 'other.csv', 'claims.csv', 'fig1.png', 'results.json', 'broken.svg', 'huge.png: not in this page: it has 6.0 MB'): assert any(o.startswith(f) for o in notes), f
+    assert 'cannot be read' in html and str(folder) not in html
+    assert headings(html)[1:]==['fig2','Figure 10: Erosion','Runs','a','b'] and html.count('<img ')==5
+
+def test_odd_text(tmp_path):
+    (tmp_path/'about.json').write_text(r'{"title": "\ud800\u0000\u202e", "figure": {"a": [1]}, "n": 1e400, "settings": [1, 2], "versions": "2", "seconds": "long"}')
+    report(tmp_path)
+
+def test_too_many_pixels(tmp_path):
+    results(tmp_path)
+    Image.new('1', (12000,12000)).save(tmp_path/'bomb.png')
+    html = report(tmp_path).read_text()
+    assert 'bomb.png: 12000×12000 pixels' in html and html.count('<img ')==1
+
+@pytest.mark.parametrize('path,out,words', [('nowhere',None,"path='"), ('empty',None,'nothing to report'), ('r','r/x.json','ends in .html'), ('r','r/about.json/x.html','cannot write there')])
+def test_bad_arguments(path, out, words, tmp_path, capsys):
+    results(tmp_path/'r')
+    (tmp_path/'empty'/'.hidden').mkdir(parents=True)
+    save_json(tmp_path/'empty'/'.hidden'/'about.json', {})
+    with pytest.raises(ValueError, match=words): report(tmp_path/path, out and tmp_path/out)
+    assert main(['report', str(tmp_path/path), *(['--out',str(tmp_path/out)] if out else [])])==2
+    err = capsys.readouterr().err
+    assert err.count('\n')==1 and words in err
+
+def test_command(tmp_path, capsys):
+    out = tmp_path/'new'/'page.html'
+    assert main(['report', str(results(tmp_path/'r')), '--out', str(out)])==0
+    assert capsys.readouterr().out.strip()==str(out) and out.read_text().startswith('<!doctype html>')
+
+@pytest.mark.parametrize('scheme', ['light','dark'])
+@pytest.mark.parametrize('width', [390,1280])
+def test_in_a_browser(folder, browser, width, scheme):
+    url = report(folder).as_uri()
+    with Page(browser, url, width, scheme=scheme) as p:
+        p.js("document.querySelectorAll('details').forEach(o => o.open = true)")
+        assert p.overflow()<=0 and p.page.title()=='all <i>of it'
+        images = p.images()
+        assert len(images)==5 and all(o['width']>0 and o['alt'] for o in images)
+        assert p.page.locator('script').count()==0 and script in p.page.locator('.claims').first.inner_text() and script in p.page.inner_text('body')
+        shade = sum(map(int, re.findall(r'\d+', p.js('getComputedStyle(document.body).backgroundColor'))))
+        assert shade<150 if scheme=='dark' else shade>700
+        assert len(p.contrasts())>100 and not [o for o in p.contrasts() if o['ratio']<4.5]
+        assert not p.errors and not [o for o in p.requests if o!=url and not o.startswith('data:')]
+        for a in p.page.locator('nav a').all(): assert p.page.locator(a.get_attribute('href')).count()==1
+
+def test_prints_what_is_folded(folder, browser):
+    with Page(browser, report(folder/'fig2').as_uri()) as p:
+        p.page.emulate_media(media='print')
+        assert p.js("[...document.querySelectorAll('details')].every(o => o.lastElementChild.getBoundingClientRect().height>20)")
