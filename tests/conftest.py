@@ -34,6 +34,18 @@ def python(*args, cwd=root):
     assert not r.returncode, r.stdout
     return r.stdout
 
+def snapshot(): return {f: f.stat().st_mtime_ns for d in (root, root/'nbs', root/'feature_erosion') for f in d.glob('*') if f.name[0]!='.'}
+
+@pytest.fixture(scope='session')
+def site(tmp_path_factory):
+    "The documentation, built aside once for all tests; `docs.py` fails on any warning"
+    pytest.importorskip('smalldocs', reason='smalldocs needs Python 3.11')
+    out,before = tmp_path_factory.mktemp('docs')/'the site', snapshot()
+    said = python('nbs/_tools/docs.py', '--out', out)
+    assert 'warning' not in said.lower()
+    assert snapshot() == before, 'building the documentation changed the checkout'
+    return out
+
 @pytest.fixture
 def copy(tmp_path):
     "A copy of the checkout, without what is built in it"
@@ -69,7 +81,7 @@ class Page:
     def contrasts(self): return self.js(contrasts)
 
 contrasts = """() => {   // WCAG 2 contrast of each visible text with the colour behind it
-  const rgba = s => { const v = s.match(/[\\d.]+/g).map(Number); return v.length>3 ? v : [...v,1] }
+  const rgba = s => { const v = s.match(/[\\d.]+/g).map((o,i) => s.startsWith('color(') && i<3 ? 255*o : Number(o)); return v.length>3 ? v : [...v,1] }
   const lum = c => { const [r,g,b] = c.slice(0,3).map(v => (v/=255)<=.04045 ? v/12.92 : ((v+.055)/1.055)**2.4); return .2126*r+.7152*g+.0722*b }
   const behind = e => { for (; e; e = e.parentElement) { const c = rgba(getComputedStyle(e).backgroundColor); if (c[3]==1) return c } return [255,255,255,1] }
   const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), res = []

@@ -1,4 +1,4 @@
-"Build the documentation site: with Quarto where it is installed, with smalldocs elsewhere. A warning or a broken link is an error."
+"Build the documentation site: with Quarto where it is installed, with smalldocs elsewhere. A warning, a broken link, or a picture without an alt text is an error."
 import io, os, re, shutil, subprocess, sys, tempfile, warnings
 from base64 import b64decode
 from html import unescape
@@ -12,7 +12,7 @@ from nbdev.config import get_config, nbpath2html
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 from PIL import Image
-try: from smalldocs import config, site
+try: from smalldocs import config, llms, notebook, site
 except ImportError: sys.exit('smalldocs, which builds the site and the README, needs Python 3.11 or newer: make clean, then make PYTHON=python3.11 docs')
 
 root = Path(__file__).resolve().parents[2]
@@ -20,7 +20,7 @@ quarto_only = 'format commonmark', 'unknown key format-links'  # what _quarto.ym
 
 def stage(tmp):
     "Copy what the site is made of to `tmp`, so that building leaves the checkout as it is"
-    for o in 'pyproject.toml', '_quarto.yml': shutil.copy(root/o, tmp)
+    for o in 'pyproject.toml', '_quarto.yml', 'CONTRIBUTING.md': shutil.copy(root/o, tmp)   # two of them are linked to from nbs
     shutil.copytree(root/'nbs', tmp/'nbs', symlinks=True, ignore=shutil.ignore_patterns('.*', '_tools', 'models', 'runs'))
     with working_directory(tmp): refresh_quarto_yml()
 
@@ -33,6 +33,15 @@ def half_size(m):
     "An `img` tag that shows a figure as large as matplotlib meant it"
     w = shown_width(b64decode(m[1]))
     return m[0].replace('<img ', f'<img width="{w}" ') if w else m[0]
+
+def alt_of(opts, n):
+    "A cell's options for its `n`th picture: of `fig-alt` smalldocs knows one for all, Quarto a list as well"
+    alts = opts.get('fig-alt')
+    return {**opts, 'fig-alt': alts[n] if n<len(alts) else None} if isinstance(alts, list) else opts
+
+_figure,_output = notebook.figure,llms.output
+notebook.figure = lambda img, opts, n: _figure(img, alt_of(opts, n), n)
+llms.output = lambda out, name, files, folder, opts, n, caption: _output(out, name, files, folder, alt_of(opts, n), n, caption)
 
 def mathml(m):
     "TeX to MathML, which browsers show without scripts"
@@ -52,7 +61,7 @@ class Site(site.Site):
         return f'{path}.md' if path.endswith('.html') and ':' not in path else href
     def render_page(self, page):
         super().render_page(page)
-        page.html = re.sub(r'<img src="data:image/png;base64,([^"]+)"[^>]*>', half_size, page.html)
+        page.html = re.sub(r'<img [^>]*?src="data:image/png;base64,([^"]+)"[^>]*>', half_size, page.html)
         page.html = re.sub(r'\\([(\[])(.*?)\\[)\]](?=</span>)', mathml, page.html, flags=re.S)
         page.env['math'] = False
     def build(self):
@@ -71,6 +80,8 @@ def tidy(f):
     for c in nb.cells:
         if c.cell_type=='markdown': c.source = re.sub(r'\A(#\|.*\n?)+', '', c.source)
         if c.cell_type=='raw': c.source = re.sub(r'^output-file:.*\n', '', c.source, flags=re.M)
+        for o in c.get('outputs', []):   # in a signature: the notebook's own classes
+            if md := o.get('data', {}).get('text/markdown'): o['data']['text/markdown'] = ''.join(md).replace('__main__.', '')
     write_nb(nb, f)
 
 def with_smalldocs():
@@ -121,6 +132,13 @@ def broken_links(out):
     links = ((p, h) for p in sorted(out.rglob('*.html')) for h in dict.fromkeys(re_link.findall(p.read_text())))
     return [f'{p.relative_to(out)}: broken link {h}' for p,h in links if (t := target(p, h)) and bad(*t)]
 
+alt_to_come = 'index.html', 'experiments.html', 'cli.html', 'paper.html', 'paper/'   # pages that are being written: said, but no error
+
+def without_alt(out):
+    "Pictures of the site at `out` that tell nothing to who does not see them, as `page: what`"
+    def bad(page): return [n for n,img in enumerate(re.findall(r'<img\b[^>]*>', page.read_text())) if not re.search(r'\balt="(?!png")[^"]*\w', img)]
+    return [f'{p.relative_to(out)}: picture {n} has no alt text, give its cell `#| fig-alt: ...` (with ": " in it in quotes)' for p in sorted(out.rglob('*.html')) for n in bad(p)]
+
 @call_parse
 def main(
     out:Path=root/'_docs', # Where the site goes; what is there is replaced
@@ -133,9 +151,12 @@ def main(
         stage(Path(tmp))
         with working_directory(tmp): site,problems = with_quarto() if shutil.which('quarto') else with_smalldocs()
         nearest(site)
-        problems += broken_links(site)
+        missing = without_alt(site)
+        problems += broken_links(site) + [o for o in missing if not o.startswith(alt_to_come)]
         shutil.rmtree(out, ignore_errors=True)
         shutil.move(site, out)
+    for o in missing:
+        if o.startswith(alt_to_come): print(f'to come: {o}')
     for p in problems: print(f'warning: {p}', file=sys.stderr)
     if problems: sys.exit(f'{len(problems)} problem(s) in the documentation')
     print(f'{len(list(out.rglob("*.html")))} pages in {out}')

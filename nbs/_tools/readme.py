@@ -1,5 +1,6 @@
 "Write README.md from nbs/index.ipynb, with its pictures in README_files/. With --check: only say whether it is up to date."
 import os, re, sys
+from html import escape
 from pathlib import Path
 
 from fastcore.nbio import nb2str, read_nb
@@ -19,7 +20,8 @@ def link(href):
 def picture(m, files):
     "A figure as large as matplotlib meant it; GitHub knows no other way to say so than an `img` tag"
     w = m[2].endswith('.png') and shown_width(files[m[2]])
-    return f'<img src="{m[2]}" alt="{m[1]}" width="{w}">' if w else m[0]
+    alt = escape(re.sub(r'\\(.)', r'\1', m[1]))   # smalldocs puts a backslash before brackets
+    return f'<img src="{m[2]}" alt="{alt}" width="{w}">' if w else m[0]
 
 def readme():
     "All files of the README, as `{name: bytes}`"

@@ -1,0 +1,68 @@
+"The built site in a real browser: search, links, pictures and colours, on a desk and on a phone."
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+import pytest
+from conftest import Page, root
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args): pass
+
+@pytest.fixture(scope='module')
+def url(browser, site):
+    "Where the site is served while the tests of this module run"
+    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}/'
+    server.shutdown()
+    server.server_close()
+
+@pytest.fixture(scope='module')
+def to_come():
+    "Pages whose figures have no alt texts yet, as `docs.py` lists them"
+    from test_docs import alt_to_come
+    return alt_to_come
+
+def test_search_finds_a_class(browser, url):
+    with Page(browser, url) as p:
+        p.page.locator('.smalldocs-search input').first.press_sequentially('ColorSquare')
+        p.page.locator('.smalldocs-search-results a[href*="patterns.html"]').first.click()
+        p.page.wait_for_url('**/patterns.html*')
+        assert p.page.locator('#colorsquare').count()==1
+
+def test_sidebar_leads_everywhere(browser, url):
+    with Page(browser, url) as p:
+        links = p.page.eval_on_selector_all('#quarto-sidebar a[href]', 'els => els.map(o => o.href)')
+        links = [o for o in dict.fromkeys(links) if not o.startswith(f'{url}#')]
+        assert len(links)>=len(list((root/'nbs').glob('[0-9]*.ipynb'))) and all(o.startswith(url) for o in links)
+        assert not [o for o in links if p.page.request.get(o).status!=200]
+
+@pytest.mark.parametrize('width,scheme', [(1280,'light'), (390,'dark')])
+def test_every_page(browser, url, site, to_come, width, scheme):
+    "Nothing goes wrong, nothing comes from elsewhere, nothing sticks out at the right, and each picture is there and has an alt text"
+    bad = []
+    for name in sorted(f.relative_to(site).as_posix() for f in site.rglob('*.html')):
+        with Page(browser, url+name, width, scheme=scheme) as p:
+            p.page.wait_for_load_state('load')
+            bad += [(name, o) for o in p.errors+[r for r in p.requests if not r.startswith((url, 'data:'))]]
+            if (wide := p.overflow())>0: bad.append((name, f'{wide} pixels too wide'))
+            bad += [(name, o) for o in p.images() if not o['width'] or not (o['alt'] or name.startswith(to_come))]
+    assert not bad
+
+def test_dark_mode_stays(browser, url):
+    "The switch turns the page dark, and the next page as well"
+    light = 'getComputedStyle(document.body).backgroundColor'
+    with Page(browser, url) as p:
+        before = p.js(light)
+        p.page.locator('.quarto-color-scheme-toggle:visible').first.click()
+        dark = p.js(light)
+        p.page.goto(url+'patterns.html')
+        assert p.js(light)==dark!=before
+
+@pytest.mark.parametrize('scheme', ['light','dark'])
+def test_text_can_be_read(browser, url, scheme):
+    "Contrast of at least 4.5 to 1 (WCAG 2, AA)"
+    for name in 'index.html','patterns.html','benchmarks.html','tutorials/start.html':
+        with Page(browser, url+name, scheme=scheme) as p:
+            p.page.wait_for_function('!document.getAnimations().length')   # links fade into their colour
+            assert not [o for o in p.contrasts() if o['ratio']<4.5]
