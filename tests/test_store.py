@@ -175,17 +175,18 @@ def test_nothing_good_left_is_an_error(tmp_path):
     with pytest.raises(ValueError, match='none of its checkpoints can be read'), pytest.warns(UserWarning): fit(tmp_path)
     assert list(Path(tmp_path).rglob('state.pt'))
 
-def test_disk_full(tmp_path, monkeypatch):
+@pytest.mark.parametrize('why,says', [(errno.ENOSPC,'No space left'), (errno.EROFS,'Read-only')])
+def test_disk_full_or_read_only(tmp_path, monkeypatch, why, says):
     whole,n = fit(tmp_path/'whole'),[0]
     real = store_module._write
     def full(f, b):
         n[0] += 1
         if n[0]>40:
             f.write_bytes(b[:10])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise OSError(why, os.strerror(why))
         real(f, b)
     monkeypatch.setattr(store_module, '_write', full)
-    with pytest.raises(OSError, match='No space left.*make room'): fit(tmp_path)
+    with pytest.raises(OSError, match=f'{says}.*make room'): fit(tmp_path)
     monkeypatch.undo()
     assert same(fit(tmp_path), whole)
 
