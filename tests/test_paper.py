@@ -20,13 +20,13 @@ def test_every_figure_has_tables_claims_and_a_picture(smoke):
         assert {'about.json','claims.csv',f'{f}.png',f'{f}.svg',*(f'{k}.csv' for k in r.tables)}=={o.name for o in (out/f).iterdir()}
         assert plt.imread(out/f/f'{f}.png')[...,:3].std()>.05 and len(r.claims())>=1
         assert all(set(t.seed)=={0,1} and not t.filter(['net','ratio','seed']).isna().any().any() for t in r.tables.values())
-        assert load_result(out/f).claims().equals(pd.read_csv(out/f/'claims.csv').assign(net=lambda d: d.net.fillna(''))[r.claims().columns].astype(r.claims().dtypes)) or f=='rank'
+        assert np.allclose(load_result(out/f).claims()['mean'], r.claims()['mean'], rtol=1e-4, equal_nan=True)
 
 def test_tables_are_what_they_say(smoke):
     t = {f:r.tables for f,r in smoke[0].items()}
     cka,layers = t['fig3']['cka'],t['fig4']['layers']
     assert cka.groupby('seed').size().tolist()==[17*17]*2 and cka.cka.between(-1,1.001).all()   # 16 convolutions and the last layer
-    assert layers.groupby(['seed','model']).size().tolist()==[17]*4 and layers.accuracy.between(0,1).all() and (layers['rank']<=layers.limit).all() if layers.limit.dtype.kind in 'if' else True
+    assert layers.groupby(['seed','model']).size().tolist()==[17]*4 and layers.accuracy.between(0,1).all() and layers['rank'].between(0,59).all()   # 60 images
     assert sorted(t['fig6']['erosion'].ratio.unique())==[0,.3,1] and len(t['rank']['rank'])==6 and t['gradcam']['attention'].share.between(0,1).all()
     one,five = (t[f]['curves'] for f in ('fig1','fig5'))
     assert one.equals(five)   # the same runs
