@@ -206,14 +206,14 @@ def claims_table(
     "The claims of all figures"
     return pd.concat([r.claims() for r in results.values()], ignore_index=True)
 
-# %% ../nbs/15_paper.ipynb #dded711c
+# %% ../nbs/15_paper.ipynb #bc632410
 def _num(v, fmt): return '–' if np.isnan(v) else format(v, fmt).replace('-', '−')
 
 def judged(
     claim:str, # What is claimed
     paper:str, # What the paper says
     x, # Values, one for each seed
-    yes, # Least mean that agrees fully, and which agrees in part; or a sign: '>0' or '<0'
+    yes, # Least mean that agrees fully, and which agrees in part; or where the interval must lie: '>0', '<0' or '≠0'
     fmt:str='.0%', # Of the numbers
     net:str='' # Which network
 )->dict: # A row of `Result.claims`
@@ -222,12 +222,13 @@ def judged(
     span = '' if np.isnan(low) else f' [{_num(low, fmt)}, {_num(high, fmt)}]'
     return dict(claim=claim, paper=paper, net=net, ours=f'{_num(m, fmt)}{span}', n=n, mean=m, low=low, high=high, rule=_rule(yes, fmt), agrees=_agrees(yes, m, low, high))
 
-# %% ../nbs/15_paper.ipynb #93c9e4fe
+# %% ../nbs/15_paper.ipynb #bcea9fd7
 def _rule(yes, fmt): return f'interval {yes[0]} 0' if isinstance(yes, str) else f"mean {'≤' if yes[0]<yes[1] else '≥'} {yes[0]:{fmt}}, in part {yes[1]:{fmt}}"
 
 def _agrees(yes, m, low, high):
     if np.isnan(m): return 'not clear'
     if isinstance(yes, str):
+        if yes=='≠0': return 'yes' if low>0 or high<0 else 'not clear'
         a,b = (low,high) if yes=='>0' else (-high,-low)
         return 'yes' if a>0 else 'no' if b<0 else 'not clear'
     s = -1 if yes[0]<yes[1] else 1
@@ -438,7 +439,7 @@ def plot_ratios(t):
     ax.legend()
     return fig
 
-# %% ../nbs/15_paper.ipynb #ddab31a4
+# %% ../nbs/15_paper.ipynb #80f08cb8
 def _spearman(a, b): return a.corr(b, method='spearman') if a.nunique()>1 and b.nunique()>1 else np.nan
 def _modest(d): return min(d.ratio.unique(), key=lambda r: abs(np.log(max(r, 1e-9)/.3)))
 def _bend(o, r):
@@ -451,7 +452,7 @@ def ratio_claims(t):
     r,net = _modest(d),d.net.iloc[0]
     return [judged('Forgetting rises with the ratio: rank correlation (Spearman)', 'rises', _per_seed(d, lambda o: _spearman(o.ratio, o.forgetting)), (.8,.4), '.2f', net),
             judged(f'Modest ratios suffice: forgetting at {r:g}', 'considerable', d[d.ratio==r].forgetting, (.5,.1), '.0%', net),
-            judged(f'It does not rise in proportion: forgetting at {r:g}, above the straight line from ratio 0 to 1', 'non-linear, above', _per_seed(d, lambda o: _bend(o, r)), '>0', '.0%', net)]
+            judged(f'It does not rise in proportion: forgetting at {r:g}, above the straight line from ratio 0 to 1', 'non-linear', _per_seed(d, lambda o: _bend(o, r)), '≠0', '.0%', net)]
 
 recipes['fig6'] = Recipe('Forgetting rises with the share of images that wear a square', ratio_tables, plot_ratios, ratio_claims)
 

