@@ -52,6 +52,16 @@ def copy(tmp_path):
     junk = shutil.ignore_patterns('.git', '.venv', '_docs', '_proc', 'runs', 'models', 'build', 'dist', '*.egg-info', '__pycache__', '.*_cache')
     return shutil.copytree(root, tmp_path/'a copy', symlinks=True, ignore=junk)
 
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    "Where torch's hub keeps weights files, for this test an empty folder"
+    import torch
+    monkeypatch.setattr(torch.hub, '_hub_dir', None)   # what `set_dir` sets goes before the environment
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path/'torch'))
+    folder = Path(torch.hub.get_dir())/'checkpoints'
+    folder.mkdir(parents=True)
+    return folder
+
 @pytest.fixture(scope='module')
 def browser():
     "A chromium that is installed here, with playwright; the test is skipped, saying so, where one of them is missing"

@@ -82,15 +82,6 @@ def test_vgg19_is_torchvisions_without_the_last_pooling():
     x = torch.randn(4,3,32,32)
     same(model(x), model.classifier(F.avg_pool2d(ref(x), 2).flatten(1)))
 
-@pytest.fixture
-def hub(tmp_path):
-    "Torch's hub cache in a folder of our own"
-    old = torch.hub.get_dir()
-    torch.hub.set_dir(tmp_path)
-    (tmp_path/'checkpoints').mkdir()
-    yield tmp_path/'checkpoints'
-    torch.hub.set_dir(old)
-
 @pytest.mark.parametrize('name,weights', [('resnet50', torchvision.models.ResNet50_Weights.IMAGENET1K_V2),
                                           ('vgg19', torchvision.models.VGG19_Weights.IMAGENET1K_V1)])
 def test_imagenet_weights_for_ten_classes(hub, name, weights):

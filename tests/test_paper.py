@@ -124,14 +124,11 @@ def made_weights(folder):
     for make,w in ((m.resnet50,m.ResNet50_Weights.IMAGENET1K_V1), (m.vgg19,m.VGG19_Weights.IMAGENET1K_V1)): torch.save(make().state_dict(), folder/w.url.rsplit('/')[-1])
 
 @pytest.mark.parametrize('figure', list(recipes))
-def test_paper_preset(figure, tmp_path, monkeypatch, cifar10, tiny_imagenet):
+def test_paper_preset(figure, tmp_path, hub, cifar10, tiny_imagenet):
     config = presets['paper']()[figure]
     assert config.nets[0].lengths==(160,160,160) and config.nets[0].n is None and config.nets[0].width==1
     cfg = replace(config, n_test=20, n_train=40)
-    if figure=='fig2':
-        monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-        (tmp_path/'hub'/'checkpoints').mkdir(parents=True)
-        made_weights(tmp_path/'hub'/'checkpoints')
+    if figure=='fig2': made_weights(hub)
     parts = {}
     for net in config.nets:
         for r in sorted({config.ratios[0],config.ratios[-1]}):
