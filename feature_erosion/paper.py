@@ -517,7 +517,7 @@ def plot_rank(t):
     d = t['rank']
     for i,(r,o) in enumerate(d.groupby('ratio')): ax.plot(o.rank_after/o.rank_before, o.relearned-o.before, 'o', color=plt.cm.viridis(i/max(1, d.ratio.nunique()-1)), label=f'{r:g}')
     ax.axhline(0, color='C7', lw=.8, ls='--')
-    ax.yaxis.set_major_formatter('{x:+.0%}')
+    ax.yaxis.set_major_formatter('{x:+.1%}')
     ax.set(xlabel='effective rank of the penultimate layer: eroded / before', ylabel='clean accuracy: relearned − before')
     ax.legend(title='ratio', loc='center left', bbox_to_anchor=(1.01,.5))
     return fig
