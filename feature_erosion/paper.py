@@ -553,7 +553,7 @@ def _cpu():
     small = dict(width=.25, lr=.05, **cifar)
     vgg,res = Net('VGG-19', 'vgg19', lengths=(24,6,24), **small),Net('ResNet-18', 'resnet18', lengths=(20,6,0), **small)
     given = Net('ResNet-20 (published)', 'resnet20', weights='resnet20-12fca82f.th', stats='imagenet', lengths=(0,6,0), **cifar)
-    photos = Net('EfficientNet-lite0 (ImageNet)', 'efficientnet_lite0', 'tiny_imagenet_20', weights='imagenet', n_classes=10, size=96, pad=0, square=.125, stats='half', n=600, n_valid=150, bs=20, lr=.01, lengths=(5,6,0))
+    photos = Net('EfficientNet-lite0 (ImageNet)', 'efficientnet_lite0', 'tiny_imagenet_20', weights='imagenet', n_classes=10, size=96, pad=0, square=.125, stats='half', n=600, n_valid=150, bs=20, lr=.003, lengths=(15,15,0))
     return _configs(vgg, (res,given,photos), (given,res), (0.,.03,.1,.3,.9,1.), 4, n_test=1000, n_train=4000)
 
 presets = dict(smoke=_smoke, cpu=_cpu, paper=_paper) # Functions that return a `Setting` by figure
