@@ -282,10 +282,10 @@ def curve_tables(
     learn:Learner, # From `train_net`
     cfg:Setting # Unused
 )->dict:
-    "All evaluations, where phases begin and end, what each did, and train accuracy before erosion"
+    "All evaluations, losses by epoch, where phases begin and end with which train accuracy, and what each did"
     ph = learn.recorder.phases.assign(train_accuracy=lambda d: [_train_accuracy(learn, p) for p in d.phase])
     start = pd.DataFrame([dict(phase='start', train_accuracy=_train_accuracy(learn, 'start'))])
-    return dict(curves=learn.recorder.evals, phases=pd.concat([start, ph]), erosion=learn.erosion().reset_index())
+    return dict(curves=learn.recorder.evals, epochs=learn.recorder.history.reset_index(), phases=pd.concat([start, ph]), erosion=learn.erosion().reset_index())
 
 # %% ../nbs/15_paper.ipynb #427283a6
 def _plot_curves(ax, t, net):

@@ -30,6 +30,7 @@ def test_tables_are_what_they_say(smoke):
     assert cka.groupby('seed').size().tolist()==[17*17]*2 and cka.cka.between(-1,1.001).all()   # 16 convolutions and the last layer
     assert layers.groupby(['seed','model']).size().tolist()==[17]*4 and layers.accuracy.between(0,1).all() and layers['rank'].between(0,59).all()   # 60 images
     assert sorted(t['fig6']['erosion'].ratio.unique())==[0,.3,1] and len(t['rank']['rank'])==6 and t['gradcam']['attention'].share.between(0,1).all()
+    assert t['fig1']['epochs'].groupby('seed').phase.agg(list).tolist()==[['pretrain']*3+['erode']+['relearn']*2]*2 and t['fig1']['epochs'].train_loss.gt(0).all()
     one,five = (t[f]['curves'] for f in ('fig1','fig5'))
     assert one.equals(five)   # the same runs
     pd.testing.assert_frame_equal(t['fig6']['erosion'].query("ratio==1 and phase=='erode'").drop(columns='ratio').reset_index(drop=True), t['fig1']['erosion'].query("phase=='erode'").drop(columns='ratio').reset_index(drop=True))
