@@ -191,7 +191,8 @@ def facts(self:_Folder):
     "Single values, for the line below the title"
     own = {**self.results, **self.about}
     run = {k:_day(v) if k=='created' else v for k,v in self.run.items() if k in ('created','seed','sessions') and v is not None}
-    return {**run, **{k:v for k,v in own.items() if not isinstance(v, (dict,list)) and k not in ('figure','title','seal')}}
+    where = {'folder':self.path.resolve().name} if self.about.get('figure', self.path.name)!=self.path.name else {}   # one of several of a figure
+    return {**where, **run, **{k:v for k,v in own.items() if not isinstance(v, (dict,list)) and k not in ('figure','title','seal')}}
 
 # %% ../nbs/16_report.ipynb #635ab3e6
 @patch
@@ -351,7 +352,8 @@ thead th { color: var(--mute); font-weight: 600; white-space: nowrap }
 .pairs th { width: 14rem; font-weight: 400; color: var(--mute) }
 .pairs tr:first-child > * { padding-top: .5rem }
 .pairs tr:last-child > * { padding-bottom: .6rem }
-.claims td:first-child { min-width: 14rem }
+.scroll td:first-child:not(.n) { min-width: 8rem }
+.claims td:first-child:not(.n) { min-width: 14rem }
 .claims td:last-child { max-width: 10rem }
 .runs { border: 1px solid var(--line); border-radius: .6rem; overflow: hidden; margin-top: 1rem }
 .runs td:first-child { min-width: 9rem; font-weight: 600 }
