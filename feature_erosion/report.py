@@ -191,7 +191,8 @@ def facts(self:_Folder):
     "Single values, for the line below the title"
     own = {**self.results, **self.about}
     run = {k:_day(v) if k=='created' else v for k,v in self.run.items() if k in ('created','seed','sessions') and v is not None}
-    where = {'folder':self.path.resolve().name} if self.about.get('figure', self.path.name)!=self.path.name else {}   # one of several of a figure
+    name = self.path.resolve().name
+    where = {'folder':name} if self.about.get('figure', name)!=name else {}   # one of several of a figure
     return {**where, **run, **{k:v for k,v in own.items() if not isinstance(v, (dict,list)) and k not in ('figure','title','seal')}}
 
 # %% ../nbs/16_report.ipynb #635ab3e6

@@ -66,6 +66,13 @@ def test_folder_of_both(folder):
     assert '<script' not in html and 'onerror="' not in html.replace('&lt;img src=x onerror="', '')
     assert 'x'*401 not in html and '(3,000 characters)' in html
 
+def test_results_of_one_figure_say_where_they_are(tmp_path):
+    for n in 'fig1','fig1_tried':
+        (tmp_path/n).mkdir()
+        results(tmp_path/n)
+    html = report(tmp_path).read_text()
+    assert html.count('<b>folder</b>')==1 and '<b>folder</b> fig1_tried' in html
+
 def test_results_of_save_results(tmp_path):
     save_json(tmp_path/'results.json', dict(accuracy=dict(start=dict(clean=.1), erode=dict(clean=.28611)), chance=.1, n_valid=360, settings=dict(arch='p'), versions=dict(torch='2.9')))
     html = report(tmp_path).read_text()
