@@ -8,7 +8,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/experiments.html.md"""
 __all__ = ['fig1_phases', 'fig1', 'phase_table', 'save_results', 'TellPhases', 'check_out', 'keep_in', 'perceptron', 'demo']
 
 # %% ../nbs/13_experiments.ipynb #d3eccecf
-import json, time
+import json, tempfile, time
 from contextlib import nullcontext
 from pathlib import Path
 import pandas as pd
@@ -108,8 +108,7 @@ def check_out(
     out = Path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        save_atomic(out/'.try', lambda f: f.write(b''))
-        (out/'.try').unlink()
+        tempfile.TemporaryFile(dir=out).close()
     except OSError as e: raise ValueError(f"out={str(out)!r}: cannot write there ({e.strerror}); choose another folder") from None
     return out
 

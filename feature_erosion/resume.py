@@ -443,15 +443,10 @@ def _claim(self:KeepRun, env, config, keys, seed):
             if diff := differences(info['fit'], config): raise ValueError(f"run {run.name!r} was begun with other settings: {'; '.join(diff[:5])}. Give this one another name, or delete the old one")
             if seed!=info['seed']: raise ValueError(f"run {run.name!r} was begun with other settings: seed: was {info['seed']}, is {seed}. Give this one another name, or delete the old one")
             keys = info['keys']
-        for p in run.path.rglob('.*'): _remove_left_over(p)
+        run.tidy_up()
         self._note_environment(env)
         run.update(fit=config, seed=seed, keys=keys, status='running', error=None, sessions=info['sessions']+1)
     return keys
-
-def _remove_left_over(p):
-    "What was being written when a process was killed"
-    if p.name=='.lock': return
-    shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
 
 @patch
 def _note_environment(self:KeepRun, env):

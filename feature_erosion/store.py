@@ -311,6 +311,17 @@ def is_busy(self:Run)->bool:
     except OSError: return False   # a read-only copy
 
 # %% ../nbs/10c_store.ipynb #ce384c16
+_own = r'\.(run\.json|environment\.json|history\.jsonl|metrics\.json|phases\.png|phases\.svg)\.\w{8}|\.part-[\w. =,+-]+'
+
+@patch
+def tidy_up(self:Run):
+    "Delete what was being written when a process was killed: by its name, where a run writes it"
+    for d in (self.path, *(self.path/o for o in ('phases','last','figures'))):
+        if d.is_symlink() or not d.is_dir(): continue
+        for p in d.iterdir():
+            if not re.fullmatch(_own, p.name) or p.is_symlink(): continue
+            shutil.rmtree(p) if p.is_dir() else p.unlink(missing_ok=True)
+
 @patch
 def append(self:Run, *rows):
     "Append rows (dicts) to `history.jsonl`"
@@ -385,6 +396,7 @@ def run(self:RunStore,
     "A run, new or as it is; one that has other settings is refused"
     p = self.path/_check_name(name)
     config = _as_json(config)
+    if name not in self: _check_empty(p)
     if name in self and self[name].info['status']!='new':   # one that never began may be changed
         if diff := differences(self[name].config, config): raise ValueError(f"run {name!r} has other settings: {'; '.join(diff[:5])}. Give this one another name, or delete the old one: `RunStore({str(self.path)!r}).delete({name!r})`")
         return self[name]
@@ -395,6 +407,12 @@ def run(self:RunStore,
     return Run(p)
 
 # %% ../nbs/10c_store.ipynb #27aeab47
+def _check_empty(path):
+    "What is there already is somebody else's: a run begins in a folder of its own"
+    if path.is_dir() and not any(path.iterdir()) or not os.path.lexists(path): return
+    free = first(o for i in range(1, 10**6) if not os.path.lexists(o := path/f'run{i}'))
+    raise ValueError(f"{path} is neither empty nor a run; nothing there was touched. Give a folder of its own, e.g. {free}")
+
 def _as_json(config):
     for k,v in config.items():
         try: json.dumps(v, allow_nan=False)

@@ -6,11 +6,14 @@ from torch import nn
 from fastai.vision.all import Callback, EarlyStoppingCallback, GradientAccumulation, Learner, SGD, SaveModelCallback, accuracy, set_seed
 import kill
 from feature_erosion import store as store_module
+from feature_erosion.cli import main
 from feature_erosion.data import _unpack, digits_dls, extract, to_uint8
+from feature_erosion.experiments import demo
 from feature_erosion.evalsets import EvalSets, pattern_sets
 from feature_erosion.learner import erosion_learner
 from feature_erosion.patterns import ColorSquare, Stripes
 from feature_erosion.phases import Phase
+from feature_erosion.report import report
 from feature_erosion.resume import KeepRun
 from feature_erosion.store import RunStore, load_folder, pack, save_folder, unpack
 
@@ -264,3 +267,47 @@ def test_config_with_unknown_fields_or_code(tmp_path):
 def test_run_names(tmp_path, name):
     with pytest.raises(ValueError, match='name of a folder'): RunStore(tmp_path/'s').run(name)
     assert not list(tmp_path.iterdir())
+
+# Nothing that is not ours is touched
+
+def strangers(folder):
+    "A folder as people have it: a checkout, secrets, an environment"
+    for f in ('.git/config', '.git/HEAD', '.env', '.ssh/id', '.venv/bin/python', 'notes.txt', 'data/.hidden', 'figures/.old.png.abcd1234x'):
+        (folder/f).parent.mkdir(parents=True, exist_ok=True)
+        (folder/f).write_text(f)
+    return everything(folder)
+
+def everything(folder): return {str(p.relative_to(folder)):p.read_bytes() for p in Path(folder).rglob('*') if p.is_file()}
+
+@pytest.mark.parametrize('out', ['.', 'sub/..', ''])
+def test_a_folder_of_others_is_not_taken_as_a_run(tmp_path, monkeypatch, capsys, out):
+    before = strangers(tmp_path)
+    (tmp_path/'sub').mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(['demo', '--out', out])==2 and 'neither empty nor a run' in (said := capsys.readouterr().err) and 'run1' in said
+    assert everything(tmp_path)==before
+
+def test_leftovers_go_and_nothing_else(tmp_path):
+    "In a run's folder, too: what a killed process was writing goes, by its own name; other people's files stay"
+    whole = fit(tmp_path)
+    run = RunStore(tmp_path)['a']
+    before = strangers(run.path)
+    (run.path/'last').mkdir(exist_ok=True)
+    (run.path/'.run.json.abcd1234').write_text('{')
+    (run.path/'last'/'.part-x').mkdir()
+    assert same(fit(tmp_path), whole)
+    after = everything(run.path)
+    assert all(after[k]==v for k,v in before.items() if not k.endswith('.json')) and not [k for k in after if 'abcd1234' in k and 'x' not in k]
+    assert not (run.path/'last'/'.part-x').exists()
+
+def test_two_reports_at_once(tmp_path):
+    "Neither falls over a file of the other's"
+    demo(tmp_path/'run', lengths=(1,1,0))
+    ctx = mp.get_context('forkserver')
+    both = [ctx.Process(target=report_often, args=(tmp_path/'run',)) for _ in range(2)]
+    for p in both: p.start()
+    for p in both: p.join()
+    assert [p.exitcode for p in both]==[0,0] and not list((tmp_path/'run').glob('.try*'))
+
+def report_often(folder):
+    for _ in range(8): report(folder)
