@@ -18,6 +18,7 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from fastcore.all import *
 from fastcore import xml as h
 from .data import save_atomic
+from . import __version__
 from .store import *
 from .experiments import check_out
 
@@ -436,7 +437,7 @@ def _page(path, kinds):
     secs,one = _sections(kinds),sum(map(len, kinds.values()))==1
     title = secs[0][0].title if one else path.name
     main = _single(secs[0][1]) if one else _several(title, kinds, secs)
-    made = h.Footer(f"Made by feature_erosion {environment()['feature_erosion']}, {time.strftime('%Y-%m-%d %H:%M')}")
+    made = h.Footer(f"Made by feature_erosion {__version__}, {time.strftime('%Y-%m-%d %H:%M')}")
     return h.to_xml(*h.Html(_head(title), h.Body(main, made), lang='en'), indent=False)
 
 # %% ../nbs/16_report.ipynb #bda4a990

@@ -9,7 +9,7 @@ __all__ = ['run_format', 'save_folder', 'read_about', 'load_folder', 'plain', 'p
            'differences', 'environment', 'save_json', 'load_json', 'save_figure', 'Run', 'RunStore']
 
 # %% ../nbs/10c_store.ipynb #16ec86aa
-import hashlib, inspect, io, json, os, platform, re, shutil, subprocess, tempfile, time, warnings
+import hashlib, inspect, io, json, os, platform, re, shutil, tempfile, time, warnings
 from contextlib import contextmanager
 from functools import lru_cache
 from types import CodeType, FunctionType, MethodType
@@ -187,7 +187,7 @@ def environment()->dict: # Versions, hardware, threads, git revision
     import fastai, torchvision, feature_erosion
     mods = dict(feature_erosion=feature_erosion, torch=torch, torchvision=torchvision, fastai=fastai)
     return dict(python=platform.python_version(), **{k:v.__version__ for k,v in mods.items()}, system=f'{platform.system()} {platform.machine()}', processor=_processor(),
-                cpus=os.cpu_count(), threads=torch.get_num_threads(), device=torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu', git=_git())
+                cpus=os.cpu_count(), threads=torch.get_num_threads(), device=torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu', git=git_revision())
 
 # %% ../nbs/10c_store.ipynb #839f36e9
 @lru_cache
@@ -195,12 +195,27 @@ def _processor():
     try: return first(o.split(':',1)[1].strip() for o in open('/proc/cpuinfo') if o.startswith('model name')) or platform.processor()
     except OSError: return platform.processor()
 
-@lru_cache
-def _git():
-    "Revision of the folder the script runs in, with '+' if files were changed"
-    def git(*a): return subprocess.run(['git',*a], capture_output=True, text=True, timeout=10).stdout.strip()
-    try: return (rev := git('rev-parse','HEAD')) and rev+'+'*bool(git('status','--porcelain','--untracked-files=no')) or None
-    except (OSError, subprocess.SubprocessError): return None
+def git_revision(
+    folder='.' # Of the checkout, or one in it
+)->str|None: # 40 or 64 hexadecimal digits; `None` where there is none
+    "The commit that is checked out, read from git's own files: `git` itself would obey the settings that it finds there"
+    folder = Path(folder).resolve()
+    git = first(p/'.git' for p in (folder, *folder.parents) if (p/'.git').is_dir())
+    if git is None: return None
+    head = _first_line(git/'HEAD')
+    name = head.removeprefix('ref: ')
+    if name!=head: head = _ref(git, name) if re.fullmatch(r'refs/[\w./+-]+', name) and '..' not in name else ''
+    return head if re.fullmatch('[0-9a-f]{40}|[0-9a-f]{64}', head) else None
+
+def _first_line(f):
+    try: return f.read_text(errors='replace').partition('\n')[0]
+    except OSError: return ''
+
+def _ref(git, name):
+    "Where a branch stands: a file of its own, or a line among the packed ones"
+    try: packed = (git/'packed-refs').read_text(errors='replace').splitlines()
+    except OSError: packed = []
+    return _first_line(git/name) or first(o.partition(' ')[0] for o in packed if o.endswith(f' {name}')) or ''
 
 # %% ../nbs/10c_store.ipynb #bc7ff97b
 def save_json(

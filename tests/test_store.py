@@ -1,5 +1,5 @@
 "Runs that are killed, stopped, damaged, or handed something malicious."
-import errno, io, json, multiprocessing as mp, os, pickle, shutil, signal, struct, tarfile, time, warnings, zlib
+import errno, io, json, multiprocessing as mp, os, pickle, shutil, signal, struct, subprocess, tarfile, time, warnings, zlib
 from pathlib import Path
 import numpy as np, pytest, torch
 from torch import nn
@@ -15,7 +15,7 @@ from feature_erosion.patterns import ColorSquare, Stripes
 from feature_erosion.phases import Phase
 from feature_erosion.report import report
 from feature_erosion.resume import KeepRun
-from feature_erosion.store import RunStore, load_folder, pack, save_folder, unpack
+from feature_erosion.store import RunStore, environment, git_revision, load_folder, pack, save_folder, unpack
 
 def test_ten_kills():
     "`python tests/kill.py 100` is the long version"
@@ -311,3 +311,26 @@ def test_two_reports_at_once(tmp_path):
 
 def report_often(folder):
     for _ in range(8): report(folder)
+
+@pytest.mark.parametrize('packed', [False, True])
+def test_the_revision_is_read_and_nothing_of_the_folder_is_executed(tmp_path, monkeypatch, packed):
+    "As `git rev-parse HEAD` says it; a `core.fsmonitor` of a folder that came from elsewhere is not run"
+    git = lambda *a: subprocess.run(['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *a], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+    (tmp_path/'f').write_text('')
+    git('init', '-b', 'main'), git('add', '.'), git('commit', '-m', 'x')
+    want = git('rev-parse', 'HEAD')
+    if packed: git('pack-refs', '--all')
+    demo(tmp_path/'run', lengths=(1,1,0))
+    with open(tmp_path/'.git'/'config', 'a') as f: f.write(f'[core]\n\tfsmonitor = "touch {tmp_path}/pwned; false"\n')
+    monkeypatch.chdir(tmp_path)
+    report('run')
+    assert environment()['git']==want==git_revision(tmp_path/'run') and not (tmp_path/'pwned').exists()
+    git('-c', 'core.fsmonitor=', 'checkout', '--detach')
+    assert git_revision(tmp_path)==want
+
+@pytest.mark.parametrize('head', ['ref: ../../secret', 'ref: refs/../../secret', 'ref: /etc/passwd', 'secret', ''])
+def test_a_revision_is_nothing_but_a_hash(tmp_path, head):
+    (tmp_path/'.git').mkdir()
+    (tmp_path/'secret').write_text('a'*40)
+    (tmp_path/'.git'/'HEAD').write_text(head)
+    assert git_revision(tmp_path) is None
