@@ -170,7 +170,7 @@ def main(
         print('feature_erosion: ' + ' '.join(re.sub(r'(?s)^Exception occured in .*`:\n\t', '', str(e)).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt as e:
-        print(f"\nfeature_erosion: {e or 'stopped'}", file=sys.stderr)
+        print(f"\nfeature_erosion: {e or 'stopped; the same command goes on from what was kept'}", file=sys.stderr)
         return 130
     return 0
 

@@ -233,8 +233,15 @@ def _do_fit(self:KeepRun):
         except _Stored: pass   # begin again, from what is there now
 
 @patch
+def _start_bar(self:KeepRun):
+    "The bar over the epochs must see its beginning, also where the first epochs were done before"
+    bar = getattr(getattr(self.learn, 'progress', None), 'mbar', None)
+    if bar and self.at[0]>0: bar.update(0)
+
+@patch
 def _epochs(self:KeepRun, state):
     learn = self.learn
+    self._start_bar()
     for e in range(self.at[0], learn.n_epoch):
         learn.epoch = e
         if self.at==(e,0): state = None

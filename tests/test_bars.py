@@ -1,0 +1,69 @@
+"Runs that are stopped and go on with progress bars, as they are by default: on a terminal, in a log file, in a notebook."
+import multiprocessing as mp, os, pty, re, threading
+import nbformat, pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from bars import train_to
+from conftest import root
+
+def process(out, *args):
+    "Exit code"
+    ctx = mp.get_context('forkserver')
+    ctx.set_forkserver_preload(['feature_erosion.all'])
+    p = ctx.Process(target=train_to, args=(str(out), *map(str, args[:1]), *args[1:]))
+    p.start(), p.join()
+    return p.exitcode
+
+def in_log(folder, *args):
+    f = folder.with_suffix('.log')
+    f.unlink(missing_ok=True)
+    return process(f, folder, *args),f.read_text()
+
+def on_terminal(*args):
+    main,other = pty.openpty()
+    said = []
+    def listen():
+        try:
+            while b := os.read(main, 4096): said.append(b)
+        except OSError: pass   # the other end is closed
+    t = threading.Thread(target=listen)
+    t.start()
+    code = process(os.ttyname(other), *args)
+    os.close(other)
+    t.join()
+    os.close(main)
+    return code,b''.join(said).decode()
+
+def total(said): return re.search(r'sum (\S+)', said)[1]
+def last_line(said): return said.strip().splitlines()[-1]
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    "What a run says that nobody stopped"
+    code,said = in_log(tmp_path_factory.mktemp('bars')/'whole')
+    assert code==0, said
+    return total(said)
+
+@pytest.mark.parametrize('start', [on_terminal, in_log])
+@pytest.mark.parametrize('stop', [3, 5, 8, 22])
+def test_ctrl_c_and_on(tmp_path, whole, start, stop):
+    "At the second batch of an epoch, at its end, in the second epoch, and in the second phase"
+    stopped,told = start(tmp_path/'cut', stop)
+    assert stopped!=0 and re.search(rf"run 'a' stopped after {stop} iterations in phase '\w+'; start it again to go on from there$", last_line(told)), told
+    again,more = start(tmp_path/'cut')
+    assert again==0 and f"goes on after {stop} iterations" in more and total(more)==whole, more
+    loaded,rest = start(tmp_path/'cut')
+    assert loaded==0 and total(rest)==whole, rest
+
+def run_cell(folder, stop=None):
+    "The same in a notebook; its output as text"
+    code = f"import sys; sys.path.insert(0, {str(root/'tests')!r}); sys.path.insert(0, {str(root)!r})\nfrom bars import train\ntrain({str(folder)!r}, {stop})"
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    try: NotebookClient(nb, timeout=300, kernel_name='python3', resources=dict(metadata=dict(path=str(root)))).execute()
+    except CellExecutionError as e: return f'{e.ename}: {e.evalue}'
+    return ''.join(o.get('text', '') for o in nb.cells[0].outputs)
+
+def test_in_a_notebook(tmp_path, whole):
+    assert "KeyboardInterrupt: run 'a' stopped after 8 iterations in phase 'pretrain'; start it again" in run_cell(tmp_path/'cut', 8)
+    again = run_cell(tmp_path/'cut')
+    assert 'goes on after 8 iterations' in again and total(again)==whole, again
