@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from fastcore.all import *
 from fastai.vision.all import (Callback, CancelFitException, CancelTrainException, DataLoaders, Learner, Recorder, TrainEvalCallback, combined_cos,
                                event, get_model, num_distrib)
+from .files import check_name
 from .patterns import n_labels
 from .distributed import *
 
@@ -63,7 +64,7 @@ class Phase:
         until=None, # `f(learn) -> bool`, asked after each epoch: end the phase when true; `epochs` or `iters` is then the most it may take
         wd:float|None=None # Weight decay; by default the Learner's
     ):
-        if not isinstance(name, str) or not name or name=='start': raise ValueError(f"name={name!r}: a phase needs a name, other than 'start'")
+        if check_name(name, "a phase's name")=='start': raise ValueError("name='start': taken by the weights before the first phase; give another name")
         if (epochs is None)==(iters is None): raise ValueError(f"epochs={epochs}, iters={iters}: phase {name!r} needs one of the two")
         if not isinstance(length := ifnone(epochs, iters), int) or length<1: raise ValueError(f"epochs={epochs}, iters={iters}: must be a whole number, at least 1")
         if opt not in ('reset','keep'): raise ValueError(f"opt={opt!r}: must be 'reset' or 'keep'")

@@ -19,6 +19,7 @@ from torch import nn
 from fastcore.all import *
 from fastai.vision.all import Pipeline, Transform, plt
 from safetensors.torch import load as load_tensors, save as save_tensors
+from .files import check_name
 from .data import *
 
 # %% ../nbs/10c_store.ipynb #59f6f735
@@ -250,10 +251,7 @@ run_format = 1 # Version of the layout of a run's folder
 # %% ../nbs/10c_store.ipynb #84194f8d
 _fields = dict(format=int, name=str, created=str, status=str, error=(str,type(None)), config=dict, fit=(dict,type(None)), seed=(int,type(None)), keys=dict, sessions=int)
 
-def _check_name(name):
-    if not isinstance(name, str) or not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9 ._=,+-]{0,199}', name):
-        raise ValueError(f"name={name!r}: a run's name is the name of a folder: letters, digits, spaces and . _ = , + - only, beginning with a letter or digit, at most 200 of them")
-    return name
+_check_name = partial(check_name, what="a run's name")
 
 # %% ../nbs/10c_store.ipynb #429523f6
 def _check_info(info, f):
