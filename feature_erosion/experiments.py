@@ -19,8 +19,8 @@ from .patterns import *
 from .data import *
 from .phases import *
 from .evalsets import *
-from .store import *
-from .resume import *
+from .runs.store import *
+from .runs.resume import *
 from .learner import *
 
 # %% ../nbs/13_experiments.ipynb #6519ce8a

@@ -6,10 +6,10 @@ Docs: https://feature-erosion.github.io/feature_erosion/files.html.md"""
 
 # %% auto #0
 __all__ = ['check_name', 'sync_folder', 'save_atomic', 'remove_parts', 'writing', 'save_json', 'load_json', 'save_folder',
-           'file_sha', 'free_name', 'read_about', 'load_folder', 'save_figure']
+           'file_sha', 'free_name', 'link_folder', 'remove_folder', 'read_about', 'load_folder', 'save_figure']
 
-# %% ../nbs/00b_files.ipynb #45dbe297
-import hashlib, json, os, re, secrets
+# %% ../nbs/00b_files.ipynb #b0a57c7a
+import hashlib, json, os, re, secrets, shutil
 from contextlib import contextmanager
 from pathlib import Path
 from fastcore.all import *
@@ -161,6 +161,30 @@ def free_name(
 )->Path:
     "The first name that is not taken yet"
     return first(p for i in range(1, 10**6) if not (p := path.with_name(f'{path.name}{suffix}{i}')).exists())
+
+# %% ../nbs/00b_files.ipynb #5bb45165
+def link_folder(
+    src:Path, # A folder of files
+    dst:Path # Its parent is there
+):
+    "The same files at another place, without copying them where the disk can"
+    part = dst.with_name(_part(dst.name))
+    part.mkdir()
+    for f in src.iterdir():
+        try: os.link(f, part/f.name)
+        except OSError: shutil.copy2(f, part/f.name)
+    part.rename(dst)
+    sync_folder(dst.parent)
+
+# %% ../nbs/00b_files.ipynb #fb633f4d
+def remove_folder(
+    path:Path # From `save_folder`
+):
+    "Delete a folder of files: first away under another name, so that no half of it is ever taken for a result"
+    if not path.is_dir() or path.is_symlink(): return
+    part = path.with_name(_part(path.name))
+    path.rename(part)
+    _remove_flat(part)
 
 # %% ../nbs/00b_files.ipynb #3290019f
 def read_about(

@@ -26,8 +26,8 @@ from .probes import layer_probe as _layer_probe
 from .attribution import compare_cams, pattern_attention
 from .inside import Inside, look_inside as _look_inside
 from .plasticity import erosion_summary, plasticity_measures
-from .store import *
-from .resume import *
+from .runs.store import *
+from .runs.resume import *
 
 # %% ../nbs/11_learner.ipynb #fefa98d8
 def _check_fit(model, dls):
@@ -153,13 +153,16 @@ def _painted(learn, phases):
 def fit_phases(self:Learner,
     phases:list, # Of `Phase`
     cbs=None, # More callbacks; with an `EvalSets` among them, or on the Learner, none is added
-    run:Run|None=None # A folder to keep it in, from `RunStore.run`: what was stopped goes on, what was finished is loaded
+    run:Run|None=None, # A folder to keep it in, from `RunStore.run`: what was stopped goes on, what was finished is loaded
+    after:Run|None=None # A finished run of the first phases, as `RunStore.once` gives it: begin at its end
 ):
     "Train through all phases in one fit. If a phase's data were injected with a pattern, clean, pattern and conflict accuracy are logged on the way"
     phases,cbs,nan = L(phases),L(cbs),StopOnNaN()
     self.injected = _painted(self, phases)
     if self.injected and not any(isinstance(o, EvalSets) for o in [*cbs, *self.cbs]): cbs = cbs + EvalSets(pattern_sets(self.injected))
-    keep = [KeepRun(run)] if run and not any(isinstance(o, KeepRun) for o in [*cbs, *self.cbs]) else []
+    kept = any(isinstance(o, KeepRun) for o in [*cbs, *self.cbs])
+    if after and not run: raise ValueError("after: needs a `run` to keep what follows in")
+    keep = [KeepRun(run, after=after)] if run and not kept else []
     with cpu_broadcast(): self.fit(n_epochs(phases, self.dls), cbs=[PhaseSchedule(phases), nan, FewSyncs(), *cbs, *keep])
     if nan.error: raise ValueError(nan.error)
 

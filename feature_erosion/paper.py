@@ -31,10 +31,10 @@ from .probes import dl_labels
 from .attribution import GradCam
 from .plasticity import *
 from .inside import *
-from .store import *
+from .runs.store import *
 from .learner import *
 from .experiments import *
-from .sweep import *
+from .runs.sweep import *
 
 # %% ../nbs/15_paper.ipynb #9a064fe2
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from fastai.vision.all import (Callback, CancelFitException, CancelTrainExceptio
 from .files import check_name
 from .patterns import n_labels
 from .distributed import *
+from .loop import *
 
 # %% ../nbs/03_phases.ipynb #f916a781
 def constant(
@@ -192,7 +193,7 @@ class PhaseSchedule(TidyCallback):
     def before_epoch(self):
         "End the phase that is over, begin the next, or end the fit"
         if self.rejoins: self.rejoins = False; return   # an epoch that was interrupted goes on
-        if self.learn.phase and self._over(epoch_end=True): self._end()
+        if self.learn.phase and self._over(epoch_end=True): self._end(True)
         if self.learn.phase is None: self._begin() if self.todo else self._stop()
 
     def before_batch(self):
@@ -207,7 +208,7 @@ class PhaseSchedule(TidyCallback):
         self.cut,self.epochs = False,self.epochs+1
 
     def after_fit(self):
-        if self.learn.phase: self._end()
+        if self.learn.phase: self._end(self._over())
         self.tidy()
 
     def tidy(self):
@@ -228,7 +229,8 @@ def _begin(self:PhaseSchedule):
     self.learn('before_phase')
 
 @patch
-def _end(self:PhaseSchedule):
+def _end(self:PhaseSchedule, complete):
+    self.complete = complete   # False if somebody ended the whole fit inside the phase
     p,done = self.learn.phase,len(self.recorder.values) if hasattr(self, 'recorder') else self.learn.epoch
     self.learn.snapshots[p.name] = snapshot(self.model)
     self.span.update(stop_epoch=done, stop_iter=self.learn.train_iter, cut=self.was_cut)
@@ -268,12 +270,10 @@ def pct(self:PhaseSchedule):
     return self.iters/p.iters if p.iters else min(1, (self.epochs + self.learn.iter/self.learn.n_iter)/p.epochs)
 
 @patch
-def _call_one(self:PhaseSchedule, event_name):
-    "As `Learner._call_one`, but `CancelPhaseException` lets the other callbacks finish the event"
-    if not hasattr(event, event_name): raise ValueError(f'missing {event_name}')
-    for cb in self.learn.cbs.sorted('order'):
-        try: cb(event_name)
-        except CancelPhaseException: self.cancelled = True
+def _call_one(self:PhaseSchedule, event_name): call_one(self.learn, event_name, CancelPhaseException, self._cancel)
+
+@patch
+def _cancel(self:PhaseSchedule): self.cancelled = True
 
 # %% ../nbs/03_phases.ipynb #34f620d4
 _counts = 'iters','epochs','cancelled','cut','was_cut'

@@ -19,7 +19,7 @@ from fastcore.all import *
 from fastcore import xml as h
 from .data import save_atomic
 from . import __version__
-from .store import *
+from .runs.store import *
 from .experiments import check_out
 
 # %% ../nbs/16_report.ipynb #4b282b50
