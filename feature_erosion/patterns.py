@@ -6,17 +6,18 @@ Docs: https://feature-erosion.github.io/feature_erosion/patterns.html.md"""
 
 # %% auto #0
 __all__ = ['corners', 'variants', 'rgb2lab', 'class_colors', 'Pattern', 'paint', 'ColorSquare', 'Stripes', 'Texture', 'Watermark',
-           'CornerSquare', 'pick', 'assign_stamps', 'TensorStamp', 'InjectPattern', 'n_labels', 'read_labels',
-           'StampedDataset', 'stamp_dl']
+           'CornerSquare', 'pick', 'assign_stamps', 'TensorStamp', 'InjectPattern', 'same_dl', 'n_labels',
+           'read_labels', 'StampedDataset', 'stamp_dl']
 
 # %% ../nbs/00_patterns.ipynb #563368bb
-import warnings
+import random, warnings
+from copy import copy
 from functools import lru_cache
 from types import MethodType
 import numpy as np, torch, matplotlib.colors as mcolors
 from PIL import Image, ImageDraw, ImageFont
 from fastcore.all import *
-from fastai.vision.all import (DataLoader, DataLoaders, Datasets, ItemTransform, Normalize, Pipeline, TensorBase,
+from fastai.vision.all import (DataLoader, DataLoaders, Datasets, ItemTransform, Normalize, Pipeline, TensorBase, TfmdDL,
                                TensorImage, image2tensor, no_random, progress_bar, show_images, to_device)
 
 # %% ../nbs/00_patterns.ipynb #a9fd4cd8
@@ -357,6 +358,105 @@ def _check(self:InjectPattern, x):
     if x.is_floating_point() and not (x.min()>=0 and x.max()<=1):
         raise ValueError(f"float images hold values in {x.min():.3g}…{x.max():.3g}; InjectPattern wants 0…1, before Normalize: keep its order below {Normalize.order}")
 
+# %% ../nbs/00_patterns.ipynb #06e1a8ac
+class _Idxs:
+    "A `get_idxs` that always answers the same; a class, so that worker processes can be sent it"
+    def __init__(self, idxs): self.idxs = idxs
+    def __call__(self): return self.idxs
+
+class _Whole(ItemTransform):
+    "A function of whole batches among the transforms"
+    _retain = False
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+    def encodes(self, b): return self.f(b)
+
+# %% ../nbs/00_patterns.ipynb #61bf29dd
+def _is_distributed(dl):
+    if not isinstance(vars(dl).get('dl'), DataLoader): return False
+    from fastai.distributed import DistributedDL
+    return isinstance(dl, DistributedDL)
+
+def _inner_loaders(dl):
+    "The attributes in which a loader of loaders keeps them"
+    def some(o): return any(map(some, o)) if isinstance(o, (list,tuple,L)) else isinstance(o, (DataLoader, DataLoaders, torch.utils.data.DataLoader))
+    return [k for k,v in vars(dl).items() if some(list(v.values()) if isinstance(v, dict) else v)]
+
+def _check_dl(dl):
+    name = f'{type(dl).__module__}.{type(dl).__name__}'
+    if not isinstance(dl, DataLoader): raise ValueError(f"dl: must be a fastai DataLoader; got {name}. Build one with `DataLoader(ds, bs=…)`")
+    if _is_distributed(dl): return
+    if ks := _inner_loaders(dl): raise ValueError(f"dl: {name} reads from other loaders ({', '.join(ks)}); make the change in those, and build it again around them")
+
+# %% ../nbs/00_patterns.ipynb #f640ba45
+def _batch_fs(dl):
+    "What a loader does with its batches, as a list of transforms"
+    f = dl.after_batch
+    if isinstance(f, Pipeline): return list(f.fs)
+    return [] if getattr(f, '__func__', None) is DataLoader.after_batch else [_Whole(f=f)]
+
+def _loose(dl):
+    "A copy of a loader that shares nothing with it that either of them changes while it runs"
+    res,f = copy(dl),dl.fake_l
+    res.fake_l = type(f)(res, f.pin_memory, f.num_workers, f.timeout, f.persistent_workers, f.pin_memory_device)
+    for k,v in vars(dl).items():
+        if isinstance(v, MethodType) and v.__self__ is dl: setattr(res, k, MethodType(v.__func__, res))
+        if isinstance(v, Pipeline): setattr(res, k, Pipeline(list(v.fs)))
+    return res
+
+def _rewrap(dl, inner):
+    "A `DistributedDL` around another loader"
+    res = _loose(dl)
+    res.dl,res.fake_l.num_workers = inner,inner.fake_l.num_workers
+    for k in 'bs','drop_last','dataset','offs','pin_memory': setattr(res, k, getattr(inner, k))
+    return res
+
+# %% ../nbs/00_patterns.ipynb #7cc777b9
+def _in_order(dl, idxs):
+    "The attributes with which `dl` reads the samples `idxs`, in this order"
+    own = dict(partial_n=None) if 'partial_n' in vars(dl) else {}   # fastai's PartialDL
+    return dict(shuffle=False, drop_last=False, get_idxs=_Idxs(list(idxs)), n=len(idxs), **own)
+
+def _check_order(dl, idxs):
+    want = len(idxs) if dl.bs is None else -(-len(idxs)//dl.bs)
+    if getattr(dl.sample, '__func__', None) is not DataLoader.sample or len(dl)!=want:
+        raise ValueError(f"dl: {type(dl).__name__} chooses its samples in a way of its own; evaluate on a plain loader, `TfmdDL(dl.dataset, bs=…)`")
+
+# %% ../nbs/00_patterns.ipynb #62d5bcf4
+def same_dl(
+    dl, # A fastai `DataLoader` of any class
+    dataset=None, # Another dataset with the same samples in the same order; by default its own
+    tfms=(), # Batch transforms to add
+    idxs=None, # Read these samples and no others, in this order; by default what the loader draws
+    **attrs # Other values of the loader's attributes: `bs`, `num_workers`, `after_batch`, …
+)->DataLoader: # Shares its data with `dl`, and draws random numbers of its own
+    "The same loader with something else about it; what its class holds (weights, lengths, a share of the data) is kept"
+    _check_dl(dl)
+    if _is_distributed(dl): return _rewrap(dl, same_dl(dl.dl, dataset, tfms, idxs, **attrs))
+    if isinstance(dl, TfmdDL) and not hasattr(dl, '_types'): dl._one_pass()
+    res = _loose(dl)
+    res.rng = random.Random(random.randint(0, 2**32-1))
+    if dataset is not None: _set_dataset(res, dataset)
+    _set_attrs(res, attrs if idxs is None else {**_in_order(dl, idxs), **attrs})
+    if tfms: res.after_batch = Pipeline([*_batch_fs(res), *tfms])
+    if idxs is not None: _check_order(res, idxs)
+    return res
+
+# %% ../nbs/00_patterns.ipynb #fc733e02
+def _set_dataset(dl, ds):
+    old = dl.dataset
+    if len(ds)!=len(old): raise ValueError(f"dataset: {len(ds)} samples, the loader's own has {len(old)}; want the same samples. For others use `dls.test_dl`")
+    for k,v in list(vars(dl).items()):
+        if v is old: setattr(dl, k, ds)
+
+def _set_attrs(dl, attrs):
+    attrs = dict(attrs)
+    if bad := [k for k in attrs if k!='num_workers' and not hasattr(dl, k)]: raise TypeError(f"{', '.join(bad)}: no attribute of {type(dl).__name__}")
+    if 'num_workers' in attrs: dl.fake_l.num_workers = attrs.pop('num_workers')
+    for k,v in attrs.items(): setattr(dl, k, Pipeline(v) if isinstance(getattr(dl, k), Pipeline) else v)
+    dl.device = dl.device   # takes new transforms there, too
+
 # %% ../nbs/00_patterns.ipynb #959fb3ef
 def n_labels(
     dls # `DataLoaders`, a `DataLoader` or a dataset
@@ -406,16 +506,25 @@ def stamp_dl(
     **kwargs # Passed to `assign_stamps`
 )->DataLoader: # A new `DataLoader` on the same dataset
     "Assign stamps to the samples of `dl`, and paint them"
-    if not isinstance(dl, DataLoader): raise ValueError(f"dl: must be a fastai DataLoader; got {type(dl).__module__}.{type(dl).__name__}. Build one with `DataLoader(ds, bs=…)`")
+    _check_dl(dl)
     ds,n = dl.dataset,n_classes or n_labels(dl)
     if isinstance(ds, StampedDataset): raise ValueError("these DataLoaders are painted already; inject into the originals, `dls.clean`")
     stamps = assign_stamps(read_labels(ds), variant=variant, n_classes=n, **kwargs)
     cls = _StampedDatasets if isinstance(ds, Datasets) else StampedDataset
     tfm = InjectPattern(pattern, n, background=.5 if variant=='pattern_only' else None)
-    before = getattr(dl.after_batch, 'fs', [] if isinstance(dl.after_batch, MethodType) else [dl.after_batch])
-    res = dl.new(dataset=cls(ds, stamps), after_batch=Pipeline([*before, tfm]))
-    with no_random(reproducible=False): res.after_batch(to_device(res.do_batch([res.do_item(0)]), res.device))   # a pattern that does not fit is found now
+    res = same_dl(dl, cls(ds, stamps), [tfm])
+    _try_one(res)
     return res
+
+# %% ../nbs/00_patterns.ipynb #a415cde9
+def _try_one(dl):
+    "A loader that reads past its dataset, and a pattern that does not fit, are found now"
+    dl = dl.dl if _is_distributed(dl) else dl
+    with no_random(reproducible=False):
+        b = dl.do_batch([dl.do_item(0)])
+        if not isinstance(b[-1], TensorStamp):
+            raise ValueError(f"dl: {type(dl).__name__} reads its samples from elsewhere than its `dataset`; use a plain `DataLoader(dl.dataset, bs=…)`")
+        dl.after_batch(to_device(b, dl.device))
 
 # %% ../nbs/00_patterns.ipynb #f45d5114
 @patch
@@ -430,6 +539,6 @@ def inject(self:DataLoaders,
     if bad := [o for o in classes or [] if isinstance(o, str) and o not in self.vocab]: raise ValueError(f"classes: no {bad} among {list(self.vocab)[:10]}")
     if classes is not None: classes = [list(self.vocab).index(o) if isinstance(o, str) else o for o in classes]
     dls = [stamp_dl(dl, pattern, seed=[seed,i], classes=classes, **kwargs) for i,dl in enumerate(self.loaders)]
-    res = type(self)(*dls, path=self.path, device=getattr(self, 'device', None))
-    res.clean,res.pattern = self,pattern
+    res = copy(self)   # with what somebody else has set there, such as `c`
+    res.loaders,res.clean,res.pattern = dls,self,pattern
     return res
