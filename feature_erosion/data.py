@@ -10,7 +10,7 @@ __all__ = ['paper_stats', 'TensorImages', 'keep_on', 'TensorDL', 'to_uint8', 'Cr
            'choose_classes', 'image_folder_dls', 'extract', 'cifar10_dls', 'cifar100_dls']
 
 # %% ../nbs/01_data.ipynb #178820a9
-import fastai.data, hashlib, os, tarfile, tempfile, warnings
+import fastai.data, hashlib, os, secrets, tarfile, tempfile, warnings
 from contextlib import contextmanager
 import numpy as np, torch, torch.nn.functional as F
 from filelock import FileLock
@@ -287,22 +287,27 @@ def sync_folder(
     try: os.fsync(fd)
     finally: os.close(fd)
 
+# %% ../nbs/01_data.ipynb #a7bc0ea0
+def _open_new(f):
+    "A new file beside `f`, called `.{name}.{random}`, and open for writing; its permissions are those of any new file"
+    tmp = f.parent/f'.{f.name}.{secrets.token_hex(4)}'
+    return os.open(tmp, os.O_WRONLY|os.O_CREAT|os.O_EXCL|getattr(os, 'O_BINARY', 0), 0o666),tmp
+
 # %% ../nbs/01_data.ipynb #88dc36b5
 def save_atomic(
     f:Path, # The file to write
     write # Called with an open binary file
 ):
-    "Write a file whole or not at all"
-    fd,tmp = tempfile.mkstemp(dir=f.parent, prefix=f'.{f.name}.')
+    "Write a file whole or not at all, readable for whom the umask says"
+    fd,tmp = _open_new(f)
     try:
         with os.fdopen(fd, 'wb') as o:
             write(o)
             o.flush(); os.fsync(o.fileno())
-        os.chmod(tmp, 0o644)
         os.replace(tmp, f)
         sync_folder(f.parent)
     except BaseException:
-        Path(tmp).unlink(missing_ok=True)
+        tmp.unlink(missing_ok=True)
         raise
 
 # %% ../nbs/01_data.ipynb #dd23d7b2
