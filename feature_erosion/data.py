@@ -21,6 +21,7 @@ from fastcore.all import *
 from fastai.vision.all import (Categorize, CategoryMap, CrossEntropyLossFlat, DataLoaders, IntToFloatTensor, Normalize, TensorCategory,
                                TensorImage, TfmdDL, Transform, URLs, default_device, fastai_cfg, get_image_files, progress_bar)
 from .patterns import *
+from .patterns import _int_labels
 
 # %% ../nbs/01_data.ipynb #b02ac519
 def _rows(x, i):
@@ -31,7 +32,7 @@ def _rows(x, i):
 # %% ../nbs/01_data.ipynb #8c0cbaa5
 class TensorImages:
     "Images and labels in memory; an integer gives a sample, a list or tensor of integers a batch"
-    n_inp = 1
+    n_inp,plain_targets = 1,True
     def __init__(self,
         x, # Images, uint8, shape `(samples, height, width, channels)`
         y=None, # Integer labels, shape `(samples,)`; `None` for a test set without labels
@@ -41,7 +42,7 @@ class TensorImages:
         self.x = torch.as_tensor(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x
         if self.x.ndim!=4 or self.x.dtype!=torch.uint8 or self.x.shape[-1] not in (1,3):
             raise ValueError(f"x: {self.x.dtype}, shape {tuple(self.x.shape)}; want uint8, (samples, height, width, channels) with 1 or 3 channels")
-        self.y = self.targets = None if y is None else torch.as_tensor(y, dtype=torch.int64)
+        self.y = self.targets = None if y is None else torch.as_tensor(_int_labels(y))
         if y is not None and len(self.y)!=len(self.x): raise ValueError(f"y: {len(self.y)} labels for {len(self.x)} images")
         self.vocab = CategoryMap(list(vocab), sort=False) if vocab is not None else None
         self.split_idx,self.loss_func = split_idx,CrossEntropyLossFlat()
@@ -50,7 +51,7 @@ class TensorImages:
     def __getitem__(self, i):
         x = TensorImage(_rows(self.x, i).movedim(-1,-3))
         return (x,) if self.y is None else (x, TensorCategory(self.y[i]))
-    def new_empty(self): return TensorImages(self.x[:0], self.y[:0], self.vocab, self.split_idx)
+    def new_empty(self): return TensorImages(self.x[:0], None if self.y is None else self.y[:0], self.vocab, self.split_idx)
     def decode(self, o, full=True): return (o[0], *(Categorize(self.vocab, sort=False).decode(y) for y in o[1:]))
     __repr__ = basic_repr('x_shape,c,split_idx')
 

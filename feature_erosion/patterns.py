@@ -17,7 +17,9 @@ from types import MethodType
 import numpy as np, torch, matplotlib.colors as mcolors
 from PIL import Image, ImageDraw, ImageFont
 from fastcore.all import *
-from fastai.vision.all import (DataLoader, DataLoaders, Datasets, ItemTransform, Normalize, Pipeline, TensorBase, TfmdDL,
+from torchvision.datasets import DatasetFolder, VisionDataset
+from torchvision.datasets.vision import StandardTransform
+from fastai.vision.all import (CollBase, DataLoader, DataLoaders, Datasets, ItemTransform, Normalize, Pipeline, TensorBase, TfmdDL,
                                TensorImage, image2tensor, no_random, progress_bar, show_images, to_device)
 
 # %% ../nbs/00_patterns.ipynb #a9fd4cd8
@@ -271,18 +273,45 @@ def pick(
 # %% ../nbs/00_patterns.ipynb #bffba3b0
 variants = 'clean','pattern','conflict','shuffled','pattern_only'
 
+# %% ../nbs/00_patterns.ipynb #6e1f0a3c
+def _wrong_label(o):
+    "What is wrong with a label that is not one integer, and what can be done"
+    a = np.asarray(o.detach().cpu() if isinstance(o, torch.Tensor) else o)
+    if isinstance(o, Image.Image) or a.ndim>1: what,do = 'an image (a mask, or images without labels)','give each image one class'
+    elif a.size>1: what,do = f'{a.size} values (multi-label or soft labels)','choose one class for each sample, such as the largest by `argmax`'
+    elif a.dtype.kind=='f': what,do = f'the float {float(a.reshape(-1)[0]):.3g} (regression?)','make bins of a quantity (`pd.qcut`), integers of classes (`astype(int)`)'
+    else: what,do = f'{o!r:.40}','number the classes, as `CategoryBlock` does'
+    return ValueError(f"labels: got {what}; a pattern is chosen by one integer a sample. To paint by class, {do}; without, look at "
+                      "rank, CKA or dormant units, which need no labels")
+
+def _int_label(o):
+    "One sample's label"
+    a = np.asarray(o.detach().cpu() if isinstance(o, torch.Tensor) else o)
+    if a.size!=1 or a.dtype.kind not in 'biu': raise _wrong_label(o)
+    return int(a.reshape(-1)[0])
+
+def _int_labels(labels):
+    "Many samples' labels, as an array"
+    try: a = np.asarray(labels.detach().cpu() if isinstance(labels, torch.Tensor) else labels)
+    except ValueError: raise _wrong_label(next(o for o in labels if np.size(o)!=1)) from None   # of different lengths
+    if len(a) and (a.size!=len(a) or a.dtype.kind not in 'biu'): raise _wrong_label(a[0])
+    return a.reshape(-1).astype(np.int64)
+
 # %% ../nbs/00_patterns.ipynb #ca85e32a
+def _is_int(o): return isinstance(o, (int,np.integer)) and not isinstance(o, bool)
 def _check_stamps(labels, ratio, strength, classes, variant, n_classes):
     for k,v in dict(ratio=ratio, strength=strength).items():
         if not 0<=v<=1: raise ValueError(f"{k}={v!r}: must be in 0…1")
-    if bad := [o for o in classes or [] if not 0<=o<n_classes]: raise ValueError(f"classes: {bad} are not in 0…{n_classes-1}")
+    if bad := [o for o in ([] if classes is None else classes) if not _is_int(o) or not 0<=o<n_classes]:
+        raise ValueError(f"classes: {bad} are not in 0…{n_classes-1}")
+    if len(labels) and not (_is_int(n_classes) and n_classes>0): raise ValueError(f"n_classes={n_classes!r}: must be a whole number, 1 or more")
     if variant not in variants: raise ValueError(f"variant={variant!r}: must be one of {', '.join(variants)}")
     if n_classes<2 and (variant=='conflict' or strength<1): raise ValueError(f"variant={variant!r}, strength={strength}: another class's picture needs two classes; got {n_classes}")
     if len(labels) and not 0<=labels.min()<=labels.max()<n_classes: raise ValueError(f"labels: must be in 0…{n_classes-1}; got {labels.min()}…{labels.max()}")
 
 # %% ../nbs/00_patterns.ipynb #2855b0a4
 def assign_stamps(
-    labels, # Integer labels in 0…`n_classes`-1, shape `(samples,)`
+    labels, # Integer labels in 0…`n_classes`-1, shape `(samples,)`; floats are refused, not cut
     ratio:float=1., # Share of the samples that wear a picture, in 0…1; exact: .1 of 1,000 is 100
     strength:float=1., # Share of those that wear their own label's picture, in 0…1; the others wear another class's
     classes:list|None=None, # Only samples of these classes may wear one; `ratio` is a share of them
@@ -292,8 +321,8 @@ def assign_stamps(
     seed=0 # Same seed, same stamps: on any machine, with any number of workers
 )->torch.Tensor: # The class whose picture each sample wears, or -1; int64, shape `(samples,)`
     "Decide which sample wears whose picture"
-    labels = np.asarray(labels, dtype=np.int64)
-    n_classes = n_classes or int(labels.max(initial=-1))+1
+    labels = _int_labels(labels)
+    n_classes = int(labels.max(initial=-1))+1 if n_classes is None else n_classes
     _check_stamps(labels, ratio, strength, classes, variant, n_classes)
     stamps = np.full(len(labels), -1)
     if variant=='clean': return torch.tensor(stamps)
@@ -312,6 +341,12 @@ def assign_stamps(
 class TensorStamp(TensorBase):
     "The class whose picture a sample wears, or -1"
 
+# %% ../nbs/00_patterns.ipynb #2373c704
+def _check_pattern(o):
+    if isinstance(o, type) and issubclass(o, Pattern): raise ValueError(f"pattern: got the class {o.__name__}; make one, `{o.__name__}()`")
+    if not isinstance(o, Pattern): raise ValueError(f"pattern: must be a Pattern, such as `ColorSquare(4)`; got {type(o).__name__}. "
+                                                    "For pictures of your own subclass Pattern, and write its `draw`")
+
 # %% ../nbs/00_patterns.ipynb #1d8d8110
 class InjectPattern(ItemTransform):
     "Paint `pattern` on a batch, or on one item"
@@ -322,6 +357,7 @@ class InjectPattern(ItemTransform):
         background:float|None=None # Paint on a grey image instead of the sample's (in 0…1)
     ):
         super().__init__()
+        _check_pattern(pattern)
         self.pattern,self.n_classes,self.background,self._tables = pattern,n_classes,background,{}
 
     def setups(self, dl:DataLoader):
@@ -434,7 +470,7 @@ def same_dl(
     "The same loader with something else about it; what its class holds (weights, lengths, a share of the data) is kept"
     _check_dl(dl)
     if _is_distributed(dl): return _rewrap(dl, same_dl(dl.dl, dataset, tfms, idxs, **attrs))
-    if isinstance(dl, TfmdDL) and not hasattr(dl, '_types'): dl._one_pass()
+    if isinstance(dl, TfmdDL) and dl.n and not hasattr(dl, '_types'): dl._one_pass()
     res = _loose(dl)
     res.rng = random.Random(random.randint(0, 2**32-1))
     if dataset is not None: _set_dataset(res, dataset)
@@ -461,25 +497,37 @@ def _set_attrs(dl, attrs):
 def n_labels(
     dls # `DataLoaders`, a `DataLoader` or a dataset
 )->int: # Number of classes
-    "How many classes there are, by `vocab` or `c`"
-    vocab = getattr(dls, 'vocab', None)
-    if vocab is not None: return len(vocab)
-    c = getattr(dls, 'c', None)
-    if not c: raise ValueError("n_classes=None: these DataLoaders name neither a `vocab` nor `c`; pass the number of classes")
+    "How many classes there are, by `vocab` or `c`; where fastai's `get_c` looks, and of several labels for the last"
+    vocab,places = getattr(dls, 'vocab', None),(getattr(dls, o, None) for o in ('after_item','after_batch'))
+    if vocab is not None and len(vocab): return len(vocab[-1] if isinstance(vocab[-1], (list,tuple,L,CollBase)) else vocab)
+    c = next((c for o in (dls,*places) if _is_int(c := getattr(o, 'c', None)) and c>0), None)
+    if c is None: raise ValueError("n_classes=None: these data name neither a `vocab` nor `c`; pass the number of classes, or set it: `dls.c = 10`")
     return int(c)
 
 # %% ../nbs/00_patterns.ipynb #03f7d159
 def read_labels(
     ds # A dataset whose items end in an integer label
 )->np.ndarray: # int64, shape `(samples,)`
-    "All labels of a dataset"
-    if isinstance(ds, torch.utils.data.Subset): return read_labels(ds.dataset)[np.asarray(ds.indices)]
-    if getattr(ds, 'targets', None) is not None: return np.asarray(ds.targets, dtype=np.int64)
-    try:
-        if isinstance(ds, Datasets): return np.array([int(o) for o in ds.tls[-1]], dtype=np.int64)
-        idxs = range(len(ds))
-        return np.array([int(ds[i][-1]) for i in (progress_bar(idxs, leave=False) if len(ds)>2000 else idxs)], dtype=np.int64)
-    except (TypeError, ValueError, RuntimeError): raise ValueError("labels: patterns need one integer label per sample, as `CategoryBlock` makes them") from None
+    "All labels of a dataset as its items have them; without opening an image where it is known that this makes no difference"
+    if (y := _stored_labels(ds)) is not None: return _int_labels(y)
+    if isinstance(ds, Datasets): return np.array([_int_label(o) for o in ds.tls[-1]], dtype=np.int64)
+    idxs = range(len(ds))
+    with no_random(reproducible=False):
+        return np.array([_int_label(ds[i][-1]) for i in (progress_bar(idxs, leave=False) if len(ds)>2000 else idxs)], dtype=np.int64)
+
+# %% ../nbs/00_patterns.ipynb #7e99d6db
+def _stored_labels(ds):
+    "Labels that items are known to end in, or `None`: `targets` need not be, for anything may happen in somebody's `__getitem__`"
+    get = getattr(type(ds), '__getitem__', None)
+    if isinstance(ds, StampedDataset): return read_labels(ds.ds)
+    if get is torch.utils.data.Subset.__getitem__: return read_labels(ds.dataset)[np.asarray(ds.indices, dtype=np.int64)]
+    if getattr(type(ds), 'plain_targets', False): return ds.targets
+    if isinstance(ds, VisionDataset) and get.__module__.startswith('torchvision.'): return _torchvision_labels(ds)
+
+def _torchvision_labels(ds):
+    y = [o[1] for o in ds.samples] if isinstance(ds, DatasetFolder) else getattr(ds, 'targets', None)
+    if y is None or not isinstance(ds.transforms, (StandardTransform,type(None))): return
+    return y if ds.target_transform is None else [ds.target_transform(o) for o in y]
 
 # %% ../nbs/00_patterns.ipynb #61e71ff0
 class StampedDataset(GetAttr):
@@ -503,28 +551,62 @@ def stamp_dl(
     pattern:Pattern, # What to paint
     variant:str='pattern', # As in `assign_stamps`
     n_classes:int|None=None, # By default what `dl` says
+    classes:list|None=None, # Only these classes wear a picture: names in `vocab`, or indices where names are not numbers
     **kwargs # Passed to `assign_stamps`
 )->DataLoader: # A new `DataLoader` on the same dataset
     "Assign stamps to the samples of `dl`, and paint them"
-    _check_dl(dl)
-    ds,n = dl.dataset,n_classes or n_labels(dl)
+    return _stamped(dl, pattern, dl, variant, n_classes, classes, **kwargs)
+
+# %% ../nbs/00_patterns.ipynb #c918c80e
+def _stamped(dl, pattern, dls, variant='pattern', n_classes=None, classes=None, **kwargs):
+    "`stamp_dl`, with the number of classes and their names from `dls`"
+    _check_pattern(pattern)
+    _check_images(dl)
+    ds,y = dl.dataset,read_labels(dl.dataset)
     if isinstance(ds, StampedDataset): raise ValueError("these DataLoaders are painted already; inject into the originals, `dls.clean`")
-    stamps = assign_stamps(read_labels(ds), variant=variant, n_classes=n, **kwargs)
+    n = n_labels(dls) if n_classes is None else n_classes
+    stamps = assign_stamps(y, variant=variant, n_classes=n, classes=_class_ids(classes, getattr(dls, 'vocab', None)), **kwargs)
     cls = _StampedDatasets if isinstance(ds, Datasets) else StampedDataset
-    tfm = InjectPattern(pattern, n, background=.5 if variant=='pattern_only' else None)
-    res = same_dl(dl, cls(ds, stamps), [tfm])
+    res = same_dl(dl, cls(ds, stamps), [InjectPattern(pattern, n, background=.5 if variant=='pattern_only' else None)])
     _try_one(res)
     return res
 
 # %% ../nbs/00_patterns.ipynb #a415cde9
+def _class_ids(classes, vocab):
+    "Indices of classes"
+    if classes is None: return
+    names = [] if vocab is None else list(vocab)
+    classes = [classes] if isinstance(classes, str) or _is_int(classes) else list(classes)
+    if bad := [o for o in classes if o not in names and (not _is_int(o) or any(map(_is_int, names)))]:
+        raise ValueError(f"classes: no {bad} among {names[:10]}")
+    return [names.index(o) if o in names else int(o) for o in classes]
+
+def _one(dl):
+    "The first sample as a batch of one, before the batch transforms"
+    with no_random(reproducible=False): return dl.do_batch([next(o for i in range(dl.n) if (o := dl.do_item(i)) is not None)])
+
+def _check_images(dl):
+    "Tables, texts and streams are named before anything is asked of them"
+    _check_dl(dl)
+    if _is_distributed(dl): return _check_images(dl.dl)
+    name = type(dl).__name__
+    if not dl.indexed: raise ValueError(f"dl: {name} reads an iterable dataset; who wears what is decided by a sample's number, so give it one with `__getitem__`")
+    if dl.bs is None: raise ValueError(f"dl: {name} has bs=None, so each of its samples is a batch; who wears what is decided for single images")
+    if not dl.n: return
+    b = _one(dl)
+    x = b[0] if isinstance(b, (tuple,list)) else None
+    if not isinstance(x, torch.Tensor) or x.ndim!=4:
+        got = type(b).__name__ if x is None else f'{type(x).__name__} of shape {tuple(getattr(x, "shape", ()))}'
+        raise ValueError(f"dl: {name} gives {got}; patterns are painted on batches (images, labels), with images (batch, channels, height, width)")
+
 def _try_one(dl):
     "A loader that reads past its dataset, and a pattern that does not fit, are found now"
-    dl = dl.dl if _is_distributed(dl) else dl
-    with no_random(reproducible=False):
-        b = dl.do_batch([dl.do_item(0)])
-        if not isinstance(b[-1], TensorStamp):
-            raise ValueError(f"dl: {type(dl).__name__} reads its samples from elsewhere than its `dataset`; use a plain `DataLoader(dl.dataset, bs=…)`")
-        dl.after_batch(to_device(b, dl.device))
+    if _is_distributed(dl): return _try_one(dl.dl)
+    if not dl.n: return
+    b = _one(dl)
+    if not isinstance(b[-1], TensorStamp):
+        raise ValueError(f"dl: {type(dl).__name__} reads its samples from elsewhere than its `dataset`; use a plain `DataLoader(dl.dataset, bs=…)`")
+    with no_random(reproducible=False): dl.after_batch(to_device(b, dl.device))
 
 # %% ../nbs/00_patterns.ipynb #f45d5114
 @patch
@@ -532,13 +614,12 @@ def _try_one(dl):
 def inject(self:DataLoaders,
     pattern:Pattern, # What to paint, e.g. `ColorSquare(4)`
     seed:int=0, # Each loader draws its own stamps from it
-    classes:list|None=None, # Only these classes wear a picture: indices, or names in `vocab`
+    classes:list|None=None, # Only these classes wear a picture: names in `vocab`, or indices where names are not numbers
+    n_classes:int|None=None, # By default what these DataLoaders say
     **kwargs
 )->DataLoaders: # `.clean` are the originals, `.pattern` is the pattern
     "New `DataLoaders` whose images wear `pattern`; training and validation sets alike"
-    if bad := [o for o in classes or [] if isinstance(o, str) and o not in self.vocab]: raise ValueError(f"classes: no {bad} among {list(self.vocab)[:10]}")
-    if classes is not None: classes = [list(self.vocab).index(o) if isinstance(o, str) else o for o in classes]
-    dls = [stamp_dl(dl, pattern, seed=[seed,i], classes=classes, **kwargs) for i,dl in enumerate(self.loaders)]
     res = copy(self)   # with what somebody else has set there, such as `c`
-    res.loaders,res.clean,res.pattern = dls,self,pattern
+    res.loaders = [_stamped(dl, pattern, self, n_classes=n_classes, classes=classes, seed=[seed,i], **kwargs) for i,dl in enumerate(self.loaders)]
+    res.clean,res.pattern = self,pattern
     return res

@@ -1,11 +1,16 @@
 "Labels as people's datasets give them, and loaders of any class: what is kept, read right, or refused by name."
-import numpy as np, pytest, torch
-from types import SimpleNamespace
+import numpy as np, pandas as pd, pytest, torch
+from PIL import Image
+from torch.utils.data import ConcatDataset, Subset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms.v2.functional import to_image
 from fastai.callback.data import PartialDL, WeightedDL
+from fastai.tabular.all import Categorify, TabularDataLoaders
 from fastai.text.data import LMDataLoader, SortedDL
-from fastai.vision.all import CrossEntropyLossFlat, DataLoader, DataLoaders, IntToFloatTensor, TensorImage, TfmdDL, set_seed
+from fastai.vision.all import (CategoryBlock, DataBlock, DataLoader, DataLoaders, ImageBlock, IndexSplitter, IntToFloatTensor, MaskBlock,
+                               MultiCategoryBlock, PointBlock, RegressionBlock, TfmdDL, Transform, get_c, set_seed)
 from feature_erosion.data import TensorDL, TensorImages, digits_dls
-from feature_erosion.patterns import ColorSquare, same_dl, stamp_dl
+from feature_erosion.patterns import ColorSquare, InjectPattern, assign_stamps, n_labels, read_labels, same_dl, stamp_dl
 
 def works(kind, what, how): return pytest.mark.works(kind=kind, what=what, how=how)
 
@@ -135,3 +140,152 @@ def test_copies_share_nothing_that_changes():
     with pytest.raises(ValueError, match='must be a fastai DataLoader; got torch'): same_dl(torch.utils.data.DataLoader([1]))
 
 class ColorTwice(IntToFloatTensor): order = 50
+
+# Labels
+
+class Kept(torch.utils.data.Dataset):
+    "Somebody's dataset: `targets`, and items that may have other labels"
+    def __init__(self, targets, change=int): self.targets,self.change = targets,change
+    def __len__(self): return len(self.targets)
+    def __getitem__(self, i): return torch.zeros(3,8,8),self.change(self.targets[i])
+
+class Flipped(torch.utils.data.Subset):
+    def __getitem__(self, i): return super().__getitem__(i)[0],1-super().__getitem__(i)[1]
+    def __getitems__(self, idxs): return [self[i] for i in idxs]
+
+@pytest.fixture
+def folder(tmp_path):
+    "Four classes of two images each"
+    for c in 'abcd':
+        (tmp_path/c).mkdir()
+        for i in range(2): Image.fromarray(np.zeros((8,8,3), np.uint8)).save(tmp_path/c/f'{i}.png')
+    return tmp_path
+
+@works('labels', "torchvision's target_transform", 'works: the labels are those that the loader gives')
+def test_target_transform(folder):
+    ds = ImageFolder(folder, lambda im: to_image(im)/255, target_transform=lambda y: y//2)
+    assert read_labels(ds).tolist()==[0,0,0,0,1,1,1,1]==[y for _,y in ds]
+    assert painted(stamp_dl(DataLoader(ds, bs=4), square, n_classes=2))
+    ds.targets = [1]*8                                             # an ImageFolder's items do not look there
+    assert read_labels(ds).tolist()==[y for _,y in ds]
+    joint = ImageFolder(folder)
+    joint.transforms = lambda x,y: (x,y)                           # of image and label together
+    assert read_labels(joint).tolist()==[0,0,1,1,2,2,3,3]
+
+@works('labels', "`targets` of somebody's own dataset", 'works: the items are read, since `__getitem__` may change a label')
+@pytest.mark.parametrize('ds,want', [(Kept([3,2,1]), [3,2,1]), (Kept([3,2,1], lambda y: y%2), [1,0,1]), (Kept(['cat','dog'], ['cat','dog'].index), [0,1]),
+                                     (Subset(Kept([3,2,1]), [2,0]), [1,3]), (Flipped(Kept([0,1,1]), [2,0]), [0,1]),
+                                     (ConcatDataset([Kept([3]), Kept([2,1])]), [3,2,1])])
+def test_labels_are_what_items_say(ds, want): assert read_labels(ds).tolist()==want==[y for _,y in ds]
+
+@works('labels', 'integers of any kind: NumPy, tensors, booleans, shape (1,)', 'works')
+@pytest.mark.parametrize('make', [int, np.int64, np.uint8, np.bool_, bool, torch.tensor, lambda o: torch.tensor([o], dtype=torch.int16), lambda o: np.array([o])])
+def test_kinds_of_integers(make):
+    assert read_labels([(0,make(o)) for o in (1,0,1)]).tolist()==[1,0,1] and assign_stamps([make(o) for o in (1,0,1)]).tolist()==[1,0,1]
+
+labels = [pytest.param(.3, 'the float 0.3 .regression..*make bins of a quantity', marks=works('labels', 'regression, one number', 'refused: make bins; rank and CKA need no labels')),
+          pytest.param(2., 'the float 2 .*`astype.int.`', marks=works('labels', 'classes stored as floats', 'refused: never cut; `astype(int)` is named')),
+          pytest.param([.2,.8], '2 values .multi-label or soft labels..*`argmax`', marks=works('labels', 'soft labels', 'refused: choose one class, by argmax')),
+          pytest.param([1,0,1], '3 values .multi-label', marks=works('labels', 'multi-label, one-hot', 'refused: choose one class')),
+          pytest.param(np.zeros((4,4), np.uint8), 'an image .a mask', marks=works('labels', 'masks (segmentation)', 'refused: give each image one class')),
+          pytest.param('dog', "'dog'; .*number the classes", marks=works('labels', 'names instead of numbers', 'refused: number them, as CategoryBlock does'))]
+
+@pytest.mark.parametrize('label,said', labels)
+def test_labels_that_are_no_class(label, said):
+    "Nothing is cut or chosen in silence, wherever labels come in"
+    for f in (lambda: read_labels([(0,label)]*2), lambda: assign_stamps([label]*2), lambda: stamp_dl(DataLoader([(torch.zeros(3,8,8),label)]*2, bs=2), square, n_classes=2)):
+        with pytest.raises(ValueError, match=f'labels: got {said}'): f()
+    if not isinstance(label, str):
+        with pytest.raises(ValueError, match=f'labels: got {said}'): TensorImages(np.zeros((2,8,8,3), np.uint8), [label]*2)
+
+def blocks(*targets, n=12, **kwargs):
+    return DataBlock((ImageBlock, *targets), get_x=lambda i: np.zeros((8,8,3), np.uint8), splitter=IndexSplitter(range(4)), **kwargs).dataloaders(list(range(n)), bs=4, num_workers=0)
+
+@works('labels', "fastai's RegressionBlock, MultiCategoryBlock, PointBlock, MaskBlock", 'refused: each with what can be done')
+def test_fastai_blocks_that_are_no_class():
+    for block,y,said in ((RegressionBlock, lambda i: i/10, 'regression'), (MultiCategoryBlock, lambda i: [i%3,3], 'multi-label'),
+                         (PointBlock, lambda i: [[i,i]], 'an image|values'), (MaskBlock, lambda i: np.zeros((8,8), np.uint8), 'an image .a mask')):
+        with pytest.raises(ValueError, match=said): blocks(block, get_y=y).inject(square)
+
+@works('labels', 'two CategoryBlocks', 'works: by the last of the labels')
+def test_two_categories():
+    dls = blocks(CategoryBlock, CategoryBlock, get_y=[lambda i: i%3, lambda i: i%2], n_inp=1)
+    easy = dls.inject(square)
+    assert n_labels(dls)==2
+    for x,_,y in easy.valid: assert painted([(x,y)])
+
+@works('labels', 'a test set without labels', 'refused: what needs no labels is named')
+def test_no_labels():
+    dls = digits_dls(n=100, bs=10)
+    with pytest.raises(ValueError, match='images without labels.*rank, CKA'): stamp_dl(dls.test_dl([np.zeros((16,16,3), np.uint8)]*3), square, n_classes=2)
+    test = blocks(CategoryBlock, get_y=lambda i: i%2).test_dl([1,2,3])
+    with pytest.raises(ValueError, match='images without labels'): stamp_dl(test, square)
+
+@works('labels', 'a vocabulary of integers, `vocab=[3,7]`', 'works: `classes=[7]` is the class 7, as in fastai')
+def test_integer_vocabulary():
+    dls = blocks(CategoryBlock(vocab=[3,7]), get_y=lambda i: [3,7][i%2])
+    for dl in (dls.inject(square, classes=[7]).train, stamp_dl(dls.train, square, classes=[7]), dls.inject(square, classes=7).train):
+        assert dl.dataset.stamps.tolist()==[-1,1]*4                # samples 4 to 11: 3, 7, 3, 7, …
+    for bad in ([1], [3,5], ['7']):
+        with pytest.raises(ValueError, match=r'classes: no \[.*\] among \[(np.int64\()?3'): dls.inject(square, classes=bad)
+
+@works('labels', 'a vocabulary of names', 'works: classes by name or by index')
+def test_names_and_indices():
+    dls = digits_dls(n=100, bs=10)
+    a,b = (dls.inject(ColorSquare(4), classes=o).train_ds.stamps for o in (['3','5'],[3,5]))
+    assert torch.equal(a, b) and set(a.tolist())=={-1,3,5}
+    for bad,said in (([10], r'classes: \[10\] are not in 0…9'), ([2.5], r'no \[2.5\] among'), (['x'], r"no \['x'\] among")):
+        with pytest.raises(ValueError, match=said): dls.inject(ColorSquare(4), classes=bad)
+    with pytest.raises(ValueError, match=r'classes: \[0.5\] are not in'): assign_stamps([0,1], classes=[.5])
+
+def bare(**attrs): return type('Bare', (Black,), attrs)(y100)
+
+@works('labels', '`dls.c` without a vocab: set there, by the dataset or by a transform', "works: where fastai's get_c finds it")
+@pytest.mark.parametrize('where', ['dataset','dls','after_batch'])
+def test_c_without_vocab(where):
+    kw = dict(after_batch=type('Four', (Transform,), dict(c=4))()) if where=='after_batch' else {}
+    dls = DataLoaders.from_dsets(*[bare(**(dict(c=4) if where=='dataset' else {}))]*2, bs=10, num_workers=0, **kw)
+    if where=='dls': dls.c = 4
+    assert n_labels(dls)==get_c(dls)==4
+    easy = dls.inject(ColorSquare(2))
+    assert n_labels(easy)==4 and all(dl.after_batch.fs[-1].n_classes==4 for dl in easy.loaders)
+
+def test_c_that_nobody_names():
+    dls = DataLoaders.from_dsets(*[bare()]*2, bs=10, num_workers=0)
+    with pytest.raises(ValueError, match='name neither a `vocab` nor `c`; pass the number of classes, or set it: `dls.c = 10`'): dls.inject(square)
+    for bad in (0, -1, 2.5, True):
+        with pytest.raises(ValueError, match='n_classes=.*must be a whole number, 1 or more'): dls.inject(square, n_classes=bad)
+
+# What is no picture, and no image
+
+@works('models', '`inject` of a function, or of a class', 'refused: what a pattern is, and how to make one')
+def test_inject_of_something_else():
+    dls = digits_dls(n=100, bs=10)
+    for f in dls.inject,lambda p: stamp_dl(dls.train, p),InjectPattern:
+        with pytest.raises(ValueError, match='pattern: must be a Pattern.*got function.*write its `draw`'): f(lambda x: x)
+        with pytest.raises(ValueError, match=r'pattern: got the class ColorSquare; make one, `ColorSquare\(\)`'): f(ColorSquare)
+
+def tables():
+    df = pd.DataFrame(dict(a=np.arange(20.), b=['x','y']*10, y=[0,1]*10))
+    return TabularDataLoaders.from_df(df, procs=[Categorify], cat_names=['b'], cont_names=['a'], y_names='y', y_block=CategoryBlock(), bs=4)
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self): return iter(Black([0,1]))
+
+other = [pytest.param(lambda: tables().train, 'Tab.* gives', marks=works('loaders', 'tables (TabularDataLoaders)', 'refused: patterns are painted on images')),
+         pytest.param(lambda: LMDataLoader([(torch.arange(50),)]*4, lens=[50]*4, bs=2, seq_len=5), 'LMDataLoader gives .*Text of shape',
+                      marks=works('loaders', 'texts', 'refused: patterns are painted on images')),
+         pytest.param(lambda: DataLoader(Stream(), bs=2), 'reads an iterable dataset', marks=works('loaders', 'iterable datasets, streams', 'refused: samples need a number')),
+         pytest.param(lambda: DataLoader([dict(x=torch.zeros(3,8,8), y=0)]*4, bs=2), 'gives dict', marks=works('loaders', 'batches that are dictionaries', 'refused: want (images, labels)')),
+         pytest.param(lambda: DataLoader([(torch.zeros(2,3,8,8),torch.tensor([0,1]))], bs=None), 'has bs=None', marks=works('loaders', 'bs=None, whole batches as samples', 'refused: decided for single images'))]
+
+@pytest.mark.parametrize('make,said', other)
+def test_inject_on_other_data(make, said):
+    dl = make()
+    with pytest.raises(ValueError, match=f'dl: .*{said}'): stamp_dl(dl, square, n_classes=2)
+    with pytest.raises(ValueError, match=f'dl: .*{said}'): DataLoaders(dl, dl).inject(square, n_classes=2)
+
+@works('loaders', 'an empty validation set', 'works: painted like any other')
+def test_empty_validation_set():
+    dls = DataLoaders(DataLoader(Black(y100), bs=10), DataLoader(Black([]), bs=10)).inject(square, n_classes=2)
+    assert len(dls.valid)==0 and list(dls.valid)==[] and painted(dls.train)
