@@ -280,7 +280,7 @@ def _wrong_label(o):
     if isinstance(o, Image.Image) or a.ndim>1: what,do = 'an image (a mask, or images without labels)','give each image one class'
     elif a.size>1: what,do = f'{a.size} values (multi-label or soft labels)','choose one class for each sample, such as the largest by `argmax`'
     elif a.dtype.kind=='f': what,do = f'the float {float(a.reshape(-1)[0]):.3g} (regression?)','make bins of a quantity (`pd.qcut`), integers of classes (`astype(int)`)'
-    else: what,do = f'{o!r:.40}','number the classes, as `CategoryBlock` does'
+    else: what,do = f'{str(o)!r:.40}','number the classes, as `CategoryBlock` does'
     return ValueError(f"labels: got {what}; a pattern is chosen by one integer a sample. To paint by class, {do}; without, look at "
                       "rank, CKA or dormant units, which need no labels")
 

@@ -28,11 +28,11 @@ def test_two_processes_decode_once(tmp_path):
     src = '''
 import sys, time, feature_erosion.data as d
 from pathlib import Path
-root,decode = Path(sys.argv[1]),d.decode_images
+root,decode = Path(sys.argv[1]),d._decode_all
 def slow(*args):
     time.sleep(1); print('decoded', flush=True)
     return decode(*args)
-d.decode_images = slow
+d._decode_all = slow
 (root/f'ready{sys.argv[2]}').touch()
 while len(list(root.glob('ready*')))<2: time.sleep(.01)
 print(d.cached_images(sorted((root/'train').glob('*.png')), root/'train').sum())
