@@ -52,7 +52,9 @@ class TensorImages:
     def __getitem__(self, i):
         x = TensorImage(_rows(self.x, i).movedim(-1,-3))
         return (x,) if self.y is None else (x, TensorCategory(self.y[i]))
-    def take(self, i): return TensorImages(self.x[i], None if self.y is None else self.y[i], self.vocab, self.split_idx, self.value_range)
+    def take(self, i):
+        y = None if self.y is None else self.y[i]
+        return TensorImages(self.x[i], y, self.vocab, self.split_idx, self.value_range)
     def new_empty(self): return self.take(slice(0))
     def decode(self, o, full=True): return (o[0], *(Categorize(self.vocab, sort=False).decode(y) for y in o[1:]))
     __repr__ = basic_repr('x_shape,c,split_idx')
@@ -176,7 +178,8 @@ def _meaning(a, short):
 def _scaled(a, value_range, short):
     "An array as bytes, with its black, white, smallest and largest value if it had more than 8 bits"
     if a.dtype==np.uint8: return a,None
-    if a.dtype.kind not in 'buif' or not a.size: raise ValueError(f"an array of {a.dtype}, shape {a.shape}; want numbers, (height, width[, channels])")
+    if a.dtype.kind not in 'buif' or not a.size:
+        raise ValueError(f"an array of {a.dtype}, shape {a.shape}; want numbers, (height, width[, channels])")
     if not np.isfinite(a).all(): raise ValueError("NaN or infinite values; replace them, for instance by black")
     lo,hi = (0,1) if a.dtype==bool else value_range or _meaning(a, short)
     x = np.rint((a.astype(np.float64)-lo)*(255/(hi-lo))).clip(0, 255).astype(np.uint8)
@@ -218,7 +221,7 @@ def to_uint8(
     o, # File, PIL image, or array `(height, width[, channels])`
     size:tuple|None=None, # `(width, height)`: scaled and centre-cropped to it if it differs
     channels:int=3, # 3: RGB, 1: grey
-    value_range:tuple|None=None # Values of black and white in images of more than 8 bits, those beyond are cut off; by default what their type stands for
+    value_range:tuple|None=None # Black and white in images of more than 8 bits, the rest is cut off; by default as in the table
 )->np.ndarray: # uint8, shape `(height, width, channels)`
     "Any image as bytes, lossless unless it must be scaled"
     return _to_bytes(o, size, channels, value_range)[0]
@@ -227,9 +230,10 @@ def to_uint8(
 def _note(seen, n):
     "A sentence on what was scaled, '' if nothing was"
     if not seen: return ''
-    lo,hi,low,high = min(o[0] for o in seen),max(o[1] for o in seen),min(o[2] for o in seen),max(o[3] for o in seen)
+    lo,hi,low,high = (f(o) for f,o in zip((min,max,min,max), zip(*seen)))
     hint = '' if hi-lo<2*(high-low) or high==low else f'; `value_range=({low:g}, {high:g})` would tell them better apart'
-    return f'{len(seen)} of {n} images have more than 8 bits: {lo:g}…{hi:g} became 0…255. Their values lie in {low:g}…{high:g}{hint}'
+    return (f'{len(seen)} of {n} images have more than 8 bits: {lo:g}…{hi:g} became 0…255. '
+            f'Their values lie in {low:g}…{high:g}{hint}')
 
 def _decode_all(items, size, channels, value_range):
     "All images as one array, and what `_note` says"
@@ -435,15 +439,17 @@ def cached_images(
     finally: lock.release()
 
 # %% ../nbs/01_data.ipynb #1e99fa84
-def _subfolders(path): return sorted(o for o in Path(path).iterdir() if o.is_dir() and not o.name.startswith('.')) if Path(path).is_dir() else []
+def _in(path): return sorted(o for o in Path(path).iterdir() if not o.name.startswith('.')) if Path(path).is_dir() else []
 def _is_image(name): return not name.startswith('.') and os.path.splitext(name)[1].lower() in image_extensions
-def _loose_images(path): return sorted(o.name for o in Path(path).iterdir() if _is_image(o.name) and not o.is_dir()) if Path(path).is_dir() else []
+def _subfolders(path): return [o for o in _in(path) if o.is_dir()]
+def _loose_images(path): return [o for o in _in(path) if _is_image(o.name) and not o.is_dir()]
 
 def _walk(folder, seen):
     "The images in a folder and below, each with its real path; folders that are in `seen` are left out"
     if (real := os.path.realpath(folder)) in seen: return
     seen.add(real)
-    for e in os.scandir(folder):
+    with os.scandir(folder) as es: entries = list(es)
+    for e in entries:
         if e.is_dir():
             if not e.name.startswith('.'): yield from _walk(e.path, seen)
         elif _is_image(e.name): yield e.path,os.path.realpath(e.path) if e.is_symlink() else os.path.join(real, e.name)
@@ -463,16 +469,18 @@ def _split_dirs(path):
     if not _has_classes(path/'train'): return path,None
     if va := first(path/o for o in ('val','valid','test') if _has_classes(path/o)): return path/'train',va
     if flat := first(o for o in ('val','valid') if _loose_images(path/o)):
-        raise ValueError(f"{path/flat}: images without folders of classes; sort them into such, or move them away to hold out a share of `train`")
-    if _loose_images(path/'test'): warnings.warn(f"{path/'test'}: no folders of classes, so no validation set; a share of `train` is held out")
+        raise ValueError(f"{path/flat}: images without folders of classes; sort them into such, "
+                         "or move them away to hold out a share of `train`")
+    if _loose_images(path/'test'):
+        warnings.warn(f"{path/'test'}: no folders of classes, so no validation set; a share of `train` is held out")
     return path/'train',None
 
 _part = re.compile(r'(train|training|val|valid|validation|test|testing|dev|unlabell?ed|unsup)\d*', re.I)
 
 def _check_parts(path, names):
     if parts := [o for o in names if _part.fullmatch(o)]:
-        raise ValueError(f"path={str(path)!r}: {', '.join(parts)}: called like a part of a data set, not like a class. Want train/CLASS/… or CLASS/…; "
-                         "if these are classes, name all: `classes=[…]`")
+        raise ValueError(f"path={str(path)!r}: {', '.join(parts)}: called like a part of a data set, not like a class. "
+                         "Want train/CLASS/… or CLASS/…; if these are classes, name all: `classes=[…]`")
 
 # %% ../nbs/01_data.ipynb #ece2d6d3
 def class_files(
@@ -485,16 +493,19 @@ def class_files(
     for _ in range(level-1): upper = [o for p in upper for o in _subfolders(p)]
     for d in (o for p in upper for o in _subfolders(p)):
         for f,real in _walk(d, set(above)):
-            if whose.setdefault(real, d.name)!=d.name: raise ValueError(f"{f}: the same file is in the classes {whose[real]} and {d.name}; a sample has one")
+            if whose.setdefault(real, d.name)!=d.name:
+                raise ValueError(f"{f}: the same file is in the classes {whose[real]} and {d.name}; a sample has one")
             res.setdefault(d.name, []).append(f)
     _stray([Path(path), *(upper if level>1 else [])])
-    if not res: raise FileNotFoundError(f"path={str(path)!r}: no images in folders of classes here; want a folder for each class, with its images")
+    if not res: raise FileNotFoundError(f"path={str(path)!r}: no images in folders of classes here; "
+                                        "want a folder for each class, with its images")
     return {k:sorted(res[k]) for k in sorted(res)}
 
 # %% ../nbs/01_data.ipynb #3c5f9d11
 def _stray(folders):
-    if loose := [f'{d/o}' for d in folders for o in _loose_images(d)]:
-        warnings.warn(f"{len(loose)} images lie beside the folders of the classes, such as {loose[0]}: they have no class, and are left out")
+    if loose := [o for d in folders for o in _loose_images(d)]:
+        warnings.warn(f"{len(loose)} images lie beside the folders of the classes, such as {loose[0]}: "
+                      "they have no class, and are left out")
 
 # %% ../nbs/01_data.ipynb #30b48c0e
 def folder_images(
@@ -528,7 +539,8 @@ def _match(train, valid, classes, path):
     "The files of `valid` for `classes`; what does not match is said"
     none,more = [o for o in classes if o not in valid],[o for o in valid if o not in train]
     def some(o): return ', '.join(o[:5])+(f' and {len(o)-5} more' if len(o)>5 else '')
-    if len(none)==len(classes): raise ValueError(f"{path}: none of the classes of the training set ({some(classes)}), but {some(list(valid))}")
+    if len(none)==len(classes):
+        raise ValueError(f"{path}: none of the classes of the training set ({some(classes)}), but {some(list(valid))}")
     if none: warnings.warn(f"{path}: no images of {some(none)}; accuracy there says nothing about them")
     if more: warnings.warn(f"{path}: {some(more)}: not in the training set, left out")
     return {o:valid.get(o, []) for o in classes}
@@ -545,7 +557,7 @@ def _train_valid(path, n_classes, seed, classes, valid_pct, level, *how):
 
 # %% ../nbs/01_data.ipynb #20cfb28a
 def image_folder_dls(
-    path, # Folder in ImageNet's layout: `train/CLASS/…` and `val/CLASS/…` (or `valid`, `test`); or just `CLASS/…`. The rule is above
+    path, # Folder in ImageNet's layout: `train/CLASS/…` and `val/CLASS/…` (or `valid`, `test`); or just `CLASS/…`
     n_classes:int|None=10, # How many classes, chosen at random; `None` for all
     seed:int=0, # Same seed, same classes and samples
     size:int|None=64, # Side in pixels, scaled and centre-cropped; `None` if all images have the same size
@@ -594,7 +606,9 @@ def _check_member(m):
 
 def _scan(archive, most):
     "Look at all members, and read to the end: how many bytes they need"
-    error,total = ValueError(f"{archive}: unpacks to more than {most/1e6:,.0f} MB; refused, nothing was unpacked. If that is right, `max_bytes` allows more"),0
+    error = ValueError(f"{archive}: unpacks to more than {most/1e6:,.0f} MB; refused, nothing was unpacked. "
+                       "If that is right, `max_bytes` allows more")
+    total = 0
     with _plain(archive) as raw:
         metered = _Metered(raw, most, error)
         with tarfile.open(fileobj=metered, mode='r|', bufsize=2**16) as f:
@@ -608,16 +622,18 @@ def _scan(archive, most):
 def extract(
     archive, # A tar file, plain or compressed by gzip, bzip2 or xz
     dest, # Folder to unpack into, made if need be
-    max_bytes:int|None=None # Refuse what unpacks to more; by default 100 MB or twenty times the archive's size, whichever is more
+    max_bytes:int|None=None # Refuse what unpacks to more; by default 100 MB, or twenty times the archive's size if that is more
 )->Path: # `dest`
     "Unpack an archive that need not be trusted; nothing is written if it is refused"
     dest,most = Path(dest),max(10**8, 20*os.path.getsize(archive)) if max_bytes is None else max_bytes
     try: total = _scan(archive, most)
     except (*_damaged, OSError) as e:
         if getattr(e, 'errno', None) is not None: raise   # the system's, not the archive's
-        raise ValueError(f"{archive}: not a whole tar archive ({type(e).__name__}: {e}); nothing was unpacked, get it again") from None
+        what = f'{type(e).__name__}: {e}'
+        raise ValueError(f"{archive}: not a whole tar archive ({what}); nothing was unpacked, get it again") from None
     free = shutil.disk_usage(first(o for o in (dest.absolute(), *dest.absolute().parents) if o.exists())).free
-    if total>free: raise ValueError(f"{archive}: needs {total/1e6:,.0f} MB, {dest} has {free/1e6:,.0f} MB left; nothing was unpacked")
+    if total>free:
+        raise ValueError(f"{archive}: needs {total/1e6:,.0f} MB, {dest} has {free/1e6:,.0f} MB left; nothing was unpacked")
     dest.mkdir(parents=True, exist_ok=True)
     with _plain(archive) as raw, tarfile.open(fileobj=raw, mode='r:') as f: f.extractall(dest, filter='data')
     return dest
@@ -626,10 +642,12 @@ def extract(
 def _untar(url):
     "The folder of one of fastai's data sets, downloaded and unpacked if it must be"
     d = FastDownload(fastai_cfg(), module=fastai.data, base='~/.fastai')
-    path = d.data_path(arch=Path(url))   # the name alone counts: fastai's `urldest` gives another one while its folder of archives does not exist
+    path = d.data_path(arch=Path(url))   # by the name alone: `urldest` says another one while there is no folder of archives
     if path.exists(): return path
     try: return _unpack(d.download(url), path)
-    except OSError as e: raise FileNotFoundError(f"{path}: not there, and could not download {url} ({e}); unpack it there by hand, or pass `path`") from None
+    except OSError as e:
+        what = f'could not download {url} ({e})'
+        raise FileNotFoundError(f"{path}: not there, and {what}; unpack it there by hand, or pass `path`") from None
 
 def _unpack(archive, path):
     "`archive` holds one folder, which becomes `path`: whole or not at all"

@@ -19,8 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 from fastcore.all import *
 from torchvision.datasets import DatasetFolder, VisionDataset
 from torchvision.datasets.vision import StandardTransform
-from fastai.vision.all import (CollBase, DataLoader, DataLoaders, Datasets, ItemTransform, Normalize, Pipeline, TensorBase, TfmdDL,
-                               TensorImage, image2tensor, no_random, progress_bar, show_images, to_device)
+from fastai.vision.all import (CollBase, DataLoader, DataLoaders, Datasets, ItemTransform, Normalize, Pipeline, TensorBase,
+                               TensorImage, TfmdDL, image2tensor, no_random, progress_bar, show_images, to_device)
 
 # %% ../nbs/00_patterns.ipynb #a9fd4cd8
 def rgb2lab(
@@ -277,12 +277,16 @@ variants = 'clean','pattern','conflict','shuffled','pattern_only'
 def _wrong_label(o):
     "What is wrong with a label that is not one integer, and what can be done"
     a = np.asarray(o.detach().cpu() if isinstance(o, torch.Tensor) else o)
-    if isinstance(o, Image.Image) or a.ndim>1: what,do = 'an image (a mask, or images without labels)','give each image one class'
-    elif a.size>1: what,do = f'{a.size} values (multi-label or soft labels)','choose one class for each sample, such as the largest by `argmax`'
-    elif a.dtype.kind=='f': what,do = f'the float {float(a.reshape(-1)[0]):.3g} (regression?)','make bins of a quantity (`pd.qcut`), integers of classes (`astype(int)`)'
-    else: what,do = f'{str(o)!r:.40}','number the classes, as `CategoryBlock` does'
-    return ValueError(f"labels: got {what}; a pattern is chosen by one integer a sample. To paint by class, {do}; without, look at "
-                      "rank, CKA or dormant units, which need no labels")
+    what,do = f'{str(o)!r:.40}','number the classes, as `CategoryBlock` does'
+    if isinstance(o, Image.Image) or a.ndim>1:
+        what,do = 'an image (a mask, or images without labels)','give each image one class'
+    elif a.size>1:
+        what,do = f'{a.size} values (multi-label or soft labels)','choose one class a sample, such as the largest by `argmax`'
+    elif a.dtype.kind=='f':
+        what = f'the float {float(a.reshape(-1)[0]):.3g} (regression?)'
+        do = 'make bins of a quantity (`pd.qcut`), integers of classes (`astype(int)`)'
+    return ValueError(f"labels: got {what}; a pattern is chosen by one integer a sample. To paint by class, {do}; "
+                      "without, look at rank, CKA or dormant units, which need no labels")
 
 def _int_label(o):
     "One sample's label"
@@ -304,7 +308,8 @@ def _check_stamps(labels, ratio, strength, classes, variant, n_classes):
         if not 0<=v<=1: raise ValueError(f"{k}={v!r}: must be in 0…1")
     if bad := [o for o in ([] if classes is None else classes) if not _is_int(o) or not 0<=o<n_classes]:
         raise ValueError(f"classes: {bad} are not in 0…{n_classes-1}")
-    if len(labels) and not (_is_int(n_classes) and n_classes>0): raise ValueError(f"n_classes={n_classes!r}: must be a whole number, 1 or more")
+    if len(labels) and not (_is_int(n_classes) and n_classes>0):
+        raise ValueError(f"n_classes={n_classes!r}: must be a whole number, 1 or more")
     if variant not in variants: raise ValueError(f"variant={variant!r}: must be one of {', '.join(variants)}")
     if n_classes<2 and (variant=='conflict' or strength<1): raise ValueError(f"variant={variant!r}, strength={strength}: another class's picture needs two classes; got {n_classes}")
     if len(labels) and not 0<=labels.min()<=labels.max()<n_classes: raise ValueError(f"labels: must be in 0…{n_classes-1}; got {labels.min()}…{labels.max()}")
@@ -343,9 +348,11 @@ class TensorStamp(TensorBase):
 
 # %% ../nbs/00_patterns.ipynb #2373c704
 def _check_pattern(o):
-    if isinstance(o, type) and issubclass(o, Pattern): raise ValueError(f"pattern: got the class {o.__name__}; make one, `{o.__name__}()`")
-    if not isinstance(o, Pattern): raise ValueError(f"pattern: must be a Pattern, such as `ColorSquare(4)`; got {type(o).__name__}. "
-                                                    "For pictures of your own subclass Pattern, and write its `draw`")
+    if isinstance(o, Pattern): return
+    if isinstance(o, type) and issubclass(o, Pattern):
+        raise ValueError(f"pattern: got the class {o.__name__}; make one, `{o.__name__}()`")
+    raise ValueError(f"pattern: must be a Pattern, such as `ColorSquare(4)`; got {type(o).__name__}. "
+                     "For pictures of your own subclass Pattern, and write its `draw`")
 
 # %% ../nbs/00_patterns.ipynb #1d8d8110
 class InjectPattern(ItemTransform):
@@ -416,14 +423,16 @@ def _is_distributed(dl):
 
 def _inner_loaders(dl):
     "The attributes in which a loader of loaders keeps them"
-    def some(o): return any(map(some, o)) if isinstance(o, (list,tuple,L)) else isinstance(o, (DataLoader, DataLoaders, torch.utils.data.DataLoader))
+    kinds = DataLoader,DataLoaders,torch.utils.data.DataLoader
+    def some(o): return any(map(some, o)) if isinstance(o, (list,tuple,L)) else isinstance(o, kinds)
     return [k for k,v in vars(dl).items() if some(list(v.values()) if isinstance(v, dict) else v)]
 
 def _check_dl(dl):
     name = f'{type(dl).__module__}.{type(dl).__name__}'
-    if not isinstance(dl, DataLoader): raise ValueError(f"dl: must be a fastai DataLoader; got {name}. Build one with `DataLoader(ds, bs=…)`")
-    if _is_distributed(dl): return
-    if ks := _inner_loaders(dl): raise ValueError(f"dl: {name} reads from other loaders ({', '.join(ks)}); make the change in those, and build it again around them")
+    if not isinstance(dl, DataLoader):
+        raise ValueError(f"dl: must be a fastai DataLoader; got {name}. Build one with `DataLoader(ds, bs=…)`")
+    if (ks := _inner_loaders(dl)) and not _is_distributed(dl):
+        raise ValueError(f"dl: {name} reads from other loaders ({', '.join(ks)}); make the change in those, and build it again")
 
 # %% ../nbs/00_patterns.ipynb #f640ba45
 def _batch_fs(dl):
@@ -457,7 +466,8 @@ def _in_order(dl, idxs):
 def _check_order(dl, idxs):
     want = len(idxs) if dl.bs is None else -(-len(idxs)//dl.bs)
     if getattr(dl.sample, '__func__', None) is not DataLoader.sample or len(dl)!=want:
-        raise ValueError(f"dl: {type(dl).__name__} chooses its samples in a way of its own; evaluate on a plain loader, `TfmdDL(dl.dataset, bs=…)`")
+        raise ValueError(f"dl: {type(dl).__name__} chooses its samples in a way of its own; evaluate on a plain loader, "
+                         "`TfmdDL(dl.dataset, bs=…)`")
 
 # %% ../nbs/00_patterns.ipynb #62d5bcf4
 def same_dl(
@@ -482,13 +492,15 @@ def same_dl(
 # %% ../nbs/00_patterns.ipynb #fc733e02
 def _set_dataset(dl, ds):
     old = dl.dataset
-    if len(ds)!=len(old): raise ValueError(f"dataset: {len(ds)} samples, the loader's own has {len(old)}; want the same samples. For others use `dls.test_dl`")
+    if len(ds)!=len(old):
+        raise ValueError(f"dataset: {len(ds)} samples, the loader's own has {len(old)}; want the same samples")
     for k,v in list(vars(dl).items()):
         if v is old: setattr(dl, k, ds)
 
 def _set_attrs(dl, attrs):
     attrs = dict(attrs)
-    if bad := [k for k in attrs if k!='num_workers' and not hasattr(dl, k)]: raise TypeError(f"{', '.join(bad)}: no attribute of {type(dl).__name__}")
+    if bad := [k for k in attrs if k!='num_workers' and not hasattr(dl, k)]:
+        raise TypeError(f"{', '.join(bad)}: no attribute of {type(dl).__name__}")
     if 'num_workers' in attrs: dl.fake_l.num_workers = attrs.pop('num_workers')
     for k,v in attrs.items(): setattr(dl, k, Pipeline(v) if isinstance(getattr(dl, k), Pipeline) else v)
     dl.device = dl.device   # takes new transforms there, too
@@ -501,7 +513,8 @@ def n_labels(
     vocab,places = getattr(dls, 'vocab', None),(getattr(dls, o, None) for o in ('after_item','after_batch'))
     if vocab is not None and len(vocab): return len(vocab[-1] if isinstance(vocab[-1], (list,tuple,L,CollBase)) else vocab)
     c = next((c for o in (dls,*places) if _is_int(c := getattr(o, 'c', None)) and c>0), None)
-    if c is None: raise ValueError("n_classes=None: these data name neither a `vocab` nor `c`; pass the number of classes, or set it: `dls.c = 10`")
+    if c is None: raise ValueError("n_classes=None: these data name neither a `vocab` nor `c`; "
+                                   "pass the number of classes, or set it: `dls.c = 10`")
     return int(c)
 
 # %% ../nbs/00_patterns.ipynb #03f7d159
@@ -511,13 +524,12 @@ def read_labels(
     "All labels of a dataset as its items have them; without opening an image where it is known that this makes no difference"
     if (y := _stored_labels(ds)) is not None: return _int_labels(y)
     if isinstance(ds, Datasets): return np.array([_int_label(o) for o in ds.tls[-1]], dtype=np.int64)
-    idxs = range(len(ds))
-    with no_random(reproducible=False):
-        return np.array([_int_label(ds[i][-1]) for i in (progress_bar(idxs, leave=False) if len(ds)>2000 else idxs)], dtype=np.int64)
+    idxs = range(len(ds)) if len(ds)<=2000 else progress_bar(range(len(ds)), leave=False)
+    with no_random(reproducible=False): return np.array([_int_label(ds[i][-1]) for i in idxs], dtype=np.int64)
 
 # %% ../nbs/00_patterns.ipynb #7e99d6db
 def _stored_labels(ds):
-    "Labels that items are known to end in, or `None`: `targets` need not be, for anything may happen in somebody's `__getitem__`"
+    "Labels that items are known to end in, or `None`: `targets` alone tell nothing of what somebody's `__getitem__` does"
     get = getattr(type(ds), '__getitem__', None)
     if isinstance(ds, StampedDataset): return read_labels(ds.ds)
     if get is torch.utils.data.Subset.__getitem__: return read_labels(ds.dataset)[np.asarray(ds.indices, dtype=np.int64)]
@@ -563,7 +575,8 @@ def _stamped(dl, pattern, dls, variant='pattern', n_classes=None, classes=None, 
     _check_pattern(pattern)
     _check_images(dl)
     ds,y = dl.dataset,read_labels(dl.dataset)
-    if isinstance(ds, StampedDataset): raise ValueError("these DataLoaders are painted already; inject into the originals, `dls.clean`")
+    if isinstance(ds, StampedDataset):
+        raise ValueError("these DataLoaders are painted already; inject into the originals, `dls.clean`")
     n = n_labels(dls) if n_classes is None else n_classes
     stamps = assign_stamps(y, variant=variant, n_classes=n, classes=_class_ids(classes, getattr(dls, 'vocab', None)), **kwargs)
     cls = _StampedDatasets if isinstance(ds, Datasets) else StampedDataset
@@ -590,14 +603,16 @@ def _check_images(dl):
     _check_dl(dl)
     if _is_distributed(dl): return _check_images(dl.dl)
     name = type(dl).__name__
-    if not dl.indexed: raise ValueError(f"dl: {name} reads an iterable dataset; who wears what is decided by a sample's number, so give it one with `__getitem__`")
-    if dl.bs is None: raise ValueError(f"dl: {name} has bs=None, so each of its samples is a batch; who wears what is decided for single images")
+    if not dl.indexed: raise ValueError(f"dl: {name} reads an iterable dataset; who wears what is decided by a sample's number. "
+                                        "Give it a dataset with `__getitem__`")
+    if dl.bs is None: raise ValueError(f"dl: {name} has bs=None, samples that are batches; who wears what is decided image by image")
     if not dl.n: return
     b = _one(dl)
     x = b[0] if isinstance(b, (tuple,list)) else None
     if not isinstance(x, torch.Tensor) or x.ndim!=4:
         got = type(b).__name__ if x is None else f'{type(x).__name__} of shape {tuple(getattr(x, "shape", ()))}'
-        raise ValueError(f"dl: {name} gives {got}; patterns are painted on batches (images, labels), with images (batch, channels, height, width)")
+        raise ValueError(f"dl: {name} gives {got}; patterns are painted on batches (images, labels), "
+                         "with images (batch, channels, height, width)")
 
 def _try_one(dl):
     "A loader that reads past its dataset, and a pattern that does not fit, are found now"
@@ -605,7 +620,8 @@ def _try_one(dl):
     if not dl.n: return
     b = _one(dl)
     if not isinstance(b[-1], TensorStamp):
-        raise ValueError(f"dl: {type(dl).__name__} reads its samples from elsewhere than its `dataset`; use a plain `DataLoader(dl.dataset, bs=…)`")
+        raise ValueError(f"dl: {type(dl).__name__} reads its samples from elsewhere than its `dataset`; "
+                         "use a plain `DataLoader(dl.dataset, bs=…)`")
     with no_random(reproducible=False): dl.after_batch(to_device(b, dl.device))
 
 # %% ../nbs/00_patterns.ipynb #f45d5114
@@ -620,6 +636,7 @@ def inject(self:DataLoaders,
 )->DataLoaders: # `.clean` are the originals, `.pattern` is the pattern
     "New `DataLoaders` whose images wear `pattern`; training and validation sets alike"
     res = copy(self)   # with what somebody else has set there, such as `c`
-    res.loaders = [_stamped(dl, pattern, self, n_classes=n_classes, classes=classes, seed=[seed,i], **kwargs) for i,dl in enumerate(self.loaders)]
+    kwargs = dict(n_classes=n_classes, classes=classes, **kwargs)
+    res.loaders = [_stamped(dl, pattern, self, seed=[seed,i], **kwargs) for i,dl in enumerate(self.loaders)]
     res.clean,res.pattern = self,pattern
     return res

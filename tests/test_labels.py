@@ -7,16 +7,22 @@ from torchvision.transforms.v2.functional import to_image
 from fastai.callback.data import PartialDL, WeightedDL
 from fastai.tabular.all import Categorify, TabularDataLoaders
 from fastai.text.data import LMDataLoader, SortedDL
-from fastai.vision.all import (CategoryBlock, DataBlock, DataLoader, DataLoaders, ImageBlock, IndexSplitter, IntToFloatTensor, MaskBlock,
-                               MultiCategoryBlock, PointBlock, RegressionBlock, TfmdDL, Transform, get_c, set_seed)
+from fastai.vision.all import (CategoryBlock, DataBlock, DataLoader, DataLoaders, ImageBlock, IndexSplitter, IntToFloatTensor,
+                               MaskBlock, MultiCategoryBlock, PointBlock, RegressionBlock, TfmdDL, Transform, get_c, set_seed)
 from feature_erosion.data import TensorDL, TensorImages, digits_dls
 from feature_erosion.patterns import ColorSquare, InjectPattern, assign_stamps, n_labels, read_labels, same_dl, stamp_dl
 
 def works(kind, what, how): return pytest.mark.works(kind=kind, what=what, how=how)
 
+def number(i):
+    "A black image whose last red pixel says which sample it is, in 1/255"
+    x = torch.zeros(3,8,8)
+    x[0,7,7] = i/255
+    return x
+
 class Black(list):
-    "Samples `(black image, label)`; the image's first pixel, in 1/255, says which sample it is"
-    def __init__(self, y): super().__init__((torch.zeros(3,8,8).index_put_((torch.tensor(0),torch.tensor(7),torch.tensor(7)), torch.tensor(i/255)), int(o)) for i,o in enumerate(y))
+    "Samples `(black image, label)`"
+    def __init__(self, y): super().__init__((number(i),int(o)) for i,o in enumerate(y))
 
 y100 = np.repeat([0,1], [90,10])
 square = ColorSquare(2, palette=['red','blue'])
@@ -28,7 +34,8 @@ def painted(dl):
     return all(torch.equal(x[[0,2],0,0], torch.tensor([1.-y,float(y)])) for b in dl for x,y in zip(b[0], b[1].tolist()))
 
 @works('loaders', 'WeightedDL, weighted_dataloaders', 'works: samples are drawn with the same weights')
-@pytest.mark.parametrize('ds', [Black(y100), TensorImages(np.zeros((100,8,8,3), np.uint8), y100, ['a','b'], 0)], ids=['list','TensorImages'])
+@pytest.mark.parametrize('ds', [Black(y100), TensorImages(np.zeros((100,8,8,3), np.uint8), y100, ['a','b'], 0)],
+                         ids=['list','TensorImages'])
 def test_weights_are_kept(ds):
     "By the weights: ten samples of weight 9 among ninety of weight 1 are half of what is drawn; without them a tenth"
     set_seed(0)
@@ -37,7 +44,8 @@ def test_weights_are_kept(ds):
     assert share(dl)==pytest.approx(.5, abs=.04) and share(easy)==pytest.approx(.5, abs=.04) and painted(easy)
     assert type(easy) is WeightedDL and sum(len(b[1]) for b in same_dl(easy, idxs=range(7)))==7
 
-@works('loaders', 'PartialDL, partial_dataloaders', 'works: a part of the samples each epoch; all where a measure asks for them')
+@works('loaders', 'PartialDL, partial_dataloaders',
+       'works: a part of the samples each epoch; all where a measure asks for them')
 def test_part_is_kept():
     dl = stamp_dl(PartialDL(Black(y100), bs=8, partial_n=30, num_workers=0), square, n_classes=2)
     a,b = numbers(dl),numbers(dl)
@@ -69,7 +77,8 @@ def test_anybodys_subclass():
     easy = DataLoaders(dl, dl).inject(square, n_classes=2).train
     assert type(easy) is Balanced and share(easy)==.5 and len(easy)==3 and painted(easy)
     assert dl.drawn==0 and easy.drawn==41                                       # each counts for itself
-    with pytest.raises(ValueError, match='Balanced chooses its samples in a way of its own; evaluate on a plain loader'): same_dl(easy, idxs=[0,1,2])
+    with pytest.raises(ValueError, match='Balanced chooses its samples in a way of its own; evaluate on a plain loader'):
+        same_dl(easy, idxs=[0,1,2])
 
 class OverTwo(DataLoader):
     "Somebody's loader that alternates between two"
@@ -81,7 +90,8 @@ class OverTwo(DataLoader):
 @works('loaders', 'a loader that mixes other loaders', 'refused: it is named, and which attribute holds the others')
 def test_loader_of_loaders():
     dl = OverTwo(*[DataLoader(Black([0,1]), bs=2)]*2)
-    with pytest.raises(ValueError, match=r'OverTwo reads from other loaders \(dls\); make the change in those'): stamp_dl(dl, square, n_classes=2)
+    with pytest.raises(ValueError, match=r'OverTwo reads from other loaders \(dls\); make the change in those'):
+        stamp_dl(dl, square, n_classes=2)
 
 class Hoarder(DataLoader):
     "Somebody's loader that keeps the samples"
@@ -92,7 +102,8 @@ class Hoarder(DataLoader):
 
 @works('loaders', 'a loader that does not read from its dataset', 'refused: it is named')
 def test_loader_reads_elsewhere():
-    with pytest.raises(ValueError, match='Hoarder reads its samples from elsewhere than its `dataset`'): stamp_dl(Hoarder(Black([0,1]), bs=2), square, n_classes=2)
+    with pytest.raises(ValueError, match='Hoarder reads its samples from elsewhere than its `dataset`'):
+        stamp_dl(Hoarder(Black([0,1]), bs=2), square, n_classes=2)
 
 @works('loaders', 'DistributedDL', 'works: the loader in it is painted, each process keeps its share')
 def test_distributed():
@@ -107,8 +118,11 @@ def test_distributed():
 class Halved(DataLoader):
     def after_batch(self, b): return (b[0]/2, *b[1:])
 
-@works('loaders', 'a function, or a method, as after_batch of a plain DataLoader', 'works: called on whole batches, before painting')
-@pytest.mark.parametrize('make', [lambda ds: DataLoader(ds, bs=4, after_batch=lambda b: (b[0]/2, *b[1:])), lambda ds: Halved(ds, bs=4)], ids=['function','method'])
+@works('loaders', 'a function, or a method, as after_batch of a plain DataLoader',
+       'works: called on whole batches, before painting')
+@pytest.mark.parametrize('make',
+                         [lambda ds: DataLoader(ds, bs=4, after_batch=lambda b: (b[0]/2, *b[1:])), lambda ds: Halved(ds, bs=4)],
+                         ids=['function','method'])
 def test_functions_of_batches(make):
     ds = [(torch.full((3,8,8), .5), i%2) for i in range(4)]
     for x,y in stamp_dl(make(ds), square, n_classes=2):
@@ -127,16 +141,18 @@ def test_dataloaders_keep_what_was_set():
     assert easy.clean is dls and not hasattr(dls, 'pattern') and dls.train.dataset is not easy.train.dataset
 
 def test_copies_share_nothing_that_changes():
-    "Random numbers, the split of the transforms and added transforms are each loader's own; unknown attributes and other samples are refused"
+    "Random numbers, the split and added transforms are each loader's own; unknown attributes and other samples are refused"
     dls = digits_dls(n=100, bs=10)
     a = dls.train
     b = same_dl(a, dls.train_ds)
-    assert type(b) is TensorDL and a.rng is not b.rng and a.fake_l.d is a and b.fake_l.d is b and a.after_batch is not b.after_batch
+    assert type(b) is TensorDL and a.rng is not b.rng and a.after_batch is not b.after_batch
+    assert a.fake_l.d is a and b.fake_l.d is b
     b.after_batch.add(ColorTwice())
     assert len(b.after_batch.fs)==len(a.after_batch.fs)+1
     assert same_dl(a, bs=7, num_workers=0).bs==7 and a.bs==10
     with pytest.raises(TypeError, match='batchsize: no attribute of TensorDL'): same_dl(a, batchsize=3)
-    with pytest.raises(ValueError, match='360 samples, the loader\'s own has 100; want the same samples'): same_dl(a, dls.valid_ds)
+    with pytest.raises(ValueError, match='360 samples, the loader\'s own has 100; want the same samples'):
+        same_dl(a, dls.valid_ds)
     with pytest.raises(ValueError, match='must be a fastai DataLoader; got torch'): same_dl(torch.utils.data.DataLoader([1]))
 
 class ColorTwice(IntToFloatTensor): order = 50
@@ -173,38 +189,53 @@ def test_target_transform(folder):
     assert read_labels(joint).tolist()==[0,0,1,1,2,2,3,3]
 
 @works('labels', "`targets` of somebody's own dataset", 'works: the items are read, since `__getitem__` may change a label')
-@pytest.mark.parametrize('ds,want', [(Kept([3,2,1]), [3,2,1]), (Kept([3,2,1], lambda y: y%2), [1,0,1]), (Kept(['cat','dog'], ['cat','dog'].index), [0,1]),
+@pytest.mark.parametrize('ds,want',
+                         [(Kept([3,2,1]), [3,2,1]), (Kept([3,2,1], lambda y: y%2), [1,0,1]),
+                          (Kept(['cat','dog'], ['cat','dog'].index), [0,1]),
                                      (Subset(Kept([3,2,1]), [2,0]), [1,3]), (Flipped(Kept([0,1,1]), [2,0]), [0,1]),
                                      (ConcatDataset([Kept([3]), Kept([2,1])]), [3,2,1])])
 def test_labels_are_what_items_say(ds, want): assert read_labels(ds).tolist()==want==[y for _,y in ds]
 
 @works('labels', 'integers of any kind: NumPy, tensors, booleans, shape (1,)', 'works')
-@pytest.mark.parametrize('make', [int, np.int64, np.uint8, np.bool_, bool, torch.tensor, lambda o: torch.tensor([o], dtype=torch.int16), lambda o: np.array([o])])
+@pytest.mark.parametrize('make',
+                         [int, np.int64, np.uint8, np.bool_, bool, torch.tensor, lambda o: torch.tensor([o], dtype=torch.int16),
+                          lambda o: np.array([o])])
 def test_kinds_of_integers(make):
-    assert read_labels([(0,make(o)) for o in (1,0,1)]).tolist()==[1,0,1] and assign_stamps([make(o) for o in (1,0,1)]).tolist()==[1,0,1]
+    ys = [make(o) for o in (1,0,1)]
+    assert read_labels([(0,y) for y in ys]).tolist()==assign_stamps(ys).tolist()==[1,0,1]
 
-labels = [pytest.param(.3, 'the float 0.3 .regression..*make bins of a quantity', marks=works('labels', 'regression, one number', 'refused: make bins; rank and CKA need no labels')),
-          pytest.param(2., 'the float 2 .*`astype.int.`', marks=works('labels', 'classes stored as floats', 'refused: never cut; `astype(int)` is named')),
-          pytest.param([.2,.8], '2 values .multi-label or soft labels..*`argmax`', marks=works('labels', 'soft labels', 'refused: choose one class, by argmax')),
-          pytest.param([1,0,1], '3 values .multi-label', marks=works('labels', 'multi-label, one-hot', 'refused: choose one class')),
-          pytest.param(np.zeros((4,4), np.uint8), 'an image .a mask', marks=works('labels', 'masks (segmentation)', 'refused: give each image one class')),
-          pytest.param('dog', "'dog'; .*number the classes", marks=works('labels', 'names instead of numbers', 'refused: number them, as CategoryBlock does'))]
+labels = [pytest.param(.3, 'the float 0.3 .regression..*make bins of a quantity',
+                       marks=works('labels', 'regression, one number', 'refused: make bins; rank and CKA need no labels')),
+          pytest.param(2., 'the float 2 .*`astype.int.`',
+                       marks=works('labels', 'classes stored as floats', 'refused: never cut; `astype(int)` is named')),
+          pytest.param([.2,.8], '2 values .multi-label or soft labels..*`argmax`',
+                       marks=works('labels', 'soft labels', 'refused: choose one class, by argmax')),
+          pytest.param([1,0,1], '3 values .multi-label',
+                       marks=works('labels', 'multi-label, one-hot', 'refused: choose one class')),
+          pytest.param(np.zeros((4,4), np.uint8), 'an image .a mask',
+                       marks=works('labels', 'masks (segmentation)', 'refused: give each image one class')),
+          pytest.param('dog', "'dog'; .*number the classes",
+                       marks=works('labels', 'names instead of numbers', 'refused: number them, as CategoryBlock does'))]
 
 @pytest.mark.parametrize('label,said', labels)
 def test_labels_that_are_no_class(label, said):
     "Nothing is cut or chosen in silence, wherever labels come in"
-    for f in (lambda: read_labels([(0,label)]*2), lambda: assign_stamps([label]*2), lambda: stamp_dl(DataLoader([(torch.zeros(3,8,8),label)]*2, bs=2), square, n_classes=2)):
+    for f in (lambda: read_labels([(0,label)]*2), lambda: assign_stamps([label]*2),
+              lambda: stamp_dl(DataLoader([(torch.zeros(3,8,8),label)]*2, bs=2), square, n_classes=2)):
         with pytest.raises(ValueError, match=f'labels: got {said}'): f()
     if not isinstance(label, str):
         with pytest.raises(ValueError, match=f'labels: got {said}'): TensorImages(np.zeros((2,8,8,3), np.uint8), [label]*2)
 
 def blocks(*targets, n=12, **kwargs):
-    return DataBlock((ImageBlock, *targets), get_x=lambda i: np.zeros((8,8,3), np.uint8), splitter=IndexSplitter(range(4)), **kwargs).dataloaders(list(range(n)), bs=4, num_workers=0)
+    return DataBlock((ImageBlock, *targets), get_x=lambda i: np.zeros((8,8,3), np.uint8), splitter=IndexSplitter(range(4)),
+                     **kwargs).dataloaders(list(range(n)), bs=4, num_workers=0)
 
 @works('labels', "fastai's RegressionBlock, MultiCategoryBlock, PointBlock, MaskBlock", 'refused: each with what can be done')
 def test_fastai_blocks_that_are_no_class():
-    for block,y,said in ((RegressionBlock, lambda i: i/10, 'regression'), (MultiCategoryBlock, lambda i: [i%3,3], 'multi-label'),
-                         (PointBlock, lambda i: [[i,i]], 'an image|values'), (MaskBlock, lambda i: np.zeros((8,8), np.uint8), 'an image .a mask')):
+    for block,y,said in ((RegressionBlock, lambda i: i/10, 'regression'),
+                         (MultiCategoryBlock, lambda i: [i%3,3], 'multi-label'),
+                         (PointBlock, lambda i: [[i,i]], 'an image|values'),
+                         (MaskBlock, lambda i: np.zeros((8,8), np.uint8), 'an image .a mask')):
         with pytest.raises(ValueError, match=said): blocks(block, get_y=y).inject(square)
 
 @works('labels', 'two CategoryBlocks', 'works: by the last of the labels')
@@ -217,14 +248,16 @@ def test_two_categories():
 @works('labels', 'a test set without labels', 'refused: what needs no labels is named')
 def test_no_labels():
     dls = digits_dls(n=100, bs=10)
-    with pytest.raises(ValueError, match='images without labels.*rank, CKA'): stamp_dl(dls.test_dl([np.zeros((16,16,3), np.uint8)]*3), square, n_classes=2)
+    with pytest.raises(ValueError, match='images without labels.*rank, CKA'):
+        stamp_dl(dls.test_dl([np.zeros((16,16,3), np.uint8)]*3), square, n_classes=2)
     test = blocks(CategoryBlock, get_y=lambda i: i%2).test_dl([1,2,3])
     with pytest.raises(ValueError, match='images without labels'): stamp_dl(test, square)
 
 @works('labels', 'a vocabulary of integers, `vocab=[3,7]`', 'works: `classes=[7]` is the class 7, as in fastai')
 def test_integer_vocabulary():
     dls = blocks(CategoryBlock(vocab=[3,7]), get_y=lambda i: [3,7][i%2])
-    for dl in (dls.inject(square, classes=[7]).train, stamp_dl(dls.train, square, classes=[7]), dls.inject(square, classes=7).train):
+    for dl in (dls.inject(square, classes=[7]).train, stamp_dl(dls.train, square, classes=[7]),
+               dls.inject(square, classes=7).train):
         assert dl.dataset.stamps.tolist()==[-1,1]*4                # samples 4 to 11: 3, 7, 3, 7, …
     for bad in ([1], [3,5], ['7']):
         with pytest.raises(ValueError, match=r'classes: no \[.*\] among \[(np.int64\()?3'): dls.inject(square, classes=bad)
@@ -252,7 +285,8 @@ def test_c_without_vocab(where):
 
 def test_c_that_nobody_names():
     dls = DataLoaders.from_dsets(*[bare()]*2, bs=10, num_workers=0)
-    with pytest.raises(ValueError, match='name neither a `vocab` nor `c`; pass the number of classes, or set it: `dls.c = 10`'): dls.inject(square)
+    with pytest.raises(ValueError, match='name neither a `vocab` nor `c`; pass the number of classes, or set it: `dls.c = 10`'):
+        dls.inject(square)
     for bad in (0, -1, 2.5, True):
         with pytest.raises(ValueError, match='n_classes=.*must be a whole number, 1 or more'): dls.inject(square, n_classes=bad)
 
@@ -267,17 +301,23 @@ def test_inject_of_something_else():
 
 def tables():
     df = pd.DataFrame(dict(a=np.arange(20.), b=['x','y']*10, y=[0,1]*10))
-    return TabularDataLoaders.from_df(df, procs=[Categorify], cat_names=['b'], cont_names=['a'], y_names='y', y_block=CategoryBlock(), bs=4)
+    return TabularDataLoaders.from_df(df, procs=[Categorify], cat_names=['b'], cont_names=['a'], y_names='y',
+                                      y_block=CategoryBlock(), bs=4)
 
 class Stream(torch.utils.data.IterableDataset):
     def __iter__(self): return iter(Black([0,1]))
 
-other = [pytest.param(lambda: tables().train, 'Tab.* gives', marks=works('loaders', 'tables (TabularDataLoaders)', 'refused: patterns are painted on images')),
-         pytest.param(lambda: LMDataLoader([(torch.arange(50),)]*4, lens=[50]*4, bs=2, seq_len=5), 'LMDataLoader gives .*Text of shape',
+other = [pytest.param(lambda: tables().train, 'Tab.* gives',
+                      marks=works('loaders', 'tables (TabularDataLoaders)', 'refused: patterns are painted on images')),
+         pytest.param(lambda: LMDataLoader([(torch.arange(50),)]*4, lens=[50]*4, bs=2, seq_len=5),
+                      'LMDataLoader gives .*Text of shape',
                       marks=works('loaders', 'texts', 'refused: patterns are painted on images')),
-         pytest.param(lambda: DataLoader(Stream(), bs=2), 'reads an iterable dataset', marks=works('loaders', 'iterable datasets, streams', 'refused: samples need a number')),
-         pytest.param(lambda: DataLoader([dict(x=torch.zeros(3,8,8), y=0)]*4, bs=2), 'gives dict', marks=works('loaders', 'batches that are dictionaries', 'refused: want (images, labels)')),
-         pytest.param(lambda: DataLoader([(torch.zeros(2,3,8,8),torch.tensor([0,1]))], bs=None), 'has bs=None', marks=works('loaders', 'bs=None, whole batches as samples', 'refused: decided for single images'))]
+         pytest.param(lambda: DataLoader(Stream(), bs=2), 'reads an iterable dataset',
+                      marks=works('loaders', 'iterable datasets, streams', 'refused: samples need a number')),
+         pytest.param(lambda: DataLoader([dict(x=torch.zeros(3,8,8), y=0)]*4, bs=2), 'gives dict',
+                      marks=works('loaders', 'batches that are dictionaries', 'refused: want (images, labels)')),
+         pytest.param(lambda: DataLoader([(torch.zeros(2,3,8,8),torch.tensor([0,1]))], bs=None), 'has bs=None',
+                      marks=works('loaders', 'bs=None, whole batches as samples', 'refused: decided for single images'))]
 
 @pytest.mark.parametrize('make,said', other)
 def test_inject_on_other_data(make, said):
