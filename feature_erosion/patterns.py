@@ -465,7 +465,7 @@ def _in_order(dl, idxs):
 
 def _check_order(dl, idxs):
     want = len(idxs) if dl.bs is None else -(-len(idxs)//dl.bs)
-    if getattr(dl.sample, '__func__', None) is not DataLoader.sample or len(dl)!=want:
+    if not dl.indexed or getattr(dl.sample, '__func__', None) is not DataLoader.sample or len(dl)!=want:
         raise ValueError(f"dl: {type(dl).__name__} chooses its samples in a way of its own; evaluate on a plain loader, "
                          "`TfmdDL(dl.dataset, bs=…)`")
 

@@ -44,6 +44,15 @@ def test_weights_are_kept(ds):
     assert share(dl)==pytest.approx(.5, abs=.04) and share(easy)==pytest.approx(.5, abs=.04) and painted(easy)
     assert type(easy) is WeightedDL and sum(len(b[1]) for b in same_dl(easy, idxs=range(7)))==7
 
+def test_weighted_dataloaders():
+    "The same by fastai's own way to them, on files' worth of blocks"
+    block = DataBlock((ImageBlock, CategoryBlock), get_x=lambda i: np.zeros((8,8,3), np.uint8), get_y=lambda i: int(i%10==9),
+                      splitter=IndexSplitter(range(100, 120)))
+    set_seed(0)
+    dls = block.weighted_dataloaders(list(range(120)), [9 if i%10==9 else 1 for i in range(120)], bs=50, num_workers=0)
+    easy = dls.inject(square)
+    assert share(easy.train)==pytest.approx(.5, abs=.04) and painted(easy.train) and share(easy.valid)==pytest.approx(.1)
+
 @works('loaders', 'PartialDL, partial_dataloaders',
        'works: a part of the samples each epoch; all where a measure asks for them')
 def test_part_is_kept():
