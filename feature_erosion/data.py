@@ -45,6 +45,8 @@ class TensorImages:
             raise ValueError(f"x: {self.x.dtype}, shape {tuple(self.x.shape)}; want uint8, (samples, height, width, channels) with 1 or 3 channels")
         self.y = self.targets = None if y is None else torch.as_tensor(_int_labels(y))
         if y is not None and len(self.y)!=len(self.x): raise ValueError(f"y: {len(self.y)} labels for {len(self.x)} images")
+        if y is not None and vocab is not None and len(self.y) and self.y.max()>=len(vocab):
+            raise ValueError(f"y: labels up to {int(self.y.max())}, vocab has {len(vocab)} classes")
         self.vocab = CategoryMap(list(vocab), sort=False) if vocab is not None else None
         self.split_idx,self.value_range,self.loss_func = split_idx,value_range,CrossEntropyLossFlat()
 
@@ -53,6 +55,7 @@ class TensorImages:
         x = TensorImage(_rows(self.x, i).movedim(-1,-3))
         return (x,) if self.y is None else (x, TensorCategory(self.y[i]))
     def take(self, i):
+        "The samples `i`, as another dataset"
         y = None if self.y is None else self.y[i]
         return TensorImages(self.x[i], y, self.vocab, self.split_idx, self.value_range)
     def new_empty(self): return self.take(slice(0))

@@ -382,7 +382,8 @@ class InjectPattern(ItemTransform):
 def _paint(self:InjectPattern, x, stamps):
     if isinstance(x, Image.Image): return type(x).create(self._paint(TensorImage(image2tensor(x)), stamps).permute(1,2,0).squeeze(-1).numpy())
     im,ids = x.as_subclass(torch.Tensor),torch.as_tensor(stamps).as_subclass(torch.Tensor)
-    if im.ndim==3: return type(x)(self._paint(x[None], ids.reshape(1))[0])
+    if im.ndim==3: return type(x)(self._paint(x[None], ids.reshape(1) if ids.numel()==1 else ids[None])[0])
+    if ids.ndim!=1 or ids.is_floating_point(): raise _wrong_label(ids[0])
     return paint(im, ids.to(im.device), self._table(im), self.background).as_subclass(type(x))
 
 @patch

@@ -338,3 +338,9 @@ def test_inject_on_other_data(make, said):
 def test_empty_validation_set():
     dls = DataLoaders(DataLoader(Black(y100), bs=10), DataLoader(Black([]), bs=10)).inject(square, n_classes=2)
     assert len(dls.valid)==0 and list(dls.valid)==[] and painted(dls.train)
+
+@pytest.mark.parametrize('y,said', [([.5,1.], 'the float 0.5'), ([[0,1],[1,0]], '2 values'), ([[[0,1]]*2]*2, 'an image')])
+def test_the_transform_alone_refuses_the_same(y, said):
+    "Without stamps each image would wear its own label's picture"
+    for x,y in ((torch.zeros(2,3,8,8),torch.tensor(y)), (torch.zeros(3,8,8),torch.tensor(y[0]))):
+        with pytest.raises(ValueError, match=f'labels: got {said}'): InjectPattern(square, 2)((x,y))
