@@ -425,8 +425,8 @@ def _is_distributed(dl):
 def _inner_loaders(dl):
     "The attributes in which a loader of loaders keeps them"
     kinds = DataLoader,DataLoaders,torch.utils.data.DataLoader
-    def some(o): return any(map(some, o)) if isinstance(o, (list,tuple,L)) else isinstance(o, kinds)
-    return [k for k,v in vars(dl).items() if some(list(v.values()) if isinstance(v, dict) else v)]
+    def parts(v): return v.values() if isinstance(v, dict) else v if isinstance(v, (list,tuple,L)) else [v]
+    return [k for k,v in vars(dl).items() if any(isinstance(o, kinds) for o in parts(v))]
 
 def _check_dl(dl):
     name = f'{type(dl).__module__}.{type(dl).__name__}'
@@ -481,16 +481,23 @@ def same_dl(
     "The same loader with something else about it; what its class holds (weights, lengths, a share of the data) is kept"
     _check_dl(dl)
     if _is_distributed(dl): return _rewrap(dl, same_dl(dl.dl, dataset, tfms, idxs, **attrs))
-    if isinstance(dl, TfmdDL) and dl.n and not hasattr(dl, '_types'): dl._one_pass()
     res = _loose(dl)
-    res.rng = random.Random(random.randint(0, 2**32-1))
+    _new_state(dl, res)
     if dataset is not None: _set_dataset(res, dataset)
     _set_attrs(res, attrs if idxs is None else {**_in_order(dl, idxs), **attrs})
     if tfms: res.after_batch = Pipeline([*_batch_fs(res), *tfms])
+    res.device = res.device   # takes new transforms there, too
     if idxs is not None: _check_order(res, idxs)
     return res
 
 # %% ../nbs/00_patterns.ipynb #fc733e02
+def _new_state(dl, res):
+    "Random numbers, and the types of a batch, as `dl.new` gets them: the same random numbers follow"
+    res.rng = random.Random(random.randint(0, 2**32-1))
+    if not isinstance(dl, TfmdDL) or not dl.n: return
+    if not (hasattr(dl, '_n_inp') and hasattr(dl, '_types')): dl._one_pass()
+    res._n_inp,res._types = dl._n_inp,dl._types
+
 def _set_dataset(dl, ds):
     old = dl.dataset
     if len(ds)!=len(old):
@@ -504,7 +511,6 @@ def _set_attrs(dl, attrs):
         raise TypeError(f"{', '.join(bad)}: no attribute of {type(dl).__name__}")
     if 'num_workers' in attrs: dl.fake_l.num_workers = attrs.pop('num_workers')
     for k,v in attrs.items(): setattr(dl, k, Pipeline(v) if isinstance(getattr(dl, k), Pipeline) else v)
-    dl.device = dl.device   # takes new transforms there, too
 
 # %% ../nbs/00_patterns.ipynb #959fb3ef
 def n_labels(
@@ -512,7 +518,8 @@ def n_labels(
 )->int: # Number of classes
     "How many classes there are, by `vocab` or `c`; where fastai's `get_c` looks, and of several labels for the last"
     vocab,places = getattr(dls, 'vocab', None),(getattr(dls, o, None) for o in ('after_item','after_batch'))
-    if vocab is not None and len(vocab): return len(vocab[-1] if isinstance(vocab[-1], (list,tuple,L,CollBase)) else vocab)
+    if isinstance(vocab, (list,tuple,L)) and vocab and isinstance(vocab[-1], (list,tuple,L,CollBase)): vocab = vocab[-1]
+    if vocab is not None and len(vocab): return len(vocab)
     c = next((c for o in (dls,*places) if _is_int(c := getattr(o, 'c', None)) and c>0), None)
     if c is None: raise ValueError("n_classes=None: these data name neither a `vocab` nor `c`; "
                                    "pass the number of classes, or set it: `dls.c = 10`")
@@ -573,11 +580,12 @@ def stamp_dl(
 # %% ../nbs/00_patterns.ipynb #c918c80e
 def _stamped(dl, pattern, dls, variant='pattern', n_classes=None, classes=None, **kwargs):
     "`stamp_dl`, with the number of classes and their names from `dls`"
-    _check_pattern(pattern)
-    _check_images(dl)
-    ds,y = dl.dataset,read_labels(dl.dataset)
+    ds = getattr(dl, 'dataset', None)
     if isinstance(ds, StampedDataset):
         raise ValueError("these DataLoaders are painted already; inject into the originals, `dls.clean`")
+    _check_pattern(pattern)
+    _check_images(dl)
+    y = read_labels(ds)
     n = n_labels(dls) if n_classes is None else n_classes
     stamps = assign_stamps(y, variant=variant, n_classes=n, classes=_class_ids(classes, getattr(dls, 'vocab', None)), **kwargs)
     cls = _StampedDatasets if isinstance(ds, Datasets) else StampedDataset
@@ -596,8 +604,10 @@ def _class_ids(classes, vocab):
     return [names.index(o) if o in names else int(o) for o in classes]
 
 def _one(dl):
-    "The first sample as a batch of one, before the batch transforms"
-    with no_random(reproducible=False): return dl.do_batch([next(o for i in range(dl.n) if (o := dl.do_item(i)) is not None)])
+    "The first sample as a batch of one, before and after the batch transforms; `dl` is as it was"
+    with no_random(reproducible=False):
+        b = dl.do_batch([next(o for i in range(dl.n) if (o := dl.do_item(i)) is not None)])
+        return b,_loose(dl).after_batch(to_device(b, dl.device))
 
 def _check_images(dl):
     "Tables, texts and streams are named before anything is asked of them"
@@ -608,7 +618,7 @@ def _check_images(dl):
                                         "Give it a dataset with `__getitem__`")
     if dl.bs is None: raise ValueError(f"dl: {name} has bs=None, samples that are batches; who wears what is decided image by image")
     if not dl.n: return
-    b = _one(dl)
+    _,b = _one(dl)
     x = b[0] if isinstance(b, (tuple,list)) else None
     if not isinstance(x, torch.Tensor) or x.ndim!=4:
         got = type(b).__name__ if x is None else f'{type(x).__name__} of shape {tuple(getattr(x, "shape", ()))}'
@@ -619,11 +629,9 @@ def _try_one(dl):
     "A loader that reads past its dataset, and a pattern that does not fit, are found now"
     if _is_distributed(dl): return _try_one(dl.dl)
     if not dl.n: return
-    b = _one(dl)
-    if not isinstance(b[-1], TensorStamp):
+    if not isinstance(_one(dl)[0][-1], TensorStamp):
         raise ValueError(f"dl: {type(dl).__name__} reads its samples from elsewhere than its `dataset`; "
                          "use a plain `DataLoader(dl.dataset, bs=…)`")
-    with no_random(reproducible=False): dl.after_batch(to_device(b, dl.device))
 
 # %% ../nbs/00_patterns.ipynb #f45d5114
 @patch
