@@ -6,11 +6,11 @@ Docs: https://feature-erosion.github.io/feature_erosion/data.html.md"""
 
 # %% auto #0
 __all__ = ['paper_stats', 'TensorImages', 'keep_on', 'TensorDL', 'to_uint8', 'CropFlip', 'NormalizeRows', 'tensor_dls',
-           'digits_dls', 'decode_images', 'sync_folder', 'save_atomic', 'cached_images', 'class_files', 'folder_images',
-           'choose_classes', 'image_folder_dls', 'extract', 'cifar10_dls', 'cifar100_dls']
+           'digits_dls', 'decode_images', 'cached_images', 'class_files', 'folder_images', 'choose_classes',
+           'image_folder_dls', 'extract', 'cifar10_dls', 'cifar100_dls']
 
-# %% ../nbs/01_data.ipynb #178820a9
-import bz2, fastai.data, gzip, hashlib, lzma, os, re, secrets, shutil, tarfile, tempfile, warnings, zlib
+# %% ../nbs/01_data.ipynb #3a019af2
+import bz2, fastai.data, gzip, hashlib, lzma, os, re, shutil, tarfile, tempfile, warnings, zlib
 from contextlib import contextmanager
 import numpy as np, torch, torch.nn.functional as F
 from filelock import FileLock
@@ -376,39 +376,6 @@ def _load(f, say=False):
     except FileNotFoundError: return
     except Exception as e: why = type(e).__name__   # there is no telling what a changed byte does to a header
     if say: warnings.warn(f'{f}: damaged ({why}); the images are decoded again')
-
-# %% ../nbs/01_data.ipynb #de4b82af
-def sync_folder(
-    path # Folder
-):
-    "Make names in a folder durable: a crash of the machine does not undo a rename; Windows has no such thing"
-    if os.name=='nt': return
-    fd = os.open(path, os.O_RDONLY)
-    try: os.fsync(fd)
-    finally: os.close(fd)
-
-# %% ../nbs/01_data.ipynb #a7bc0ea0
-def _open_new(f):
-    "A new file beside `f`, called `.{name}.{random}`, and open for writing; its permissions are those of any new file"
-    tmp = f.parent/f'.{f.name}.{secrets.token_hex(4)}'
-    return os.open(tmp, os.O_WRONLY|os.O_CREAT|os.O_EXCL|getattr(os, 'O_BINARY', 0), 0o666),tmp
-
-# %% ../nbs/01_data.ipynb #88dc36b5
-def save_atomic(
-    f:Path, # The file to write
-    write # Called with an open binary file
-):
-    "Write a file whole or not at all, readable for whom the umask says"
-    fd,tmp = _open_new(f)
-    try:
-        with os.fdopen(fd, 'wb') as o:
-            write(o)
-            o.flush(); os.fsync(o.fileno())
-        os.replace(tmp, f)
-        sync_folder(f.parent)
-    except BaseException:
-        tmp.unlink(missing_ok=True)
-        raise
 
 # %% ../nbs/01_data.ipynb #dd23d7b2
 def _decoded_dir(root): return Path(root).resolve().with_name(f'.{Path(root).resolve().name}.decoded')
