@@ -12,6 +12,7 @@ import torch
 from copy import deepcopy
 from fastai.optimizer import detuplify_pg, set_item_pg
 from math import isfinite
+from numbers import Number
 from fastcore.all import *
 from fastai.vision.all import (AvgSmoothLoss, Callback, CancelFitException, DataLoaders, Learner, MixedPrecision, OptimWrapper, Recorder, accuracy, get_model,
                                no_random, to_detach, to_device)
@@ -43,7 +44,7 @@ def _check_fit(model, dls):
 class _Group(dict):
     "Hyper-parameters of one group under fastai's names; what is changed here is changed in the optimiser"
     def __init__(self, group, names):
-        super().__init__({names.get(k, k):v for k,v in detuplify_pg(group).items() if k!='params' and v is not None})
+        super().__init__({names.get(k, k):v for k,v in detuplify_pg(group).items() if isinstance(v, (Number,torch.Tensor)) and not isinstance(v, bool)})
         self.group,self.own = group,{v:k for k,v in names.items()}
     def __setitem__(self, k, v):
         set_item_pg(self.group, self.own.get(k, k), v)

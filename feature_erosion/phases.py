@@ -134,23 +134,6 @@ class TidyCallback(Callback):
         if name=='learn' and value is None and self.learn is not None: self.tidy()
         super().__setattr__(name, value)
 
-# %% ../nbs/03_phases.ipynb #a6a11001
-class _PhaseNo(int):
-    "The number of a phase, which shows as its name"
-    name = ''
-    def __str__(self): return self.name
-    __repr__ = __str__
-
-class _Again(float):
-    "A number that the row has already, under another name"
-    name = ''
-    def __format__(self, spec): return f'= {self.name}'
-
-def _named(cls, value, name):
-    res = cls(value)
-    res.name = name
-    return res
-
 # %% ../nbs/03_phases.ipynb #c9adbfd9
 def trains(
     learn:Learner # In `before_fit`
@@ -216,6 +199,22 @@ def phases(self:Recorder):
     "The phases of the last fit: epochs and iterations where they start and stop, and whether that cut an epoch short"
     return pd.DataFrame(last_fit(self).phases, columns=['phase','start_epoch','stop_epoch','start_iter','stop_iter','cut'])
 
+# %% ../nbs/03_phases.ipynb #a6a11001
+class _PhaseNo(int):
+    "The number of a phase, which shows as its name"
+    name = ''
+    def __str__(self): return self.name
+    __repr__ = __str__
+    @classmethod
+    def of(cls, number, name):
+        res = cls(number)
+        res.name = name
+        return res
+
+class _Again(float):
+    "A number that stands in the same row already: tables on the screen need not repeat it"
+    def __format__(self, spec): return '(same)' if spec=='.6f' else super().__format__(spec)   # as `ProgressCallback` writes
+
 # %% ../nbs/03_phases.ipynb #c0111111
 class _PhaseColumn(TidyCallback):
     "The phase as the last column that the Recorder hands to loggers: its name where text is written, its number where numbers are"
@@ -235,9 +234,9 @@ class _PhaseColumn(TidyCallback):
 
     def _complete(self, log, names):
         p = self.learn.phase
-        log.insert(names.index('phase'), _named(_PhaseNo, list(self.learn.phase_schedule.phases).index(p)+1, p.name))
+        log.insert(names.index('phase'), _PhaseNo.of(list(self.learn.phase_schedule.phases).index(p)+1, p.name))
         for a,b in L(o.repeats().items() for o in self.learn.cbs if hasattr(type(o), 'repeats')).concat():
-            if a in names and log[i := names.index(a)]==log[names.index(b)]: log[i] = _named(_Again, log[i], b)
+            if a in names and log[i := names.index(a)]==log[names.index(b)]: log[i] = _Again(log[i])
 
     def after_fit(self): self.tidy()
     def tidy(self):
