@@ -14,8 +14,8 @@ from contextlib import contextmanager, nullcontext
 import numpy as np, pandas as pd, torch
 from types import SimpleNamespace
 from fastcore.all import *
-from fastai.vision.all import (DataLoader, DataLoaders, Datasets, MixedPrecision, Recorder, TensorBase, ValueMetric, accuracy, apply, get_model,
-                               mk_metric, no_random, plt, to_detach, to_device)
+from fastai.vision.all import (DataLoader, DataLoaders, Datasets, MixedPrecision, Recorder, TensorBase, ValueMetric, accuracy,
+                               apply, get_model, mk_metric, no_random, plt, to_detach, to_device)
 from .patterns import *
 from .distributed import *
 from .phases import *
@@ -71,7 +71,7 @@ def subset_dl(
     n:int|None, # How many of its samples; `None` for all
     seed:int=0 # Same seed, same samples
 )->DataLoader:
-    "The same samples every time, in order; of each class its share, where each sample has one integer label and all are at hand, else at random"
+    "The same samples every time, in order: of each class its share where labels are integers and at hand, else any"
     idxs = _samples(dl)
     if n is not None and n<len(idxs):
         labels = _strata(dl.dataset)
@@ -88,15 +88,18 @@ def _samples(dl):
     "Which samples of its dataset a loader goes over"
     if isinstance(dl.get_idxs, _Idxs): return np.array(dl.get_idxs(), dtype=int)
     try: return np.arange(len(dl.dataset))
-    except TypeError: raise ValueError("dl: loads from an iterable, so its samples cannot be chosen; give a list of batches instead") from None
+    except TypeError: raise ValueError("dl: an iterable, whose samples cannot be chosen; give a list of batches") from None
 
 def _strata(ds):
     "Integer labels that can be read without reading the samples, or `None`"
-    inner = ds
-    while isinstance(inner, (StampedDataset,torch.utils.data.Subset)): inner = inner.ds if isinstance(inner, StampedDataset) else inner.dataset
-    known = len(inner.tls)>inner.n_inp if isinstance(inner, Datasets) else isinstance(inner, list) or getattr(inner, 'targets', None) is not None
-    try: return read_labels(ds) if known else None
+    try: return read_labels(ds) if _at_hand(ds) else None
     except ValueError: return None
+
+def _at_hand(ds):
+    if isinstance(ds, StampedDataset): return _at_hand(ds.ds)
+    if isinstance(ds, torch.utils.data.Subset): return _at_hand(ds.dataset)
+    if isinstance(ds, Datasets): return len(ds.tls)>ds.n_inp
+    return isinstance(ds, list) or getattr(ds, 'targets', None) is not None
 
 def _same_loader(dl, **kwargs): return dl.new(**kwargs)
 
@@ -192,6 +195,7 @@ class EvalSets(LoggedCallback):
         for k,v in dict(n=n, n_at=n_at).items():
             if v is not None and v<1: raise ValueError(f"{k}={v}: must be at least 1, or None for all")
         self.sets,self.metrics,self.at,self.last = sets,L(metrics).map(mk_metric),at,SimpleNamespace()
+        if bare := [k for k,dl in sets.items() if _no_labels(dl.dataset)]: raise ValueError(f"sets: {bare[0]!r} has no labels to compare with")
         with no_random(reproducible=False):
             worn = {k:_contradicting(dl.dataset) for k,dl in sets.items()}
             self.whole,self.some = ({k:_Set(dl, o, seed, worn[k]) for k,dl in sets.items()} for o in (n,n_at))
@@ -232,6 +236,8 @@ class _Set:
         self.dl = self.batches = subset_dl(dl, n, seed)
         self.labels = {} if stamps is None else {'picture':stamps[self.dl.get_idxs()]}
 
+def _no_labels(ds): return len(ds.tls)<=ds.n_inp if isinstance(ds, Datasets) else getattr(ds, 'targets', 0) is None
+
 def _contradicting(ds):
     stamps = getattr(ds, 'stamps', None)
     if stamps is None or not ((stamps>=0) & (stamps!=torch.as_tensor(read_labels(ds.ds)))).any(): return None
@@ -259,7 +265,9 @@ class _Batches(GetAttr):
         return res
 
 def _copied(o): return o.clone() if isinstance(o, torch.Tensor) else o
-def _n_bytes(o): return sum(map(_n_bytes, o.values() if isinstance(o, dict) else o)) if is_listy(o) or isinstance(o, dict) else getattr(o, 'nbytes', 0)
+def _n_bytes(o):
+    o = list(o.values()) if isinstance(o, dict) else o
+    return sum(map(_n_bytes, o)) if is_listy(o) else getattr(o, 'nbytes', 0)
 
 # %% ../nbs/04_evalsets.ipynb #81bbc0ac
 @patch
@@ -284,7 +292,8 @@ def _sizes(self:EvalSets, sets): return [len(s.dl.get_idxs()) for s in sets.valu
 @patch
 def _look(self:EvalSets, sets, epoch, when):
     with precision(self.learn):
-        vals = {self._column(k, m):v for k,s in sets.items() for m,v in evaluate(get_model(self.model), s.batches, self.metrics, s.labels).items()}
+        got = {k:evaluate(get_model(self.model), s.batches, self.metrics, s.labels) for k,s in sets.items()}
+    vals = {self._column(k, m):v for k,d in got.items() for m,v in d.items()}
     self.log(agree(vals), epoch, when=when, iter=self.iters, n=min(self._sizes(sets)))
 
 # %% ../nbs/04_evalsets.ipynb #93d98ef0

@@ -41,10 +41,12 @@ def _check_fit(model, dls):
     if out.shape[-1]!=(n := n_labels(dls)): raise ValueError(f"arch: the model has {out.shape[-1]} outputs, the data {n} classes")
 
 # %% ../nbs/11_learner.ipynb #9209a901
+def _is_number(v): return isinstance(v, (Number,torch.Tensor)) and not isinstance(v, bool)
+
 class _Group(dict):
     "Hyper-parameters of one group under fastai's names; what is changed here is changed in the optimiser"
     def __init__(self, group, names):
-        super().__init__({names.get(k, k):v for k,v in detuplify_pg(group).items() if isinstance(v, (Number,torch.Tensor)) and not isinstance(v, bool)})
+        super().__init__({names.get(k, k):v for k,v in detuplify_pg(group).items() if _is_number(v)})
         self.group,self.own = group,{v:k for k,v in names.items()}
     def __setitem__(self, k, v):
         set_item_pg(self.group, self.own.get(k, k), v)
@@ -171,7 +173,7 @@ def _painted(learn, phases):
 @patch
 def fit_phases(self:Learner,
     phases:list, # Of `Phase`
-    cbs=None, # More callbacks; with an `EvalSets` among them, or on the Learner, none is added. `PerPhase` makes one watch, save or stop each phase by itself
+    cbs=None, # More callbacks; if none is an `EvalSets`, one is added. In `PerPhase` it stops or saves each phase
     run:Run|None=None, # A folder to keep it in, from `RunStore.run`: what was stopped goes on, what was finished is loaded
     snapshots='all' # As in `PhaseSchedule`: after which phases to keep the weights in memory
 ):

@@ -22,7 +22,8 @@ def dls():
 @pytest.fixture(params=['torch SGD','fastai SGD'])
 def learn(request, dls, tmp_path):
     "With the optimiser of `erosion_learner`, and with fastai's own"
-    learner = erosion_learner(dls, net(), path=tmp_path) if request.param=='torch SGD' else Learner(dls, net(), opt_func=SGD, metrics=accuracy, path=tmp_path)
+    plain = partial(Learner, opt_func=SGD, metrics=accuracy)
+    learner = (erosion_learner if request.param=='torch SGD' else plain)(dls, net(), path=tmp_path)
     with learner.no_bar(), learner.no_logging(): yield learner
 
 class Score(Callback):
@@ -45,10 +46,11 @@ def two(lr=(.001,.01), n=1, sched='constant'): return [Phase(k, n, lr=l, sched=s
 
 # who leads
 
-@works(what='`fit_one_cycle` or `fit_flat_cos` around phases with schedules of their own', how='refused: names both schedules, and how to choose one')
+@works(what='`fit_one_cycle` or `fit_flat_cos` around phases with schedules of their own', how='refused: says how to choose one')
 @pytest.mark.parametrize('fit', ['fit_one_cycle','fit_flat_cos'])
 def test_two_schedules_are_refused(learn, fit):
-    with pytest.raises(ValueError, match=r"the phases schedule lr, and so does a ParamScheduler.*Phase\(…, sched={}\)"): getattr(learn, fit)(2, cbs=PhaseSchedule(two()))
+    said = r"the phases schedule lr, and so does a ParamScheduler.*Phase\(…, sched={}\)"
+    with pytest.raises(ValueError, match=said): getattr(learn, fit)(2, cbs=PhaseSchedule(two()))
     learn.fit(2, cbs=PhaseSchedule(two()))
     assert lrs(learn)==[.001]*4+[.01]*4
 
@@ -70,8 +72,9 @@ def test_another_hyper_parameter_has_its_own_schedule(learn):
 
 @works(what='`ReduceLROnPlateau` over all phases', how="works: a factor on the phase's schedule until the phase ends")
 def test_a_plateau_scales_what_is_scheduled(learn):
-    "multi_step on 4 epochs of 4 batches steps after 8 and 12; the plateau is noticed after epochs 2, 3 and 4, and a new phase starts at its own rate"
-    learn.fit_phases([Phase('a', 4, lr=1e-3), Phase('b', 1, lr=2e-3, sched='constant')], cbs=[Score(1,1,1,1,1), ReduceLROnPlateau('score', factor=2.)])
+    "multi_step on 4 epochs of 4 batches steps after 8 and 12; the plateau is noticed after epochs 2, 3 and 4"
+    phases = [Phase('a', 4, lr=1e-3), Phase('b', 1, lr=2e-3, sched='constant')]
+    learn.fit_phases(phases, cbs=[Score(1,1,1,1,1), ReduceLROnPlateau('score', factor=2.)])
     base = [1e-3]*8+[1e-4]*4+[1e-5]*4
     assert lrs(learn)==pytest.approx([b/f for b,f in zip(base, [1]*8+[2]*4+[4]*4)]+[2e-3]*4)
 
@@ -109,7 +112,8 @@ def test_parameter_groups_are_scaled_each_by_itself(dls):
         order = 100
         def after_step(self): seen.append([h['lr'] for h in self.opt.hypers])
     learn = Learner(dls, net(), opt_func=SGD, splitter=lambda m: [[m[1].weight],[m[1].bias]])
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=[PhaseSchedule([Phase('a', 1, lr=slice(.01,.1), sched='linear')]), Freeze(), Look()])
+    phases = PhaseSchedule([Phase('a', 1, lr=slice(.01,.1), sched='linear')])
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=[phases, Freeze(), Look()])
     assert np.allclose(seen, [[.01,.1],[.0075,.075],[.005/8,.05],[.0025/8,.025]])
 
 def test_state_of_the_schedule_is_plain(learn):
@@ -118,25 +122,29 @@ def test_state_of_the_schedule_is_plain(learn):
         order,run_valid = 90,False
         def after_epoch(self): states.append(json.loads(json.dumps(self.learn.phase_schedule.state_dict())))
     learn.fit(4, cbs=[PhaseSchedule(two(n=2)), Score(1,1,1,1), ReduceLROnPlateau('score'), Keep()])
-    assert [o['factors'] for o in states[:3]]==[{},{},{}] and states[1]['left_at']=={'lr':[.001]}   # what it became after the epoch, the next batch will see
+    assert [o['factors'] for o in states]==[{},{},{},{'lr':[pytest.approx(.1)]}]   # known at the next batch, if the phase has one
+    assert states[1]['left_at']=={'lr':[.001]}
 
 # what watches a phase
 
 @works(what='`PerPhase(EarlyStoppingCallback(…))`', how='works: ends the phase, the next goes on')
 def test_early_stopping_in_each_phase(learn):
     scores = [.5,.4,.3, .1,.2,.3,.1,.1, .9]   # a: best at once, two worse; b: best in its third epoch, two worse; c
-    learn.fit_phases([Phase('a', 8), Phase('b', 8), Phase('c', 1)], cbs=[Score(*scores), PerPhase(EarlyStoppingCallback('score', patience=2))])
+    stop = PerPhase(EarlyStoppingCallback('score', patience=2))
+    learn.fit_phases([Phase('a', 8), Phase('b', 8), Phase('c', 1)], cbs=[Score(*scores), stop])
     assert learn.recorder.phases.stop_epoch.tolist()==[3,8,9] and learn.recorder.history.score.tolist()==scores
 
 @works(what='`EarlyStoppingCallback` over all phases', how='works: ends the whole fit, with what was done')
 def test_early_stopping_of_the_fit(learn):
-    learn.fit_phases([Phase('a', 2), Phase('b', 8), Phase('c', 1)], cbs=[Score(.5,.4,.3,.9), EarlyStoppingCallback('score', patience=2)])
+    stop = EarlyStoppingCallback('score', patience=2)
+    learn.fit_phases([Phase('a', 2), Phase('b', 8), Phase('c', 1)], cbs=[Score(.5,.4,.3,.9), stop])
     assert learn.recorder.history.phase.tolist()==['a','a','b'] and list(learn.snapshots)==['start','a','b']
 
 @works(what='`PerPhase(SaveModelCallback(…))`', how='works: a file for each phase, which ends with its best weights')
 def test_the_best_of_each_phase(learn):
     w = Weights()
-    learn.fit_phases([Phase('a', 3, lr=.1), Phase('b', 3, lr=.1)], cbs=[Score(1,3,2, 2,0,1), w, PerPhase(SaveModelCallback('score', fname='best'))])
+    save = PerPhase(SaveModelCallback('score', fname='best'))
+    learn.fit_phases([Phase('a', 3, lr=.1), Phase('b', 3, lr=.1)], cbs=[Score(1,3,2, 2,0,1), w, save])
     assert torch.equal(w.starts[1], w.ends[1]) and not torch.equal(w.ends[1], w.ends[2])          # b begins with a's second epoch
     for p,e in (('a',1),('b',3)):
         assert torch.equal(learn.snapshots[p]['1.weight'], w.ends[e])
@@ -155,7 +163,7 @@ def test_per_phase_keeps_its_state():
 
 # which weights are kept
 
-@works(what='many phases, of which few are to be kept: `snapshots=`', how='works: only those named; asking for another says which there are')
+@works(what='many phases, of which few are to be kept: `snapshots=`', how='works: those named, no others')
 def test_snapshots(learn):
     phases = [Phase(f't{i}', iters=1) for i in range(6)]
     learn.fit_phases(phases, snapshots=['start','t4'])
@@ -165,13 +173,15 @@ def test_snapshots(learn):
     learn.fit_phases(phases, snapshots=[])
     assert learn.snapshots=={} and len(learn.recorder.phases)==6
     for bad in ('last',['t9']):
-        with pytest.raises(ValueError, match="snapshots=.*must be 'all', or a list of names among start, t0"): learn.fit_phases(phases, snapshots=bad)
+        with pytest.raises(ValueError, match="snapshots=.*must be 'all', or a list of names among start, t0"):
+            learn.fit_phases(phases, snapshots=bad)
 
 # what is written
 
 def painted(dls): return [Phase('learn', 2), Phase('erode', iters=6, dls=dls.inject(ColorSquare(4)))]
 
-def logged(learn, name): return [('learn',1),('learn',1),('erode',2),('erode',2)], learn.recorder.history[name].astype(float).tolist()
+def logged(learn, name):
+    return [('learn',1),('learn',1),('erode',2),('erode',2)], learn.recorder.history[name].astype(float).tolist()
 
 @works(what='`CSVLogger`', how='works: evaluation sets and the phase are columns')
 def test_csv(learn, dls):
@@ -190,6 +200,11 @@ def test_table(dls, capsys):
     assert all(float(a)==pytest.approx(b, abs=1e-6) for r,b in zip(rows, learn.recorder.history.accuracy) for a in r[3:4])
     assert learn.logger==before and 'phase_column' not in vars(learn) and learn.recorder.history.clean.notna().all()
     assert learn.recorder.values[-1][2]==learn.recorder.history.accuracy.iloc[-1]   # positions are those of fastai
+
+def test_names_and_values_fit_afterwards(learn, dls):
+    "What reads the Recorder after a fit, as fastai's `plot_metrics`"
+    learn.fit_phases(painted(dls))
+    assert len(learn.recorder.metric_names)==len(learn.recorder.values[-1])+2 and 'phase' not in learn.recorder.metric_names
 
 def test_a_fit_without_phases_has_no_such_column(learn, dls):
     learn.fit(1, cbs=[EvalSets(pattern_sets(dls, ColorSquare(4))), CSVLogger()])
@@ -214,7 +229,8 @@ def test_tensorboard(learn, dls):
     learn.fit_phases(painted(dls), cbs=TensorBoardCallback(log_dir=learn.path/'tb'))
     got,(names,clean) = EventAccumulator(str(learn.path/'tb')).Reload(),logged(learn, 'clean')
     read = lambda k: [(o.step, o.value) for o in got.Scalars(k)]
-    assert read('phase')==list(zip((4,8,12,14), [i for _,i in names])) and np.allclose([v for _,v in read('clean')], clean, atol=1e-6)
+    assert read('phase')==list(zip((4,8,12,14), [i for _,i in names]))
+    assert np.allclose([v for _,v in read('clean')], clean, atol=1e-6)
     rates = dict(read('lr_0'))   # one for each step, and fastai writes it again at each validation batch
     assert list(rates)==list(range(1,15)) and np.allclose(list(rates.values()), lrs(learn))
 
@@ -224,8 +240,12 @@ def test_wandb(learn, dls, monkeypatch):
     import fastai.callback.wandb as fw
     old = fw.init_args   # with some versions of fastcore it takes objects only, and fastai hands it numbers, whatever the Learner
     monkeypatch.setattr(fw, 'init_args', lambda o: old(o) if hasattr(o, '__dict__') else {})
-    logs,log = [],wandb.sdk.wandb_run.Run.log
-    monkeypatch.setattr(wandb.sdk.wandb_run.Run, 'log', lambda self, data, *args, **kwargs: (logs.append(data), log(self, data, *args, **kwargs))[1])
+    Run,logs = wandb.sdk.wandb_run.Run,[]
+    def log(self, data, *args, **kwargs):
+        logs.append(data)
+        return plain(self, data, *args, **kwargs)
+    plain = Run.log
+    monkeypatch.setattr(Run, 'log', log)
     run = wandb.init(mode='offline', dir=str(learn.path), settings=wandb.Settings(console='off', silent=True))
     try: learn.fit_phases(painted(dls), cbs=fw.WandbCallback(log_preds=False))
     finally: run.finish()
@@ -233,13 +253,15 @@ def test_wandb(learn, dls, monkeypatch):
     rows,(names,clean) = [o for o in logs if 'clean' in o],logged(learn, 'clean')
     assert [o['phase'] for o in rows]==[i for _,i in names] and [float(o['clean']) for o in rows]==clean
 
-@works(what='MLflow, by a callback that logs the Recorder\'s columns', how="works: evaluation sets and the phase's number are metrics")
+@works(what="MLflow, by a callback that logs the Recorder's columns", how="works: evaluation sets, and the phase's number")
 def test_mlflow(learn, dls, monkeypatch):
     mlflow = pytest.importorskip('mlflow')
     monkeypatch.setenv('MLFLOW_ALLOW_FILE_STORE', 'true')   # a folder is enough here
     class Log(Callback):
         order,run_valid = 60,False
-        def after_epoch(self): mlflow.log_metrics({k:float(v) for k,v in zip(self.recorder.metric_names, self.recorder.log) if k!='time'}, step=self.learn.epoch)
+        def after_epoch(self):
+            row = dict(zip(self.recorder.metric_names, self.recorder.log))
+            mlflow.log_metrics({k:float(v) for k,v in row.items() if k!='time'}, step=self.learn.epoch)
     mlflow.set_tracking_uri((learn.path/'mlruns').resolve().as_uri())
     with mlflow.start_run() as run: learn.fit_phases(painted(dls), cbs=Log())
     read = lambda k: [o.value for o in mlflow.MlflowClient().get_metric_history(run.info.run_id, k)]
