@@ -458,27 +458,28 @@ class PerPhase(Callback):
     def __init__(self,
         cb:Callback # E.g. an `EarlyStoppingCallback`; in a fit without phases it works as ever
     ):
-        self.cb,self.order,self.fname = cb,cb.order,getattr(cb, 'fname', None)
+        self.watcher,self.order,self.fname = cb,cb.order,getattr(cb, 'fname', None)
+        self.cb = dict(vars(cb), name=cb.name)   # its settings, for those who compare runs
         for k in ('remove_on_fetch','_only_train_loop'):
             if hasattr(cb, k): setattr(self, k, getattr(cb, k))
 
     def __setattr__(self, name, value):
-        if name=='learn': self.cb.learn = value
+        if name=='learn': self.watcher.learn = value
         super().__setattr__(name, value)
 
     def __call__(self, event_name):
-        if not hasattr(self.learn, 'phase_schedule'): return self.cb(event_name)
+        if not hasattr(self.learn, 'phase_schedule'): return self.watcher(event_name)
         name = self._events.get(event_name, event_name)
         if name is None or self.learn.phase is None: return
-        if name=='before_fit' and isinstance(self.cb, SaveModelCallback): self.cb.fname = f'{self.fname}_{self.learn.phase.name}'
-        try: self.cb(name)
+        if name=='before_fit' and isinstance(self.watcher, SaveModelCallback): self.watcher.fname = f'{self.fname}_{self.learn.phase.name}'
+        try: self.watcher(name)
         except CancelFitException: raise CancelPhaseException
         if name=='after_fit': self.learn.phase_schedule._snap(self.learn.phase.name)   # it may have loaded better weights
 
     def state_dict(self):
-        if hasattr(type(self.cb), 'state_dict'): return self.cb.state_dict()
-        return {k:v for k,v in vars(self.cb).items() if v is None or isinstance(v, (bool,int,float,str))}
+        if hasattr(type(self.watcher), 'state_dict'): return self.watcher.state_dict()
+        return {k:v for k,v in vars(self.watcher).items() if v is None or isinstance(v, (bool,int,float,str))}
 
     def load_state_dict(self, state):
-        if hasattr(type(self.cb), 'load_state_dict'): self.cb.load_state_dict(state)
-        else: vars(self.cb).update(state)
+        if hasattr(type(self.watcher), 'load_state_dict'): self.watcher.load_state_dict(state)
+        else: vars(self.watcher).update(state)

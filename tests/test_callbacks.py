@@ -157,9 +157,9 @@ def test_per_phase_without_phases(learn):
 
 def test_per_phase_keeps_its_state():
     a,b = (PerPhase(EarlyStoppingCallback('score', patience=2)) for _ in range(2))
-    a.cb.best,a.cb.wait = .75,1
+    a.watcher.best,a.watcher.wait = .75,1
     b.load_state_dict(json.loads(json.dumps(a.state_dict())))
-    assert (b.cb.best,b.cb.wait)==(.75,1)
+    assert (b.watcher.best,b.watcher.wait)==(.75,1)
 
 # which weights are kept
 
