@@ -195,7 +195,8 @@ class EvalSets(LoggedCallback):
         for k,v in dict(n=n, n_at=n_at).items():
             if v is not None and v<1: raise ValueError(f"{k}={v}: must be at least 1, or None for all")
         self.sets,self.metrics,self.at,self.last = sets,L(metrics).map(mk_metric),at,SimpleNamespace()
-        if bare := [k for k,dl in sets.items() if _no_labels(dl.dataset)]: raise ValueError(f"sets: {bare[0]!r} has no labels to compare with")
+        if bare := [k for k,dl in sets.items() if _no_labels(dl.dataset)]:
+            raise ValueError(f"sets: {bare[0]!r} has no labels to compare with; leave it out: CKA and rank need none")
         with no_random(reproducible=False):
             worn = {k:_contradicting(dl.dataset) for k,dl in sets.items()}
             self.whole,self.some = ({k:_Set(dl, o, seed, worn[k]) for k,dl in sets.items()} for o in (n,n_at))

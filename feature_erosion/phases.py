@@ -52,7 +52,7 @@ def one_cycle(
 # %% ../nbs/03_phases.ipynb #a48bfa7f
 schedules = dict(constant=constant, multi_step=multi_step, one_cycle=one_cycle,
     cosine=lambda lr: SchedCos(lr, 0.), linear=lambda lr: SchedLin(lr, 0.), exponential=lambda lr: SchedExp(lr, lr/100))
-for k,v in dict(no='constant', cos='cosine', lin='linear', exp='exponential').items(): schedules[k] = schedules[v] # fastai's names
+for k,v in dict(no='constant', cos='cosine', lin='linear', exp='exponential').items(): schedules[k] = schedules[v] # as in fastai
 
 # %% ../nbs/03_phases.ipynb #5edbfb39
 class Phase:
@@ -62,7 +62,7 @@ class Phase:
         epochs:int|None=None, # How long, in epochs; give this or `iters`
         dls:DataLoaders|None=None, # On what; by default the Learner's own
         lr:float|slice|None=None, # Learning rate; by default the Learner's
-        sched='multi_step', # One of `schedules` (the paper's by default), a fastai scheduler of the learning rate, or a dict of them
+        sched='multi_step', # One of `schedules` (the paper's by default), a fastai scheduler, or a dict by hyper-parameter
         opt:str='reset', # 'reset': a fresh optimiser, without the momentum of the phase before; 'keep': go on with it
         iters:int|None=None, # How long, in iterations (batches), also across or inside epochs
         until=None, # `f(learn) -> bool`, asked after each epoch: end the phase when true; `epochs` or `iters` is then the most it may take
@@ -225,7 +225,8 @@ class _PhaseColumn(TidyCallback):
         if self.logs_to is None: return
         if self.learn.logger==self.show: self.learn.logger = self.logs_to
         self.logs_to = None
-        if 'phase' in (names := self.recorder.metric_names): names.remove('phase')   # whoever reads values later finds names that fit
+        names = self.recorder.metric_names
+        if 'phase' in names: names.remove('phase')   # whoever reads values later finds names that fit
 
 # %% ../nbs/03_phases.ipynb #cc72d23a
 class PhaseSchedule(TidyCallback):
@@ -471,10 +472,11 @@ class PerPhase(Callback):
         if not hasattr(self.learn, 'phase_schedule'): return self.watcher(event_name)
         name = self._events.get(event_name, event_name)
         if name is None or self.learn.phase is None: return
-        if name=='before_fit' and isinstance(self.watcher, SaveModelCallback): self.watcher.fname = f'{self.fname}_{self.learn.phase.name}'
+        saves = isinstance(self.watcher, SaveModelCallback)
+        if name=='before_fit' and saves: self.watcher.fname = f'{self.fname}_{self.learn.phase.name}'
         try: self.watcher(name)
         except CancelFitException: raise CancelPhaseException
-        if name=='after_fit': self.learn.phase_schedule._snap(self.learn.phase.name)   # it may have loaded better weights
+        if name=='after_fit' and saves: self.learn.phase_schedule._snap(self.learn.phase.name)   # the best weights are back
 
     def state_dict(self):
         if hasattr(type(self.watcher), 'state_dict'): return self.watcher.state_dict()

@@ -71,7 +71,7 @@ def test_csv_logger(learn, dls):
     assert {'clean','pattern','conflict','conflict_picture'} <= set(df)
     for c in ('train_loss','valid_loss','accuracy','clean'): assert np.allclose(df[c], h[c].astype(float), atol=1e-5), c
 
-@works(what="`SaveModelCallback(monitor='clean')` over all phases", how="works: the best are back; snapshots hold each phase's last")
+@works(what="`SaveModelCallback(monitor='clean')` over all phases", how='works: the best are back at the end')
 def test_save_model(learn, dls):
     learn.fit_phases(phases(dls), cbs=SaveModelCallback(monitor='clean', fname='best'))
     h = check(learn, dls)
