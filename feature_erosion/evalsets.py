@@ -14,7 +14,8 @@ from contextlib import contextmanager, nullcontext
 import numpy as np, pandas as pd, torch
 from types import SimpleNamespace
 from fastcore.all import *
-from fastai.vision.all import (DataLoader, DataLoaders, MixedPrecision, Recorder, TensorBase, ValueMetric, accuracy, get_model, mk_metric, no_random, plt, to_detach, to_device)
+from fastai.vision.all import (DataLoader, DataLoaders, Datasets, MixedPrecision, Recorder, TensorBase, ValueMetric, accuracy,
+                               apply, get_model, mk_metric, no_random, plt, to_detach, to_device)
 from .patterns import *
 from .distributed import *
 from .phases import *
@@ -66,13 +67,16 @@ def _number(v): return v.item() if hasattr(v, 'item') else v
 
 # %% ../nbs/04_evalsets.ipynb #b74dc2c5
 def subset_dl(
-    dl, # A fastai `DataLoader`
+    dl, # A fastai `DataLoader`, e.g. from `subset_dl`
     n:int|None, # How many of its samples; `None` for all
     seed:int=0 # Same seed, same samples
 )->DataLoader:
-    "The same samples every time, in order: a stratified subset of `dl`"
-    idx = list(range(len(dl.dataset))) if n is None or n>=len(dl.dataset) else pick(read_labels(dl.dataset), n, seed, stratify=True).tolist()
-    return dl.new(shuffle=False, drop_last=False, get_idxs=_Idxs(idx), n=len(idx))
+    "The same samples every time, in order: of each class its share where labels are integers and at hand, else any"
+    idxs = _samples(dl)
+    if n is not None and n<len(idxs):
+        labels = _strata(dl.dataset)
+        idxs = idxs[pick(idxs if labels is None else labels[idxs], n, seed, stratify=labels is not None)]
+    return _same_loader(dl, shuffle=False, drop_last=False, get_idxs=_Idxs(idxs.tolist()), n=len(idxs))
 
 # %% ../nbs/04_evalsets.ipynb #8f54a3f4
 class _Idxs:
@@ -80,19 +84,45 @@ class _Idxs:
     def __init__(self, idxs): self.idxs = idxs
     def __call__(self): return self.idxs
 
+def _samples(dl):
+    "Which samples of its dataset a loader goes over"
+    if isinstance(dl.get_idxs, _Idxs): return np.array(dl.get_idxs(), dtype=int)
+    try: return np.arange(len(dl.dataset))
+    except TypeError: raise ValueError("dl: an iterable, whose samples cannot be chosen; give a list of batches") from None
+
+def _strata(ds):
+    "Integer labels that can be read without reading the samples, or `None`"
+    try: return read_labels(ds) if _at_hand(ds) else None
+    except ValueError: return None
+
+def _at_hand(ds):
+    if isinstance(ds, StampedDataset): return _at_hand(ds.ds)
+    if isinstance(ds, torch.utils.data.Subset): return _at_hand(ds.dataset)
+    if isinstance(ds, Datasets): return len(ds.tls)>ds.n_inp
+    return isinstance(ds, list) or getattr(ds, 'targets', None) is not None
+
+def _same_loader(dl, **kwargs): return dl.new(**kwargs)
+
 # %% ../nbs/04_evalsets.ipynb #5a5c7db8
 def pattern_sets(
     dls:DataLoaders, # Clean data, or data that were injected with `pattern`
     pattern:Pattern|None=None, # By default the one that was injected
     names:tuple=('clean','pattern','conflict'), # Some of `variants`
     ds_idx:int=1, # Which of the loaders: 1 is the validation set
-    seed:int=0 # Same seed, same stamps
+    seed:int=0, # Same seed, same stamps
+    n_classes:int|None=None # By default as it was injected, or what the data say
 )->dict: # A `DataLoader` by name
     "The validation set, as it is and painted in different ways"
-    pattern,dls = pattern or getattr(dls, 'pattern', None),getattr(dls, 'clean', dls)
+    pattern,n = pattern or getattr(dls, 'pattern', None),n_classes or _n_injected(dls)
+    dls = getattr(dls, 'clean', dls)
     if pattern is None: raise ValueError("pattern=None: these DataLoaders were not made by `inject`; say which pattern")
     with no_random(reproducible=False):
-        return {v:dls[ds_idx] if v=='clean' else stamp_dl(dls[ds_idx], pattern, v, seed=[seed,ds_idx]) for v in names}
+        return {v:dls[ds_idx] if v=='clean' else stamp_dl(dls[ds_idx], pattern, v, n, seed=[seed,ds_idx]) for v in names}
+
+# %% ../nbs/04_evalsets.ipynb #0b1a55e5
+def _n_injected(dls):
+    tfm = first(o for o in getattr(dls.train.after_batch, 'fs', []) if isinstance(o, InjectPattern))
+    return tfm and tfm.n_classes
 
 # %% ../nbs/04_evalsets.ipynb #0ee72f75
 def log_iters(
@@ -165,8 +195,17 @@ class EvalSets(LoggedCallback):
         for k,v in dict(n=n, n_at=n_at).items():
             if v is not None and v<1: raise ValueError(f"{k}={v}: must be at least 1, or None for all")
         self.sets,self.metrics,self.at,self.last = sets,L(metrics).map(mk_metric),at,SimpleNamespace()
-        with no_random(reproducible=False): self.whole,self.some = ({k:_Set(dl, o, seed) for k,dl in sets.items()} for o in (n,n_at))
+        if bare := [k for k,dl in sets.items() if _no_labels(dl.dataset)]:
+            raise ValueError(f"sets: {bare[0]!r} has no labels to compare with; leave it out: CKA and rank need none")
+        with no_random(reproducible=False):
+            worn = {k:_contradicting(dl.dataset) for k,dl in sets.items()}
+            self.whole,self.some = ({k:_Set(dl, o, seed, worn[k]) for k,dl in sets.items()} for o in (n,n_at))
+        for s in self.some.values(): s.batches = _Batches(s.dl)
         self.columns = [self._column(k, t+m.name) for k,s in self.whole.items() for t in ['',*(f'{o}_' for o in s.labels)] for m in self.metrics]
+
+    def before_fit(self):
+        super().before_fit()
+        for k,s in self.whole.items() if self.run else (): check_classes(self.learn.dls, s.dl, f'set {k!r}')
 
     def before_epoch(self): pass   # it looks when the phase is known
     def before_phase(self): self.fresh = True
@@ -194,17 +233,55 @@ class EvalSets(LoggedCallback):
 # %% ../nbs/04_evalsets.ipynb #3f59d799
 class _Set:
     "A fixed subset of a loader, and whose picture each sample wears where that contradicts its label"
-    def __init__(self, dl, n, seed):
-        self.dl,self.labels = subset_dl(dl, n, seed),{}
-        stamps = getattr(dl.dataset, 'stamps', None)
-        if stamps is None: return
-        if ((stamps>=0) & (stamps!=torch.as_tensor(read_labels(dl.dataset.ds)))).any(): self.labels = {'picture':stamps[self.dl.get_idxs()]}
+    def __init__(self, dl, n, seed, stamps):
+        self.dl = self.batches = subset_dl(dl, n, seed)
+        self.labels = {} if stamps is None else {'picture':stamps[self.dl.get_idxs()]}
+
+def _no_labels(ds): return len(ds.tls)<=ds.n_inp if isinstance(ds, Datasets) else getattr(ds, 'targets', 0) is None
+
+def _contradicting(ds):
+    stamps = getattr(ds, 'stamps', None)
+    if stamps is None or not ((stamps>=0) & (stamps!=torch.as_tensor(read_labels(ds.ds)))).any(): return None
+    return stamps
+
+# %% ../nbs/04_evalsets.ipynb #b47c4e02
+class _Batches(GetAttr):
+    "A loader's batches, read once if they take less than `most` bytes"
+    _default,most = 'dl',160e6   # a thousand images of 224×224
+    def __init__(self, dl): self.dl,self.kept = dl,None
+    def __len__(self): return len(self.dl)
+    def __getstate__(self): return {**vars(self), 'kept':None}
+    def __iter__(self):
+        if self.kept is None: self.kept = self._read()
+        if not self.kept: return (yield from self.dl)
+        self.dl.before_iter()
+        for b in self.kept: yield self.dl.after_batch(apply(_copied, b))
+        self.dl.after_iter()
+
+    def _read(self):
+        res = []
+        for b in _same_loader(self.dl, after_batch=noop, n=self.dl.n):
+            res.append(b)
+            if _n_bytes(b)*len(self.dl)>self.most: return []
+        return res
+
+def _copied(o): return o.clone() if isinstance(o, torch.Tensor) else o
+def _n_bytes(o):
+    o = list(o.values()) if isinstance(o, dict) else o
+    return sum(map(_n_bytes, o)) if is_listy(o) else getattr(o, 'nbytes', 0)
 
 # %% ../nbs/04_evalsets.ipynb #81bbc0ac
 @patch
 def _column(self:EvalSets, name, key):
     "`clean` and `conflict_picture` for one metric, `clean_accuracy` and so on for more"
     return f'{name}_{key}'.removesuffix(f'_{self.metrics[0].name}' if len(self.metrics)==1 else '')
+
+@patch
+def repeats(self:EvalSets)->dict:
+    "Columns that say again what the Learner's own metrics say: their set is what this phase validates on"
+    own,valid = self.learn.metrics.attrgot('name'),self.learn.dls.valid.dataset
+    same = [k for k,s in self.whole.items() if s.dl.dataset is valid and len(s.dl.get_idxs())==len(valid)]
+    return {c:m.name for k in same for m in self.metrics if m.name in own and (c := self._column(k, m.name))!=m.name}
 
 @patch
 def _at(self:EvalSets, epoch):
@@ -216,7 +293,8 @@ def _sizes(self:EvalSets, sets): return [len(s.dl.get_idxs()) for s in sets.valu
 @patch
 def _look(self:EvalSets, sets, epoch, when):
     with precision(self.learn):
-        vals = {self._column(k, m):v for k,s in sets.items() for m,v in evaluate(get_model(self.model), s.dl, self.metrics, s.labels).items()}
+        got = {k:evaluate(get_model(self.model), s.batches, self.metrics, s.labels) for k,s in sets.items()}
+    vals = {self._column(k, m):v for k,d in got.items() for m,v in d.items()}
     self.log(agree(vals), epoch, when=when, iter=self.iters, n=min(self._sizes(sets)))
 
 # %% ../nbs/04_evalsets.ipynb #93d98ef0

@@ -5,6 +5,7 @@ from PIL import Image
 from fastai.vision.all import ImageDataLoaders, Normalize, aug_transforms, imagenet_stats
 from feature_erosion.data import (CropFlip, NormalizeRows, cached_images, cifar10_dls, cifar100_dls, digits_dls, image_folder_dls,
                                   keep_on)
+from feature_erosion.files import save_atomic
 from feature_erosion.patterns import ColorSquare, class_colors
 
 def write(f, pix):
