@@ -14,6 +14,7 @@ from math import isfinite
 from fastcore.all import *
 from fastai.vision.all import (AvgSmoothLoss, Callback, CancelFitException, DataLoaders, Learner, MixedPrecision, OptimWrapper, Recorder, accuracy, get_model,
                                no_random, to_detach, to_device)
+from .batches import *
 from .patterns import *
 from .models import *
 from .distributed import *
