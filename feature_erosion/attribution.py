@@ -285,7 +285,7 @@ class _Painted:
         i = 0
         with getattr(self.dl.dataset, 'set_split_idx', lambda i: nullcontext())(1):
             for b in self.dl:
-                x,y = (o.as_subclass(torch.Tensor) for o in (b[0],b[-1]))
+                x,y = (o[0] for o in split_batch(self.dl, b))
                 if self.masks is None: self.masks = pattern_mask(self.tfm.pattern, range(self.tfm.n_classes), self.tfm.n_classes, x.shape[1:])
                 yield x,y.cpu(),self.stamps[i:i+len(x)]
                 i += len(x)

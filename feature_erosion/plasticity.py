@@ -170,24 +170,36 @@ def _targets(loss, ys):
     if any(p.kind==p.VAR_POSITIONAL for p in ps): return ys
     return ys[:max(1, sum(p.default is p.empty and p.kind<=p.POSITIONAL_OR_KEYWORD for p in ps)-1)]
 
-def _divisors(loss, total, pred, ys):
-    "What `loss` divides `total` by, from two made-up predictions"
+def _divisor(loss, total, pred, *ys):
+    "What `loss` divides `total` by, from two made-up predictions; `None` if they do not agree"
     ramp = torch.linspace(.25, .75, pred.numel(), dtype=pred.dtype, device=pred.device).view_as(pred)
     sums,means = zip(*[(total(p, *ys).item(), loss(p, *ys).item()) for p in (ramp, 1-ramp**2)])
-    return [s/m if s else 0. for s,m in zip(sums, means)]
+    a,b = [s/m if s else 0. for s,m in zip(sums, means)]
+    return a if abs(a-b)<=1e-3*abs(a) else None
 
-def _adds_up(loss, pred, ys):
-    "Whether the mean of a batch is that of its halves"
-    n,h = len(pred),len(pred)//2
-    parts = sum(k*loss(pred[s], *(y[s] for y in ys)).item() for s,k in ((slice(h),h),(slice(h,n),n-h)) if k)
-    return not abs(parts-n*loss(pred, *ys).item()) > 1e-3*abs(parts)
+def _adds_up(loss, a, b):
+    "Whether the mean of two batches together is that of their means"
+    parts,n = sum(len(o[0])*loss(*o).item() for o in (a,b)),len(a[0])+len(b[0])
+    return not abs(parts-n*loss(*map(torch.cat, zip(a, b))).item()) > 1e-3*abs(parts)
 
 # %% ../nbs/10_plasticity.ipynb #fe84af05
-def _addend(loss, total, pred, ys):
-    "What to add up over batches, and what to divide the sum by; `None` if a batch cannot be taken apart"
-    if total is None: return (loss(pred, *ys)*len(pred),len(pred)) if _adds_up(loss, pred.detach(), ys) else None
-    a,b = _divisors(loss, total, pred.detach(), ys)
-    return (total(pred, *ys),a) if abs(a-b)<=1e-3*abs(a) else None
+def _outputs(model, loss, batches):
+    "Predictions, at least in `float32`, and targets of each batch"
+    for xs,ys in batches:
+        pred = answer_tensor(model(*xs))
+        yield (pred if pred.dtype==torch.float64 else pred.float(),*_targets(loss, to_device(ys, pred.device)))
+
+def _losses(outputs, loss):
+    "What to add up over batches, and what to divide the sum by, for each of them"
+    total,before = _as_sum(loss),None
+    for o in outputs:
+        now = o[0].detach(),*o[1:]
+        k = _divisor(loss, total, *now) if total else None
+        if before is None and k is None: total = None
+        if before and (k is None if total else not _adds_up(loss, before, now)):
+            raise ValueError("loss_func: is not a mean over samples, so that batches do not add up to all of them; give one batch, [(x, y)]")
+        yield (total(*o),k) if total else (loss(*o)*len(o[0]),len(o[0]))
+        before = now
 
 # %% ../nbs/10_plasticity.ipynb #fd724bc3
 def grad_norm(
@@ -205,21 +217,10 @@ def grad_norm(
     if not ps: raise ValueError("model: all parameters are frozen; call requires_grad_(True) on those whose gradient you want")
     sums,count = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in ps],0
     with evaluating(model), torch.enable_grad():
-        for loss,k in _losses(model, loss_func, _batches(model, dl, n, seed)):
+        for loss,k in _losses(_outputs(model, loss_func, _batches(model, dl, n, seed)), loss_func):
             for t,g in zip(sums, torch.autograd.grad(loss, ps, allow_unused=True)): t += 0 if g is None else g
             count += k
     return _l2(sums)/count if count else float('nan')
-
-def _losses(model, loss_func, batches):
-    "Sum and divisor of each batch"
-    total,alone = _as_sum(loss_func),False
-    for i,(xs,ys) in enumerate(batches):
-        pred = answer_tensor(model(*xs))
-        pred,ys = pred if pred.dtype==torch.float64 else pred.float(),_targets(loss_func, to_device(ys, pred.device))
-        part = _addend(loss_func, total, pred, ys)
-        alone = alone or part is None
-        if alone and i: raise ValueError("loss_func: is not a mean over samples, so that batches do not add up to all samples; give one batch, [(x, y)]")
-        yield part or (loss_func(pred, *ys),1)
 
 # %% ../nbs/10_plasticity.ipynb #ebc640f1
 class _LastInput(Meter):
