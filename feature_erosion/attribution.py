@@ -40,7 +40,7 @@ def _patches(n, maps):
 def _like_image(size, shape): return .5 <= size[0]*shape[1]/(size[1]*shape[0]) <= 2   # windows side by side are no map
 
 def _places(c, shape, maps):
-    "Rows and columns of what a call puts out for images of `shape`, and how many tokens come before them; `None` if it has no places"
+    "Rows and columns of what a call puts out for images of `shape`, and how many tokens come first; `None` if it has no places"
     if c.axis is None or len(c.shape)<3: return None
     size = tuple(d for i,d in enumerate(c.shape[1:], 1) if i!=c.axis)
     if len(size)==2: return (size,0) if prod(size)>1 and (hasattr(c, 'said') or _like_image(size, shape)) else None
@@ -66,9 +66,11 @@ def _before_attention(calls, places):
     names = list(calls)
     last = next((n for n in reversed(names) if _is_attention(calls[n].module)), None)
     inside = [n for n in names if last and n.startswith(last.split('#')[0]+'.')]
-    norms = [n for n in names[:names.index(([*inside, last])[0])] if n in places and layer_kinds['norm'](calls[n].module)] if last else []
+    earlier = names[:names.index([*inside, last][0])] if last else []
+    norms = [n for n in earlier if n in places and layer_kinds['norm'](calls[n].module)]
     if norms: return norms[-1]
-    raise ValueError("layer=None: this is a transformer with a class token, and no module is called attention with a normalisation before it; name a `layer`")
+    raise ValueError("layer=None: this is a transformer with a class token, and no module is called attention with a "
+                     "normalisation before it; name a `layer`")
 
 def _is_maker(c): return layer_kinds['conv'](c.module) or layer_kinds['linear'](c.module)
 
@@ -76,7 +78,8 @@ def _last_maps(calls, places, b):
     "The last call before pooling: its map is as large as the last convolution's or linear layer's"
     if any(p.extra for p in places.values()): return _before_attention(calls, places)
     makers = [n for n,p in places.items() if _is_maker(p)]
-    if not makers: raise ValueError("layer=None: no convolution of this model puts out maps, so it looks nowhere in particular; use a convolutional model or larger images, or name a `layer` with maps")
+    if not makers: raise ValueError("layer=None: no convolution of this model puts out maps, so it looks nowhere in particular; "
+                                    "use a convolutional model or larger images, or name a `layer` with maps")
     res,names = makers[-1],list(places)
     _check_rest(calls, res, places, b)
     for n in names[names.index(res)+1:]:
@@ -90,8 +93,8 @@ def _check_rest(calls, last, places, b):
     for n in names[names.index(last)+1:]:
         c = calls[n]
         if _is_maker(c) and n not in places and len(c.shape)>2 and c.shape[0]==b and prod(c.shape[1:])>c.shape[c.axis]:
-            raise ValueError(f"layer=None: {n!r} puts out {'×'.join(map(str, c.shape))}, and which rows and columns these are is not certain; name a `layer` with maps, or "
-                             f"say it, e.g. layer={{{n!r}: (7,7)}}")
+            raise ValueError(f"layer=None: {n!r} puts out {'×'.join(map(str, c.shape))}, and which rows and columns these are is "
+                             f"not certain; name a `layer` with maps, or say it, e.g. layer={{{n!r}: (7,7)}}")
 
 # %% ../nbs/09_attribution.ipynb #cb62963e
 def _place(model, x, layer=None):
@@ -105,14 +108,14 @@ def _place(model, x, layer=None):
 
 def _no_places(name, c):
     how = f"{{{name!r}: -1}} says that channels come last, {{{name!r}: (7,7)}} that tokens lie in 7 rows and columns"
-    raise ValueError(f"layer={name!r}: puts out {'×'.join(map(str, c.shape))} for the first images; must be maps, or tokens whose rows and columns are known, "
-                     f"with the batch first and more than one place; try layer=None, or say more: {how}")
+    raise ValueError(f"layer={name!r}: puts out {'×'.join(map(str, c.shape))} for the first images; must be maps, or tokens whose "
+                     f"rows and columns are known, batch first, more than one place; try layer=None, or say more: {how}")
 
 # %% ../nbs/09_attribution.ipynb #8248644a
 def cam_layer(
     model, # A module that classifies images
     x:torch.Tensor, # One or more images, to find out the order of layers with
-    layer=None # As in `find_layers`, the last of several; for tokens a dict from name to `(rows, columns)` where these are not certain. `None`: the last before pooling
+    layer=None # As in `find_layers`, the last of several; a dict gives tokens' `(rows, columns)`. `None`: the last before pooling
 )->tuple: # Name, module, and (rows, columns) of its maps
     "The layer that Grad-CAM looks at"
     p = _place(model, x, layer)
@@ -185,11 +188,16 @@ def _cam(model, x, place, target=None):
     def score(x):
         outs.append(answer_tensor(model(x)))
         return _score(outs[0], target)
-    with torch.inference_mode(False), evaluating(model), _tapped(model, place) as tap:   # a copy of the images: the first layer may work in place
-        maps = LayerGradCam(score, tap).attribute(x.detach().clone())
-        if place.extra and not maps.any(): raise ValueError(f"layer={place.name!r}: no gradient reaches its patches, as only the class token is read later on; choose a layer before the last attention, or layer=None")
-        maps = LayerGradCam.interpolate((maps if maps.dtype==torch.float64 else maps.float()).relu(), tuple(x.shape[2:]), 'bilinear')[:,0]
+    with torch.inference_mode(False), evaluating(model), _tapped(model, place) as tap:
+        maps = LayerGradCam(score, tap).attribute(x.detach().clone())   # a copy of the images: the first layer may work in place
+        if place.extra and not maps.any(): _unread(place.name)
+        maps = (maps if maps.dtype==torch.float64 else maps.float()).relu()
+        maps = LayerGradCam.interpolate(maps, tuple(x.shape[2:]), 'bilinear')[:,0]
     return maps,outs[0].detach()
+
+def _unread(name):
+    raise ValueError(f"layer={name!r}: no gradient reaches its patches, as only the class token is read later on; "
+                     "choose a layer before the last attention, or layer=None")
 
 # %% ../nbs/09_attribution.ipynb #46c794b4
 def grad_cam(

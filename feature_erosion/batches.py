@@ -48,18 +48,20 @@ def _plain(o): return o.as_subclass(torch.Tensor) if isinstance(o, torch.Tensor)
 def _takes(model):
     "How many inputs `model` cannot do without, and whether it takes any number"
     ps = L(inspect.signature(unwrapped(model).forward).parameters.values())
-    return len(ps.filter(lambda p: p.kind<=p.POSITIONAL_OR_KEYWORD and p.default is p.empty)),any(p.kind==p.VAR_POSITIONAL for p in ps)
+    needed = ps.filter(lambda p: p.kind<=p.POSITIONAL_OR_KEYWORD and p.default is p.empty)
+    return len(needed),any(p.kind==p.VAR_POSITIONAL for p in ps)
 
 # %% ../nbs/02c_batches.ipynb #2a488504
 def _n_inp(dl, b, model):
     "How many parts of batch `b` are inputs"
     n = getattr(dl, 'n_inp', None) or max(1, len(b)-1)
-    if n>len(b): raise ValueError(f"dl: a batch has {len(b)} parts, and n_inp={n} of them are inputs; n_inp must be at most {len(b)}")
+    if n>len(b): raise ValueError(f"dl: a batch has {len(b)} parts, and n_inp={n} of them are inputs; must be at most {len(b)}")
     if model is None or n==1 or getattr(dl, 'n_inp', None): return n
     need,any_ = _takes(model)
     if any_ or n<=need: return n
-    raise ValueError(f"dl: a batch has {len(b)} parts, {type(unwrapped(model)).__name__} needs {need} as input, and the loader does not say which "
-                     f"are inputs. Set dl.n_inp, e.g. dl.n_inp = 1 for (x, y, metadata); in a list of batches leave out what is neither input nor label")
+    raise ValueError(f"dl: a batch has {len(b)} parts, {type(unwrapped(model)).__name__} needs {need} as input, and the loader "
+                     "does not say which are inputs. Set dl.n_inp, e.g. dl.n_inp = 1 for (x, y, metadata); "
+                     "in a list of batches leave out what is neither input nor label")
 
 # %% ../nbs/02c_batches.ipynb #30c70a6b
 def split_batch(
@@ -71,8 +73,9 @@ def split_batch(
     if isinstance(b, torch.Tensor): return (_plain(b),),()
     if isinstance(b, dict):
         raise ValueError(f"dl: batches are dictionaries ({', '.join(map(str, b))}), and models take their inputs in order; "
-                         "give tuples (x, y), e.g. by the loader's collate_fn, or as a list: [(b['image'], b['label']) for b in dl]")
-    if not isinstance(b, (tuple,list,L)) or not len(b): raise ValueError(f"dl: a batch is {b!r:.60}; must be a tensor or a tuple (x, y)")
+                         "give tuples (x, y), by the loader's collate_fn or as a list: [(b['image'], b['label']) for b in dl]")
+    if not isinstance(b, (tuple,list,L)) or not len(b):
+        raise ValueError(f"dl: a batch is {b!r:.60}; must be a tensor or a tuple (x, y)")
     n,b = _n_inp(dl, b, model),tuple(map(_plain, b))
     return b[:n],b[n:]
 
@@ -102,12 +105,13 @@ def _described(out):
 def answer_tensor(
     out # What a model returned
 )->torch.Tensor:
-    "The scores in a model's answer: the tensor itself, `logits` or `out` of a dictionary or object, or the only tensor of a tuple or dictionary"
+    "The scores in a model's answer: the tensor itself, `logits` or `out` of a dictionary or object, or the only tensor there is"
     if isinstance(out, torch.Tensor): return _plain(out)
     named = [out.get(k) if isinstance(out, dict) else getattr(out, k, None) for k in ('logits','out')]
     tensors = L(named).filter(risinstance(torch.Tensor))[:1] or L(_parts(out)).filter(risinstance(torch.Tensor))
     if len(tensors)==1: return _plain(tensors[0])
-    raise ValueError(f"model: answers with {_described(out)}; which of it are the scores is not certain. Wrap the model in a module that returns one tensor")
+    raise ValueError(f"model: answers with {_described(out)}; which of it are the scores is not certain. "
+                     "Wrap the model in a module that returns one tensor")
 
 # %% ../nbs/02c_batches.ipynb #2f31d025
 def tensors_in(
@@ -126,6 +130,6 @@ def layer_tensor(
 
 # %% ../nbs/02c_batches.ipynb #f719cc4a
 class TensorAnswer(Callback):
-    "Train a model that answers with more than a tensor, on the one that `answer_tensor` finds; auxiliary heads are left out of the loss"
+    "Train a model that answers with more than a tensor, on the one that `answer_tensor` finds; auxiliary heads do not count"
     order,passive = -5,True
     def after_pred(self): self.learn.pred = answer_tensor(self.learn.pred)

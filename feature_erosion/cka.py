@@ -196,7 +196,8 @@ def table(self:_Kernels, **settings):
     C = (self.H/(s[:,None]*s)).nan_to_num(0.)
     idx = pd.MultiIndex.from_tuples(list(self.row), names=['model','layer'])
     dead = [k for k in self.row if k not in self.alive]
-    if dead: warn(f"layers that put out the same for all samples, their CKA is given as 0: {', '.join(f'{m}/{l}' for m,l in dead)}")
+    named = ', '.join(f'{m}/{l}' for m,l in dead)
+    if dead: warn(f"layers that put out the same for all samples, their CKA is given as 0: {named}")
     res = LayerCKA(C.numpy(), index=idx, columns=idx)
     res.attrs.update(kernel=self.kernel, debiased=self.debiased, **({'sigma':self.sigma} if self.kernel=='rbf' else {}), n=self.n, dead=dead, **settings)
     return res
@@ -294,7 +295,8 @@ class LayerCKA(Measured):
     )->pd.DataFrame: # Rows: layers of `a`, columns: layers of `b`
         "CKA of the layers of one model with those of another"
         a,b = self._pair(a, b)
-        if bad := [o for o in (a,b) if o not in self.models()]: raise ValueError(f"no model {bad[0]!r}; there are {', '.join(map(repr, self.models()))}")
+        bad,known = [o for o in (a,b) if o not in self.models()],', '.join(map(repr, self.models()))
+        if bad: raise ValueError(f"no model {bad[0]!r}; there are {known}")
         return pd.DataFrame(self.loc[a, b])
 
     def same_layer(self,

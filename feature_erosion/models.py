@@ -167,7 +167,8 @@ class _Claims(pickle.Unpickler):
     def find_class(self, module, name):
         if name.startswith(('_rebuild_tensor','_rebuild_qtensor')): return self.tensor
         def made(kind, *args, **kwargs):
-            if any(isinstance(o, int) and o>self.room for o in args): raise _Lie(f"makes a {name} of {max(o for o in args if isinstance(o, int)):,}")
+            big = [o for o in args if isinstance(o, int) and o>self.room]
+            if big: raise _Lie(f"makes a {name} of {big[0]:,}")
         return type(name, (_Inert,), dict(__init__=made))
 
     def persistent_load(self, pid):
@@ -187,7 +188,8 @@ def _check_zip(file, room):
     "What torch.save writes since 1.6: stored, not compressed"
     with zipfile.ZipFile(file) as z:
         sizes = {o.filename.lower():o.file_size for o in z.infolist()}
-        if sum(sizes.values())>room or len(sizes)<len(z.infolist()): raise _Lie(f"is {room:,} bytes and unpacks to {sum(sizes.values()):,}, or holds names twice")
+        if len(sizes)<len(z.infolist()): raise _Lie("holds names twice")
+        if (n := sum(sizes.values()))>room: raise _Lie(f"is {room:,} bytes and unpacks to {n:,}")
         main = first(o for o in z.namelist() if o.split('/')[1:]==['data.pkl'])
         if not main: return
         claims = _Claims(io.BytesIO(z.read(main)), room)
@@ -225,7 +227,8 @@ def _read(file):
     read = _safetensors() if file.suffix=='.safetensors' else compose(_check_claims, _load_pickle)
     try: return read(file)
     except OSError: raise
-    except _Lie as e: raise ValueError(f"weights: '{file}' {e}; it is damaged, or made to exhaust memory, and was not loaded") from None
+    except _Lie as e:
+        raise ValueError(f"weights: '{file}' {e}; it is damaged, or made to exhaust memory, and was not loaded") from None
     except Exception as e:
         raise ValueError(f"weights: '{file}' is not a weights file ({type(e).__name__}); it is damaged or holds more than tensors, "
                          "and was not unpickled. Save `model.state_dict()` with torch.save") from None
@@ -238,7 +241,8 @@ def _unwrap(d, names=()):
     "The state dict within `d`, for a model whose entries have these `names`"
     while isinstance(d, dict):
         inner = [k for k in _entries if isinstance(d.get(k), dict)]
-        if len(inner)>1: raise ValueError(f"weights: there are several sets of them, in {' and '.join(inner)}; save the one that is meant in a file of its own")
+        if len(inner)>1: raise ValueError(f"weights: there are several sets of them, in {' and '.join(inner)}; "
+                                          "save the one that is meant in a file of its own")
         prefix = None if set(d)&set(names) else first(p for p in _prefixes if d and all(str(k).startswith(p) for k in d))
         if inner: d = d[inner[0]]
         elif prefix: d = {k[len(prefix):]:v for k,v in d.items()}
@@ -287,7 +291,7 @@ def _load(model, sd, file, strict=True):
 # %% ../nbs/02_models.ipynb #a4f07142
 def load_weights(
     model:nn.Module,
-    file:str|Path, # State dict, bare or in an entry 'state_dict', 'model_state_dict', 'model' or 'net', as from `learn.save`; with suffix `.safetensors` read as such
+    file:str|Path, # State dict, bare or as 'state_dict', 'model_state_dict', 'model' (so does `learn.save`), 'net'; or `.safetensors`
     strict:bool=True # All or nothing? Otherwise what fits is loaded, with a warning about the rest
 )->nn.Module: # `model`, with the weights of `file`
     "Load weights without running code from `file`; a `model` that they do not fit stays as it was (`ValueError`)"
@@ -302,14 +306,17 @@ def _last_weights(model):
 def _has_head(model):
     "Whether `model` ends in a linear layer, as it is defined, and nothing after it was taken out"
     mods,last = list(model.modules()),_last_weights(model)[1]
-    mha = nn.modules.linear.NonDynamicallyQuantizableLinear   # within attention
-    return isinstance(last, nn.Linear) and not isinstance(last, mha) and not any(type(m) is nn.Identity for m in mods[mods.index(last)+1:])
+    attention = nn.modules.linear.NonDynamicallyQuantizableLinear
+    if not isinstance(last, nn.Linear) or isinstance(last, attention): return False
+    return not any(type(m) is nn.Identity for m in mods[mods.index(last)+1:])
 
 def _head(model):
     "Name and module of the linear layer that gives the outputs of `model`"
     if _has_head(model): return _last_weights(model)
     if not any(isinstance(m, nn.Linear) for m in model.modules()): what = "has no linear layer"
-    else: what = "ends in {!r}, {}, and not in a linear layer as classifiers do: it seems to have no head".format(*(lambda n,m: (n, type(m).__name__))(*_last_weights(model)))
+    else:
+        name,last = _last_weights(model)
+        what = f"ends in {name!r}, {type(last).__name__}, and not in a linear layer as classifiers do: it seems to have no head"
     raise ValueError(f"{type(model).__name__} {what}, so its outputs cannot be changed. Create it with the outputs wanted, "
                      "or put a head on it: nn.Sequential(backbone, nn.Flatten(), nn.Linear(features, n_out))")
 
@@ -491,14 +498,14 @@ def _from_file(model, file):
 
 # %% ../nbs/02_models.ipynb #6decd85e
 def create_model(
-    arch:str|Callable|nn.Module, # One of `archs()`, 'torchvision/NAME', 'timm/NAME', a function without required arguments, or a model to copy; one without a head is refused, or given one if it is timm's
+    arch:str|Callable|nn.Module, # One of `archs()`, 'torchvision/NAME', 'timm/NAME', a function without required arguments, or a model to copy
     n_out:int, # Number of classes, at least 2
     c_in:int=3, # Input channels. torchvision's models take 3; a function or model of yours is taken as it is
     width:float=1., # Factor on the channels of one of `archs()`
     weights=None, # A weights file; for torchvision a member of its weights enum, or its name; for timm 'DEFAULT'
     classes:Sequence=None # `n_out` classes of `weights` to keep: indices, or torchvision's category names
 )->nn.Module: # Model with `n_out` outputs
-    "A classifier: fresh, or pretrained on other classes (then its last linear layer is new), or pretrained and restricted to some `classes`"
+    "A classifier: fresh, or pretrained on other classes (then its head is new), or pretrained and restricted to some `classes`"
     make,what = _source(arch)
     _check_args(arch, n_out, c_in, width)
     _check_classes(classes, n_out, weights)

@@ -51,7 +51,8 @@ class _Activity(Meter):
         self.count[layer] += x.numel()//x.shape[1]
     def end_layer(self, model, layer):
         self.mean[layer] /= self.count[layer]
-        if not np.isfinite(self.mean[layer]).all(): raise _NotFinite(f"layer {layer!r}: puts out NaN or infinite values; look for a diverged network, or drop these samples")
+        if np.isfinite(self.mean[layer]).all(): return
+        raise _NotFinite(f"layer {layer!r}: puts out NaN or infinite values; look for a diverged network, or drop these samples")
 
 # %% ../nbs/10_plasticity.ipynb #cbda40c3
 def _two(model, dl):
@@ -197,7 +198,7 @@ def _losses(outputs, loss):
         k = _divisor(loss, total, *now) if total else None
         if before is None and k is None: total = None
         if before and (k is None if total else not _adds_up(loss, before, now)):
-            raise ValueError("loss_func: is not a mean over samples, so that batches do not add up to all of them; give one batch, [(x, y)]")
+            raise ValueError("loss_func: is not a mean over samples, so that batches do not add up; give one batch, [(x, y)]")
         yield (total(*o),k) if total else (loss(*o)*len(o[0]),len(o[0]))
         before = now
 

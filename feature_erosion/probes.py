@@ -206,7 +206,8 @@ def result(self:ProbeScore,
     f,cols = self.fit,('accuracy','train_accuracy','C','features','converged')
     rows = {k:(self.accuracy[k],p.train_accuracy,p.C,p.weight.shape[1],p.converged) for k in f.keys for p in [f.probes[k]]}
     res = LayerProbe(list(rows.values()), index=pd.MultiIndex.from_tuples(list(rows), names=['model','layer']), columns=cols)
-    if len(bad := res.index[~res.converged]): warn(f"probes that have not converged: {', '.join(f'{m}/{l}' for m,l in bad)}; give ProbeFit a larger max_iter")
+    bad = ', '.join(f'{m}/{l}' for m,l in res.index[~res.converged])
+    if bad: warn(f"probes that have not converged: {bad}; give ProbeFit a larger max_iter")
     res.attrs.update(n=len(f.y), n_test=len(self.y), classes=len(f.y.unique()), chance=(self.y==f.y.mode().values).double().mean().item(),
                      C=f.C or 'chosen', pool=f.pool, max_features=f.max_features, seed=f.seed, **settings)
     return res

@@ -101,17 +101,19 @@ def _find(calls, layers):
 
 # %% ../nbs/05_representations.ipynb #4bd4c6f3
 _mods = nn.modules
-_second = (_mods.conv._ConvNd, _mods.batchnorm._NormBase, nn.GroupNorm, nn.LocalResponseNorm, nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle,
+_second = (_mods.conv._ConvNd, _mods.batchnorm._NormBase, nn.GroupNorm, nn.LocalResponseNorm,
+           nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle,
            _mods.pooling._MaxPoolNd, _mods.pooling._AvgPoolNd, _mods.pooling._AdaptiveMaxPoolNd, _mods.pooling._AdaptiveAvgPoolNd,
            nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-_last = (nn.Linear, nn.Bilinear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer,
-         nn.TransformerDecoder, nn.TransformerDecoderLayer)
+_last = (nn.Linear, nn.Bilinear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention,
+         nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.TransformerDecoder, nn.TransformerDecoderLayer)
 
 # %% ../nbs/05_representations.ipynb #fcf69327
 def _declared(m, shape):
     "The axis on which a module's class says its channels are; `None` if it does not"
     if len(shape)<3 or isinstance(m, _second): return 1
-    return len(shape)-1 if isinstance(m, _last) or type(m) in (nn.LayerNorm,nn.RMSNorm) else None   # their kin may work on other axes
+    last = isinstance(m, _last) or type(m) in (nn.LayerNorm,nn.RMSNorm)   # their kin may work on other axes
+    return len(shape)-1 if last else None
 
 # %% ../nbs/05_representations.ipynb #2da1879e
 def _like(name, shape, done):
@@ -149,14 +151,15 @@ def _say(n, c, said):
     c.said = said
     if isinstance(said, tuple): c.grid = said   # rows and columns of tokens
     elif isinstance(said, int) and said!=0 and -len(c.shape)<said<len(c.shape): c.axis = said%len(c.shape)
-    else: raise ValueError(f"layers: axis {said!r} for {n!r}, which puts out shape {c.shape}; must be 1 for channels first, -1 for channels last, or None to work it out")
+    else: raise ValueError(f"layers: axis {said!r} for {n!r}, which puts out shape {c.shape}; must be 1 for channels first, "
+                           "-1 for channels last, or None to work it out")
 
 # %% ../nbs/05_representations.ipynb #6d165c15
 def layer_calls(
     model:nn.Module, # Any module
     x, # One or more samples; a tuple if the model takes several inputs
     layers='all' # As in `find_layers`
-)->dict: # By name, in the order in which they end: `module`, `shape` of the output, and the `axis` of its channels, `None` where it is not certain
+)->dict: # By name, in the order in which they end: `module`, `shape` it puts out, `axis` of its channels, `None` if not certain
     "Calls in a forward pass"
     calls = {}
     def see(n, m, o): calls[n] = SimpleNamespace(module=m, shape=tuple(o.shape), axis=None)
@@ -168,7 +171,7 @@ def layer_calls(
 def find_layers(
     model:nn.Module, # Any module
     x, # A batch to find out the order with; a tuple if the model takes several inputs
-    layers=None # Kind, type, module, name, pattern like 'layer3.*', `f(name, module) -> bool`, a list of these, or a dict from them to the axis of their channels; `None` for the default
+    layers=None # Kind, type, module, name, pattern, `f(name, module)`, a list of these, or a dict from them to the axis of channels
 )->list: # Names
     "Layers of a network, in the order in which they are done"
     return list(layer_calls(model, x, layers))
@@ -202,7 +205,7 @@ def _to_last(idx, shape):
 
 # %% ../nbs/05_representations.ipynb #36024403
 def pooled(
-    x:torch.Tensor, # Activations, shape `(batch, channels, …)`: with two axes of places they are maps, with one a sequence or tokens
+    x:torch.Tensor, # Activations, shape `(batch, channels, …)`: maps with two axes of places, a sequence or tokens with one
     k:int|None=1 # Side of the grid that maps are averaged to; `None` for no pooling
 )->torch.Tensor: # Shape `(batch, features)`
     "Average over places: maps to `k`×`k`, others to one"
@@ -224,7 +227,7 @@ class Meter:
         "Memory kept from the first layer to the end"
         return 0
     def see(self, model, layer, x):
-        "Take in one layer's activations for one batch, `(batch, channels, …)` in `float32` (`float64` from such a model); copy what must outlive the call"
+        "Take in activations, `(batch, channels, …)` in `float32` (`float64` from such a model); copy what must outlive the call"
     def end_batch(self): "All layers of all models have been seen on this batch"
     def end_layer(self, model, layer): "This layer has been seen on all samples"
 
@@ -283,7 +286,8 @@ def _n_in(b): return len(tensors_in(split_batch([], b)[0])[0])
 
 def _fixed_list(batches, n):
     dims = {getattr(split_batch([], b)[0][0], 'ndim', None) for b in batches}
-    if len(dims)>1: raise ValueError(f"dl: inputs of its batches have {' and '.join(map(str, dims))} axes; a single batch goes into a list of its own, [(x, y)]")
+    if len(dims)>1: raise ValueError(f"dl: inputs of its batches have {' and '.join(map(str, dims))} axes; "
+                                     "a single batch goes into a list of its own, [(x, y)]")
     return list(_first_batches(batches, n))
 
 def _first_batches(batches, n):
@@ -300,7 +304,9 @@ def _fixed_torch(dl, n, seed):
     return torch.utils.data.DataLoader(torch.utils.data.Subset(dl.dataset, idx), dl.batch_size or 64, collate_fn=dl.collate_fn, num_workers=dl.num_workers)
 
 # %% ../nbs/05_representations.ipynb #0eaa47ff
-def _n_samples(dl): return sum(map(_n_in, dl)) if isinstance(dl, list) else dl.n if isinstance(dl, DataLoader) else len(dl.dataset)
+def _n_samples(dl):
+    if isinstance(dl, list): return sum(map(_n_in, dl))
+    return dl.n if isinstance(dl, DataLoader) else len(dl.dataset)
 
 # %% ../nbs/05_representations.ipynb #94b28b31
 def _laid_out(x, model, last):
@@ -337,8 +343,8 @@ def _check_channels(meters, survey):
     bad = [(n,c) for calls,_ in survey.values() for n,c in calls.items() if c.axis is None]
     if not bad or not any(m.by_channel for m in meters): return
     n,c = bad[0]
-    raise ValueError(f"layers: {n!r} puts out shape {c.shape} for {c.shape[0]} samples, and which axis holds its channels is not certain; "
-                     f"say it, e.g. layers={{{n!r}: 1}} for channels first or {{{n!r}: -1}} for channels last, or leave the layer out")
+    raise ValueError(f"layers: {n!r} puts out shape {c.shape} for {c.shape[0]} samples, and which axis holds its channels is not "
+                     f"certain; say it, e.g. layers={{{n!r}: 1}} for channels first or {{{n!r}: -1}} for channels last")
 
 # %% ../nbs/05_representations.ipynb #b6e44f1d
 def _plan(meters, shapes, n, limit):
