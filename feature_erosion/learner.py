@@ -16,6 +16,7 @@ from numbers import Number
 from fastcore.all import *
 from fastai.vision.all import (AvgSmoothLoss, Callback, CancelFitException, DataLoaders, Learner, MixedPrecision, OptimWrapper, Recorder, accuracy, get_model,
                                no_random, to_detach, to_device)
+from .batches import *
 from .patterns import *
 from .models import *
 from .distributed import *
@@ -36,9 +37,11 @@ def _check_fit(model, dls):
     "Two images through the model: wrong channels or outputs are found before training"
     with no_random(reproducible=False): x = dls.valid.one_batch()[0][:2].as_subclass(torch.Tensor)
     with evaluating(model):
-        try: out = model(to_device(x, next(model.parameters()).device))
+        try: out = model(*to_model((x,), model))
         except RuntimeError as e: raise ValueError(f"dls: images are {'×'.join(map(str, x.shape[1:]))} (channels×height×width), and the model cannot take them: {str(e).splitlines()[0]}") from None
-    if out.shape[-1]!=(n := n_labels(dls)): raise ValueError(f"arch: the model has {out.shape[-1]} outputs, the data {n} classes")
+    scores = answer_tensor(out)
+    if scores.shape[-1]!=(n := n_labels(dls)): raise ValueError(f"arch: the model has {scores.shape[-1]} outputs, the data {n} classes")
+    return [] if isinstance(out, torch.Tensor) else [TensorAnswer()]
 
 # %% ../nbs/11_learner.ipynb #9209a901
 def _is_number(v): return isinstance(v, (Number,torch.Tensor)) and not isinstance(v, bool)
@@ -78,10 +81,10 @@ def erosion_learner(
     with no_random(reproducible=False): c_in = dls.valid.one_batch()[0].shape[1]
     model = create_model(arch, n_labels(dls), c_in, width, weights, classes)
     if channels_last: model = model.to(memory_format=torch.channels_last)
-    _check_fit(model, dls)
+    cbs = _check_fit(model, dls) + L(kwargs.pop('cbs', None))
     if compile: model.compile()
     return Learner(dls, model, opt_func=partial(TorchOptim, opt=torch.optim.SGD, momentum=mom), lr=lr, wd=wd, wd_bn_bias=True,
-                   metrics=metrics, **kwargs)
+                   metrics=metrics, cbs=cbs, **kwargs)
 
 # %% ../nbs/11_learner.ipynb #7778ef31
 def _pace(every, learn): return every or (1 if next(learn.model.parameters()).device.type=='cpu' else 50)
