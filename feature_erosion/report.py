@@ -20,7 +20,7 @@ from fastcore import xml as h
 from .data import save_atomic
 from . import __version__
 from .runs.store import *
-from .experiments import check_out
+from .paper import open_run as check_out
 
 # %% ../nbs/16_report.ipynb #4b282b50
 def _number(v):
