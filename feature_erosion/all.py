@@ -26,7 +26,6 @@ from .inside import *
 from .runs.store import Run, RunStore
 from .runs.resume import KeepRun
 from .learner import *
-from .experiments import *
 from .runs.sweep import Sweep, mean_interval, sweep
 from .paper import *
 from .report import *

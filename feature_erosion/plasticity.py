@@ -7,7 +7,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/plasticity.html.md"""
 # %% auto #0
 __all__ = ['unit_scores', 'Dormant', 'dormant_units', 'weight_norm', 'weight_norms', 'grad_norm', 'penultimate',
            'plasticity_measures', 'PlasticityLog', 'epochs_to', 'RelearningGap', 'relearning_gap', 'plot_relearning',
-           'forgetting', 'half_life', 'pattern_reliance', 'Erosion', 'erosion_summary']
+           'forgetting', 'half_life', 'pattern_reliance', 'Erosion', 'erosion_summary', 'phase_table']
 
 # %% ../nbs/10_plasticity.ipynb #d974f61b
 import inspect, numpy as np, pandas as pd, torch
@@ -517,3 +517,14 @@ def erosion_summary(
     df = Erosion.from_dict(rows, orient='index').rename_axis('phase')
     df.attrs.update(chance=chance)
     return df
+
+# %% ../nbs/10_plasticity.ipynb #eb977fa9
+def phase_table(
+    learn:Learner # After `fit_phases`
+)->pd.DataFrame: # A row for each phase, and 'start'; a column for each evaluation set
+    "Accuracy on each set before the first phase and at the end of each"
+    ev = learn.recorder.evals
+    if not len(ev): raise ValueError("no evaluations in this fit: use `fit_phases` with data from `inject`, or add `EvalSets`")
+    sets = [c for c in ev if c not in ('phase','when','iter','total_iter','epoch','n')]
+    rows = {'start':ev.query('total_iter==0')[sets].iloc[:1], **{p:d[sets].iloc[-1:] for p,d in ev.query("when=='epoch'").groupby('phase', sort=False)}}
+    return pd.concat({k:v for k,v in rows.items() if len(v)}).droplevel(1).rename_axis('phase')
