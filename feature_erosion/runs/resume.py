@@ -311,7 +311,7 @@ def _check_base(self:KeepRun, config):
     seen = dict(evals=None)   # what is looked at decides nothing
     if diff := differences({**info['fit'], **seen}, {**config, **seen, 'phases':config['phases'][:n]}): raise ValueError(f"after: run {self.base.name!r} was trained with other settings: {'; '.join(diff[:5])}")
 
-# %% ../../nbs/runs/03_resume.ipynb #89ed228e
+# %% ../../nbs/runs/03_resume.ipynb #6514dfa5
 @patch
 def _resume(self:KeepRun):
     "Load the furthest good checkpoint, or keep the start; the state if it lies inside an epoch"
@@ -327,23 +327,23 @@ def _resume(self:KeepRun):
 @patch
 def _choose(self:KeepRun):
     if self.base is not None and not self.folder._checkpoints(): self._take_base()
-    bad = 0
-    for f in self._candidates():
+    good = self.folder._checkpoints()
+    bad = [f for f in self._all_checkpoints() if f not in good]
+    for f in [*bad, *good]:
         try:
             unpack(f)
             return f
         except ValueError as e:
-            bad += 1
+            bad.append(f)
             warnings.warn(f"{e}. It stays where it is; the checkpoint before it is used")
     if bad: raise ValueError(f"run {self.folder.name!r}: none of its checkpoints can be read, see the warnings; nothing was deleted. Mend them, or give this run another name to begin again")
 
-# %% ../../nbs/runs/03_resume.ipynb #3d5d7aba
+# %% ../../nbs/runs/03_resume.ipynb #2e23248e
 @patch
-def _candidates(self:KeepRun):
-    "Folders of checkpoints, readable ones first, the furthest first"
-    good = self.folder._checkpoints()
-    names = [*self.folder.path.glob('last/*'), *(self.folder.path/'phases'/p for p in ('start', *self.folder.info['phases']))]
-    return [*good, *(f for f in names if f.exists() and f not in good and f.name[0]!='.' and '.damaged' not in f.name)]
+def _all_checkpoints(self:KeepRun):
+    "Folders of checkpoints, also those that cannot be read"
+    names = [f for f in self.folder.path.glob('last/*') if f.name.isdigit()] + [self.folder.path/'phases'/p for p in ('start', *self.folder.info['phases'])]
+    return [f for f in names if f.exists()]
 
 @patch
 def _take_base(self:KeepRun):
