@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 from fastcore.all import *
 from fastai.vision.all import (Categorize, CategoryMap, CrossEntropyLossFlat, DataLoaders, IntToFloatTensor, Normalize, TensorCategory,
                                TensorImage, TfmdDL, Transform, URLs, default_device, fastai_cfg, image_extensions, progress_bar)
+from .files import *
 from .patterns import *
 from .patterns import _int_labels
 

@@ -30,7 +30,7 @@ _tag = '__kept__'
 def _tagged(kind, **kw): return {_tag:kind, **kw}
 def _kind(p): return p.get(_tag) if isinstance(p, dict) else None
 
-# %% ../../nbs/runs/02_state.ipynb #386e57a6
+# %% ../../nbs/runs/02_state.ipynb #1a1968a5
 class Keeper:
     "Turns values into plain ones; `refs` are objects of the fit itself, which are kept elsewhere"
     def __init__(self, refs=()):
@@ -44,6 +44,15 @@ class Keeper:
         finally: self.path.pop(); self.within.pop()
 
     def all(self, d): return {k:self(v, k) for k,v in d.items()}
+
+    def most(self, d):
+        "The same; what cannot be kept, and has been named, is left as it will be found"
+        return {k:self._or_left(v, k) for k,v in d.items()}
+
+    def _or_left(self, v, name):
+        try: return self(v, name)
+        except Unkept: return _tagged('ref')
+
     def refuse(self, v, why='cannot be kept'): raise Unkept(f"{'.'.join(filter(None, self.path))} is a {type(v).__name__}: {why}")
 
 # %% ../../nbs/runs/02_state.ipynb #32ea3021
@@ -103,7 +112,7 @@ _keeps(lambda v, k: _tagged('loaders', state=[loader_state(o, k) for o in v.load
 _keeps(lambda v, k: _tagged('ref'), torch.utils.data.Dataset, Learner, Callback)
 _keeps(lambda v, k: _tagged('module', cls=_name(type(v)), state=module_state(v, k)), nn.Module)
 
-# %% ../../nbs/runs/02_state.ipynb #6f060b68
+# %% ../../nbs/runs/02_state.ipynb #7549e595
 _inner = set(vars(nn.Module())) | {'training'}
 
 def _attributes(m):
@@ -127,7 +136,7 @@ def module_state(
     k.refs |= {id(o) for o in (*m.parameters(), *m.buffers())}
     tensors = {**m.state_dict(), **buffers(m)} if weights else buffers(m)
     return dict(tensors={n:_plain_tensor(v) for n,v in tensors.items() if isinstance(v, torch.Tensor)}, frozen=[n for n,p in m.named_parameters() if not p.requires_grad],
-                attrs=[[n, a, k(v, f'{n}.{a}'.lstrip('.'))] for (n,a),v in _attributes(m).items()])
+                attrs=[[n, a, k._or_left(v, f'{n}.{a}'.lstrip('.'))] for (n,a),v in _attributes(m).items()])
 
 def set_module_state(
     m:nn.Module, # Like the one that it is from
@@ -242,7 +251,7 @@ def settle(learn):
     for o in learn.cbs:
         if o.run and declares(o, 'settle'): o.settle()
 
-# %% ../../nbs/runs/02_state.ipynb #6c6b0e4a
+# %% ../../nbs/runs/02_state.ipynb #f833c71c
 def _own(cb):
     "Its attributes; without the settings of one that only looks on, which may have others next time"
     not_its = {'learn','run'} | (set(inspect.signature(type(cb).__init__).parameters) if is_passive(cb) else set())
@@ -252,7 +261,7 @@ def _own(cb):
 def get_state(cb, k):
     "What a callback remembers"
     if declares(cb, 'state_dict'): return dict(own=k(cb.state_dict()))
-    return dict(attrs=k.all(_own(cb)))
+    return dict(attrs=k.most(_own(cb)))
 
 @singledispatch
 def set_state(cb, s):
@@ -331,13 +340,13 @@ def _extra(self:FitState):
     "What callbacks have left on the Learner"
     return {a:v for a,v in vars(self.learn).items() if a not in _fastai_own and a[0]!='_' and not callable(v) and not isinstance(v, Callback)}
 
-# %% ../../nbs/runs/02_state.ipynb #51ea1117
+# %% ../../nbs/runs/02_state.ipynb #366cead2
 @patch
 def get(self:FitState):
     "As plain values"
     l,model = self.learn,get_model(self.learn.model)
     return dict(callbacks={n:get_state(o, self.keeper(type(o).__name__)) for n,o in self.cbs.items()}, model=module_state(model, self.keeper(), weights=False),
-                loss=_loss_state(self.loss, self.keeper('loss_func')), opt=Keeper()(l.opt.state_dict()), grads=_grads(model), learner=self.keeper('Learner').all(self._extra()),
+                loss=_loss_state(self.loss, self.keeper('loss_func')), opt=Keeper()(l.opt.state_dict()), grads=_grads(model), learner=self.keeper('Learner').most(self._extra()),
                 train_iter=getattr(l, 'train_iter', 0), pct_train=getattr(l, 'pct_train', 0.), smooth_loss=Keeper()(getattr(l, 'smooth_loss', None)))
 
 # %% ../../nbs/runs/02_state.ipynb #4fb172f7
@@ -364,8 +373,8 @@ def _put_callback(self:FitState, cb, s):
         if _kind(v)=='module' and a not in vars(cb) and v['cls']==_name(type(model)): vars(cb)[a] = deepcopy(model)
     set_state(cb, s)
 
-# %% ../../nbs/runs/02_state.ipynb #f161f3a8
-def _loss_state(f, k): return None if isinstance(f, _code) else _keep(f, k)
+# %% ../../nbs/runs/02_state.ipynb #28c22cd7
+def _loss_state(f, k): return None if isinstance(f, _code) else k._or_left(f, '')
 
 def set_opt(opt, s):
     "fastai's optimisers take over what they are given; keep the kind of its containers"

@@ -268,18 +268,19 @@ def _checkpoints(self:Run):
 @patch
 def _ended(self:Run): return [p for p in ('start', *self.info['phases']) if (self.path/'phases'/p).exists()]
 
-# %% ../../nbs/runs/01_store.ipynb #8d73a3d3
+# %% ../../nbs/runs/01_store.ipynb #8fb00f9b
 @patch
 def table(self:Run,
     name:str # 'epochs', 'evals', 'phases', what a callback has logged, or a file in `tables/`
 )->pd.DataFrame:
     "A table: a file, or one kind of rows of the history"
-    if (f := self.path/'tables'/f'{_check_name(name)}.csv').is_file(): return self._read_table(f)
+    f = self.path/'tables'/f'{_check_name(name)}.csv'
+    if f.is_file() or f'tables/{f.name}' in self.info['files']: return self._read_table(f)
     return pd.DataFrame([{k:v for k,v in o.items() if k!='table'} for o in self.rows() if o['table']==name])
 
 @patch
 def _read_table(self:Run, f):
-    if self.damaged(f'tables/{f.name}'): raise ValueError(f"{f}: damaged: it is not what was written (SHA-256)")
+    if self.damaged(f'tables/{f.name}'): raise ValueError(f"{f}: damaged or gone: it is not what was written (SHA-256)")
     return pd.read_csv(f)
 
 @patch
@@ -296,15 +297,16 @@ def evals(self:Run):
 def metrics(self:Run)->dict:
     "The last evaluation, or what the run's function returned; empty before that"
     f = self.path/'metrics.json'
-    return load_json(f) if f.exists() else {}
+    return load_json(f) if f.exists() or f.name in self.info['files'] else {}
 
-# %% ../../nbs/runs/01_store.ipynb #5dc8fea7
+# %% ../../nbs/runs/01_store.ipynb #2bbaf4c2
 @patch
 def save_metrics(self:Run,
     values:dict # Numbers by name
 ):
     "Write `metrics.json`"
     save_json(self.path/'metrics.json', plain(values))
+    self._note('metrics.json')
 
 @patch
 def save_table(self:Run,
@@ -480,13 +482,13 @@ def once(self:RunStore,
         if run.result() is None: run.compute(fn, settings)
     return run
 
-# %% ../../nbs/runs/01_store.ipynb #54cbf121
+# %% ../../nbs/runs/01_store.ipynb #22d75646
 @patch
 def result(self:Run)->dict|None: # `None` if it must be computed
     "What a finished run's function returned; what is damaged is computed again, with a warning"
     if self.info['status']!='finished': return None
     try:
-        if bad := self.damaged(): raise ValueError(f"{self.path}: damaged: {', '.join(bad)}")
+        if bad := self.damaged(): raise ValueError(f"{self.path}: damaged or gone: {', '.join(bad)}")
         return self.metrics
     except ValueError as e: warnings.warn(f'{e}. It is computed again')
 
