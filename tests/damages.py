@@ -51,7 +51,9 @@ def square(x, seed): return dict(y=float(x*x))
 
 def sweep_points(folder):
     from feature_erosion.all import sweep
-    return sweep(square, dict(x=[1,2,3]), store=folder/'sweep', n_jobs=1, progress=False).y.tolist()
+    df = sweep(square, dict(x=[1,2,3]), store=folder/'sweep', n_jobs=1, progress=False)
+    if (df.status=='failed').any(): raise RuntimeError(df.error.dropna().iloc[0])   # as the sweep's warning says
+    return df.y.tolist()
 
 def images(folder):
     "Decoded images, from their cache"
