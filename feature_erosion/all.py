@@ -13,6 +13,7 @@ from .patterns import *
 from .data import *
 from .models import *
 from .distributed import *
+from .batches import *
 from .phases import *
 from .evalsets import *
 from .representations import *

@@ -31,7 +31,9 @@ class Inside:
         same = pd.concat({m:self.cka.same_layer(first_, m) for m in self.cka.models()}, names=['model'])
         return Measured(self.probe[['accuracy']].join(self.rank[['rank','rank_1e-3','effective','limit']]).join(same))
 
-    def __repr__(self): return f"Inside({', '.join(self.cka.models())}: {len(self.rank)//len(self.cka.models())} layers, {self.cka.attrs['n']} images)"
+    def __repr__(self):
+        models = self.cka.models()
+        return f"Inside({', '.join(map(str, models))}: {len(self.rank)//len(models)} layers, {self.cka.attrs['n']} images)"
 
 # %% ../nbs/10b_inside.ipynb #6555807f
 def _series(ax, df, column, colors, marks='x.^s'):
