@@ -26,7 +26,8 @@ def _number(s): return int(s) if s.isdecimal() else float(s)
 
 _example = 'example: feature_erosion run fig1 --arch resnet20 --weights resnet20.th --stats imagenet --iters 200 200 --sched constant'
 
-_scales = 'A preset of the paper\'s own scale wants a GPU and days; cpu some hours on two cores; smoke a minute. Figures whose images or weights are missing are named, with where to get them.'
+_scales = '''A preset of the paper's own scale wants a GPU and days; cpu some hours on two cores; smoke a minute.
+Figures whose images or weights are missing are named, with where to get them.'''
 
 def _parser():
     p = _Parser('feature_erosion', description='What happens to what a network knew when it is finetuned on data with an easier feature.')
@@ -39,14 +40,14 @@ def _parser():
     return p
 
 def _demo_args(p):
-    p.add_argument('--out', default='runs/demo', metavar='DIR', help='folder of the run: figure, tables, weights (default: runs/demo)')
+    p.add_argument('--out', default='runs/demo', metavar='DIR', help='folder of the run (default: runs/demo)')
     p.add_argument('--seed', type=int, default=0, help='of everything random (default: 0)')
     p.set_defaults(run=run_demo)
 
 def _paper_args(p):
     p.add_argument('figures', nargs='*', metavar='FIGURE', help=f"some of {', '.join(figures)} (default: all)")
     p.add_argument('--preset', default='cpu', choices=presets, help='how large (default: cpu)')
-    p.add_argument('--out', metavar='DIR', help='folder for a run of each figure, and in it `runs` for the networks (default: runs/paper-PRESET)')
+    p.add_argument('--out', metavar='DIR', help='folder of the figures and networks (default: runs/paper-PRESET)')
     p.add_argument('--images', metavar='DIR', help="folder in ImageNet's layout, for the networks trained on ImageNet")
     p.add_argument('--jobs', type=int, metavar='N', help='networks at a time (default: 1 on a GPU, else as many as there are cores)')
     p.set_defaults(run=run_paper)
@@ -158,7 +159,8 @@ def _report(learn, out):
     acc = phase_table(learn)
     print('\n' + ' '*10 + ''.join(f'{s:>18}' for s in acc))
     for p,row in acc.iterrows(): print(f'{p:10}' + ''.join(f'{v:18.1%}' for v in row))
-    print(f"\n{len(learn.dls.valid_ds)} test images, chance {1/n_labels(learn.dls):.0%}. The run, with figure and tables, is in {out}")
+    n,chance = len(learn.dls.valid_ds),1/n_labels(learn.dls)
+    print(f"\n{n} test images, chance {chance:.0%}. The run, with figure and tables, is in {out}")
 
 # %% ../nbs/17_cli.ipynb #4254898f
 def main(

@@ -44,7 +44,7 @@ from .learner import *
 # %% ../nbs/15_paper.ipynb #9a064fe2
 @dataclass(frozen=True)
 class Net:
-    "A network, its data, what is painted on them, and its training: all that decides its weights but seed and ratio, and all of it JSON"
+    "A network, its data, what is painted on them, and its training: all but seed and ratio, as JSON can hold it"
     name:str # In tables and figures
     arch:str # As in `create_model`, or 'perceptron', or 'efficientnet_lite0' from PyPI
     data:str='cifar10' # 'digits', 'cifar10', 'cifar100', or a folder in ImageNet's layout: its path, or its name in fastai's data folder
@@ -68,7 +68,8 @@ class Net:
 
     def __post_init__(self):
         object.__setattr__(self, 'lengths', tuple(self.lengths))
-        if len(self.lengths)!=3 or not any(self.lengths): raise ValueError(f"lengths={self.lengths}: give three lengths, for pretrain, erode and relearn; 0 leaves a phase out")
+        if len(self.lengths)!=3 or not any(self.lengths):
+            raise ValueError(f"lengths={self.lengths}: give three lengths, for pretrain, erode and relearn; 0 leaves a phase out")
         for k,known in dict(unit=('epochs','iters'), pattern=_patterns, stats=(None,*_stats)).items():
             if (v := getattr(self, k)) not in known: raise ValueError(f"{k}={v!r}: must be one of {', '.join(map(str, known))}")
 
@@ -80,8 +81,8 @@ _cifar = dict(cifar10=(cifar10_dls,URLs.CIFAR), cifar100=(cifar100_dls,URLs.CIFA
 # %% ../nbs/15_paper.ipynb #257c987f
 _where = {'resnet20-12fca82f.th': "It is in `pretrained_models` of https://github.com/akamaster/pytorch_resnet_cifar10. ",
           'imagenet': "ImageNet (ILSVRC 2012) is given to those who register at https://image-net.org. ",
-          'tiny_imagenet_20': "It holds 20 classes of Tiny ImageNet (http://cs231n.stanford.edu/tiny-imagenet-200.zip); any ten or more of ImageNet's will do, also "
-                              "those of https://github.com/fastai/imagenette. "}
+          'tiny_imagenet_20': "It holds 20 classes of Tiny ImageNet (http://cs231n.stanford.edu/tiny-imagenet-200.zip); "
+                              "any ten or more of ImageNet's will do, also those of https://github.com/fastai/imagenette. "}
 
 # %% ../nbs/15_paper.ipynb #76d45e49
 def data_folder(
@@ -91,8 +92,9 @@ def data_folder(
     if name in _cifar: return _untar(_cifar[name][1])
     data = fastai_path('data')
     res = first(p for p in (Path(name).expanduser(), data/name) if p.is_dir())
-    if res is None: raise FileNotFoundError(f"data={name!r}: no such data set, and no such folder, here or in {data}. {_where.get(name, '')}Put a folder in ImageNet's layout "
-                                            f"(train/CLASS/… and val/CLASS/…) at {data/Path(name).name}, or say where yours is (`images=`, --images)")
+    if res is None: raise FileNotFoundError(f"data={name!r}: no such data set, and no such folder, here or in {data}. "
+        f"{_where.get(name, '')}Put a folder in ImageNet's layout (train/CLASS/… and val/CLASS/…) at {data/Path(name).name}, "
+        "or say where yours is (`images=`, --images)")
     return res
 
 # %% ../nbs/15_paper.ipynb #7bae0c7e
@@ -126,7 +128,8 @@ def weights_file(
     "Where a weights file is; a `FileNotFoundError` says where to get it and where to put it"
     hub = Path(torch.hub.get_dir())/'checkpoints'
     res = first(p for p in (Path(name).expanduser(), hub/name) if p.is_file())
-    if res is None: raise FileNotFoundError(f"weights={name!r}: there is no such file, here or in {hub}. {_where.get(name, '')}Put it there")
+    if res is None:
+        raise FileNotFoundError(f"weights={name!r}: there is no such file, here or in {hub}. {_where.get(name, '')}Put it there")
     return res
 
 def efficientnet_lite0():
@@ -148,7 +151,8 @@ def _weights(net):
 
 def _model_args(net, vocab):
     "Arguments for `create_model`"
-    return dict(arch=_made.get(net.arch, net.arch), width=net.width, weights=_weights(net), classes=imagenet_indices(vocab) if net.weights=='imagenet' else None)
+    classes = imagenet_indices(vocab) if net.weights=='imagenet' else None
+    return dict(arch=_made.get(net.arch, net.arch), width=net.width, weights=_weights(net), classes=classes)
 
 # %% ../nbs/15_paper.ipynb #641e3615
 def net_files(
@@ -165,7 +169,8 @@ def net_phases(
     easy:DataLoaders # The same, or others, with a pattern
 )->list: # Of `Phase`
     "Pretrain on clean data, erode on painted, relearn on clean"
-    return [Phase(n, dls=d, sched=net.sched, **{net.unit:l}) for n,d,l in zip(('pretrain','erode','relearn'), (clean,easy,clean), net.lengths) if l]
+    parts = zip(('pretrain','erode','relearn'), (clean,easy,clean), net.lengths)
+    return [Phase(n, dls=d, sched=net.sched, **{net.unit:l}) for n,d,l in parts if l]
 
 def fit_net(
     net:Net, # What to train
@@ -181,7 +186,8 @@ def fit_net(
         learn = erosion_learner(dls, lr=net.lr, **_model_args(net, list(dls.vocab)))
         with contextlib.ExitStack() as s:
             if quiet: s.enter_context(learn.no_bar()), s.enter_context(learn.no_logging())
-            learn.fit_phases(net_phases(net, dls, easy), cbs=[EvalSets(pattern_sets(easy)), *L(cbs)])   # also while nothing is painted yet
+            sets = EvalSets(pattern_sets(easy))   # also while nothing is painted yet
+            learn.fit_phases(net_phases(net, dls, easy), cbs=[sets, *L(cbs)])
     return learn
 
 # %% ../nbs/15_paper.ipynb #4fe09ef0
@@ -219,7 +225,8 @@ def load_net(
 )->Learner: # With history and snapshots
     "A trained network in a Learner, as `fit_net` left it"
     c = run.config
-    with contextlib.redirect_stdout(io.StringIO()): return fit_net(Net(**c['net']), c['seed'], c['ratio'], KeepRun(run, wait=True))
+    with contextlib.redirect_stdout(io.StringIO()):
+        return fit_net(Net(**c['net']), c['seed'], c['ratio'], KeepRun(run, wait=True))
 
 # %% ../nbs/15_paper.ipynb #df238258
 def before_erosion(
@@ -246,11 +253,15 @@ def load_result(
 )->Result:
     "Tables and settings of a figure; a `ValueError` names what is damaged"
     run = Run(folder)
-    if not (run.path/'run.json').is_file(): raise FileNotFoundError(f"folder={str(folder)!r}: no run here; give the folder of one figure, e.g. runs/paper-cpu/fig1")
-    if run.status!='finished' or 'figure' not in run.config: raise ValueError(f"folder={str(folder)!r}: no finished figure; `paper` goes on with it")
+    if not (run.path/'run.json').is_file():
+        raise FileNotFoundError(f"folder={str(folder)!r}: no run here; give the folder of one figure, e.g. runs/paper-cpu/fig1")
+    if run.info['status']!='finished' or 'figure' not in run.config:
+        raise ValueError(f"folder={str(folder)!r}: no finished figure; `paper` goes on with it")
     return Result(run.config['figure'], _tables(run), run.config, run.info['sessions'][-1])
 
-def _tables(run): return {f.stem:run.table(f.stem) for f in map(Path, run.info['files']) if f.parent.name=='tables' and f.stem!='claims'}
+def _tables(run):
+    names = [f.stem for f in map(Path, run.info['files']) if f.parent.name=='tables']
+    return {k:run.table(k) for k in names if k!='claims'}
 
 # %% ../nbs/15_paper.ipynb #b5b6751e
 @patch
@@ -277,7 +288,8 @@ def load_paper(
     folder # As `paper` wrote it: a folder for each figure
 )->dict: # A `Result` by figure, in the order of `recipes`
     "All figures that are there"
-    res = {f:load_result(Path(folder)/f) for f in recipes if _is_done(Path(folder)/f)}
+    there = [f for f in recipes if (Path(folder)/f/'run.json').is_file()]
+    res = {f:load_result(Path(folder)/f) for f in there if Run(Path(folder)/f).info['status']=='finished'}
     if not res: raise FileNotFoundError(f"folder={str(folder)!r}: no figures here; give the folder that `paper` wrote, e.g. runs/paper-cpu")
     return res
 
@@ -286,8 +298,6 @@ def claims_table(
 )->pd.DataFrame: # As from `Result.claims`, with the `figure`
     "The claims of all figures"
     return pd.concat([r.claims() for r in results.values()], ignore_index=True)
-
-def _is_done(folder): return (folder/'run.json').is_file() and Run(folder).status=='finished'
 
 # %% ../nbs/15_paper.ipynb #bc632410
 def _num(v, fmt): return '–' if np.isnan(v) else format(v, fmt).replace('-', '−')
@@ -627,7 +637,7 @@ def _smoke():
 
 def _paper():
     vgg,res = Net('VGG-19', 'vgg19'),Net('ResNet-18', 'resnet18')
-    photos = dict(data='imagenet', weights='imagenet', n_classes=10, size=224, pad=28, pattern_size=.125, stats='imagenet', lr=.01)
+    photos = dict(data='imagenet', weights='imagenet', n_classes=10, size=224, pattern_size=.125, stats='imagenet', lr=.01)
     return _configs(vgg, (res, Net('ResNet-50 (ImageNet)', 'torchvision/resnet50', **photos), Net('VGG-19 (ImageNet)', 'torchvision/vgg19', **photos)), (res,), (0.,.01,.03,.1,.3,.6,.9,1.), 160)
 
 # %% ../nbs/15_paper.ipynb #aefd45d3
@@ -636,7 +646,9 @@ def _cpu():
     small = dict(width=.25, lr=.05, **cifar)
     vgg,res = Net('VGG-19', 'vgg19', lengths=(24,6,24), **small),Net('ResNet-18', 'resnet18', lengths=(20,6,0), **small)
     given = Net('ResNet-20 (published)', 'resnet20', weights='resnet20-12fca82f.th', stats='imagenet', lengths=(0,6,0), **cifar)
-    photos = Net('EfficientNet-lite0 (ImageNet)', 'efficientnet_lite0', 'tiny_imagenet_20', weights='imagenet', n_classes=10, size=96, pad=0, pattern_size=.125, stats='half', n=600, n_valid=150, bs=20, lr=.003, lengths=(15,15,0))
+    few = dict(n_classes=10, size=96, pad=0, n=600, n_valid=150, bs=20)
+    photos = Net('EfficientNet-lite0 (ImageNet)', 'efficientnet_lite0', 'tiny_imagenet_20', weights='imagenet',
+                 pattern_size=.125, stats='half', lr=.003, lengths=(15,15,0), **few)
     return _configs(vgg, (res,given,photos), (given,res), (0.,.03,.1,.3,.9,1.), 4, n_test=1000, n_train=4000)
 
 presets = dict(smoke=_smoke, cpu=_cpu, paper=_paper) # Functions that return a `Setting` by figure
@@ -647,14 +659,15 @@ def measure_net(
     ratio:float, # As in `fit_net`
     seed:int, # As in `fit_net`
     run:Run, # Where to keep the tables
+    tables:str, # What is measured: tells the points of one recipe from another's
     measure, # As in `Recipe`
     n_test:int, # As in `Setting`
     n_train:int # As in `Setting`
 )->dict: # Accuracy on each set at the end of each phase
     "A network, trained if need be, and what a recipe measures of it"
     learn = load_net(trained(run.store, net := Net(**net), seed, ratio))
-    with learn.no_bar(): tables = measure(learn, Setting((net,), n_test=n_test, n_train=n_train))
-    for k,v in tables.items(): run.save_table(k, v)
+    with learn.no_bar(): res = measure(learn, Setting((net,), n_test=n_test, n_train=n_train))
+    for k,v in res.items(): run.save_table(k, v)
     return {f'{p}_{k}':v for p,row in phase_table(learn).to_dict('index').items() for k,v in row.items()}
 
 # %% ../nbs/15_paper.ipynb #9da8a3a5
@@ -663,7 +676,8 @@ def _gather(df, store):
     parts = {}
     for p in df.itertuples():
         for k,d in _tables(store[p.run]).items():
-            parts.setdefault(k, []).append(pd.concat([pd.DataFrame(dict(net=p.net['name'], ratio=p.ratio, seed=p.seed), index=d.index), d], axis=1))
+            which = pd.DataFrame(dict(net=p.net['name'], ratio=p.ratio, seed=p.seed), index=d.index)
+            parts.setdefault(k, []).append(pd.concat([which, d], axis=1))
     return {k:pd.concat(v, ignore_index=True) for k,v in parts.items()}
 
 # %% ../nbs/15_paper.ipynb #1456d6a4
@@ -680,7 +694,8 @@ def run_recipe(
     nets = [replace(o, lengths=tuple(l if i<r.phases else 0 for i,l in enumerate(o.lengths))) for o in config.nets]
     point = partial(measure_net, measure=r.measure, n_test=config.n_test, n_train=config.n_train)
     files = list({str(f):f for o in nets for f in net_files(o)}.values())
-    df = sweep(point, dict(ratio=list(config.ratios), net=list(map(asdict, nets))), config.seeds, store, n_jobs, files=files, progress=progress)
+    grid = dict(tables=[r.measure.__name__], ratio=list(config.ratios), net=list(map(asdict, nets)))
+    df = sweep(point, grid, config.seeds, store, n_jobs, files=files, progress=progress)
     if len(bad := df[df.status!='finished']): raise RuntimeError(f"{figure}: {len(bad)} of {len(df)} networks failed; the same call tries them again. {bad.run.iloc[0]}: {bad.error.iloc[0]}")
     return Result(figure, _gather(df, RunStore(store)), asdict(config), environment())
 
@@ -689,7 +704,7 @@ def check_config(
     figure:str, # One of `recipes`
     config:Setting # To be looked at
 ):
-    "What is wrong, or missing (images, weights, packages), is an error before anything is computed; it says where to get what and where to put it"
+    "Find what is wrong or missing (images, weights, packages) before anything is computed; the error says where to get it"
     if figure not in recipes: raise ValueError(f"figure={figure!r}: must be one of {', '.join(recipes)}")
     if len({o.name for o in config.nets})<len(config.nets): raise ValueError(f"nets: their names must differ; got {', '.join(o.name for o in config.nets)}")
     missing = {str(e):type(e) for net in config.nets for f in _checks(recipes[figure], net) for e in [_error(f)] if e}
@@ -737,9 +752,13 @@ def paper(
     failed = {f:e for f,c in configs.items() if (e := _error(partial(check_config, f, c)))}
     if len(failed)==len(configs): raise first(failed.values())   # nothing can be made
     if progress and failed: print(_not_made(failed), 'The others are made.', sep='\n', flush=True)
-    runs,res = {f:open_run(out/f, figure=f, title=recipes[f].title, preset=preset, **asdict(c)) for f,c in configs.items() if f not in failed},{}
+    about = lambda f: dict(figure=f, title=recipes[f].title, preset=preset, **asdict(configs[f]))
+    runs,res = {f:open_run(out/f, **about(f)) for f in configs if f not in failed},{}
     for f,run in runs.items():
-        try: res[f] = _make_figure(run, configs[f], out/'runs', n_jobs, progress)
+        make = partial(_figure, config=configs[f], store=out/'runs', n_jobs=n_jobs, progress=progress)
+        try:
+            with run.lock(): run.compute(make, {})
+            res[f] = load_result(run.path)
         except RuntimeError as e: failed[f] = e
     if failed: raise Unfinished(_not_made(failed), res)
     return res
@@ -754,25 +773,13 @@ def _chosen(preset, figures, images):
 
 def _not_made(errors): return '\n'.join(f'{f} is not made: {e}' for f,e in errors.items())
 
-def _make_figure(run, config, store, n_jobs, progress):
-    "Compute it in the figure's own run"
-    start,figure,was = perf_counter(),run.config['figure'],run.info['status']
-    with run.lock(), _noting(run):
-        res = run_recipe(figure, config, store, n_jobs, progress)
-        res.save(run)
-        if was!='finished': run.save_metrics(dict(seconds=round(perf_counter()-start, 1)))
-    if progress: print(f"{figure:8} {recipes[figure].title}: {perf_counter()-start:.0f} s, {run.path}", flush=True)
-    return res
-
-@contextlib.contextmanager
-def _noting(run):
-    "Begin a run, and write down how it ended"
-    run.begin()
-    try: yield
-    except BaseException as e:
-        run.update(status='failed' if isinstance(e, Exception) else 'stopped', error=f'{type(e).__name__}: {e}'[:1000])
-        raise
-    run.update(status='finished', error=None)
+def _figure(run, config, store, n_jobs, progress):
+    "Fill a figure's run; how long it took"
+    start,figure,before = perf_counter(),run.config['figure'],run.metrics
+    run_recipe(figure, config, store, n_jobs, progress).save(run)
+    took = dict(seconds=round(perf_counter()-start, 1))
+    if progress: print(f"{figure:8} {recipes[figure].title}: {took['seconds']:.0f} s, {run.path}", flush=True)
+    return before or took   # if it was there already, not how long it took to look
 
 # %% ../nbs/15_paper.ipynb #76ceaf05
 def keep_net(
@@ -787,8 +794,9 @@ def keep_net(
     weights = {'weights_sha256':file_sha(weights_file(net.weights))} if net.weights not in (None,'imagenet') else {}
     run = open_run(out, seed=seed, ratio=ratio, net=asdict(net), **weights)
     learn = fit_net(net, seed, ratio, [*L(cbs), KeepRun(run)], quiet)
-    rec = learn.recorder
-    for k,v in dict(history=rec.history.reset_index(), evals=rec.evals, accuracy=phase_table(learn).reset_index()).items(): run.save_table(k, v)
+    tables = dict(history=learn.recorder.history, accuracy=phase_table(learn))
+    for k,v in tables.items(): run.save_table(k, v.reset_index())
+    run.save_table('evals', learn.recorder.evals)
     return learn
 
 # %% ../nbs/15_paper.ipynb #59a535d3
@@ -796,8 +804,8 @@ class _TellPhases(Callback):
     "Say what a phase did"
     passive = True
     def after_phase(self):
-        last = self.recorder.evals.iloc[-1]
-        print(f"{self.learn.phase.name:10} {last.total_iter:6} iterations, clean accuracy {last.clean:6.1%}, pattern accuracy {last.pattern:6.1%}")
+        name,last = self.learn.phase.name,self.recorder.evals.iloc[-1]
+        print(f"{name:10} {last.total_iter:6} iterations, clean accuracy {last.clean:6.1%}, pattern accuracy {last.pattern:6.1%}")
 
 def demo(
     out='runs/demo', # As in `keep_net`

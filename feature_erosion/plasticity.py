@@ -526,5 +526,6 @@ def phase_table(
     ev = learn.recorder.evals
     if not len(ev): raise ValueError("no evaluations in this fit: use `fit_phases` with data from `inject`, or add `EvalSets`")
     sets = [c for c in ev if c not in ('phase','when','iter','total_iter','epoch','n')]
-    rows = {'start':ev.query('total_iter==0')[sets].iloc[:1], **{p:d[sets].iloc[-1:] for p,d in ev.query("when=='epoch'").groupby('phase', sort=False)}}
+    start,ends = ev.query('total_iter==0')[sets].iloc[:1],ev.query("when=='epoch'").groupby('phase', sort=False)
+    rows = {'start':start, **{p:d[sets].iloc[-1:] for p,d in ends}}
     return pd.concat({k:v for k,v in rows.items() if len(v)}).droplevel(1).rename_axis('phase')

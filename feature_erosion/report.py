@@ -185,21 +185,22 @@ def _csv(f): return pd.read_csv(f, low_memory=False)
 def _tables(f):
     "The tables in a `history.jsonl`, by name"
     rows = Run(f.parent).rows()
-    return {n:pd.DataFrame([o for o in rows if o['table']==n]).drop(columns='table') for n in dict.fromkeys(o['table'] for o in rows)}
+    names = dict.fromkeys(o['table'] for o in rows)
+    return {n:pd.DataFrame([o for o in rows if o['table']==n]).drop(columns='table') for n in names}
 
 # %% ../nbs/16_report.ipynb #ccc6aec7
 @patch
 def files(self:_Folder):
     "Tables in `tables/`, or else in `history.jsonl`"
-    files = [f for f in sorted((self.path/'tables').glob('*.csv'), key=lambda f: _natural(f.name)) if f.name!='claims.csv' and f.name[0]!='.']
-    if files: return {f.stem:df for f in files if (df := self.read(f'tables/{f.name}', _csv)) is not None}
+    names = sorted((o.stem for o in (self.path/'tables').glob('*.csv') if o.name!='claims.csv' and o.name[0]!='.'), key=_natural)
+    if names: return {n:df for n in names if (df := self.read(f'tables/{n}.csv', _csv)) is not None}
     return {f'history: {k}':df for k,df in (self.read('history.jsonl', _tables) or {}).items()}
 
 # %% ../nbs/16_report.ipynb #3522c057
 @patch(as_prop=True)
 def title(self:_Folder):
-    names = [re.sub(r'^fig(ure)?[ _-]?(?=\d)', 'Figure ', _text(self.config[k]), flags=re.I) for k in ('figure','title') if self.config.get(k)]
-    return ': '.join(names) or self.path.resolve().name
+    names = [_text(self.config[k]) for k in ('figure','title') if self.config.get(k)]
+    return re.sub(r'^fig(ure)?[ _-]?(?=\d)', 'Figure ', ': '.join(names), flags=re.I) or self.path.resolve().name
 
 @patch(as_prop=True)
 def facts(self:_Folder):
@@ -449,7 +450,8 @@ def report(
     path = Path(path)
     if not path.is_dir(): raise ValueError(f"path={str(path)!r}: no such folder; give a run's folder, or a folder of runs")
     kinds = _folders(path.resolve())
-    if not any(kinds.values()): raise ValueError(f"path={str(path)!r}: nothing to report: neither this folder nor one in it is a run, with a run.json")
+    if not any(kinds.values()):
+        raise ValueError(f"path={str(path)!r}: nothing to report: neither this folder nor one in it is a run, with a run.json")
     out = _check_file(Path(out or path/'report.html'))
     page = _page(path.resolve(), kinds).encode('utf-8', 'replace')
     with writing(out.parent):

@@ -26,10 +26,13 @@ def done(run, **values):
 
 def results(folder, **config):
     "A figure of the paper, with claims"
-    run = RunStore(folder.parent).run(folder.name, **{**dict(figure='fig1', title='Erosion', preset='cpu', model=dict(arch='vgg19', width=.25)), **config})
+    config = {**dict(figure='fig1', title='Erosion', preset='cpu', model=dict(arch='vgg19', width=.25)), **config}
+    run = RunStore(folder.parent).run(folder.name, **config)
     figure(run, 'fig1')
-    run.save_table('claims', pd.DataFrame(dict(claim=['Clean accuracy falls','Rank falls',script], paper='yes', ours='88.1% to 24.3%', n=3, mean=-.638123, low=-.7, high=-.5, agrees=[True,False,'in part'])))
-    run.save_table('history', pd.DataFrame(np.random.RandomState(0).rand(180,15), columns=[f'a_long_name_{i}' for i in range(15)]).rename_axis('epoch').reset_index())
+    claims = dict(claim=['Clean accuracy falls','Rank falls',script], paper='yes', ours='88.1% to 24.3%', n=3)
+    run.save_table('claims', pd.DataFrame(dict(claims, mean=-.638123, low=-.7, high=-.5, agrees=[True,False,'in part'])))
+    history = pd.DataFrame(np.random.RandomState(0).rand(180,15), columns=[f'a_long_name_{i}' for i in range(15)])
+    run.save_table('history', history.rename_axis('epoch').reset_index())
     return done(run, seconds=75)
 
 def make_run(store, name, **config):
@@ -91,7 +94,8 @@ def test_damaged_pieces_are_named(folder):
     (figures/'huge.png').write_bytes(b'0'*(6*2**20))
     html = report(folder).read_text()
     notes = re.findall(r'<li>((?!<a).*?)</li>', html)
-    for f in ('run.json: damaged', 'history.jsonl: damaged', 'metrics.json', 'other.csv', 'claims.csv', 'history.csv: damaged: it is not what was written', 'figures/fig1.svg: gone', 'fig1.png', 'broken.svg',
+    for f in ('run.json: damaged', 'history.jsonl: damaged', 'metrics.json', 'other.csv', 'claims.csv', 'fig1.png', 'broken.svg',
+              'history.csv: damaged: it is not what was written', 'figures/fig1.svg: gone',
               'huge.png: not in this page: it has 6.0 MB'): assert any(o.startswith(f) for o in notes), f
     assert 'cannot be read' in html and str(folder) not in html and 'a_long_name_3' in html   # in fig10, which is whole
     assert headings(html)[1:]==['Figure 2: Erosion','Figure 10: Erosion','Runs','a','b'] and html.count('<img ')==4
@@ -118,12 +122,14 @@ def test_it_reads_and_writes_nothing_else(folder):
     assert {f:o for f,o in written().items() if f!=out}==before
 
 def test_two_at_once(folder):
-    command = [sys.executable, '-W', 'ignore', '-c', f'from feature_erosion.report import report\nfor i in range(5): report({str(folder)!r})']
+    code = f'from feature_erosion.report import report\nfor i in range(5): report({str(folder)!r})'
+    command = [sys.executable, '-W', 'ignore', '-c', code]
     both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for p in both: assert p.communicate()[1]=='' and p.returncode==0
     assert headings((folder/'report.html').read_text())[-2:]==['a','b'] and not list(folder.rglob('*.part'))
 
-@pytest.mark.parametrize('path,out,words', [('nowhere',None,"path='"), ('empty',None,'nothing to report'), ('r','r/x.json','ends in .html'), ('r','r/run.json/x.html','cannot write there')])
+@pytest.mark.parametrize('path,out,words', [('nowhere',None,"path='"), ('empty',None,'nothing to report'),
+    ('r','r/x.json','ends in .html'), ('r','r/run.json/x.html','cannot write there')])
 def test_bad_arguments(path, out, words, tmp_path, capsys):
     results(tmp_path/'r')
     (tmp_path/'empty'/'.hidden').mkdir(parents=True)
