@@ -55,7 +55,7 @@ def _failed(run, error):
 class Sweep(Measured):
     "What `sweep` returns: a row for each point, its settings, `seed`, numbers, `status`, `run`"
 
-# %% ../../nbs/runs/04_sweep.ipynb #bebf49fa
+# %% ../../nbs/runs/04_sweep.ipynb #50ec2292
 def sweep(
     fn, # One point: `fn(seed=…, **point)`, and `run=` if it has such an argument; returns a Learner or a dict of numbers
     grid:dict, # Lists of values by name; all combinations are computed
@@ -73,11 +73,12 @@ def sweep(
     _check_call(fn, points[0])
     runs,results,idle = RunStore(store).recipe_runs(fn, points, files),{},0
     _tell_new(runs)
+    threads = threads or _share(backend, n_jobs, len(points))   # also for what is tried again alone: other threads, other last digits
     for r in runs: _forget_tries(r)
     while todo := [i for i in range(len(points)) if i not in results]:
         before = _progress(runs)
         now = _now(todo, runs, attempts)
-        try: _collect(fn, points, now, runs, results, n_jobs, threads or _share(backend, n_jobs, len(now)), attempts, progress)
+        try: _collect(fn, points, now, runs, results, n_jobs, threads, attempts, progress)
         except Exception as e:
             idle = 0 if _progress(runs)!=before else idle+1
             if not _is_lost_worker(e) or idle>=attempts: raise   # also if workers die before they begin
