@@ -151,6 +151,7 @@ def main(kills=10, seed=0, folder=None, what='few'):
         bad = [k for k in want if got.get(k)!=want[k]]
         assert not bad and len(got)==len(want), f'{home}: not the same: {bad}'
         rounds += 1
+        print(f'{done} of {kills} kills', flush=True)
     print(f'{what}: {done} kills in {rounds} runs, all ended like the one that nobody killed; killed at ' + ', '.join(f'{k}: {v}' for k,v in hits.items()))
     return hits
 
