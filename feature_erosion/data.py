@@ -59,7 +59,7 @@ class TensorImages:
         "The samples `i`, as another dataset"
         y = None if self.y is None else self.y[i]
         return TensorImages(self.x[i], y, self.vocab, self.split_idx, self.value_range)
-    def new_empty(self): return self.take(slice(0))
+    def new_empty(self): return self.take([])   # a slice would be pickled with all of the images
     def decode(self, o, full=True): return (o[0], *(Categorize(self.vocab, sort=False).decode(y) for y in o[1:]))
     __repr__ = basic_repr('x_shape,c,split_idx')
 
