@@ -185,7 +185,7 @@ def compare(tmp, patch):
             (folder/'labels.csv').write_text('1,2,3')
             if isinstance(change, str): surroundings(change, folder, p.setattr)
             run = once(store, folder, {} if isinstance(change, str) else change)
-        yield dict(part=part, changed=what, run=run.path.name, weights=run.metrics['weights'], accuracy=run.metrics['accuracy'], own=run.path not in runs and run.path!=first.path, outside=isinstance(change, str))
+        yield dict(part=part, changed=what, run=run.path.name, weights=run.metrics['weights'], accuracy=run.metrics['accuracy'], unchanged=first.metrics['weights'], own=run.path not in runs and run.path!=first.path, outside=isinstance(change, str))
         runs[run.path] = what
 
 if __name__=='__main__':

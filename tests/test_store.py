@@ -17,10 +17,11 @@ from feature_erosion.files import load_folder, load_json, save_folder, save_json
 from feature_erosion.runs.resume import KeepRun
 from feature_erosion.runs.store import RunStore, environment, git_revision, pack, unpack
 
-def test_ten_kills():
-    "`python tests/kill.py 100` is the long version"
-    hits = kill.main(10)
-    assert sum(hits.values())>=10 and all(hits.values()), hits
+@pytest.mark.parametrize('what,kills', [('few',7), ('many',2)])
+def test_kills(what, kills):
+    "`python tests/kill.py 100 many` is the long version"
+    hits = kill.main(kills, what=what)
+    assert sum(hits.values())>=kills and (what=='many' or all(hits.values())), hits
 
 def net(): return nn.Sequential(nn.Flatten(), nn.Linear(768,16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16,10))
 
@@ -119,27 +120,14 @@ def test_two_processes_compute_once(tmp_path, dies):
     (run,),(whole,) = RunStore(tmp_path/'a'),RunStore(tmp_path/'whole')
     assert run.status=='finished' and all(torch.equal(v, run.weights()[k]) for k,v in whole.weights().items()) and run.history().equals(whole.history())
 
-def damage(f, how):
+def flip(f):
     b = bytearray(f.read_bytes())
-    if how=='truncated': f.write_bytes(b[:len(b)//2])
-    if how=='flipped': b[len(b)//2] ^= 4; f.write_bytes(b)
-    if how=='missing': f.unlink()
-
-@pytest.mark.parametrize('how', ['truncated','flipped','missing'])
-@pytest.mark.parametrize('name', ['model.safetensors','state.pt','about.json'])
-def test_damaged_checkpoints(tmp_path, how, name):
-    "The last good one is used, the bad one stays"
-    whole = fit(tmp_path/'whole')
-    with pytest.raises(RuntimeError): fit(tmp_path, cbs=[Stop(8, boom(RuntimeError('x')))])
-    last = RunStore(tmp_path)['a'].path/'last'
-    newest = max(last.iterdir(), key=lambda p: int(p.name))
-    damage(newest/name, how)
-    with pytest.warns(UserWarning, match='stays where it is'): learn = fit(tmp_path)
-    assert same(learn, whole)
+    b[len(b)//2] ^= 4
+    f.write_bytes(b)
 
 def test_nothing_good_left_is_an_error(tmp_path):
     with pytest.raises(RuntimeError): fit(tmp_path, cbs=[Stop(3, boom(RuntimeError('x')))])
-    for f in Path(tmp_path).rglob('state.pt'): damage(f, 'flipped')
+    for f in Path(tmp_path).rglob('state.pt'): flip(f)
     with pytest.raises(ValueError, match='none of its checkpoints can be read'), pytest.warns(UserWarning): fit(tmp_path)
     assert list(Path(tmp_path).rglob('state.pt'))
 
