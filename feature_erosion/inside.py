@@ -7,10 +7,11 @@ Docs: https://feature-erosion.github.io/feature_erosion/inside.html.md"""
 # %% auto #0
 __all__ = ['Inside', 'look_inside']
 
-# %% ../nbs/10b_inside.ipynb #848ed5ca
+# %% ../nbs/10b_inside.ipynb #07273e7b
 import pandas as pd
 from fastcore.all import *
 from fastai.vision.all import plt
+from .phases import check_classes
 from .representations import *
 from .rank import *
 from .cka import *
@@ -95,6 +96,7 @@ def look_inside(
     progress:bool=True # Whether to show bars
 )->Inside:
     "CKA, ranks and linear probes of all layers of all models: one pass over each of the two sets for each model"
+    check_classes(train, test, 'test', 'train')
     fit = ProbeFit(dl_labels(train, n, seed), C, pool, seed=seed, progress=progress)
     cka,rank,score = cka_meter(estimator, seed=seed),RankMeter(max_features=max_features, seed=seed),ProbeScore(fit, dl_labels(test, n_test, seed))
     visit(models, train, fit, layers, n, max_memory, seed, progress)

@@ -33,14 +33,14 @@ from .runs.store import *
 from .runs.resume import *
 
 # %% ../nbs/11_learner.ipynb #fefa98d8
-def _check_fit(model, dls):
+def _check_fit(model, dls, n):
     "Two images through the model: wrong channels or outputs are found before training"
     with no_random(reproducible=False): x = dls.valid.one_batch()[0][:2].as_subclass(torch.Tensor)
     with evaluating(model):
         try: out = model(*to_model((x,), model))
         except RuntimeError as e: raise ValueError(f"dls: images are {'×'.join(map(str, x.shape[1:]))} (channels×height×width), and the model cannot take them: {str(e).splitlines()[0]}") from None
     scores = answer_tensor(out)
-    if scores.shape[-1]!=(n := n_labels(dls)): raise ValueError(f"arch: the model has {scores.shape[-1]} outputs, the data {n} classes")
+    if scores.shape[-1]!=n: raise ValueError(f"arch: the model has {scores.shape[-1]} outputs, the data {n} classes")
     return [] if isinstance(out, torch.Tensor) else [TensorAnswer()]
 
 # %% ../nbs/11_learner.ipynb #9209a901
@@ -69,6 +69,7 @@ def erosion_learner(
     width:float=1., # Factor on the channels of one of `archs()`
     weights=None, # As in `create_model`, e.g. a file
     classes=None, # As in `create_model`
+    n_classes:int|None=None, # By default what the data say
     lr:float=.1, # Learning rate
     mom:float=.9, # Momentum
     wd:float=1e-4, # Weight decay, on all parameters
@@ -79,9 +80,10 @@ def erosion_learner(
 )->Learner:
     "A Learner with the paper's optimiser: plain SGD with momentum and weight decay"
     with no_random(reproducible=False): c_in = dls.valid.one_batch()[0].shape[1]
-    model = create_model(arch, n_labels(dls), c_in, width, weights, classes)
+    n_classes = n_classes or n_labels(dls)
+    model = create_model(arch, n_classes, c_in, width, weights, classes)
     if channels_last: model = model.to(memory_format=torch.channels_last)
-    cbs = _check_fit(model, dls) + L(kwargs.pop('cbs', None))
+    cbs = _check_fit(model, dls, n_classes) + L(kwargs.pop('cbs', None))
     if compile: model.compile()
     return Learner(dls, model, opt_func=partial(TorchOptim, opt=torch.optim.SGD, momentum=mom), lr=lr, wd=wd, wd_bn_bias=True,
                    metrics=metrics, cbs=cbs, **kwargs)

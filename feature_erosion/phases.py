@@ -456,7 +456,8 @@ def class_names(
 def check_classes(
     own, # The Learner's data, as in `class_names`
     other, # Data that meet them
-    who:str # Whose they are, for the message
+    who:str, # Whose they are, for the message
+    whose:str="the Learner's data" # What they are compared with
 ):
     "Refuse data in which a class has another label than in the Learner's; warn where a label has another name"
     a,b = class_names(own),class_names(other)
@@ -464,11 +465,11 @@ def check_classes(
     at = {c:i for i,c in enumerate(a)}
     if moved := [c for i,c in enumerate(b) if at.get(c, i)!=i]:
         c = moved[0]
-        raise ValueError(f"dls: {who} has class {c!r} as label {b.index(c)}, the Learner's data have it as {at[c]}; "
+        raise ValueError(f"dls: {who} has class {c!r} as label {b.index(c)}, {whose} have it as {at[c]}; "
                          "give all data one `vocab`, in one order")
     if renamed := [(i,x,y) for i,(x,y) in enumerate(zip(a, b)) if x!=y]:
         i,x,y = renamed[0]
-        warnings.warn(f"{who}: label {i} is {y!r}, in the Learner's data it is {x!r}; "
+        warnings.warn(f"{who}: label {i} is {y!r}, in {whose} it is {x!r}; "
                       "right for a new task on the same outputs, wrong for the same task")
 
 # %% ../nbs/03_phases.ipynb #0e1ead01

@@ -7,13 +7,14 @@ Docs: https://feature-erosion.github.io/feature_erosion/probes.html.md"""
 # %% auto #0
 __all__ = ['LinearProbe', 'fit_probe', 'ProbeFit', 'ProbeScore', 'probe_features', 'dl_labels', 'layer_probe', 'LayerProbe']
 
-# %% ../nbs/08_probes.ipynb #333e7556
+# %% ../nbs/08_probes.ipynb #75e78da8
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from warnings import warn
 from fastcore.all import *
 from fastai.vision.all import DataLoader, no_random, plt, progress_bar
 from .batches import *
 from .patterns import *
+from .phases import check_classes
 from .representations import *
 
 # %% ../nbs/08_probes.ipynb #388daf5b
@@ -276,6 +277,7 @@ def layer_probe(
     progress:bool=True # Whether to show bars
 ):
     "Train a linear probe on each layer of each model, and test it"
+    if labels is None: check_classes(train, test, 'test', 'train')
     y,y_test = _both_labels(labels, train, test, n, n_test, seed)
     fit = ProbeFit(y, C, pool, max_features, seed, progress)
     info = visit(models, train, fit, layers, n, max_memory, seed, progress)
