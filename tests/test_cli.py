@@ -67,7 +67,7 @@ def test_bad_folders(folder, tmp_path, capsys):
     run = ['run','fig1','--arch','resnet20','--width','.25','--out',tmp_path/'o','--bs','16','--epochs','1','--data']
     (tmp_path/'empty').mkdir()
     assert 'no images' in fails(capsys, *run, tmp_path/'empty')
-    assert 'one class only (c1)' in fails(capsys, *run, folder/'train'/'c1')
+    assert 'no images in folders of classes' in fails(capsys, *run, folder/'train'/'c1')
     assert 'n_classes=9' in fails(capsys, *run, folder, '--n-classes', 9)
     (folder/'train'/'c2'/'3.png').write_bytes(b'\x89PNG no more')
     line = fails(capsys, *run, folder)

@@ -21,7 +21,7 @@ def test_every_figure_has_tables_claims_and_a_picture(smoke):
         run = Run(out/f)
         assert run.status=='finished' and not run.damaged() and run.config['figure']==f and run.metrics['seconds']>0
         tables = {f'tables/{k}.csv' for k in (*r.tables,'claims')}
-        assert {*run.info['files']}==tables | {f'figures/{f}.png',f'figures/{f}.svg'}
+        assert {*run.info['files']}==tables | {f'figures/{f}.png',f'figures/{f}.svg','metrics.json'}
         assert plt.imread(out/f/'figures'/f'{f}.png')[...,:3].std()>.05 and len(r.claims())>=1
         assert all(set(t.seed)=={0,1} and not t.filter(['net','ratio','seed']).isna().any().any() for t in r.tables.values())
         assert np.allclose(load_result(out/f).claims()['mean'], r.claims()['mean'], rtol=1e-4, equal_nan=True)

@@ -385,7 +385,7 @@ class RunStore:
         return Run(self.path/name)
     __repr__ = basic_repr('path')
 
-# %% ../../nbs/runs/01_store.ipynb #f3364295
+# %% ../../nbs/runs/01_store.ipynb #26a9c5bb
 @patch
 def run(self:RunStore,
     name:str, # Name of its folder
@@ -396,24 +396,29 @@ def run(self:RunStore,
     if name in self and self[name].info['status']!='new':   # one that never began may be changed
         if diff := differences(self[name].config, config): raise ValueError(f"run {name!r} has other settings: {'; '.join(diff[:5])}. Give this one another name, or delete the old one: `RunStore({str(self.path)!r}).delete({name!r})`")
         return self[name]
-    return self._make(name, config)
+    run = self._make(name, config)
+    if diff := differences(run.config, config): raise ValueError(f"run {name!r} was made by another process just now, with other settings: {'; '.join(diff[:5])}")
+    return run
 
-# %% ../../nbs/runs/01_store.ipynb #3afa45ea
+# %% ../../nbs/runs/01_store.ipynb #5b0c18ef
 @patch
 def _make(self:RunStore, name, config=None, recipe=None):
-    p = self.path/_check_name(name)
-    if name not in self: _check_empty(p)
+    p,new = self.path/_check_name(name),name not in self
+    if new: _check_empty(p)
+    info = dict(format=run_format, name=name, created=_now(), status='new', error=None, config=config or {}, recipe=recipe,
+                fit=None, seed=None, phases=[], sessions=[], files={}, tries=0)
     with writing(self.path, 'path'):
         p.mkdir(parents=True, exist_ok=True)
-        save_json(p/'run.json', dict(format=run_format, name=name, created=_now(), status='new', error=None, config=config or {}, recipe=recipe, fit=None, seed=None, phases=[], sessions=[], files={}, tries=0))
+        save_json(p/'run.json', info, new)   # another process may have been quicker
         (p/'phases').mkdir(exist_ok=True)
     return Run(p)
+
+def _just_begun(p): return p.name=='run.json' or p.name=='phases' and p.is_dir() and not any(p.iterdir())
 
 def _check_empty(path):
     "What is there already is somebody else's: a run begins in a folder of its own"
     if not os.path.lexists(path): return
-    remove_parts(path, _own_files)   # killed when it had just begun
-    if path.is_dir() and not any(path.iterdir()): return
+    if path.is_dir() and all(is_part(p, _own_files) or _just_begun(p) for p in path.iterdir()): return
     raise ValueError(f"{path} is neither empty nor a run; nothing there was touched. Give a folder of its own, e.g. {free_name(path/'run', '')}")
 
 # %% ../../nbs/runs/01_store.ipynb #46f2ab26
