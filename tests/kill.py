@@ -122,6 +122,7 @@ def start(folder, log, *args):
 def run_quietly(folder, log, *args):
     fd = os.open(log, os.O_WRONLY|os.O_CREAT|os.O_APPEND)
     os.dup2(fd, 1), os.dup2(fd, 2)
+    mp.set_start_method('fork', force=True)   # of the loaders' workers: else each imports everything
     train(args[0], folder, *args[1:])
 
 def main(kills=10, seed=0, folder=None, what='few'):
