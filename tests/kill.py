@@ -107,6 +107,7 @@ def fingerprint(folder):
     for p in ('start', *run.info['phases']):
         weights,state = unpack(run.path/'phases'/p)
         state['callbacks'].pop('csv_logger', None)   # its text holds times
+        if 'save_model' in state['callbacks']: state['callbacks']['save_model']['attrs'].pop('last_saved_path')   # in the folder of this run
         res |= {p:key_of(describe(weights)), **{f'{p}: {k}':key_of(describe(v, 20)) for k,v in state.items()}}
     if (f := Path(folder)/'history.csv').exists(): res['history.csv'] = pd.read_csv(f).drop(columns='time').to_csv()
     for f in [*Path(folder).glob('average.pth'), *Path(folder).glob('models/*.pth')]: res[f.name] = key_of(describe(dict(torch.load(f, weights_only=True))))
@@ -132,7 +133,8 @@ def main(kills=10, seed=0, folder=None, what='few'):
     t0 = time.monotonic(); p = start(tmp/'again', log, what); p.join(); seconds = time.monotonic()-t0
     assert p.exitcode==0, log.read_text()
     want = fingerprint(tmp/'whole')
-    assert fingerprint(tmp/'again')==want, 'two runs that nobody killed differ'
+    again = fingerprint(tmp/'again')
+    assert again==want, f'two runs that nobody killed differ: {[k for k in want if again.get(k)!=want[k]]}'
     done,hits,rounds = 0,dict.fromkeys(moments, 0),0
     while done<kills:
         home = tmp/f'killed{rounds}'
