@@ -108,7 +108,7 @@ def fingerprint(folder):
         weights,state = unpack(run.path/'phases'/p)
         state['callbacks'].pop('csv_logger', None)   # its text holds times
         if 'save_model' in state['callbacks']: state['callbacks']['save_model']['attrs'].pop('last_saved_path')   # in the folder of this run
-        res |= {p:key_of(describe(weights)), **{f'{p}: {k}':key_of(describe(v, 20)) for k,v in state.items()}}
+        res |= {p:key_of(describe(dict(sorted(weights.items())))), **{f'{p}: {k}':key_of(describe(v, 20)) for k,v in state.items()}}
     if (f := Path(folder)/'history.csv').exists(): res['history.csv'] = pd.read_csv(f).drop(columns='time').to_csv()
     for f in [*Path(folder).glob('average.pth'), *Path(folder).glob('models/*.pth')]: res[f.name] = key_of(describe(dict(torch.load(f, weights_only=True))))
     return res
