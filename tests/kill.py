@@ -72,7 +72,7 @@ def many(folder):
         run_valid = False
         def before_fit(self): self.avg = deepcopy(self.model).requires_grad_(False)
         def after_batch(self):
-            for a,p in zip(self.avg.parameters(), self.model.parameters()): a.lerp_(p, .1)
+            for a,p in zip(self.avg.parameters(), self.model.parameters()): a.lerp_(p.detach(), .1)
     images = digits_dls(n=192, n_valid=64)
     items = [[(x.float()/255,y) for x,y in (ds[i] for i in range(len(ds)))] for ds in (images.train_ds,images.valid_ds)]
     dls = DataLoaders.from_dsets(*items, bs=32, num_workers=2, n_inp=1)
