@@ -96,6 +96,11 @@ def train(what, folder, die=None, n=1, seen=None):
     learn.fit_phases(phases, cbs=[KeepRun(RunStore(folder).run('digits', seed=3), minutes=.0008), tell, *cbs])   # with progress bars
     if 'average' in [o.name for o in cbs]: torch.save(next(o for o in cbs if o.name=='average').avg.state_dict(), Path(folder)/'average.pth')
 
+def values(o):
+    "State without references to other parts of the fit, which each start makes anew"
+    if not isinstance(o, dict): return [values(v) for v in o] if isinstance(o, (list,tuple)) else o
+    return {k:values(v) for k,v in o.items() if not (isinstance(v, dict) and v.get('__kept__') in ('ref','code'))}
+
 def fingerprint(folder):
     "Hashes of all that has to be the same"
     import pandas as pd, torch
@@ -106,9 +111,9 @@ def fingerprint(folder):
     res = {str(f.relative_to(run.path)):hashlib.sha256(f.read_bytes()).hexdigest() for f in [run.path/'history.jsonl', run.path/'metrics.json', *sorted((run.path/'figures').iterdir())]}
     for p in ('start', *run.info['phases']):
         weights,state = unpack(run.path/'phases'/p)
-        state['callbacks'].pop('csv_logger', None)   # its text holds times
+        for o in ('csv_logger','_phase_column'): state['callbacks'].pop(o, None)   # a text with times, and who writes it
         if 'save_model' in state['callbacks']: state['callbacks']['save_model']['attrs'].pop('last_saved_path')   # in the folder of this run
-        res |= {p:key_of(describe(dict(sorted(weights.items())))), **{f'{p}: {k}':key_of(describe(v, 20)) for k,v in state.items()}}
+        res |= {p:key_of(describe(dict(sorted(weights.items())))), **{f'{p}: {k}':key_of(describe(values(v), 20)) for k,v in state.items()}}
     if (f := Path(folder)/'history.csv').exists(): res['history.csv'] = pd.read_csv(f).drop(columns='time').to_csv()
     for f in [*Path(folder).glob('average.pth'), *Path(folder).glob('models/*.pth')]: res[f.name] = key_of(describe(dict(torch.load(f, weights_only=True))))
     return res
