@@ -340,22 +340,23 @@ def _extra(self:FitState):
     "What callbacks have left on the Learner"
     return {a:v for a,v in vars(self.learn).items() if a not in _fastai_own and a[0]!='_' and not callable(v) and not isinstance(v, Callback)}
 
-# %% ../../nbs/runs/02_state.ipynb #366cead2
+# %% ../../nbs/runs/02_state.ipynb #cf7a7429
 @patch
 def get(self:FitState):
     "As plain values"
     l,model = self.learn,get_model(self.learn.model)
     return dict(callbacks={n:get_state(o, self.keeper(type(o).__name__)) for n,o in self.cbs.items()}, model=module_state(model, self.keeper(), weights=False),
-                loss=_loss_state(self.loss, self.keeper('loss_func')), opt=Keeper()(l.opt.state_dict()), grads=_grads(model), learner=self.keeper('Learner').most(self._extra()),
+                loss=_loss_state(self.loss, self.keeper('loss_func')), opt=Keeper()(l.opt.state_dict()), held=_held(l.opt, model), grads=_grads(model), learner=self.keeper('Learner').most(self._extra()),
                 train_iter=getattr(l, 'train_iter', 0), pct_train=getattr(l, 'pct_train', 0.), smooth_loss=Keeper()(getattr(l, 'smooth_loss', None)))
 
-# %% ../../nbs/runs/02_state.ipynb #4fb172f7
+# %% ../../nbs/runs/02_state.ipynb #1b029217
 @patch
 def put(self:FitState, s):
     "Put everything back; the phase schedule first, which makes the optimiser that the rest goes into"
     l,model = self.learn,get_model(self.learn.model)
     l.train_iter,l.pct_train = s['train_iter'],s['pct_train']
     if s['smooth_loss'] is not None: l.smooth_loss = put(s['smooth_loss'])
+    for n,p in model.named_parameters(): p.requires_grad_(n in s['held'])   # an optimiser takes what can be trained when it is made
     if 'recorder' in s['callbacks']: set_state(l.recorder, s['callbacks']['recorder'])   # the schedule takes the span of its phase from it
     for n,o in s['callbacks'].items():
         if n in self.cbs and n!='recorder': self._put_callback(self.cbs[n], o)
@@ -373,8 +374,13 @@ def _put_callback(self:FitState, cb, s):
         if _kind(v)=='module' and a not in vars(cb) and v['cls']==_name(type(model)): vars(cb)[a] = deepcopy(model)
     set_state(cb, s)
 
-# %% ../../nbs/runs/02_state.ipynb #28c22cd7
+# %% ../../nbs/runs/02_state.ipynb #5d798446
 def _loss_state(f, k): return None if isinstance(f, _code) else k._or_left(f, '')
+
+def _held(opt, model):
+    "Names of the parameters that an optimiser has"
+    own = {id(p) for ps in opt.param_lists for p in ps}
+    return [n for n,p in model.named_parameters() if id(p) in own]
 
 def set_opt(opt, s):
     "fastai's optimisers take over what they are given; keep the kind of its containers"
