@@ -193,6 +193,17 @@ def test_what_cannot_be_kept_is_named_before_training(tmp_path):
     with pytest.raises(ValueError, match='Holds.file is a TextIOWrapper'): fit(tmp_path/'b', [Holds], strict=True)
     with pytest.warns(UserWarning, match='MakesLate.lin was made during training'): fit(tmp_path/'c', [MakesLate])
 
+def test_loggers_only_look_on(tmp_path):
+    "TensorBoard's writer is no state: no word about it, and it may come and go"
+    pytest.importorskip('tensorboard')
+    from fastai.callback.tensorboard import TensorBoardCallback
+    logger = lambda: TensorBoardCallback(tmp_path/'logs', trace_model=False, log_preds=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', '.*not kept.*')
+        with pytest.raises(Boom): fit(tmp_path, [logger], stop=3)
+        fit(tmp_path, strict=True)
+    assert RunStore(tmp_path)['a'].status=='finished'
+
 def test_infinite_buffers_are_no_fault(tmp_path):
     "A causal mask is made of -inf: checkpoints are written inside a phase all the same"
     with pytest.raises(Boom): fit(tmp_path, layers=[Centre], stop=3)

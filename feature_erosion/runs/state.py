@@ -239,12 +239,15 @@ _puts = dict(
     loader=_then(lambda p, o: set_loader_state(o, p['state'])), loaders=_then(lambda p, o: [set_loader_state(*a) for a in zip(o.loaders, p['state'])]),
     **{k:_put_dict for k in _dicts})
 
-# %% ../../nbs/runs/02_state.ipynb #b46461bb
+# %% ../../nbs/runs/02_state.ipynb #900a1d13
 def declares(cb, name): return name in dir(type(cb))   # `hasattr` would ask the Learner too
 
-def is_passive(cb): return bool(getattr(type(cb), 'passive', False)) or isinstance(cb, tuple(_looking))
+_looking = TrainEvalCallback,Recorder,ProgressCallback,CSVLogger
+_loggers = {f'fastai.callback.{o}' for o in ('tensorboard','wandb','comet','neptune')}   # not imported: their packages are optional
 
-_looking = [TrainEvalCallback, Recorder, ProgressCallback, CSVLogger]
+def is_passive(cb):
+    "Whether it only looks on"
+    return bool(getattr(type(cb), 'passive', False)) or isinstance(cb, _looking) or type(cb).__module__ in _loggers
 
 def settle(learn):
     "Before a checkpoint: losses may still be on their way from a GPU"
