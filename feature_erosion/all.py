@@ -13,6 +13,7 @@ from .patterns import *
 from .data import *
 from .models import *
 from .distributed import *
+from .batches import *
 from .phases import *
 from .evalsets import *
 from .representations import *
@@ -22,11 +23,10 @@ from .probes import *
 from .attribution import *
 from .plasticity import *
 from .inside import *
-from .store import *
-from .resume import *
+from .runs.store import Run, RunStore
+from .runs.resume import KeepRun
 from .learner import *
-from .experiments import *
-from .sweep import *
+from .runs.sweep import Sweep, mean_interval, sweep
 from .paper import *
 from .report import *
 

@@ -9,10 +9,15 @@ __all__ = ['cam_layer', 'grad_cam', 'attention_share', 'max_share', 'pattern_mas
            'GradCam', 'compare_cams']
 
 # %% ../nbs/09_attribution.ipynb #e76fb9d8
-import numpy as np, pandas as pd, torch, torch.nn.functional as F
-from contextlib import nullcontext
+import numpy as np, pandas as pd, re, torch, torch.nn.functional as F
+from collections import Counter
+from contextlib import contextmanager, nullcontext
+from copy import copy
+from math import prod
+from types import SimpleNamespace
 from fastcore.all import *
-from fastai.vision.all import DataLoaders, TensorImage, no_random, plt, progress_bar, to_device
+from fastai.vision.all import DataLoaders, TensorImage, no_random, plt, progress_bar
+from .batches import *
 from .patterns import *
 from .evalsets import *
 from .representations import *
@@ -24,55 +29,104 @@ def _captum():
     return LayerGradCam
 
 # %% ../nbs/09_attribution.ipynb #09deb477
-def _calls(model, x):
-    "Module and output shape of every call by name, in the order in which they end"
-    mods,shapes = {},{}
-    def see(n, m, o): mods[n],shapes[n] = m,tuple(o.shape)
-    with evaluating(model), watching(model, see): model(x)
-    return mods,shapes
+def _patches(n, maps):
+    "Rows and columns of `n` tokens, and how many others come before them; `None` if not certain"
+    for size in reversed(maps):
+        for k in (1,2,4,8,16):   # as they are, or merged
+            rows,cols = (-(-o//k) for o in size)
+            extra = n-rows*cols
+            if extra==0 or k==1 and 0<extra<=8: return (rows,cols),extra
+
+def _like_image(size, shape): return .5 <= size[0]*shape[1]/(size[1]*shape[0]) <= 2   # windows side by side are no map
+
+def _places(c, shape, maps):
+    "Rows and columns of what a call puts out for images of `shape`, and how many tokens come first; `None` if it has no places"
+    if c.axis is None or len(c.shape)<3: return None
+    size = tuple(d for i,d in enumerate(c.shape[1:], 1) if i!=c.axis)
+    if len(size)==2: return (size,0) if prod(size)>1 and (hasattr(c, 'said') or _like_image(size, shape)) else None
+    if len(size)!=1: return None
+    if hasattr(c, 'grid'): return (c.grid,size[0]-prod(c.grid)) if size[0]>=prod(c.grid) else None
+    return _patches(size[0], maps)
 
 # %% ../nbs/09_attribution.ipynb #2a93c323
-def _has_places(s): return len(s)==4 and s[2]*s[3]>1
-
-def _last_maps(mods, shapes):
-    "The last call before pooling: its maps are as large as the last convolution's"
-    convs = [n for n,m in mods.items() if layer_kinds['conv'](m) and _has_places(shapes[n])]
-    if not convs: raise ValueError("layer=None: no convolution of this model puts out maps, so it looks nowhere in particular; use a convolutional model or larger images, or name a `layer` with maps")
-    size,res,names = shapes[convs[-1]][2:],convs[-1],list(mods)
-    later = names[names.index(res)+1:]
-    if any(layer_kinds['linear'](mods[n]) and len(shapes[n])>2 and shapes[n][1:-1]!=size for n in later):
-        raise ValueError("layer=None: this looks like a transformer, most of which comes after its last convolution; name a `layer` that puts out batch×channels×height×width")
-    for n in later:
-        if _has_places(shapes[n]) and shapes[n][2:]==size: res = n
-        elif _has_places(shapes[n]) and shapes[n][1:3]!=size: break   # pooled; channels may come last for a while
+def _with_places(calls, x):
+    "The calls whose output has places, with `size` and how many `extra` tokens come first"
+    res,maps = {},[]
+    for n,c in calls.items():
+        p = _places(c, x.shape[2:], maps) if c.shape and c.shape[0]==len(x) else None
+        if p is None: continue
+        if layer_kinds['conv'](c.module): maps.append(p[0])
+        res[n] = SimpleNamespace(**vars(c), name=n, size=p[0], extra=p[1])
     return res
 
+def _is_attention(m): return re.search('attention|attn', s := type(m).__name__, re.I) and not re.search('block|layer', s, re.I)
+
+def _before_attention(calls, places):
+    "The normalisation of tokens before the last attention"
+    names = list(calls)
+    last = next((n for n in reversed(names) if _is_attention(calls[n].module)), None)
+    inside = [n for n in names if last and n.startswith(last.split('#')[0]+'.')]
+    earlier = names[:names.index([*inside, last][0])] if last else []
+    norms = [n for n in earlier if n in places and layer_kinds['norm'](calls[n].module)]
+    if norms: return norms[-1]
+    raise ValueError("layer=None: this is a transformer with a class token, and no module is called attention with a "
+                     "normalisation before it; name a `layer`")
+
+def _is_maker(c): return layer_kinds['conv'](c.module) or layer_kinds['linear'](c.module)
+
+def _last_maps(calls, places, b):
+    "The last call before pooling: its map is as large as the last convolution's or linear layer's"
+    if any(p.extra for p in places.values()): return _before_attention(calls, places)
+    makers = [n for n,p in places.items() if _is_maker(p)]
+    if not makers: raise ValueError("layer=None: no convolution of this model puts out maps, so it looks nowhere in particular; "
+                                    "use a convolutional model or larger images, or name a `layer` with maps")
+    res,names = makers[-1],list(places)
+    _check_rest(calls, res, places, b)
+    for n in names[names.index(res)+1:]:
+        if places[n].size!=places[res].size: break   # pooled
+        res = n
+    return res
+
+def _check_rest(calls, last, places, b):
+    "No later layer has places that we do not know"
+    names = list(calls)
+    for n in names[names.index(last)+1:]:
+        c = calls[n]
+        if _is_maker(c) and n not in places and len(c.shape)>2 and c.shape[0]==b and prod(c.shape[1:])>c.shape[c.axis]:
+            raise ValueError(f"layer=None: {n!r} puts out {'×'.join(map(str, c.shape))}, and which rows and columns these are is "
+                             f"not certain; name a `layer` with maps, or say it, e.g. layer={{{n!r}: (7,7)}}")
+
 # %% ../nbs/09_attribution.ipynb #cb62963e
-def _check_layer(name, mods, shapes, b):
-    s,again = shapes[name],[n for n,m in mods.items() if m is mods[name]][-1]
-    if not _has_places(s) or s[0]!=b:
-        raise ValueError(f"layer={name!r}: puts out {'×'.join(map(str, s))} for {b} images; must be batch×channels×height×width with more than one place; try layer=None")
-    if again!=name: raise ValueError(f"layer={name!r}: its module runs again as {again!r}, and captum takes the last run; choose that one")
+def _place(model, x, layer=None):
+    "The call that Grad-CAM looks at: `name`, `module`, `axis` of channels, `size` of its maps, `extra` tokens"
+    if isinstance(layer, torch.nn.Module): layer = [layer]
+    calls = layer_calls(model, x)
+    if layer is not None: calls.update(named := layer_calls(model, x, layer))
+    places = _with_places(calls, x)
+    name = _last_maps(calls, places, len(x)) if layer is None else list(named)[-1]
+    return places[name] if name in places else _no_places(name, calls[name])
+
+def _no_places(name, c):
+    how = f"{{{name!r}: -1}} says that channels come last, {{{name!r}: (7,7)}} that tokens lie in 7 rows and columns"
+    raise ValueError(f"layer={name!r}: puts out {'×'.join(map(str, c.shape))} for the first images; must be maps, or tokens whose "
+                     f"rows and columns are known, batch first, more than one place; try layer=None, or say more: {how}")
 
 # %% ../nbs/09_attribution.ipynb #8248644a
 def cam_layer(
     model, # A module that classifies images
     x:torch.Tensor, # One or more images, to find out the order of layers with
-    layer=None # As in `find_layers`; the last of several. `None`: the last before pooling
+    layer=None # As in `find_layers`, the last of several; a dict gives tokens' `(rows, columns)`. `None`: the last before pooling
 )->tuple: # Name, module, and (rows, columns) of its maps
     "The layer that Grad-CAM looks at"
-    mods,shapes = _calls(model, x)
-    name = _last_maps(mods, shapes) if layer is None else find_layers(model, x, [layer] if isinstance(layer, torch.nn.Module) else layer)[-1]
-    _check_layer(name, mods, shapes, len(x))
-    return name,mods[name],shapes[name][2:]
+    p = _place(model, x, layer)
+    return p.name,p.module,p.size
 
 # %% ../nbs/09_attribution.ipynb #1400d247
 def _images(x, model):
     if not isinstance(x, torch.Tensor) or x.ndim!=4 or not x.is_floating_point() or not len(x):
         got = f'{x.dtype}, shape {tuple(x.shape)}' if isinstance(x, torch.Tensor) else type(x).__name__
         raise ValueError(f"x: must be images as the model takes them, floats of shape (batch, channels, height, width); got {got}")
-    p = first(model.parameters())
-    return x.as_subclass(torch.Tensor) if p is None else to_device(x.as_subclass(torch.Tensor), p.device)
+    return to_model((x.as_subclass(torch.Tensor),), model)[0]
 
 # %% ../nbs/09_attribution.ipynb #f26b27c2
 def _classes(target, n):
@@ -85,22 +139,65 @@ def _classes(target, n):
 # %% ../nbs/09_attribution.ipynb #a99a4df5
 def _score(out, target):
     "Each image's score of its class, by default of the highest"
-    if not isinstance(out, torch.Tensor) or out.ndim!=2: raise ValueError(f"model: puts out {tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__}; must be scores of shape (batch, classes)")
+    if out.ndim!=2: raise ValueError(f"model: puts out {tuple(out.shape)}; must be scores of shape (batch, classes)")
     if target is None: target = out.argmax(1)
     if not 0<=target.min()<=target.max()<out.shape[1]: raise ValueError(f"target: classes {target.min()}…{target.max()}; must be in 0…{out.shape[1]-1}, as the model has {out.shape[1]} outputs")
     return out.gather(1, target.to(out.device)[:,None])
 
+# %% ../nbs/09_attribution.ipynb #f8db309f
+def _to_maps(x, p):
+    x = x.movedim(p.axis, 1)
+    return x if x.ndim==4 else x[:,:,p.extra:].unflatten(2, p.size)
+
+def _from_maps(maps, x, p):
+    "What `_to_maps` was given, with `maps` in it; a copy, as the next layer may work in place"
+    if x.ndim==4: return maps.movedim(1, p.axis).clone()
+    return torch.cat([x.movedim(p.axis, 1)[:,:,:p.extra], maps.flatten(2)], 2).movedim(1, p.axis)
+
+def _swapped(out, x, new):
+    "Output of a module, with `new` in the place of tensor `x`"
+    if out is x: return new
+    if isinstance(out, dict):
+        res = copy(out)
+        for k,v in out.items(): res[k] = _swapped(v, x, new)
+        return res
+    if not isinstance(out, (tuple,list)): return out
+    parts = [_swapped(o, x, new) for o in out]
+    return type(out)(*parts) if hasattr(out, '_fields') else type(out)(parts)
+
+# %% ../nbs/09_attribution.ipynb #47db24cf
+@contextmanager
+def _tapped(model, p):
+    "A module that puts out the maps of call `p` whenever the model runs"
+    tap,(_,_,nth),count = torch.nn.Identity(),p.name.partition('#'),Counter()
+    def hook(m, _, out):
+        count[m] += 1
+        if count[m]!=int(nth or 1): return
+        x = layer_tensor(out)
+        return _swapped(out, x, _from_maps(tap(_to_maps(x, p)), x, p))
+    handles = [p.module.register_forward_hook(hook), model.register_forward_pre_hook(lambda *_: count.clear())]
+    try:
+        with as_written(): yield tap
+    finally:
+        for h in handles: h.remove()
+
 # %% ../nbs/09_attribution.ipynb #dbe17f7f
-def _cam(model, x, module, target=None):
+def _cam(model, x, place, target=None):
     "Maps and scores of one batch"
     outs,LayerGradCam = [],_captum()
     def score(x):
-        outs.append(model(x))
+        outs.append(answer_tensor(model(x)))
         return _score(outs[0], target)
-    with torch.inference_mode(False), evaluating(model):   # a copy of the images: the first layer may work in place
-        maps = LayerGradCam(score, module).attribute(x.detach().clone(), relu_attributions=True)
-        maps = LayerGradCam.interpolate(maps if maps.dtype==torch.float64 else maps.float(), tuple(x.shape[2:]), 'bilinear')[:,0]
+    with torch.inference_mode(False), evaluating(model), _tapped(model, place) as tap:
+        maps = LayerGradCam(score, tap).attribute(x.detach().clone())   # a copy of the images: the first layer may work in place
+        if place.extra and not maps.any(): _unread(place.name)
+        maps = (maps if maps.dtype==torch.float64 else maps.float()).relu()
+        maps = LayerGradCam.interpolate(maps, tuple(x.shape[2:]), 'bilinear')[:,0]
     return maps,outs[0].detach()
+
+def _unread(name):
+    raise ValueError(f"layer={name!r}: no gradient reaches its patches, as only the class token is read later on; "
+                     "choose a layer before the last attention, or layer=None")
 
 # %% ../nbs/09_attribution.ipynb #46c794b4
 def grad_cam(
@@ -114,9 +211,9 @@ def grad_cam(
     if bs<1: raise ValueError(f"bs={bs}: must be at least 1")
     model = first(named_models(model).values())
     x,target = _images(x, model),_classes(target, len(x))
-    _,module,_ = cam_layer(model, x[:2], layer)
+    place = _place(model, x[:2], layer)
     part = lambda i: None if target is None else target[i:i+bs]
-    return torch.cat([_cam(model, x[i:i+bs], module, part(i))[0] for i in range(0, len(x), bs)])
+    return torch.cat([_cam(model, x[i:i+bs], place, part(i))[0] for i in range(0, len(x), bs)])
 
 # %% ../nbs/09_attribution.ipynb #6dbd6c7e
 def _region(where, shape):
@@ -196,7 +293,7 @@ class _Painted:
         i = 0
         with getattr(self.dl.dataset, 'set_split_idx', lambda i: nullcontext())(1):
             for b in self.dl:
-                x,y = (o.as_subclass(torch.Tensor) for o in (b[0],b[-1]))
+                x,y = (o[0] for o in split_batch(self.dl, b))
                 if self.masks is None: self.masks = pattern_mask(self.tfm.pattern, range(self.tfm.n_classes), self.tfm.n_classes, x.shape[1:])
                 yield x,y.cpu(),self.stamps[i:i+len(x)]
                 i += len(x)
@@ -224,12 +321,12 @@ def _look(models, data, layer, target, progress, keep=lambda *args: None):
         mask = data.masks[st]
         for k,m in models.items():
             xm = _images(x, m)
-            if k not in layers: layers[k] = cam_layer(m, xm[:2], layer)
-            maps,scores = _cam(m, xm, layers[k][1], _wanted(target, y, st))
-            rows.append(_measure(maps, layers[k][2], mask, model=k, label=y, picture=st, pred=scores.argmax(1).cpu()))
+            if k not in layers: layers[k] = _place(m, xm[:2], layer)
+            maps,scores = _cam(m, xm, layers[k], _wanted(target, y, st))
+            rows.append(_measure(maps, layers[k].size, mask, model=k, label=y, picture=st, pred=scores.argmax(1).cpu()))
             keep(k, maps.cpu())
         keep(None, (x,mask))
-    return pd.concat(rows, ignore_index=True),{k:(n,s) for k,(n,_,s) in layers.items()}
+    return pd.concat(rows, ignore_index=True),{k:(p.name,p.size) for k,p in layers.items()}
 
 # %% ../nbs/09_attribution.ipynb #d29b339a
 def _settings(data, layers, target, seed):
@@ -303,7 +400,7 @@ class GradCam:
         vocab:list # Names of the classes
     ): store_attr()
     def __len__(self): return len(self.images)
-    def __repr__(self): return f"GradCam of {len(self)} images by {', '.join(self.maps)}"
+    def __repr__(self): return f"GradCam of {len(self)} images by {', '.join(map(str, self.maps))}"
 
 # %% ../nbs/09_attribution.ipynb #54874764
 def compare_cams(

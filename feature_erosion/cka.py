@@ -196,7 +196,8 @@ def table(self:_Kernels, **settings):
     C = (self.H/(s[:,None]*s)).nan_to_num(0.)
     idx = pd.MultiIndex.from_tuples(list(self.row), names=['model','layer'])
     dead = [k for k in self.row if k not in self.alive]
-    if dead: warn(f"layers that put out the same for all samples, their CKA is given as 0: {', '.join('/'.join(k) for k in dead)}")
+    named = ', '.join(f'{m}/{l}' for m,l in dead)
+    if dead: warn(f"layers that put out the same for all samples, their CKA is given as 0: {named}")
     res = LayerCKA(C.numpy(), index=idx, columns=idx)
     res.attrs.update(kernel=self.kernel, debiased=self.debiased, **({'sigma':self.sigma} if self.kernel=='rbf' else {}), n=self.n, dead=dead, **settings)
     return res
@@ -286,18 +287,21 @@ class LayerCKA(Measured):
         "Names of the models"
         return list(dict.fromkeys(self.index.get_level_values('model')))
 
+    def _pair(self, a, b): return ifnone(a, self.models()[0]),ifnone(b, self.models()[-1])
+
     def between(self,
-        a:str|None=None, # A model; by default the first
-        b:str|None=None # Another; by default the last
+        a=None, # A model; by default the first
+        b=None # Another; by default the last
     )->pd.DataFrame: # Rows: layers of `a`, columns: layers of `b`
         "CKA of the layers of one model with those of another"
-        a,b = a or self.models()[0],b or self.models()[-1]
-        if bad := [o for o in (a,b) if o not in self.models()]: raise ValueError(f"no model {bad[0]!r}; there are {', '.join(self.models())}")
+        a,b = self._pair(a, b)
+        bad,known = [o for o in (a,b) if o not in self.models()],', '.join(map(repr, self.models()))
+        if bad: raise ValueError(f"no model {bad[0]!r}; there are {known}")
         return pd.DataFrame(self.loc[a, b])
 
     def same_layer(self,
-        a:str|None=None, # As in `between`
-        b:str|None=None # As in `between`
+        a=None, # As in `between`
+        b=None # As in `between`
     )->pd.Series:
         "CKA of each layer with the layer of the same name: how much of it is left"
         C = self.between(a, b)
@@ -306,14 +310,14 @@ class LayerCKA(Measured):
 # %% ../nbs/07_cka.ipynb #c09a9392
 @patch
 def plot(self:LayerCKA,
-    a:str|None=None, # As in `between`: its layers go up
-    b:str|None=None, # Its layers go to the right
+    a=None, # As in `between`: its layers go up
+    b=None, # Its layers go to the right
     ax=None, # A matplotlib axis, made if `None`
     cmap='magma', # A matplotlib colormap
     **kwargs # Passed to `imshow`
 )->plt.Axes:
     "CKA of all pairs of layers of two models, the first layers at the bottom left (Fig. 3 of the paper)"
-    a,b,C = a or self.models()[0],b or self.models()[-1],self.between(a, b)
+    (a,b),C = self._pair(a, b),self.between(a, b)
     ax = ax or plt.subplots(figsize=(1.8+.25*len(C.columns), 1.2+.25*len(C)), layout='constrained')[1]
     im = ax.imshow(C, origin='lower', cmap=cmap, **{'vmin':0, 'vmax':1, **kwargs})
     ax.set_xticks(range(len(C.columns)), C.columns, rotation=90)

@@ -9,13 +9,13 @@ __all__ = ['data_sets', 'presets', 'figures', 'pattern_names', 'stats', 'run_dem
            'main']
 
 # %% ../nbs/17_cli.ipynb #982ff9e3
-import argparse, os, re, sys, warnings
+import argparse, re, sys, warnings
 
 # %% ../nbs/17_cli.ipynb #47c840df
 data_sets = 'digits','cifar10','cifar100'
 presets,figures = ('smoke','cpu','paper'),('fig1','fig2','fig3','fig4','fig5','fig6','gradcam','rank')
-pattern_names = dict(square='ColorSquare', stripes='Stripes', texture='Texture', watermark='Watermark', corner='CornerSquare')
-stats = dict(half=((.5,)*3,(.5,)*3), imagenet=((.485,.456,.406),(.229,.224,.225)), cifar=((.4914,.4822,.4465),(.2023,.1994,.2010)))
+pattern_names = 'square','stripes','texture','watermark','corner'
+stats = 'half','imagenet','cifar'
 
 # %% ../nbs/17_cli.ipynb #f10e3777
 class _Parser(argparse.ArgumentParser):
@@ -26,31 +26,34 @@ def _number(s): return int(s) if s.isdecimal() else float(s)
 
 _example = 'example: feature_erosion run fig1 --arch resnet20 --weights resnet20.th --stats imagenet --iters 200 200 --sched constant'
 
+_scales = '''A preset of the paper's own scale wants a GPU and days; cpu some hours on two cores; smoke a minute.
+Figures whose images or weights are missing are named, with where to get them.'''
+
 def _parser():
     p = _Parser('feature_erosion', description='What happens to what a network knew when it is finetuned on data with an easier feature.')
     sub = p.add_subparsers(dest='command', required=True, metavar='{demo,run,paper,report}')
     _demo_args(sub.add_parser('demo', help='three phases on scikit-learn\'s digits: some ten seconds, no download'))
     _run_args(sub.add_parser('run', help='a figure of the paper, on your data',
                              description='Runs a figure of the paper (arXiv 2310.19537). The defaults are the paper\'s settings.', epilog=_example))
-    _paper_args(sub.add_parser('paper', help='all figures of the paper, or some, with the claims they bear out', epilog='A preset of the paper\'s own scale wants a GPU and days; cpu some hours on two cores; smoke a minute.'))
-    _report_args(sub.add_parser('report', help='one HTML page of a run, or of a folder of runs or results'))
+    _paper_args(sub.add_parser('paper', help='all figures of the paper, or some, with the claims they bear out', epilog=_scales))
+    _report_args(sub.add_parser('report', help='one HTML page of a run, or of a folder of runs'))
     return p
 
 def _demo_args(p):
-    p.add_argument('--out', default='runs/demo', metavar='DIR', help='folder for the figure, history.csv and results.json (default: runs/demo)')
+    p.add_argument('--out', default='runs/demo', metavar='DIR', help='folder of the run (default: runs/demo)')
     p.add_argument('--seed', type=int, default=0, help='of everything random (default: 0)')
     p.set_defaults(run=run_demo)
 
 def _paper_args(p):
     p.add_argument('figures', nargs='*', metavar='FIGURE', help=f"some of {', '.join(figures)} (default: all)")
     p.add_argument('--preset', default='cpu', choices=presets, help='how large (default: cpu)')
-    p.add_argument('--out', metavar='DIR', help='folder for figures, tables and runs (default: runs/paper-PRESET)')
+    p.add_argument('--out', metavar='DIR', help='folder of the figures and networks (default: runs/paper-PRESET)')
     p.add_argument('--images', metavar='DIR', help="folder in ImageNet's layout, for the networks trained on ImageNet")
     p.add_argument('--jobs', type=int, metavar='N', help='networks at a time (default: 1 on a GPU, else as many as there are cores)')
     p.set_defaults(run=run_paper)
 
 def _report_args(p):
-    p.add_argument('path', metavar='RUN_OR_DIR', help='a run\'s folder, a folder of results, or a folder of those')
+    p.add_argument('path', metavar='RUN_OR_DIR', help='a run\'s folder, or a folder of runs')
     p.add_argument('--out', metavar='FILE', help='the page (default: report.html in RUN_OR_DIR)')
     p.set_defaults(run=run_report)
 
@@ -86,23 +89,23 @@ def _pattern_args(add):
 def _training_args(add):
     add('--arch', "resnet18, resnet20, resnet32, resnet44, resnet56 or vgg19 as made for CIFAR; 'torchvision/NAME', 'timm/NAME'", 'vgg19')
     add('--width', 'factor on the channels of a CIFAR network', 1., type=float)
-    add('--weights', 'start from these weights, and leave out the first phase', metavar='FILE')
+    add('--weights', "start from these weights, or from 'imagenet', and leave out the first phase", metavar='FILE')
     add('--epochs', 'length of pretrain, erode, relearn (with --weights: erode, relearn), or one length for all; 160 if not given', type=int, nargs='+', metavar='N')
     add('--iters', 'the same in iterations', type=int, nargs='+', metavar='N')
     add('--lr', 'learning rate', .1, type=float)
     add('--sched', 'learning rate schedule of each phase', 'multi_step', choices=['multi_step','constant','one_cycle'])
     add('--seed', 'of everything random', 0, type=int)
-    add('--out', 'folder for figure and numbers', 'runs/fig1', metavar='DIR')
+    add('--out', 'folder of the run: figure, tables, weights', 'runs/fig1', metavar='DIR')
 
 # %% ../nbs/17_cli.ipynb #031a3dfb
-def _load_data(a):
-    from feature_erosion import data
-    kw = {k:v for k,v in dict(n=a.n, n_valid=a.n_valid, bs=a.bs, seed=a.seed, stats=stats.get(a.stats)).items() if v is not None}
-    if a.data in data_sets:
-        if a.data=='digits': kw.pop('stats', None)
-        return getattr(data, f'{a.data}_dls')(**kw)
-    if not os.path.isdir(a.data): raise FileNotFoundError(f"data={a.data!r}: no such data set or folder; give {', '.join(data_sets)}, or a folder with a folder for each class")
-    return data.image_folder_dls(a.data, a.n_classes, size=a.image_size, **kw)
+_fields = 'arch','data','width','weights','n','n_valid','n_classes','stats','bs','lr','sched','pattern','strength'
+
+def _net(a):
+    "Arguments as a `Net`"
+    lengths,unit = _lengths(a)
+    from feature_erosion.paper import Net
+    folder = dict(n_classes=None) if a.data in data_sets else dict(size=a.image_size)
+    return Net(a.arch, **{**{k:getattr(a, k) for k in _fields}, **folder}, pattern_size=a.size, lengths=lengths, unit=unit)
 
 # %% ../nbs/17_cli.ipynb #b20b83ae
 def _lengths(a):
@@ -119,30 +122,28 @@ def run_demo(
     a # Parsed arguments
 ):
     "`feature_erosion demo`"
-    from feature_erosion.experiments import demo
-    _report(demo(a.out, seed=a.seed), a.out)
+    from feature_erosion.paper import demo
+    _report(demo(a.out, a.seed), a.out)
 
 def run_figure(
     a # Parsed arguments
 ):
     "`feature_erosion run`"
-    lengths,unit = _lengths(a)
-    from feature_erosion import experiments,patterns
-    settings = {k:v for k,v in vars(a).items() if k not in ('run','command','out')}
-    keep = experiments.keep_in(a.out, **settings)
-    pattern = getattr(patterns, pattern_names[a.pattern])(a.size)
-    learn = experiments.fig1(_load_data(a), pattern, lengths, unit, a.sched, a.ratio, a.strength, a.seed, arch=a.arch, width=a.width, weights=a.weights, lr=a.lr, cbs=keep)
-    _report(experiments.save_results(learn, a.out, a.figure, **settings), a.out)
+    net = _net(a)
+    from feature_erosion.paper import keep_net
+    _report(keep_net(net, a.out, a.seed, a.ratio), a.out)
 
 def run_paper(
     a # Parsed arguments
 ):
     "`feature_erosion paper`"
-    from feature_erosion.paper import claims_table, paper
+    from feature_erosion.paper import Unfinished, claims_table, paper
     if a.jobs is not None and a.jobs<1: raise ValueError(f"jobs={a.jobs}: must be at least 1")
-    try: res = paper(a.preset, a.figures, a.out, a.images, a.jobs)
-    except RuntimeError as e: sys.exit(f'feature_erosion: {e}')   # networks that failed
-    for r in claims_table(res).itertuples(): print(f'{r.figure:8} {r.agrees:10} {r.net}: {r.claim}: {r.ours}')
+    try: res,failed = paper(a.preset, a.figures, a.out, a.images, a.jobs),None
+    except Unfinished as e: res,failed = e.results,f'feature_erosion: {e}'
+    if res:
+        for r in claims_table(res).itertuples(): print(f'{r.figure:8} {r.agrees:10} {r.net}: {r.claim}: {r.ours}')
+    if failed: sys.exit(failed)
 
 def run_report(
     a # Parsed arguments
@@ -152,11 +153,14 @@ def run_report(
     print(report(a.path, a.out))
 
 # %% ../nbs/17_cli.ipynb #18a5f8e3
-def _report(res, out):
-    sets = list(next(iter(res['accuracy'].values())))
-    print('\n' + ' '*10 + ''.join(f'{s:>18}' for s in sets))
-    for p,acc in res['accuracy'].items(): print(f'{p:10}' + ''.join(f'{acc[s]:18.1%}' for s in sets))
-    print(f"\n{res['n_valid']} test images, chance {res['chance']:.0%}. Figure and numbers are in {out}")
+def _report(learn, out):
+    from feature_erosion.patterns import n_labels
+    from feature_erosion.plasticity import phase_table
+    acc = phase_table(learn)
+    print('\n' + ' '*10 + ''.join(f'{s:>18}' for s in acc))
+    for p,row in acc.iterrows(): print(f'{p:10}' + ''.join(f'{v:18.1%}' for v in row))
+    n,chance = len(learn.dls.valid_ds),1/n_labels(learn.dls)
+    print(f"\n{n} test images, chance {chance:.0%}. The run, with figure and tables, is in {out}")
 
 # %% ../nbs/17_cli.ipynb #4254898f
 def main(

@@ -6,21 +6,23 @@ Docs: https://feature-erosion.github.io/feature_erosion/data.html.md"""
 
 # %% auto #0
 __all__ = ['paper_stats', 'TensorImages', 'keep_on', 'TensorDL', 'to_uint8', 'CropFlip', 'NormalizeRows', 'tensor_dls',
-           'digits_dls', 'decode_images', 'sync_folder', 'save_atomic', 'cached_images', 'class_files', 'folder_images',
-           'choose_classes', 'image_folder_dls', 'extract', 'cifar10_dls', 'cifar100_dls']
+           'digits_dls', 'decode_images', 'cached_images', 'class_files', 'folder_images', 'choose_classes',
+           'image_folder_dls', 'extract', 'cifar10_dls', 'cifar100_dls']
 
-# %% ../nbs/01_data.ipynb #178820a9
-import fastai.data, hashlib, os, tarfile, tempfile, warnings
+# %% ../nbs/01_data.ipynb #3a019af2
+import bz2, fastai.data, gzip, hashlib, lzma, os, re, shutil, tarfile, tempfile, warnings, zlib
 from contextlib import contextmanager
 import numpy as np, torch, torch.nn.functional as F
 from filelock import FileLock
 from fastdownload import FastDownload
-from fastdownload.core import urldest
+
 from PIL import Image, ImageOps
 from fastcore.all import *
 from fastai.vision.all import (Categorize, CategoryMap, CrossEntropyLossFlat, DataLoaders, IntToFloatTensor, Normalize, TensorCategory,
-                               TensorImage, TfmdDL, Transform, URLs, default_device, fastai_cfg, get_image_files, progress_bar)
+                               TensorImage, TfmdDL, Transform, URLs, default_device, fastai_cfg, image_extensions, progress_bar)
+from .files import *
 from .patterns import *
+from .patterns import _int_labels
 
 # %% ../nbs/01_data.ipynb #b02ac519
 def _rows(x, i):
@@ -31,26 +33,33 @@ def _rows(x, i):
 # %% ../nbs/01_data.ipynb #8c0cbaa5
 class TensorImages:
     "Images and labels in memory; an integer gives a sample, a list or tensor of integers a batch"
-    n_inp = 1
+    n_inp,plain_targets = 1,True
     def __init__(self,
         x, # Images, uint8, shape `(samples, height, width, channels)`
         y=None, # Integer labels, shape `(samples,)`; `None` for a test set without labels
         vocab=None, # Name of each class
-        split_idx:int=1 # 0: augmented as a training set, 1: not
+        split_idx:int=1, # 0: augmented as a training set, 1: not
+        value_range:tuple|None=None # As in `to_uint8`; what `test_dl` gets is read in the same way
     ):
         self.x = torch.as_tensor(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x
         if self.x.ndim!=4 or self.x.dtype!=torch.uint8 or self.x.shape[-1] not in (1,3):
             raise ValueError(f"x: {self.x.dtype}, shape {tuple(self.x.shape)}; want uint8, (samples, height, width, channels) with 1 or 3 channels")
-        self.y = self.targets = None if y is None else torch.as_tensor(y, dtype=torch.int64)
+        self.y = self.targets = None if y is None else torch.as_tensor(_int_labels(y))
         if y is not None and len(self.y)!=len(self.x): raise ValueError(f"y: {len(self.y)} labels for {len(self.x)} images")
+        if y is not None and vocab is not None and len(self.y) and self.y.max()>=len(vocab):
+            raise ValueError(f"y: labels up to {int(self.y.max())}, vocab has {len(vocab)} classes")
         self.vocab = CategoryMap(list(vocab), sort=False) if vocab is not None else None
-        self.split_idx,self.loss_func = split_idx,CrossEntropyLossFlat()
+        self.split_idx,self.value_range,self.loss_func = split_idx,value_range,CrossEntropyLossFlat()
 
     def __len__(self): return len(self.x)
     def __getitem__(self, i):
         x = TensorImage(_rows(self.x, i).movedim(-1,-3))
         return (x,) if self.y is None else (x, TensorCategory(self.y[i]))
-    def new_empty(self): return TensorImages(self.x[:0], self.y[:0], self.vocab, self.split_idx)
+    def take(self, i):
+        "The samples `i`, as another dataset"
+        y = None if self.y is None else self.y[i]
+        return TensorImages(self.x[i], y, self.vocab, self.split_idx, self.value_range)
+    def new_empty(self): return self.take([])   # a slice would be pickled with all of the images
     def decode(self, o, full=True): return (o[0], *(Categorize(self.vocab, sort=False).decode(y) for y in o[1:]))
     __repr__ = basic_repr('x_shape,c,split_idx')
 
@@ -58,7 +67,7 @@ class TensorImages:
 @patch(as_prop=True)
 def c(self:TensorImages):
     "Number of classes"
-    return len(self.vocab)
+    return None if self.vocab is None else len(self.vocab)
 
 @patch(as_prop=True)
 def x_shape(self:TensorImages):
@@ -82,8 +91,7 @@ def subset(self:TensorImages,
 )->TensorImages:
     "`n` samples, chosen at random with the classes' shares kept"
     if n is None: return self
-    idx = pick(self.y, n, seed, stratify=True)
-    return TensorImages(self.x[idx], self.y[idx], self.vocab, self.split_idx)
+    return self.take(pick(self.y, n, seed, stratify=True))
 
 # %% ../nbs/01_data.ipynb #df5b01d8
 def _free(device): return torch.cuda.mem_get_info(device)[0] if device.type=='cuda' else None
@@ -145,29 +153,115 @@ class TensorDL(TfmdDL):
         if dataset is not None and not hasattr(dataset, 'x'): dataset = self._test_set(dataset)
         return super().new(dataset, cls, **kwargs)
 
+# %% ../nbs/01_data.ipynb #5d0c7a21
+_wide_modes = 'I','F','I;16','I;16B','I;16L','I;16N'   # of PIL: more than 8 bits
+
+def _n_pixels(w, h):
+    most = Image.MAX_IMAGE_PIXELS or float('inf')
+    if w*h>most: raise ValueError(f'{w}×{h} pixels are more than PIL.Image.MAX_IMAGE_PIXELS={most}')
+
+def _open(o):
+    "An image, upright, as PIL's or, where it has more than 8 bits, as an array; and whether its file format has 16 bits"
+    im = Image.open(o) if isinstance(o, (str,Path)) else o
+    if not isinstance(im, Image.Image): return np.asarray(im),False
+    _n_pixels(*im.size)
+    short = im.mode=='I' and im.format in ('PNG','PPM')
+    if im.getexif().get(0x0112, 1)!=1: im = ImageOps.exif_transpose(im)
+    im.load()
+    return (np.asarray(im) if im.mode in _wide_modes else im),short
+
+# %% ../nbs/01_data.ipynb #5d0c7a22
+def _meaning(a, short):
+    "The values of black and white that the type of an array stands for"
+    if short or (a.dtype.kind=='u' and a.dtype.itemsize==2): return 0,65535
+    if a.dtype==bool: return 0,1
+    if a.dtype.kind=='f' and 0<=a.min() and a.max()<=1: return 0,1
+    what = 'floats outside of 0…1' if a.dtype.kind=='f' else f'{a.dtype} says nothing of black and white'
+    raise ValueError(f"{what} (values {a.min():.6g}…{a.max():.6g}); pass `value_range=(black, white)`, the same for all images")
+
+def _scaled(a, value_range, short):
+    "An array as bytes, with its black, white, smallest and largest value if it had more than 8 bits"
+    if a.dtype==np.uint8: return a,None
+    if a.dtype.kind not in 'buif' or not a.size:
+        raise ValueError(f"an array of {a.dtype}, shape {a.shape}; want numbers, (height, width[, channels])")
+    if not np.isfinite(a).all(): raise ValueError("NaN or infinite values; replace them, for instance by black")
+    lo,hi = (0,1) if a.dtype==bool else value_range or _meaning(a, short)
+    x = np.rint((a.astype(np.float64)-lo)*(255/(hi-lo))).clip(0, 255).astype(np.uint8)
+    return x,(None if a.dtype==bool else (lo, hi, float(a.min()), float(a.max())))
+
+# %% ../nbs/01_data.ipynb #5d0c7a23
+def _check_range(r):
+    if r is None: return
+    if not (isinstance(r, (tuple,list)) and len(r)==2 and all(np.isfinite(o) for o in r) and r[0]<r[1]):
+        raise ValueError(f"value_range={r!r}: want two numbers, black and white, such as (0, 4095)")
+
+def _from_array(a):
+    a = a[...,0] if a.ndim==3 and a.shape[-1]==1 else a
+    if a.ndim==2 or a.ndim==3 and a.shape[-1] in (3,4): return Image.fromarray(np.ascontiguousarray(a))
+    raise ValueError(f"an array of shape {a.shape}; want (height, width[, channels]) with 1, 3 or 4 channels")
+
+# %% ../nbs/01_data.ipynb #5d0c7a24
+def _to_bytes(o, size, channels, value_range):
+    "`to_uint8`, and what `_scaled` says"
+    name,seen = o if isinstance(o, (str,Path)) else type(o).__name__,None
+    _check_range(value_range)
+    try: im,short = _open(o)
+    except FileNotFoundError: raise
+    except Exception as e:
+        why = f'{type(e).__name__}{f": {e}" if isinstance(e, ValueError) else ""}'
+        raise ValueError(f"{name}: not a readable image ({why}); replace or remove it") from None
+    try:
+        if not isinstance(im, Image.Image):
+            im,seen = _scaled(im, value_range, short)
+            im = _from_array(im)
+        _n_pixels(*im.size)
+        im = im.convert('RGB' if channels==3 else 'L')
+    except ValueError as e: raise ValueError(f"{name}: {e}") from None
+    if size is not None and im.size!=size: im = ImageOps.fit(im, size, Image.BILINEAR)
+    return np.asarray(im).reshape(im.height, im.width, channels),seen
+
 # %% ../nbs/01_data.ipynb #1680d23b
 def to_uint8(
     o, # File, PIL image, or array `(height, width[, channels])`
     size:tuple|None=None, # `(width, height)`: scaled and centre-cropped to it if it differs
-    channels:int=3 # 3: RGB, 1: grey
+    channels:int=3, # 3: RGB, 1: grey
+    value_range:tuple|None=None # Black and white in images of more than 8 bits, the rest is cut off; by default as in the table
 )->np.ndarray: # uint8, shape `(height, width, channels)`
     "Any image as bytes, lossless unless it must be scaled"
-    try:
-        im = Image.open(o) if isinstance(o, (str,Path)) else o if isinstance(o, Image.Image) else Image.fromarray(np.asarray(o).squeeze())
-        if im.width*im.height>(most := Image.MAX_IMAGE_PIXELS or float('inf')): raise ValueError(f'{im.width}×{im.height} pixels are more than PIL.Image.MAX_IMAGE_PIXELS={most}')
-        im = im.convert('RGB' if channels==3 else 'L')
-    except FileNotFoundError: raise
-    except Exception as e: raise ValueError(f"{o if isinstance(o, (str,Path)) else type(o).__name__}: not a readable image ({type(e).__name__}{f': {e}' if isinstance(e, ValueError) else ''}); replace or remove it") from None
-    if size is not None and im.size!=size: im = ImageOps.fit(im, size, Image.BILINEAR)
-    return np.asarray(im).reshape(im.height, im.width, channels)
+    return _to_bytes(o, size, channels, value_range)[0]
+
+# %% ../nbs/01_data.ipynb #5d0c7a27
+def _note(seen, n):
+    "A sentence on what was scaled, '' if nothing was"
+    if not seen: return ''
+    lo,hi,low,high = (f(o) for f,o in zip((min,max,min,max), zip(*seen)))
+    hint = '' if hi-lo<2*(high-low) or high==low else f'; `value_range=({low:g}, {high:g})` would tell them better apart'
+    return (f'{len(seen)} of {n} images have more than 8 bits: {lo:g}…{hi:g} became 0…255. '
+            f'Their values lie in {low:g}…{high:g}{hint}')
+
+def _decode_all(items, size, channels, value_range):
+    "All images as one array, and what `_note` says"
+    out,seen = None,[]
+    for i,o in enumerate(progress_bar(items, leave=False) if len(items)>2000 else items):
+        im,wide = _to_bytes(o, size, channels, value_range)
+        if out is None: out = np.empty((len(items),*im.shape), dtype=np.uint8)
+        (h,w),(h0,w0) = im.shape[:2],out.shape[1:3]
+        if (h,w)!=(h0,w0): raise ValueError(f"{o}: {w}×{h} pixels, others have {w0}×{h0}; give a `size` to scale to")
+        out[i] = im
+        if wide: seen.append(wide)
+    return out,_note(seen, len(items))
+
+def _say(x, note):
+    if note: warnings.warn(note)
+    return x
 
 # %% ../nbs/01_data.ipynb #b9efe0ce
 @patch
 def _test_set(self:TensorDL, items):
     "Arrays, PIL images or files, as images of this dataset's shape"
-    _,h,w,c = self.dataset.x_shape
-    x = np.stack([to_uint8(o, (w,h), c) for o in items])
-    return TensorImages(x, vocab=self.dataset.vocab)
+    (_,h,w,c),ds,items = self.dataset.x_shape,self.dataset,list(items)
+    if not items: raise ValueError("items: none given; want arrays, PIL images or files")
+    return TensorImages(_say(*_decode_all(items, (w,h), c, ds.value_range)), vocab=ds.vocab, value_range=ds.value_range)
 
 # %% ../nbs/01_data.ipynb #243dec5c
 class CropFlip(Transform):
@@ -253,104 +347,136 @@ def digits_dls(
 def decode_images(
     files:list, # Image files
     size:int|None=None, # Side in pixels, scaled and centre-cropped; `None` if all have the same size
-    channels:int=3 # 3: RGB, 1: grey
+    channels:int=3, # 3: RGB, 1: grey
+    value_range:tuple|None=None # As in `to_uint8`
 )->np.ndarray: # uint8, shape `(files, height, width, channels)`
-    "Decode files, with a progress bar"
-    first = to_uint8(files[0], size and (size,size), channels)
-    out = np.empty((len(files),*first.shape), dtype=np.uint8)
-    for i,f in enumerate(progress_bar(files, leave=False) if len(files)>2000 else files):
-        im = to_uint8(f, size and (size,size), channels)
-        if im.shape!=first.shape: raise ValueError(f"{f}: {im.shape[1]}×{im.shape[0]} pixels, others have {first.shape[1]}×{first.shape[0]}; give a `size` to scale to")
-        out[i] = im
-    return out
+    "Decode files, with a progress bar; a warning says what was scaled because it had more than 8 bits"
+    return _say(*_decode_all(files, size and (size,size), channels, value_range))
 
 # %% ../nbs/01_data.ipynb #d32ff570
 def _fingerprint(files, root, *args):
-    h = hashlib.blake2b(repr(('v1',*args)).encode(), digest_size=10)
+    h = hashlib.blake2b(repr(('v2',*args)).encode(), digest_size=10)
     for f in files:
         s = os.stat(f)
         h.update(f'{str(f).removeprefix(str(root))}|{s.st_size}|{s.st_mtime_ns}\n'.encode())
     return h.hexdigest()
 
 # %% ../nbs/01_data.ipynb #a0657947
-def _load(f):
-    try: return np.load(f, allow_pickle=False)
-    except (OSError, ValueError, EOFError): return None
+def _crc(x, note): return zlib.crc32(np.ascontiguousarray(x), zlib.crc32(repr((x.shape, x.dtype.str, note)).encode()))
 
-# %% ../nbs/01_data.ipynb #de4b82af
-def sync_folder(
-    path # Folder
-):
-    "Make names in a folder durable: a crash of the machine does not undo a rename; Windows has no such thing"
-    if os.name=='nt': return
-    fd = os.open(path, os.O_RDONLY)
-    try: os.fsync(fd)
-    finally: os.close(fd)
+def _keep(o, x, note):
+    "The images, what was said about them, and a checksum, one after the other"
+    for a in (x, np.array(note), np.array(_crc(x, note))): np.save(o, a, allow_pickle=False)
 
-# %% ../nbs/01_data.ipynb #88dc36b5
-def save_atomic(
-    f:Path, # The file to write
-    write # Called with an open binary file
-):
-    "Write a file whole or not at all"
-    fd,tmp = tempfile.mkstemp(dir=f.parent, prefix=f'.{f.name}.')
+def _load(f, say=False):
+    "What `_keep` wrote, or `None`"
     try:
-        with os.fdopen(fd, 'wb') as o:
-            write(o)
-            o.flush(); os.fsync(o.fileno())
-        os.chmod(tmp, 0o644)
-        os.replace(tmp, f)
-        sync_folder(f.parent)
-    except BaseException:
-        Path(tmp).unlink(missing_ok=True)
-        raise
+        with open(f, 'rb') as o: x,note,crc = (np.load(o, allow_pickle=False) for _ in range(3))
+        if _crc(x, str(note))==int(crc): return x,str(note)
+        why = 'a byte has changed'
+    except FileNotFoundError: return
+    except Exception as e: why = type(e).__name__   # there is no telling what a changed byte does to a header
+    if say: warnings.warn(f'{f}: damaged ({why}); the images are decoded again')
 
 # %% ../nbs/01_data.ipynb #dd23d7b2
 def _decoded_dir(root): return Path(root).resolve().with_name(f'.{Path(root).resolve().name}.decoded')
 
 # %% ../nbs/01_data.ipynb #aa90e401
-def _decode_to(f, *args):
+def _decode_to(f, files, size, *args):
     "Decode and keep in `f`; a full disk costs the cache, not the images"
-    x = decode_images(*args)
-    try: save_atomic(f, partial(np.save, arr=x, allow_pickle=False))
+    x,note = _decode_all(files, size and (size,size), *args)
+    try: save_atomic(f, partial(_keep, x=x, note=note))
     except OSError as e: warnings.warn(f'{f}: not kept for the next time ({e.strerror})')
-    return x
+    return x,note
 
 # %% ../nbs/01_data.ipynb #08fa5c0b
 def cached_images(
     files:list, # Image files
     root:Path, # Their common folder; for `data/train` the cache is `data/.train.decoded`
     size:int|None=None, # As in `decode_images`
-    channels:int=3 # As in `decode_images`
+    channels:int=3, # As in `decode_images`
+    value_range:tuple|None=None # As in `to_uint8`
 )->np.ndarray: # uint8, shape `(files, height, width, channels)`
     "`decode_images`, once"
-    f = _decoded_dir(root)/f'{_fingerprint(files, root, size, channels)}.npy'
-    if (x := _load(f)) is not None: return x
+    args = size,channels,value_range and tuple(value_range)
+    f = _decoded_dir(root)/f'{_fingerprint(files, root, *args)}.npy'
+    if kept := _load(f): return _say(*kept)
     lock = FileLock(f'{f}.lock')
     try:
         f.parent.mkdir(exist_ok=True)
         lock.acquire()
-    except OSError: return decode_images(files, size, channels)   # a read-only folder: do without
-    try: return x if (x := _load(f)) is not None else _decode_to(f, files, size, channels)
+    except OSError: return decode_images(files, *args)   # a read-only folder: do without
+    try: return _say(*(_load(f, say=True) or _decode_to(f, files, *args)))
     finally: lock.release()
 
 # %% ../nbs/01_data.ipynb #1e99fa84
+def _in(path): return sorted(o for o in Path(path).iterdir() if not o.name.startswith('.')) if Path(path).is_dir() else []
+def _is_image(name): return not name.startswith('.') and os.path.splitext(name)[1].lower() in image_extensions
+def _subfolders(path): return [o for o in _in(path) if o.is_dir()]
+def _loose_images(path): return [o for o in _in(path) if _is_image(o.name) and not o.is_dir()]
+
+def _walk(folder, seen):
+    "The images in a folder and below, each with its real path; folders that are in `seen` are left out"
+    if (real := os.path.realpath(folder)) in seen: return
+    seen.add(real)
+    with os.scandir(folder) as es: entries = list(es)
+    for e in entries:
+        if e.is_dir():
+            if not e.name.startswith('.'): yield from _walk(e.path, seen)
+        elif _is_image(e.name): yield e.path,os.path.realpath(e.path) if e.is_symlink() else os.path.join(real, e.name)
+
+def _above(path):
+    "A folder and all it lies in: no link goes back there"
+    real = Path(os.path.realpath(path))
+    return {str(o) for o in (real, *real.parents)}
+
+def _has_classes(path): return any(any(_walk(o, _above(path))) for o in _subfolders(path))
+
+# %% ../nbs/01_data.ipynb #3c5f9d12
 def _split_dirs(path):
+    "The folders of the training and the validation set; `None` where a share is to be held out"
     path = Path(path)
     if not path.is_dir(): raise FileNotFoundError(f"path={str(path)!r}: no such folder")
-    va = first(path/o for o in ('val','valid','test') if (path/o).is_dir())
-    return (path/'train',va) if (path/'train').is_dir() and va else (path,None)
+    if not _has_classes(path/'train'): return path,None
+    if va := first(path/o for o in ('val','valid','test') if _has_classes(path/o)): return path/'train',va
+    if flat := first(o for o in ('val','valid') if _loose_images(path/o)):
+        raise ValueError(f"{path/flat}: images without folders of classes; sort them into such, "
+                         "or move them away to hold out a share of `train`")
+    if _loose_images(path/'test'):
+        warnings.warn(f"{path/'test'}: no folders of classes, so no validation set; a share of `train` is held out")
+    return path/'train',None
+
+_part = re.compile(r'(train|training|val|valid|validation|test|testing|dev|unlabell?ed|unsup)\d*', re.I)
+
+def _check_parts(path, names):
+    if parts := [o for o in names if _part.fullmatch(o)]:
+        raise ValueError(f"path={str(path)!r}: {', '.join(parts)}: called like a part of a data set, not like a class. "
+                         "Want train/CLASS/… or CLASS/…; if these are classes, name all: `classes=[…]`")
 
 # %% ../nbs/01_data.ipynb #ece2d6d3
 def class_files(
-    path # Folder with a folder for each class, at any depth
+    path, # Folder with a folder for each class
+    level:int=1 # Classes are the folders so many levels below `path`: 1 those in it, 2 those in them
 )->dict: # Sorted file names by class, classes sorted
     "The image files of each class"
-    res = {}
-    for f in sorted(map(str, get_image_files(path))):
-        res.setdefault(os.path.basename(os.path.dirname(f)), []).append(f)
-    if not res: raise FileNotFoundError(f"path={str(path)!r}: no images here; want a folder for each class, with its images")
-    return dict(sorted(res.items()))
+    if not Path(path).is_dir(): raise FileNotFoundError(f"path={str(path)!r}: no such folder")
+    upper,above,res,whose = [Path(path)],_above(path),{},{}
+    for _ in range(level-1): upper = [o for p in upper for o in _subfolders(p)]
+    for d in (o for p in upper for o in _subfolders(p)):
+        for f,real in _walk(d, set(above)):
+            if whose.setdefault(real, d.name)!=d.name:
+                raise ValueError(f"{f}: the same file is in the classes {whose[real]} and {d.name}; a sample has one")
+            res.setdefault(d.name, []).append(f)
+    _stray([Path(path), *(upper if level>1 else [])])
+    if not res: raise FileNotFoundError(f"path={str(path)!r}: no images in folders of classes here; "
+                                        "want a folder for each class, with its images")
+    return {k:sorted(res[k]) for k in sorted(res)}
+
+# %% ../nbs/01_data.ipynb #3c5f9d11
+def _stray(folders):
+    if loose := [o for d in folders for o in _loose_images(d)]:
+        warnings.warn(f"{len(loose)} images lie beside the folders of the classes, such as {loose[0]}: "
+                      "they have no class, and are left out")
 
 # %% ../nbs/01_data.ipynb #30b48c0e
 def folder_images(
@@ -358,12 +484,14 @@ def folder_images(
     files:dict, # From `class_files`
     vocab:list, # The classes to take
     size:int|None=None, # As in `decode_images`
-    channels:int=3 # As in `decode_images`
+    channels:int=3, # As in `decode_images`
+    value_range:tuple|None=None # As in `to_uint8`
 )->TensorImages:
     "All images of the chosen classes, decoded or from the cache"
     if (gone := [o for o in vocab if o not in files]): raise ValueError(f"path={str(path)!r}: no images of {', '.join(gone[:5])}")
     y = np.repeat(np.arange(len(vocab)), [len(files[o]) for o in vocab])
-    return TensorImages(cached_images([f for o in vocab for f in files[o]], path, size, channels), y, vocab)
+    x = cached_images([f for o in vocab for f in files[o]], path, size, channels, value_range)
+    return TensorImages(x, y, vocab, value_range=value_range)
 
 # %% ../nbs/01_data.ipynb #20b6ec54
 def choose_classes(
@@ -378,15 +506,25 @@ def choose_classes(
     return [names[i] for i in pick(names, n, seed)]
 
 # %% ../nbs/01_data.ipynb #8a02e969
-def _train_valid(path, n_classes, seed, classes, valid_pct, size, channels):
+def _match(train, valid, classes, path):
+    "The files of `valid` for `classes`; what does not match is said"
+    none,more = [o for o in classes if o not in valid],[o for o in valid if o not in train]
+    def some(o): return ', '.join(o[:5])+(f' and {len(o)-5} more' if len(o)>5 else '')
+    if len(none)==len(classes):
+        raise ValueError(f"{path}: none of the classes of the training set ({some(classes)}), but {some(list(valid))}")
+    if none: warnings.warn(f"{path}: no images of {some(none)}; accuracy there says nothing about them")
+    if more: warnings.warn(f"{path}: {some(more)}: not in the training set, left out")
+    return {o:valid.get(o, []) for o in classes}
+
+def _train_valid(path, n_classes, seed, classes, valid_pct, level, *how):
     tr,va = _split_dirs(path)
-    files = class_files(tr)
-    classes = classes or choose_classes(list(files), n_classes, seed)
-    train = folder_images(tr, files, classes, size, channels)
-    if va: return train,folder_images(va, class_files(va), classes, size, channels)
+    files = class_files(tr, level)
+    if tr==Path(path) and classes is None: _check_parts(path, files)
+    classes = list(classes) if classes is not None else choose_classes(list(files), n_classes, seed)
+    train = folder_images(tr, files, classes, *how)
+    if va: return train,folder_images(va, _match(files, class_files(va, level), classes, va), classes, *how)
     held = pick(train.y, int(valid_pct*len(train)+.5), seed, stratify=True)
-    kept = np.setdiff1d(np.arange(len(train)), held)
-    return [TensorImages(train.x[i], train.y[i], classes) for i in (kept,held)]
+    return train.take(np.setdiff1d(np.arange(len(train)), held)),train.take(held)
 
 # %% ../nbs/01_data.ipynb #20cfb28a
 def image_folder_dls(
@@ -403,37 +541,84 @@ def image_folder_dls(
     pad:int|None=None, # Random crops: padding in pixels; by default an eighth of the side
     bs:int=64, # Batch size; twice that for validation
     flip:bool=True, # Random left-right flips
-    device=None # By default fastai's default device
+    device=None, # By default fastai's default device
+    level:int=1, # As in `class_files`
+    value_range:tuple|None=None # As in `to_uint8`
 )->DataLoaders:
     "In-memory `DataLoaders` from image files, on a random subset of the classes"
-    train,valid = _train_valid(path, n_classes, seed, classes, valid_pct, size, channels)
+    train,valid = _train_valid(path, n_classes, seed, classes, valid_pct, level, size, channels, value_range)
     stats = stats and tuple(o[:channels] for o in stats)
     return tensor_dls(train.subset(n, seed), valid.subset(n_valid, seed), bs, ifnone(pad, train.x.shape[1]//8), flip, stats, path, device)
 
+# %% ../nbs/01_data.ipynb #3c5f9d13
+_damaged = tarfile.TarError,EOFError,zlib.error,lzma.LZMAError
+
+def _plain(archive):
+    "The archive decompressed, as a file"
+    with open(archive, 'rb') as f: head = f.read(6)
+    kind = first(k for k in (b'\x1f\x8b', b'BZh', b'\xfd7zXZ') if head.startswith(k))
+    return {b'\x1f\x8b':gzip.open, b'BZh':bz2.open, b'\xfd7zXZ':lzma.open, None:open}[kind](archive, 'rb')
+
+class _Metered:
+    "The first `left` bytes of a file; asked for more, an error"
+    def __init__(self, f, left, error): self.f,self.left,self.error = f,left,error
+    def read(self, n):
+        b = self.f.read(min(n, self.left+1))
+        self.left -= len(b)
+        if self.left<0: raise self.error
+        return b
+
+# %% ../nbs/01_data.ipynb #3c5f9d14
+def _check_member(m):
+    if not (m.isfile() or m.isdir()): return 'is a link or a device'
+    if m.issparse(): return 'is a sparse file'
+    if m.size<0: return 'has a negative size'
+    if os.path.isabs(m.name) or '..' in Path(m.name.replace('\\', '/')).parts: return 'lies outside of the folder'
+
+def _scan(archive, most):
+    "Look at all members, and read to the end: how many bytes they need"
+    error = ValueError(f"{archive}: unpacks to more than {most/1e6:,.0f} MB; refused, nothing was unpacked. "
+                       "If that is right, `max_bytes` allows more")
+    total = 0
+    with _plain(archive) as raw:
+        metered = _Metered(raw, most, error)
+        with tarfile.open(fileobj=metered, mode='r|', bufsize=2**16) as f:
+            for m in f:
+                if why := _check_member(m): raise ValueError(f"{archive}: {m.name!r} {why}; refused, nothing was unpacked")
+                if (total := total+max(m.size, 4096))>most: raise error
+        while metered.read(2**20): pass   # checksums stand at the end
+    return total
+
 # %% ../nbs/01_data.ipynb #d7850a95
 def extract(
-    archive, # A tar file
-    dest # Folder to unpack into, made if need be
+    archive, # A tar file, plain or compressed by gzip, bzip2 or xz
+    dest, # Folder to unpack into, made if need be
+    max_bytes:int|None=None # Refuse what unpacks to more; by default 100 MB, or twenty times the archive's size if that is more
 )->Path: # `dest`
-    "Unpack an archive that need not be trusted"
-    dest = Path(dest)
-    with tarfile.open(archive) as f:
-        for m in f.getmembers():
-            if not (m.isfile() or m.isdir()): raise ValueError(f"{archive}: {m.name!r} is a link or a device; refused, nothing was unpacked")
-            if os.path.isabs(m.name) or '..' in Path(m.name.replace('\\', '/')).parts: raise ValueError(f"{archive}: {m.name!r} lies outside of the folder; refused, nothing was unpacked")
-        dest.mkdir(parents=True, exist_ok=True)
-        f.extractall(dest, filter='data')
+    "Unpack an archive that need not be trusted; nothing is written if it is refused"
+    dest,most = Path(dest),max(10**8, 20*os.path.getsize(archive)) if max_bytes is None else max_bytes
+    try: total = _scan(archive, most)
+    except (*_damaged, OSError) as e:
+        if getattr(e, 'errno', None) is not None: raise   # the system's, not the archive's
+        what = f'{type(e).__name__}: {e}'
+        raise ValueError(f"{archive}: not a whole tar archive ({what}); nothing was unpacked, get it again") from None
+    free = shutil.disk_usage(first(o for o in (dest.absolute(), *dest.absolute().parents) if o.exists())).free
+    if total>free:
+        raise ValueError(f"{archive}: needs {total/1e6:,.0f} MB, {dest} has {free/1e6:,.0f} MB left; nothing was unpacked")
+    dest.mkdir(parents=True, exist_ok=True)
+    with _plain(archive) as raw, tarfile.open(fileobj=raw, mode='r:') as f: f.extractall(dest, filter='data')
     return dest
 
 # %% ../nbs/01_data.ipynb #8d2b62af
 def _untar(url):
     "The folder of one of fastai's data sets, downloaded and unpacked if it must be"
     d = FastDownload(fastai_cfg(), module=fastai.data, base='~/.fastai')
-    name = urldest(url, d.arch_path())
-    try:
-        if (path := d.data_path(arch=name)).exists(): return path
-        return _unpack(d.download(url), path)
-    except OSError as e: raise FileNotFoundError(f"could not download {url} ({e}); get it by hand and pass `path`") from None
+    path = d.data_path(arch=Path(url))   # by the name alone: `urldest` says another one while there is no folder of archives
+    if path.exists(): return path
+    try: return _unpack(d.download(url), path)
+    except OSError as e:
+        what = f'could not download {url} ({e})'
+        raise FileNotFoundError(f"{path}: not there, and {what}; unpack it there by hand, or pass `path`") from None
 
 def _unpack(archive, path):
     "`archive` holds one folder, which becomes `path`: whole or not at all"
@@ -447,7 +632,7 @@ def _unpack(archive, path):
     return path
 
 # %% ../nbs/01_data.ipynb #a412611f
-@delegates(image_folder_dls, but='n_classes,size,classes,valid_pct')
+@delegates(image_folder_dls, but='n_classes,size,classes,valid_pct,level,value_range')
 def cifar10_dls(
     path=None, # Folder with `train` and `test` (PNG or JPEG); by default fastai's, downloaded if it must be
     n:int|None=None, # Training samples, stratified; `None` for all 50,000
@@ -465,5 +650,6 @@ def cifar100_dls(
     path=None, # Folder with `train` and `test` (PNG or JPEG); by default fastai's, downloaded if it must be
     **kwargs
 )->DataLoaders:
-    "CIFAR-100 (Krizhevsky 2009) in memory: its 100 fine classes"
-    return cifar10_dls(path or _untar(URLs.CIFAR_100), **kwargs)
+    "CIFAR-100 (Krizhevsky 2009) in memory: its 100 fine classes, in folders of their own or in those of the coarse ones"
+    path = Path(path or _untar(URLs.CIFAR_100))
+    return cifar10_dls(path, level=2 if any(map(_has_classes, _subfolders(path/'train'))) else 1, **kwargs)

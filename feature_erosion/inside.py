@@ -7,10 +7,11 @@ Docs: https://feature-erosion.github.io/feature_erosion/inside.html.md"""
 # %% auto #0
 __all__ = ['Inside', 'look_inside']
 
-# %% ../nbs/10b_inside.ipynb #848ed5ca
+# %% ../nbs/10b_inside.ipynb #07273e7b
 import pandas as pd
 from fastcore.all import *
 from fastai.vision.all import plt
+from .phases import check_classes
 from .representations import *
 from .rank import *
 from .cka import *
@@ -31,7 +32,9 @@ class Inside:
         same = pd.concat({m:self.cka.same_layer(first_, m) for m in self.cka.models()}, names=['model'])
         return Measured(self.probe[['accuracy']].join(self.rank[['rank','rank_1e-3','effective','limit']]).join(same))
 
-    def __repr__(self): return f"Inside({', '.join(self.cka.models())}: {len(self.rank)//len(self.cka.models())} layers, {self.cka.attrs['n']} images)"
+    def __repr__(self):
+        models = self.cka.models()
+        return f"Inside({', '.join(map(str, models))}: {len(self.rank)//len(models)} layers, {self.cka.attrs['n']} images)"
 
 # %% ../nbs/10b_inside.ipynb #6555807f
 def _series(ax, df, column, colors, marks='x.^s'):
@@ -93,6 +96,7 @@ def look_inside(
     progress:bool=True # Whether to show bars
 )->Inside:
     "CKA, ranks and linear probes of all layers of all models: one pass over each of the two sets for each model"
+    check_classes(train, test, 'test', 'train')
     fit = ProbeFit(dl_labels(train, n, seed), C, pool, seed=seed, progress=progress)
     cka,rank,score = cka_meter(estimator, seed=seed),RankMeter(max_features=max_features, seed=seed),ProbeScore(fit, dl_labels(test, n_test, seed))
     visit(models, train, fit, layers, n, max_memory, seed, progress)

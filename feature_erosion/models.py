@@ -8,12 +8,14 @@ Docs: https://feature-erosion.github.io/feature_erosion/models.html.md"""
 __all__ = ['CifarResNet', 'n_params', 'CifarVGG', 'archs', 'load_weights', 'restrict_outputs', 'create_model']
 
 # %% ../nbs/02_models.ipynb #685c13f3
-import difflib,inspect,operator
+import difflib,inspect,io,mmap,operator,pickle,zipfile
+from math import prod
 from numbers import Integral
 from warnings import warn
 import torchvision
 from torchvision.models import get_model_builder, get_model_weights, list_models
 from fastai.basics import *
+from .batches import *
 
 # %% ../nbs/02_models.ipynb #afd98be3
 def _scaled(
@@ -140,34 +142,120 @@ def _safetensors():
     except ImportError: raise ImportError("reading .safetensors needs the safetensors package: pip install safetensors") from None
     return load_file
 
+# %% ../nbs/02_models.ipynb #a6962457
+class _Inert:
+    "Stands for whatever a pickle names"
+    def __init__(self, *args, **kwargs): pass
+    def __call__(self, *args, **kwargs): return _Inert()
+    def __setstate__(self, state): pass
+    def __setitem__(self, k, v): pass
+    def append(self, o): pass
+    extend = add = append
+
+class _Storage(_Inert):
+    def __init__(self, n): self.n = n
+
+# %% ../nbs/02_models.ipynb #7db03f79
+_itemsize = dict(ComplexDouble=16, ComplexFloat=8, Double=8, Long=8, Float=4, Int=4, QInt32=4, Half=2, BFloat16=2, Short=2)
+
+class _Claims(pickle.Unpickler):
+    "Sizes that a pickle claims; nothing that it names is imported or called"
+    def __init__(self, f, room):
+        super().__init__(f)
+        self.room,self.bytes = room,{}   # how large the file is; bytes of each storage
+
+    def find_class(self, module, name):
+        if name.startswith(('_rebuild_tensor','_rebuild_qtensor')): return self.tensor
+        def made(kind, *args, **kwargs):
+            big = [o for o in args if isinstance(o, int) and o>self.room]
+            if big: raise _Lie(f"makes a {name} of {big[0]:,}")
+        return type(name, (_Inert,), dict(__init__=made))
+
+    def persistent_load(self, pid):
+        kind,key,n = pid[1].__name__.removesuffix('Storage'),pid[2],pid[4]
+        self.bytes[key] = max(0, n)*_itemsize.get(kind, 1)
+        if sum(self.bytes.values())>self.room: raise _Lie(f"is {self.room:,} bytes and claims {sum(self.bytes.values()):,}")
+        return _Storage(n)
+
+    def tensor(self, storage, offset, size, stride, *args):
+        end = offset+sum((s-1)*t for s,t in zip(size, stride))+1 if all(size) else 0
+        if end>storage.n or prod(size)>storage.n or min(offset, *size, *stride, 0)<0:
+            raise _Lie(f"claims a tensor of {'×'.join(map(str, size))} in a storage of {storage.n:,} numbers")
+        return _Inert()
+
+# %% ../nbs/02_models.ipynb #0d9db08d
+def _check_zip(file, room):
+    "What torch.save writes since 1.6: stored, not compressed"
+    with zipfile.ZipFile(file) as z:
+        sizes = {o.filename.lower():o.file_size for o in z.infolist()}
+        if len(sizes)<len(z.infolist()): raise _Lie("holds names twice")
+        if (n := sum(sizes.values()))>room: raise _Lie(f"is {room:,} bytes and unpacks to {n:,}")
+        main = first(o for o in z.namelist() if o.split('/')[1:]==['data.pkl'])
+        if not main: return
+        claims = _Claims(io.BytesIO(z.read(main)), room)
+        claims.load()
+    short = [k for k,v in claims.bytes.items() if v>sizes.get(f"{main.split('/')[0]}/data/{k}".lower(), 0)]
+    if short: raise _Lie(f"claims {claims.bytes[short[0]]:,} bytes for the storage {short[0]!r}, which it does not hold")
+
+def _check_old(f, room):
+    "What torch.save wrote before: five pickles, then the numbers"
+    for _ in range(5): _Claims(f, room).load()
+
+def _check_claims(file):
+    "`file`, if no size that it claims is beyond what it holds"
+    room = file.stat().st_size
+    with open(file, 'rb') as f:
+        if f.read(4)==b'PK\x03\x04': _check_zip(file, room)
+        elif room:
+            with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m: _check_old(m, room)
+    return file
+
 # %% ../nbs/02_models.ipynb #19fa40af
+class _Lie(ValueError): "A file that claims more than it holds"
+
+def _optimiser_parts():
+    "What fastai's `learn.save` keeps of an optimiser, besides tensors"
+    return [L, np.dtype, np.float64(0).__reduce__()[0], *(type(np.dtype(o)) for o in ('f4','f8','i4','i8','?'))]
+
+def _load_pickle(file):
+    with torch.serialization.safe_globals(_optimiser_parts()): return torch.load(file, map_location='cpu', weights_only=True)
+
 def _read(file):
     "What is in `file`, without running code from it"
     file = Path(file).expanduser()
     if not file.is_file(): raise FileNotFoundError(f"weights: there is no file '{file}'")
-    read = _safetensors() if file.suffix=='.safetensors' else partial(torch.load, map_location='cpu', weights_only=True)
+    read = _safetensors() if file.suffix=='.safetensors' else compose(_check_claims, _load_pickle)
     try: return read(file)
     except OSError: raise
+    except _Lie as e:
+        raise ValueError(f"weights: '{file}' {e}; it is damaged, or made to exhaust memory, and was not loaded") from None
     except Exception as e:
         raise ValueError(f"weights: '{file}' is not a weights file ({type(e).__name__}); it is damaged or holds more than tensors, "
                          "and was not unpickled. Save `model.state_dict()` with torch.save") from None
 
 # %% ../nbs/02_models.ipynb #a62a8d4c
-def _unwrap(d):
-    "The state dict within `d`"
-    for k in ('state_dict','model'):
-        if isinstance(d, dict) and isinstance(d.get(k), dict): d = d[k]
-    for p in ('module.','_orig_mod.'):
-        if isinstance(d, dict) and all(str(k).startswith(p) for k in d): d = {k[len(p):]:v for k,v in d.items()}
+_entries = 'state_dict','model_state_dict','model','net'
+_prefixes = 'module.','_orig_mod.','model.','net.'
+
+def _unwrap(d, names=()):
+    "The state dict within `d`, for a model whose entries have these `names`"
+    while isinstance(d, dict):
+        inner = [k for k in _entries if isinstance(d.get(k), dict)]
+        if len(inner)>1: raise ValueError(f"weights: there are several sets of them, in {' and '.join(inner)}; "
+                                          "save the one that is meant in a file of its own")
+        prefix = None if set(d)&set(names) else first(p for p in _prefixes if d and all(str(k).startswith(p) for k in d))
+        if inner: d = d[inner[0]]
+        elif prefix: d = {k[len(prefix):]:v for k,v in d.items()}
+        else: break
     return d
 
 # %% ../nbs/02_models.ipynb #c0879285
 def _is_weight(k, v): return isinstance(k, str) and isinstance(v, Tensor) and v.layout==torch.strided and not (v.is_meta or v.is_quantized)
 
 # %% ../nbs/02_models.ipynb #3ac84587
-def _read_weights(file):
-    "The state dict in `file`"
-    sd = _unwrap(_read(file))
+def _read_weights(file, model):
+    "The state dict in `file`, for `model`"
+    sd = _unwrap(_read(file), model.state_dict())
     if isinstance(sd, dict) and sd and all(_is_weight(k,v) for k,v in sd.items()): return sd
     raise ValueError(f"weights: '{file}' holds {type(sd).__name__}, not names with dense tensors. Save `model.state_dict()` with torch.save")
 
@@ -203,19 +291,34 @@ def _load(model, sd, file, strict=True):
 # %% ../nbs/02_models.ipynb #a4f07142
 def load_weights(
     model:nn.Module,
-    file:str|Path, # State dict, bare or in a 'state_dict' or 'model' entry; with suffix `.safetensors` read as such
+    file:str|Path, # State dict, bare or as 'state_dict', 'model_state_dict', 'model' (so does `learn.save`), 'net'; or `.safetensors`
     strict:bool=True # All or nothing? Otherwise what fits is loaded, with a warning about the rest
 )->nn.Module: # `model`, with the weights of `file`
     "Load weights without running code from `file`; a `model` that they do not fit stays as it was (`ValueError`)"
-    _load(get_model(model), _read_weights(file), file, strict)
+    _load(unwrapped(model), _read_weights(file, unwrapped(model)), file, strict)
     return model
 
 # %% ../nbs/02_models.ipynb #8fd6e5a2
-def _last_linear(model):
-    "Name and module of the last linear layer of `model`"
-    ls = [(n,m) for n,m in model.named_modules() if isinstance(m, nn.Linear)]
-    if ls: return ls[-1]
-    raise ValueError(f"{type(model).__name__} has no linear layer, so its outputs cannot be changed. Create it with the outputs wanted, then use load_weights")
+def _last_weights(model):
+    "Name and module of the last part of `model` with parameters of its own"
+    return next(((n,m) for n,m in reversed(list(model.named_modules())) if any(True for _ in m.parameters(False))), ('',None))
+
+def _has_head(model):
+    "Whether `model` ends in a linear layer, as it is defined, and nothing after it was taken out"
+    mods,last = list(model.modules()),_last_weights(model)[1]
+    attention = nn.modules.linear.NonDynamicallyQuantizableLinear
+    if not isinstance(last, nn.Linear) or isinstance(last, attention): return False
+    return not any(type(m) is nn.Identity for m in mods[mods.index(last)+1:])
+
+def _head(model):
+    "Name and module of the linear layer that gives the outputs of `model`"
+    if _has_head(model): return _last_weights(model)
+    if not any(isinstance(m, nn.Linear) for m in model.modules()): what = "has no linear layer"
+    else:
+        name,last = _last_weights(model)
+        what = f"ends in {name!r}, {type(last).__name__}, and not in a linear layer as classifiers do: it seems to have no head"
+    raise ValueError(f"{type(model).__name__} {what}, so its outputs cannot be changed. Create it with the outputs wanted, "
+                     "or put a head on it: nn.Sequential(backbone, nn.Flatten(), nn.Linear(features, n_out))")
 
 # %% ../nbs/02_models.ipynb #f7aaa76d
 def _set_linear(lin, weight, bias):
@@ -226,12 +329,17 @@ def _set_linear(lin, weight, bias):
 
 # %% ../nbs/02_models.ipynb #63060f3c
 def _with_outputs(model, n):
-    "`model`, its last linear layer made afresh if it does not have `n` outputs"
-    _,lin = _last_linear(model)
+    "`model`, its head made afresh if it does not have `n` outputs; by its own method, if it is timm's"
+    if hasattr(model, 'reset_classifier'): return _reset(model, n)
+    _,lin = _head(model)
     if lin.out_features==n: return model
     new = nn.Linear(lin.in_features, n, bias=lin.bias is not None).to(lin.weight)
     _set_linear(lin, new.weight.data, None if new.bias is None else new.bias.data)
     return model
+
+def _reset(model, n):
+    if model.num_classes!=n: model.reset_classifier(n)
+    return model.to(next(model.parameters()).device)
 
 # %% ../nbs/02_models.ipynb #8f717f14
 def _check_idxs(idxs, n):
@@ -249,7 +357,7 @@ def restrict_outputs(
 )->nn.Module: # A copy of `model` with `len(idxs)` outputs
     "Keep only the outputs `idxs`, so a pretrained classifier chooses among them; `ValueError` for a wrong or repeated index"
     model = deepcopy(model)
-    _,lin = _last_linear(model)
+    _,lin = _head(model)
     idxs = _check_idxs(idxs, lin.out_features)
     _set_linear(lin, lin.weight.data[idxs], None if lin.bias is None else lin.bias.data[idxs])
     return model
@@ -304,12 +412,19 @@ def _timm(name, n_out, c_in, width, weights):
     return _import_timm().create_model(name, in_chans=c_in, **({'pretrained':True} if weights else {'num_classes':n_out})),None
 
 # %% ../nbs/02_models.ipynb #07afd585
+def _outputs(m): return next((getattr(m, k) for k in ('out_features','out_channels','num_features') if hasattr(m, k)), None)
+
 def _given(arch, n_out, c_in, width, weights):
-    "A copy of a module, or what a function returns, with `n_out` outputs if it has a linear layer"
+    "A copy of a module, or what a function returns, with `n_out` outputs; a head is changed, and nothing else"
     if weights is not None: raise ValueError(f"weights={weights!r}: with a model or function of your own, give a weights file that exists")
-    model = deepcopy(arch) if isinstance(arch, nn.Module) else arch()
+    model = deepcopy(unwrapped(arch)) if isinstance(arch, nn.Module) else arch()
     if not isinstance(model, nn.Module): raise ValueError(f"arch={arch!r}: must return an nn.Module, not {type(model).__name__}")
-    return (_with_outputs(model, n_out) if any(isinstance(m, nn.Linear) for m in model.modules()) else model),None
+    _,last = _last_weights(model)
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    fits = last is None or not isinstance(last, nn.Linear) and _outputs(last)==n_out or [m.out_features for m in linears]==[n_out]
+    if not hasattr(model, 'reset_classifier') and fits: return model,None
+    try: return _with_outputs(model, n_out),None
+    except ValueError as e: raise ValueError(f"arch: {e}") from None
 
 # %% ../nbs/02_models.ipynb #751542ee
 def _has_timm(name):
@@ -377,7 +492,7 @@ def _is_file(weights): return isinstance(weights, Path) or (isinstance(weights, 
 # %% ../nbs/02_models.ipynb #facc531f
 def _from_file(model, file):
     "`model` with the weights of `file`, and as many outputs as these have"
-    sd,(name,lin) = _read_weights(file),_last_linear(model)
+    sd,(name,lin) = _read_weights(file, model),_head(model)
     weight = sd.get(f'{name}.weight', lin.weight)
     return _load(_with_outputs(model, len(weight)) if weight.dim()==2 else model, sd, file)
 
@@ -390,7 +505,7 @@ def create_model(
     weights=None, # A weights file; for torchvision a member of its weights enum, or its name; for timm 'DEFAULT'
     classes:Sequence=None # `n_out` classes of `weights` to keep: indices, or torchvision's category names
 )->nn.Module: # Model with `n_out` outputs
-    "A classifier: fresh, or pretrained on other classes (then its last linear layer is new), or pretrained and restricted to some `classes`"
+    "A classifier: fresh, or pretrained on other classes (then its head is new), or pretrained and restricted to some `classes`"
     make,what = _source(arch)
     _check_args(arch, n_out, c_in, width)
     _check_classes(classes, n_out, weights)

@@ -6,18 +6,21 @@ Docs: https://feature-erosion.github.io/feature_erosion/patterns.html.md"""
 
 # %% auto #0
 __all__ = ['corners', 'variants', 'rgb2lab', 'class_colors', 'Pattern', 'paint', 'ColorSquare', 'Stripes', 'Texture', 'Watermark',
-           'CornerSquare', 'pick', 'assign_stamps', 'TensorStamp', 'InjectPattern', 'n_labels', 'read_labels',
-           'StampedDataset', 'stamp_dl']
+           'CornerSquare', 'pick', 'assign_stamps', 'TensorStamp', 'InjectPattern', 'same_dl', 'n_labels',
+           'read_labels', 'StampedDataset', 'stamp_dl']
 
 # %% ../nbs/00_patterns.ipynb #563368bb
-import warnings
+import random, warnings
+from copy import copy
 from functools import lru_cache
 from types import MethodType
 import numpy as np, torch, matplotlib.colors as mcolors
 from PIL import Image, ImageDraw, ImageFont
 from fastcore.all import *
-from fastai.vision.all import (DataLoader, DataLoaders, Datasets, ItemTransform, Normalize, Pipeline, TensorBase,
-                               TensorImage, image2tensor, no_random, progress_bar, show_images, to_device)
+from torchvision.datasets import DatasetFolder, VisionDataset
+from torchvision.datasets.vision import StandardTransform
+from fastai.vision.all import (CollBase, DataLoader, DataLoaders, Datasets, ItemTransform, Normalize, Pipeline, TensorBase,
+                               TensorImage, TfmdDL, image2tensor, no_random, progress_bar, show_images, to_device)
 
 # %% ../nbs/00_patterns.ipynb #a9fd4cd8
 def rgb2lab(
@@ -270,18 +273,50 @@ def pick(
 # %% ../nbs/00_patterns.ipynb #bffba3b0
 variants = 'clean','pattern','conflict','shuffled','pattern_only'
 
+# %% ../nbs/00_patterns.ipynb #6e1f0a3c
+def _wrong_label(o):
+    "What is wrong with a label that is not one integer, and what can be done"
+    a = np.asarray(o.detach().cpu() if isinstance(o, torch.Tensor) else o)
+    what,do = f'{str(o)!r:.40}','number the classes, as `CategoryBlock` does'
+    if isinstance(o, Image.Image) or a.ndim>1:
+        what,do = 'an image (a mask, or images without labels)','give each image one class'
+    elif a.size>1:
+        what,do = f'{a.size} values (multi-label or soft labels)','choose one class a sample, such as the largest by `argmax`'
+    elif a.dtype.kind=='f':
+        what = f'the float {float(a.reshape(-1)[0]):.3g} (regression?)'
+        do = 'make bins of a quantity (`pd.qcut`), integers of classes (`astype(int)`)'
+    return ValueError(f"labels: got {what}; a pattern is chosen by one integer a sample. To paint by class, {do}; "
+                      "without, look at rank, CKA or dormant units, which need no labels")
+
+def _int_label(o):
+    "One sample's label"
+    a = np.asarray(o.detach().cpu() if isinstance(o, torch.Tensor) else o)
+    if a.size!=1 or a.dtype.kind not in 'biu': raise _wrong_label(o)
+    return int(a.reshape(-1)[0])
+
+def _int_labels(labels):
+    "Many samples' labels, as an array"
+    try: a = np.asarray(labels.detach().cpu() if isinstance(labels, torch.Tensor) else labels)
+    except ValueError: raise _wrong_label(next(o for o in labels if np.size(o)!=1)) from None   # of different lengths
+    if len(a) and (a.size!=len(a) or a.dtype.kind not in 'biu'): raise _wrong_label(a[0])
+    return a.reshape(-1).astype(np.int64)
+
 # %% ../nbs/00_patterns.ipynb #ca85e32a
+def _is_int(o): return isinstance(o, (int,np.integer)) and not isinstance(o, bool)
 def _check_stamps(labels, ratio, strength, classes, variant, n_classes):
     for k,v in dict(ratio=ratio, strength=strength).items():
         if not 0<=v<=1: raise ValueError(f"{k}={v!r}: must be in 0…1")
-    if bad := [o for o in classes or [] if not 0<=o<n_classes]: raise ValueError(f"classes: {bad} are not in 0…{n_classes-1}")
+    if bad := [o for o in ([] if classes is None else classes) if not _is_int(o) or not 0<=o<n_classes]:
+        raise ValueError(f"classes: {bad} are not in 0…{n_classes-1}")
+    if len(labels) and not (_is_int(n_classes) and n_classes>0):
+        raise ValueError(f"n_classes={n_classes!r}: must be a whole number, 1 or more")
     if variant not in variants: raise ValueError(f"variant={variant!r}: must be one of {', '.join(variants)}")
     if n_classes<2 and (variant=='conflict' or strength<1): raise ValueError(f"variant={variant!r}, strength={strength}: another class's picture needs two classes; got {n_classes}")
     if len(labels) and not 0<=labels.min()<=labels.max()<n_classes: raise ValueError(f"labels: must be in 0…{n_classes-1}; got {labels.min()}…{labels.max()}")
 
 # %% ../nbs/00_patterns.ipynb #2855b0a4
 def assign_stamps(
-    labels, # Integer labels in 0…`n_classes`-1, shape `(samples,)`
+    labels, # Integer labels in 0…`n_classes`-1, shape `(samples,)`; floats are refused, not cut
     ratio:float=1., # Share of the samples that wear a picture, in 0…1; exact: .1 of 1,000 is 100
     strength:float=1., # Share of those that wear their own label's picture, in 0…1; the others wear another class's
     classes:list|None=None, # Only samples of these classes may wear one; `ratio` is a share of them
@@ -291,8 +326,8 @@ def assign_stamps(
     seed=0 # Same seed, same stamps: on any machine, with any number of workers
 )->torch.Tensor: # The class whose picture each sample wears, or -1; int64, shape `(samples,)`
     "Decide which sample wears whose picture"
-    labels = np.asarray(labels, dtype=np.int64)
-    n_classes = n_classes or int(labels.max(initial=-1))+1
+    labels = _int_labels(labels)
+    n_classes = int(labels.max(initial=-1))+1 if n_classes is None else n_classes
     _check_stamps(labels, ratio, strength, classes, variant, n_classes)
     stamps = np.full(len(labels), -1)
     if variant=='clean': return torch.tensor(stamps)
@@ -311,6 +346,14 @@ def assign_stamps(
 class TensorStamp(TensorBase):
     "The class whose picture a sample wears, or -1"
 
+# %% ../nbs/00_patterns.ipynb #2373c704
+def _check_pattern(o):
+    if isinstance(o, Pattern): return
+    if isinstance(o, type) and issubclass(o, Pattern):
+        raise ValueError(f"pattern: got the class {o.__name__}; make one, `{o.__name__}()`")
+    raise ValueError(f"pattern: must be a Pattern, such as `ColorSquare(4)`; got {type(o).__name__}. "
+                     "For pictures of your own subclass Pattern, and write its `draw`")
+
 # %% ../nbs/00_patterns.ipynb #1d8d8110
 class InjectPattern(ItemTransform):
     "Paint `pattern` on a batch, or on one item"
@@ -321,6 +364,7 @@ class InjectPattern(ItemTransform):
         background:float|None=None # Paint on a grey image instead of the sample's (in 0…1)
     ):
         super().__init__()
+        _check_pattern(pattern)
         self.pattern,self.n_classes,self.background,self._tables = pattern,n_classes,background,{}
 
     def setups(self, dl:DataLoader):
@@ -338,7 +382,8 @@ class InjectPattern(ItemTransform):
 def _paint(self:InjectPattern, x, stamps):
     if isinstance(x, Image.Image): return type(x).create(self._paint(TensorImage(image2tensor(x)), stamps).permute(1,2,0).squeeze(-1).numpy())
     im,ids = x.as_subclass(torch.Tensor),torch.as_tensor(stamps).as_subclass(torch.Tensor)
-    if im.ndim==3: return type(x)(self._paint(x[None], ids.reshape(1))[0])
+    if im.ndim==3: return type(x)(self._paint(x[None], ids.reshape(1) if ids.numel()==1 else ids[None])[0])
+    if ids.ndim!=1 or ids.is_floating_point(): raise _wrong_label(ids[0])
     return paint(im, ids.to(im.device), self._table(im), self.background).as_subclass(type(x))
 
 @patch
@@ -357,29 +402,152 @@ def _check(self:InjectPattern, x):
     if x.is_floating_point() and not (x.min()>=0 and x.max()<=1):
         raise ValueError(f"float images hold values in {x.min():.3g}…{x.max():.3g}; InjectPattern wants 0…1, before Normalize: keep its order below {Normalize.order}")
 
+# %% ../nbs/00_patterns.ipynb #06e1a8ac
+class _Idxs:
+    "A `get_idxs` that always answers the same; a class, so that worker processes can be sent it"
+    def __init__(self, idxs): self.idxs = idxs
+    def __call__(self): return self.idxs
+
+class _Whole(ItemTransform):
+    "A function of whole batches among the transforms"
+    _retain = False
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+    def encodes(self, b): return self.f(b)
+
+# %% ../nbs/00_patterns.ipynb #61bf29dd
+def _is_distributed(dl):
+    if not isinstance(vars(dl).get('dl'), DataLoader): return False
+    from fastai.distributed import DistributedDL
+    return isinstance(dl, DistributedDL)
+
+def _inner_loaders(dl):
+    "The attributes in which a loader of loaders keeps them"
+    kinds = DataLoader,DataLoaders,torch.utils.data.DataLoader
+    def parts(v): return v.values() if isinstance(v, dict) else v if isinstance(v, (list,tuple,L)) else [v]
+    return [k for k,v in vars(dl).items() if any(isinstance(o, kinds) for o in parts(v))]
+
+def _check_dl(dl):
+    name = f'{type(dl).__module__}.{type(dl).__name__}'
+    if not isinstance(dl, DataLoader):
+        raise ValueError(f"dl: must be a fastai DataLoader; got {name}. Build one with `DataLoader(ds, bs=…)`")
+    if (ks := _inner_loaders(dl)) and not _is_distributed(dl):
+        raise ValueError(f"dl: {name} reads from other loaders ({', '.join(ks)}); make the change in those, and build it again")
+
+# %% ../nbs/00_patterns.ipynb #f640ba45
+def _batch_fs(dl):
+    "What a loader does with its batches, as a list of transforms"
+    f = dl.after_batch
+    if isinstance(f, Pipeline): return list(f.fs)
+    return [] if getattr(f, '__func__', None) is DataLoader.after_batch else [_Whole(f=f)]
+
+def _loose(dl):
+    "A copy of a loader that shares nothing with it that either of them changes while it runs"
+    res,f = copy(dl),dl.fake_l
+    res.fake_l = type(f)(res, f.pin_memory, f.num_workers, f.timeout, f.persistent_workers, f.pin_memory_device)
+    for k,v in vars(dl).items():
+        if isinstance(v, MethodType) and v.__self__ is dl: setattr(res, k, MethodType(v.__func__, res))
+        if isinstance(v, Pipeline): setattr(res, k, Pipeline(list(v.fs)))
+    return res
+
+def _rewrap(dl, inner):
+    "A `DistributedDL` around another loader"
+    res = _loose(dl)
+    res.dl,res.fake_l.num_workers = inner,inner.fake_l.num_workers
+    for k in 'bs','drop_last','dataset','offs','pin_memory': setattr(res, k, getattr(inner, k))
+    return res
+
+# %% ../nbs/00_patterns.ipynb #7cc777b9
+def _in_order(dl, idxs):
+    "The attributes with which `dl` reads the samples `idxs`, in this order"
+    own = dict(partial_n=None) if 'partial_n' in vars(dl) else {}   # fastai's PartialDL
+    return dict(shuffle=False, drop_last=False, get_idxs=_Idxs(list(idxs)), n=len(idxs), **own)
+
+def _check_order(dl, idxs):
+    want = len(idxs) if dl.bs is None else -(-len(idxs)//dl.bs)
+    if not dl.indexed or getattr(dl.sample, '__func__', None) is not DataLoader.sample or len(dl)!=want:
+        raise ValueError(f"dl: {type(dl).__name__} chooses its samples in a way of its own; evaluate on a plain loader, "
+                         "`TfmdDL(dl.dataset, bs=…)`")
+
+# %% ../nbs/00_patterns.ipynb #62d5bcf4
+def same_dl(
+    dl, # A fastai `DataLoader` of any class
+    dataset=None, # Another dataset with the same samples in the same order; by default its own
+    tfms=(), # Batch transforms to add
+    idxs=None, # Read these samples and no others, in this order; by default what the loader draws
+    **attrs # Other values of the loader's attributes: `bs`, `num_workers`, `after_batch`, …
+)->DataLoader: # Shares its data with `dl`, and draws random numbers of its own
+    "The same loader with something else about it; what its class holds (weights, lengths, a share of the data) is kept"
+    _check_dl(dl)
+    if _is_distributed(dl): return _rewrap(dl, same_dl(dl.dl, dataset, tfms, idxs, **attrs))
+    res = _loose(dl)
+    _new_state(dl, res)
+    if dataset is not None: _set_dataset(res, dataset)
+    _set_attrs(res, attrs if idxs is None else {**_in_order(dl, idxs), **attrs})
+    if tfms: res.after_batch = Pipeline([*_batch_fs(res), *tfms])
+    res.device = res.device   # takes new transforms there, too
+    if idxs is not None: _check_order(res, idxs)
+    return res
+
+# %% ../nbs/00_patterns.ipynb #fc733e02
+def _new_state(dl, res):
+    "Random numbers, and the types of a batch, as `dl.new` gets them: the same random numbers follow"
+    res.rng = random.Random(random.randint(0, 2**32-1))
+    if not isinstance(dl, TfmdDL) or not dl.n: return
+    if not (hasattr(dl, '_n_inp') and hasattr(dl, '_types')): dl._one_pass()
+    res._n_inp,res._types = dl._n_inp,dl._types
+
+def _set_dataset(dl, ds):
+    old = dl.dataset
+    if len(ds)!=len(old):
+        raise ValueError(f"dataset: {len(ds)} samples, the loader's own has {len(old)}; want the same samples")
+    for k,v in list(vars(dl).items()):
+        if v is old: setattr(dl, k, ds)
+
+def _set_attrs(dl, attrs):
+    attrs = dict(attrs)
+    if bad := [k for k in attrs if k!='num_workers' and not hasattr(dl, k)]:
+        raise TypeError(f"{', '.join(bad)}: no attribute of {type(dl).__name__}")
+    if 'num_workers' in attrs: dl.fake_l.num_workers = attrs.pop('num_workers')
+    for k,v in attrs.items(): setattr(dl, k, Pipeline(v) if isinstance(getattr(dl, k), Pipeline) else v)
+
 # %% ../nbs/00_patterns.ipynb #959fb3ef
 def n_labels(
     dls # `DataLoaders`, a `DataLoader` or a dataset
 )->int: # Number of classes
-    "How many classes there are, by `vocab` or `c`"
-    vocab = getattr(dls, 'vocab', None)
-    if vocab is not None: return len(vocab)
-    c = getattr(dls, 'c', None)
-    if not c: raise ValueError("n_classes=None: these DataLoaders name neither a `vocab` nor `c`; pass the number of classes")
+    "How many classes there are, by `vocab` or `c`; where fastai's `get_c` looks, and of several labels for the last"
+    vocab,places = getattr(dls, 'vocab', None),(getattr(dls, o, None) for o in ('after_item','after_batch'))
+    if isinstance(vocab, (list,tuple,L)) and vocab and isinstance(vocab[-1], (list,tuple,L,CollBase)): vocab = vocab[-1]
+    if vocab is not None and len(vocab): return len(vocab)
+    c = next((c for o in (dls,*places) if _is_int(c := getattr(o, 'c', None)) and c>0), None)
+    if c is None: raise ValueError("n_classes=None: these data name neither a `vocab` nor `c`; "
+                                   "pass the number of classes, or set it: `dls.c = 10`")
     return int(c)
 
 # %% ../nbs/00_patterns.ipynb #03f7d159
 def read_labels(
     ds # A dataset whose items end in an integer label
 )->np.ndarray: # int64, shape `(samples,)`
-    "All labels of a dataset"
-    if isinstance(ds, torch.utils.data.Subset): return read_labels(ds.dataset)[np.asarray(ds.indices)]
-    if getattr(ds, 'targets', None) is not None: return np.asarray(ds.targets, dtype=np.int64)
-    try:
-        if isinstance(ds, Datasets): return np.array([int(o) for o in ds.tls[-1]], dtype=np.int64)
-        idxs = range(len(ds))
-        return np.array([int(ds[i][-1]) for i in (progress_bar(idxs, leave=False) if len(ds)>2000 else idxs)], dtype=np.int64)
-    except (TypeError, ValueError, RuntimeError): raise ValueError("labels: patterns need one integer label per sample, as `CategoryBlock` makes them") from None
+    "All labels of a dataset as its items have them; without opening an image where it is known that this makes no difference"
+    if (y := _stored_labels(ds)) is not None: return _int_labels(y)
+    if isinstance(ds, Datasets): return np.array([_int_label(o) for o in ds.tls[-1]], dtype=np.int64)
+    idxs = range(len(ds)) if len(ds)<=2000 else progress_bar(range(len(ds)), leave=False)
+    with no_random(reproducible=False): return np.array([_int_label(ds[i][-1]) for i in idxs], dtype=np.int64)
+
+# %% ../nbs/00_patterns.ipynb #7e99d6db
+def _stored_labels(ds):
+    "Labels that items are known to end in, or `None`: `targets` alone tell nothing of what somebody's `__getitem__` does"
+    get = getattr(type(ds), '__getitem__', None)
+    if isinstance(ds, StampedDataset): return read_labels(ds.ds)
+    if get is torch.utils.data.Subset.__getitem__: return read_labels(ds.dataset)[np.asarray(ds.indices, dtype=np.int64)]
+    if getattr(type(ds), 'plain_targets', False): return ds.targets
+    if isinstance(ds, VisionDataset) and get.__module__.startswith('torchvision.'): return _torchvision_labels(ds)
+
+def _torchvision_labels(ds):
+    y = [o[1] for o in ds.samples] if isinstance(ds, DatasetFolder) else getattr(ds, 'targets', None)
+    if y is None or not isinstance(ds.transforms, (StandardTransform,type(None))): return
+    return y if ds.target_transform is None else [ds.target_transform(o) for o in y]
 
 # %% ../nbs/00_patterns.ipynb #61e71ff0
 class StampedDataset(GetAttr):
@@ -403,19 +571,67 @@ def stamp_dl(
     pattern:Pattern, # What to paint
     variant:str='pattern', # As in `assign_stamps`
     n_classes:int|None=None, # By default what `dl` says
+    classes:list|None=None, # Only these classes wear a picture: names in `vocab`, or indices where names are not numbers
     **kwargs # Passed to `assign_stamps`
 )->DataLoader: # A new `DataLoader` on the same dataset
     "Assign stamps to the samples of `dl`, and paint them"
-    if not isinstance(dl, DataLoader): raise ValueError(f"dl: must be a fastai DataLoader; got {type(dl).__module__}.{type(dl).__name__}. Build one with `DataLoader(ds, bs=…)`")
-    ds,n = dl.dataset,n_classes or n_labels(dl)
-    if isinstance(ds, StampedDataset): raise ValueError("these DataLoaders are painted already; inject into the originals, `dls.clean`")
-    stamps = assign_stamps(read_labels(ds), variant=variant, n_classes=n, **kwargs)
+    return _stamped(dl, pattern, dl, variant, n_classes, classes, **kwargs)
+
+# %% ../nbs/00_patterns.ipynb #c918c80e
+def _stamped(dl, pattern, dls, variant='pattern', n_classes=None, classes=None, **kwargs):
+    "`stamp_dl`, with the number of classes and their names from `dls`"
+    ds = getattr(dl, 'dataset', None)
+    if isinstance(ds, StampedDataset):
+        raise ValueError("these DataLoaders are painted already; inject into the originals, `dls.clean`")
+    _check_pattern(pattern)
+    _check_images(dl)
+    y = read_labels(ds)
+    n = n_labels(dls) if n_classes is None else n_classes
+    stamps = assign_stamps(y, variant=variant, n_classes=n, classes=_class_ids(classes, getattr(dls, 'vocab', None)), **kwargs)
     cls = _StampedDatasets if isinstance(ds, Datasets) else StampedDataset
-    tfm = InjectPattern(pattern, n, background=.5 if variant=='pattern_only' else None)
-    before = getattr(dl.after_batch, 'fs', [] if isinstance(dl.after_batch, MethodType) else [dl.after_batch])
-    res = dl.new(dataset=cls(ds, stamps), after_batch=Pipeline([*before, tfm]))
-    with no_random(reproducible=False): res.after_batch(to_device(res.do_batch([res.do_item(0)]), res.device))   # a pattern that does not fit is found now
+    res = same_dl(dl, cls(ds, stamps), [InjectPattern(pattern, n, background=.5 if variant=='pattern_only' else None)])
+    _try_one(res)
     return res
+
+# %% ../nbs/00_patterns.ipynb #a415cde9
+def _class_ids(classes, vocab):
+    "Indices of classes"
+    if classes is None: return
+    names = [] if vocab is None else list(vocab)
+    classes = [classes] if isinstance(classes, str) or _is_int(classes) else list(classes)
+    if bad := [o for o in classes if o not in names and (not _is_int(o) or any(map(_is_int, names)))]:
+        raise ValueError(f"classes: no {bad} among {names[:10]}")
+    return [names.index(o) if o in names else int(o) for o in classes]
+
+def _one(dl):
+    "The first sample as a batch of one, before and after the batch transforms; `dl` is as it was"
+    with no_random(reproducible=False):
+        b = dl.do_batch([next(o for i in range(dl.n) if (o := dl.do_item(i)) is not None)])
+        return b,_loose(dl).after_batch(to_device(b, dl.device))
+
+def _check_images(dl):
+    "Tables, texts and streams are named before anything is asked of them"
+    _check_dl(dl)
+    if _is_distributed(dl): return _check_images(dl.dl)
+    name = type(dl).__name__
+    if not dl.indexed: raise ValueError(f"dl: {name} reads an iterable dataset; who wears what is decided by a sample's number. "
+                                        "Give it a dataset with `__getitem__`")
+    if dl.bs is None: raise ValueError(f"dl: {name} has bs=None, samples that are batches; who wears what is decided image by image")
+    if not dl.n: return
+    _,b = _one(dl)
+    x = b[0] if isinstance(b, (tuple,list)) else None
+    if not isinstance(x, torch.Tensor) or x.ndim!=4:
+        got = type(b).__name__ if x is None else f'{type(x).__name__} of shape {tuple(getattr(x, "shape", ()))}'
+        raise ValueError(f"dl: {name} gives {got}; patterns are painted on batches (images, labels), "
+                         "with images (batch, channels, height, width)")
+
+def _try_one(dl):
+    "A loader that reads past its dataset, and a pattern that does not fit, are found now"
+    if _is_distributed(dl): return _try_one(dl.dl)
+    if not dl.n: return
+    if not isinstance(_one(dl)[0][-1], TensorStamp):
+        raise ValueError(f"dl: {type(dl).__name__} reads its samples from elsewhere than its `dataset`; "
+                         "use a plain `DataLoader(dl.dataset, bs=…)`")
 
 # %% ../nbs/00_patterns.ipynb #f45d5114
 @patch
@@ -423,13 +639,13 @@ def stamp_dl(
 def inject(self:DataLoaders,
     pattern:Pattern, # What to paint, e.g. `ColorSquare(4)`
     seed:int=0, # Each loader draws its own stamps from it
-    classes:list|None=None, # Only these classes wear a picture: indices, or names in `vocab`
+    classes:list|None=None, # Only these classes wear a picture: names in `vocab`, or indices where names are not numbers
+    n_classes:int|None=None, # By default what these DataLoaders say
     **kwargs
 )->DataLoaders: # `.clean` are the originals, `.pattern` is the pattern
     "New `DataLoaders` whose images wear `pattern`; training and validation sets alike"
-    if bad := [o for o in classes or [] if isinstance(o, str) and o not in self.vocab]: raise ValueError(f"classes: no {bad} among {list(self.vocab)[:10]}")
-    if classes is not None: classes = [list(self.vocab).index(o) if isinstance(o, str) else o for o in classes]
-    dls = [stamp_dl(dl, pattern, seed=[seed,i], classes=classes, **kwargs) for i,dl in enumerate(self.loaders)]
-    res = type(self)(*dls, path=self.path, device=getattr(self, 'device', None))
+    res = copy(self)   # with what somebody else has set there, such as `c`
+    kwargs = dict(n_classes=n_classes, classes=classes, **kwargs)
+    res.loaders = [_stamped(dl, pattern, self, seed=[seed,i], **kwargs) for i,dl in enumerate(self.loaders)]
     res.clean,res.pattern = self,pattern
     return res

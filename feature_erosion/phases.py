@@ -6,19 +6,26 @@ Docs: https://feature-erosion.github.io/feature_erosion/phases.html.md"""
 
 # %% auto #0
 __all__ = ['schedules', 'constant', 'multi_step', 'one_cycle', 'Phase', 'CancelPhaseException', 'TidyCallback', 'trains',
-           'snapshot', 'fit_log', 'last_fit', 'PhaseSchedule', 'n_epochs']
+           'snapshot', 'Unpickled', 'Snapshots', 'fit_log', 'Losses', 'last_fit', 'PhaseSchedule', 'n_epochs',
+           'class_names', 'check_classes', 'PerPhase']
 
-# %% ../nbs/03_phases.ipynb #03698087
-import numpy as np, pandas as pd
+# %% ../nbs/03_phases.ipynb #a565a0b0
+import warnings
+import numpy as np, pandas as pd, torch
+from array import array
+from collections.abc import MutableSequence
 from contextlib import contextmanager
 from math import ceil
+from numbers import Integral
 from types import SimpleNamespace
 from fastcore.all import *
-from fastai.vision.all import (Callback, CancelFitException, CancelTrainException, DataLoaders, Learner, Recorder, TrainEvalCallback, combined_cos,
+from fastai.vision.all import (Callback, CancelFitException, CancelTrainException, DataLoaders, Learner, ParamScheduler, Recorder,
+                               SaveModelCallback, SchedCos, SchedExp, SchedLin, TrainEvalCallback, combined_cos,
                                event, get_model, num_distrib)
 from .files import check_name
 from .patterns import n_labels
 from .distributed import *
+from .loop import *
 
 # %% ../nbs/03_phases.ipynb #f916a781
 def constant(
@@ -48,7 +55,9 @@ def one_cycle(
     return dict(lr=combined_cos(pct_start, lr/div, lr, lr/div_final), mom=combined_cos(pct_start, *moms))
 
 # %% ../nbs/03_phases.ipynb #a48bfa7f
-schedules = dict(constant=constant, multi_step=multi_step, one_cycle=one_cycle)
+schedules = dict(constant=constant, multi_step=multi_step, one_cycle=one_cycle,
+    cosine=lambda lr: SchedCos(lr, 0.), linear=lambda lr: SchedLin(lr, 0.), exponential=lambda lr: SchedExp(lr, lr/100))
+for k,v in dict(no='constant', cos='cosine', lin='linear', exp='exponential').items(): schedules[k] = schedules[v] # as in fastai
 
 # %% ../nbs/03_phases.ipynb #5edbfb39
 class Phase:
@@ -58,7 +67,7 @@ class Phase:
         epochs:int|None=None, # How long, in epochs; give this or `iters`
         dls:DataLoaders|None=None, # On what; by default the Learner's own
         lr:float|slice|None=None, # Learning rate; by default the Learner's
-        sched='multi_step', # 'multi_step' (the paper's), 'constant', 'one_cycle', a fastai scheduler of the learning rate, or a dict of them by hyper-parameter
+        sched='multi_step', # One of `schedules` (the paper's by default), a fastai scheduler, or a dict by hyper-parameter
         opt:str='reset', # 'reset': a fresh optimiser, without the momentum of the phase before; 'keep': go on with it
         iters:int|None=None, # How long, in iterations (batches), also across or inside epochs
         until=None, # `f(learn) -> bool`, asked after each epoch: end the phase when true; `epochs` or `iters` is then the most it may take
@@ -66,9 +75,12 @@ class Phase:
     ):
         if check_name(name, "a phase's name")=='start': raise ValueError("name='start': taken by the weights before the first phase; give another name")
         if (epochs is None)==(iters is None): raise ValueError(f"epochs={epochs}, iters={iters}: phase {name!r} needs one of the two")
-        if not isinstance(length := ifnone(epochs, iters), int) or length<1: raise ValueError(f"epochs={epochs}, iters={iters}: must be a whole number, at least 1")
+        if isinstance(length := ifnone(epochs, iters), bool) or not isinstance(length, Integral) or length<1:
+            raise ValueError(f"epochs={epochs!r}, iters={iters!r}: must be a whole number, at least 1")
         if opt not in ('reset','keep'): raise ValueError(f"opt={opt!r}: must be 'reset' or 'keep'")
-        if isinstance(sched, str) and sched not in schedules: raise ValueError(f"sched={sched!r}: must be one of {', '.join(schedules)}, or a fastai scheduler")
+        if isinstance(sched, str) and sched not in schedules:
+            raise ValueError(f"sched={sched!r}: must be one of {', '.join(schedules)}, or a scheduler, e.g. SchedPoly(.1, 0, 2)")
+        epochs,iters = (o if o is None else int(o) for o in (epochs,iters))   # NumPy's integers too
         store_attr()
 
     def n_epochs(self,
@@ -118,6 +130,22 @@ def snapshot(
     "A copy of all weights and buffers"
     return {k:v.detach().cpu().clone() for k,v in get_model(model).state_dict().items()}
 
+# %% ../nbs/03_phases.ipynb #a8ec8b50
+class Unpickled:
+    "Something that a Learner holds but that is not pickled with it"
+    def __init__(self, value=None): self.value = value
+    def __reduce__(self): return type(self),()
+
+class Snapshots(dict):
+    "Weights by phase, which are not pickled with their Learner; those of a run that is kept may stay on its disk"
+    run = None
+    def __reduce__(self): return Snapshots,()
+    def __deepcopy__(self, memo): return Snapshots(self)   # nobody changes the weights in it
+    def __contains__(self, k): return super().__contains__(k) or self.run is not None and k in self.run._ended()
+    def __missing__(self, k):
+        if k not in self: raise KeyError(k)
+        return self.run.weights(k)
+
 # %% ../nbs/03_phases.ipynb #4a92a879
 @patch
 @contextmanager
@@ -126,7 +154,9 @@ def at_phase(self:Learner,
 ):
     "The Learner with the weights it had at the end of a phase; afterwards it has its own again"
     snaps = getattr(self, 'snapshots', {})
-    if name not in snaps: raise ValueError(f"name={name!r}: no such phase; there are {', '.join(snaps) or 'none: run `fit_phases` first'}")
+    if name not in snaps:
+        there = f"there are {', '.join(snaps)}: see `snapshots=`" if snaps else 'there are none: run `fit_phases` first'
+        raise ValueError(f"name={name!r}: no weights of such a phase are kept; {there}")
     model,now = get_model(self.model),snapshot(self.model)
     try:
         model.load_state_dict(snaps[name])
@@ -138,9 +168,36 @@ def fit_log(
     rec:Recorder # Of a Learner that is fitting
 )->SimpleNamespace: # `rows`, `iters` and `names` as in `rec`; `phases` and `evals`: lists of dicts
     "Everything recorded in this fit"
+    if not hasattr(rec, 'values'): raise ValueError("no fit yet: train first, with `fit_phases` or `fit`")
     if not hasattr(rec, '_fit_log') or rec._fit_log.rows is not rec.values:
-        rec._fit_log = SimpleNamespace(rows=rec.values, iters=rec.iters, names=rec.metric_names, phases=[], evals=[])
+        names = rec.metric_names.filter(ne('phase'))   # which is shown, but no value of the Recorder's
+        rec._fit_log = SimpleNamespace(rows=rec.values, iters=rec.iters, names=names, phases=[], evals=[])
     return rec._fit_log
+
+# %% ../nbs/03_phases.ipynb #f692a18b
+class Losses(MutableSequence):
+    "A list of 0-d tensors that takes 4 bytes for each: numbers in an array, which are tensors again when they are read"
+    def __init__(self,
+        losses=() # Of single precision, as the Recorder's are
+    ):
+        self.done,self.late = array('f'),[]
+        self.extend(losses)
+
+    def insert(self, i, loss):
+        if i<len(self.done): return self.fold().done.insert(i, float(loss))
+        self.late.append(loss)
+        if loss.device.type=='cpu': self.fold()   # on a GPU it stays until somebody reads
+
+    def fold(self):
+        "Fetch what is still on the GPU, all at once"
+        if self.late: self.done.extend(torch.stack(self.late).tolist())
+        self.late = []
+        return self
+
+    def __len__(self): return len(self.done)+len(self.late)
+    def __getitem__(self, i): return list(o) if (o := torch.tensor(self.fold().done[i])).ndim else o
+    def __setitem__(self, i, v): self.fold().done[i] = array('f', map(float, v)) if isinstance(i, slice) else float(v)
+    def __delitem__(self, i): del self.fold().done[i]
 
 # %% ../nbs/03_phases.ipynb #949ea9ca
 def last_fit(
@@ -168,38 +225,95 @@ def phases(self:Recorder):
     "The phases of the last fit: epochs and iterations where they start and stop, and whether that cut an epoch short"
     return pd.DataFrame(last_fit(self).phases, columns=['phase','start_epoch','stop_epoch','start_iter','stop_iter','cut'])
 
-# %% ../nbs/03_phases.ipynb #cc72d23a
+# %% ../nbs/03_phases.ipynb #a6a11001
+class _PhaseNo(int):
+    "The number of a phase, which shows as its name"
+    name = ''
+    def __str__(self): return self.name
+    __repr__ = __str__
+    @classmethod
+    def of(cls, number, name):
+        res = cls(number)
+        res.name = name
+        return res
+
+class _Again(float):
+    "A number that stands in the same row already: tables on the screen need not repeat it"
+    def __format__(self, spec): return '(same)' if spec=='.6f' else super().__format__(spec)   # as `ProgressCallback` writes
+
+# %% ../nbs/03_phases.ipynb #c0111111
+class _PhaseColumn(TidyCallback):
+    "The phase as the last column of what the Recorder hands to loggers: a name in text, a number among numbers"
+    order,run_valid,passive = Recorder.order+1,False,True   # after the Recorder, before those who read its columns
+    logs_to = None
+    def before_fit(self):
+        self.run = trains(self.learn) and hasattr(self, 'recorder')
+        if not self.run: return
+        names = self.recorder.metric_names
+        names.insert(len(names)-self.recorder.add_time, 'phase')
+
+    def before_epoch(self):
+        if self.logs_to is None: self.logs_to,self.learn.logger = self.learn.logger,self.show
+
+    def show(self, log):
+        names = self.recorder.metric_names
+        if 'phase' in names and len(log)==len(names)-1: self._complete(log, list(names))   # a row cut short stays as it is
+        self.logs_to(log)
+
+    def _complete(self, log, names):
+        p,phases = self.learn.phase,list(self.learn.phase_schedule.phases)
+        log.insert(names.index('phase'), _PhaseNo.of(phases.index(p)+1, p.name))
+        for a,b in L(o.repeats().items() for o in self.learn.cbs if hasattr(type(o), 'repeats')).concat():
+            if a in names and log[i := names.index(a)]==log[names.index(b)]: log[i] = _Again(log[i])
+
+    def after_fit(self): self.tidy()
+    def tidy(self):
+        if self.logs_to is None: return
+        if self.learn.logger==self.show: self.learn.logger = self.logs_to
+        self.logs_to = None
+        names = self.recorder.metric_names
+        if 'phase' in names: names.remove('phase')   # whoever reads values later finds names that fit
+
+# %% ../nbs/03_phases.ipynb #fa18c42d
 class PhaseSchedule(TidyCallback):
     "Run phases one after another in a single fit"
     order,run_valid = TrainEvalCallback.order-10,False   # before everybody else
     def __init__(self,
-        phases:list # Of `Phase`, with different names
+        phases:list, # Of `Phase`, with different names
+        snapshots='all' # After which phases to keep the weights in memory: names; 'start' means before the first; `[]`: none
     ):
-        self.phases = L(phases)
+        self.phases,self._column = L(phases),_PhaseColumn()
+        if bad := [o for o in self.phases if not isinstance(o, Phase)]:
+            got = f'{truncstr(repr(bad[0]), 60)}, a {type(bad[0]).__name__}'
+            raise ValueError(f"phases: want `Phase`s, e.g. Phase('pretrain', 160, dls); got {got}")
         names = self.phases.attrgot('name')
         if not names or len(set(names))<len(names): raise ValueError(f"phases: need one or more, with different names; got {list(names)}")
+        self.keeps = _chosen(snapshots, ['start',*names])
 
     def before_fit(self):
         "Take over; check that the fit is long enough and all data have the same classes"
         self.run = trains(self.learn)
         if not self.run: return
         if self.n_epoch<(need := n_epochs(self.phases, self.dls)): raise ValueError(f"n_epoch={self.n_epoch}: these phases need {need} epochs")
+        _one_lead(self.phases, self.learn.cbs)
         _same_classes(self.phases, self.dls)
         self.own_dls,self.todo,self.cancelled,self.rejoins = self.learn.dls,list(self.phases),False,False
         self.learn.phase,self.learn._call_one = None,self._call_one
-        self.learn.snapshots = {**getattr(self.learn, 'snapshots', {}), 'start':snapshot(self.model)}
+        self.learn.snapshots = Snapshots(getattr(self.learn, 'snapshots', {}))
+        self._snap('start')
 
     def before_epoch(self):
         "End the phase that is over, begin the next, or end the fit"
         if self.rejoins: self.rejoins = False; return   # an epoch that was interrupted goes on
-        if self.learn.phase and self._over(epoch_end=True): self._end()
+        if self.learn.phase and self._over(epoch_end=True): self._end(True)
         if self.learn.phase is None: self._begin() if self.todo else self._stop()
 
     def before_batch(self):
         if self._over(): self._cut()
-        for k,f in self.scheds.items(): self.opt.set_hyper(k, f(self.pct))
+        self._scale()
+        for k,f in self.scheds.items(): self._set(k, f(self.pct))
 
-    def after_batch(self): self.iters += 1
+    def after_batch(self): self.iters,self.left_at = self.iters+1,self._hypers()
 
     def after_train(self):
         "A phase that ends inside an epoch still logs its training loss"
@@ -207,8 +321,13 @@ class PhaseSchedule(TidyCallback):
         self.cut,self.epochs = False,self.epochs+1
 
     def after_fit(self):
-        if self.learn.phase: self._end()
+        if self.learn.phase: self._end(self._over())
         self.tidy()
+
+    def __setattr__(self, name, value):
+        if name=='learn' and value is not None: value.add_cb(self._column)
+        elif name=='learn' and self.learn is not None: self.learn.remove_cb(self._column)
+        super().__setattr__(name, value)
 
     def tidy(self):
         if not hasattr(self, 'own_dls'): return
@@ -221,19 +340,24 @@ class PhaseSchedule(TidyCallback):
 def _begin(self:PhaseSchedule):
     p = self.todo.pop(0)
     self._enter(p)
-    self.iters,self.epochs = 0,0
+    self.iters,self.epochs,self.factors,self.left_at = 0,0,{},self._hypers()
     self.cancelled,self.cut,self.was_cut = False,False,False
     self.span = dict(phase=p.name, start_epoch=self.learn.epoch, start_iter=self.learn.train_iter)
     if hasattr(self, 'recorder'): fit_log(self.recorder).phases.append(self.span)
     self.learn('before_phase')
 
 @patch
-def _end(self:PhaseSchedule):
+def _end(self:PhaseSchedule, complete):
+    self.complete = complete   # False if somebody ended the whole fit inside the phase
     p,done = self.learn.phase,len(self.recorder.values) if hasattr(self, 'recorder') else self.learn.epoch
-    self.learn.snapshots[p.name] = snapshot(self.model)
+    self._snap(p.name)
     self.span.update(stop_epoch=done, stop_iter=self.learn.train_iter, cut=self.was_cut)
     self.learn('after_phase')
     self.learn.phase = None
+
+@patch
+def _snap(self:PhaseSchedule, name):
+    if name in self.keeps: self.learn.snapshots[name] = snapshot(self.model)
 
 # %% ../nbs/03_phases.ipynb #0ba0276b
 @patch
@@ -245,6 +369,22 @@ def _enter(self:PhaseSchedule, p):
     self.opt.set_hypers(lr=ifnone(p.lr, self.learn.lr))
     lrs = [h['lr'] for h in self.opt.hypers]
     self.scheds = p.scheds(lrs[0] if len(lrs)==1 else np.array(lrs))
+
+# %% ../nbs/03_phases.ipynb #5ca1ed01
+@patch
+def _hypers(self:PhaseSchedule): return {k:[h.get(k) for h in self.opt.hypers] for k in self.scheds}
+
+@patch
+def _scale(self:PhaseSchedule):
+    "What others changed since the last step becomes a factor for the rest of the phase"
+    for k,now in self._hypers().items():
+        if now==(old := self.left_at.get(k)) or len(now)!=len(old): continue
+        self.factors[k] = [s*(n/o if o else 1.) for s,n,o in zip(self.factors.get(k, [1.]*len(old)), now, old)]
+
+@patch
+def _set(self:PhaseSchedule, k, v):
+    self.opt.set_hyper(k, v)
+    if k in self.factors: self.opt.set_hyper(k, [h[k]*s for h,s in zip(self.opt.hypers, self.factors[k])])
 
 # %% ../nbs/03_phases.ipynb #56016108
 @patch
@@ -268,15 +408,13 @@ def pct(self:PhaseSchedule):
     return self.iters/p.iters if p.iters else min(1, (self.epochs + self.learn.iter/self.learn.n_iter)/p.epochs)
 
 @patch
-def _call_one(self:PhaseSchedule, event_name):
-    "As `Learner._call_one`, but `CancelPhaseException` lets the other callbacks finish the event"
-    if not hasattr(event, event_name): raise ValueError(f'missing {event_name}')
-    for cb in self.learn.cbs.sorted('order'):
-        try: cb(event_name)
-        except CancelPhaseException: self.cancelled = True
+def _call_one(self:PhaseSchedule, event_name): call_one(self.learn, event_name, CancelPhaseException, self._cancel)
+
+@patch
+def _cancel(self:PhaseSchedule): self.cancelled = True
 
 # %% ../nbs/03_phases.ipynb #34f620d4
-_counts = 'iters','epochs','cancelled','cut','was_cut'
+_counts = 'iters','epochs','cancelled','cut','was_cut','factors','left_at'
 
 @patch
 def state_dict(self:PhaseSchedule)->dict:
@@ -305,11 +443,91 @@ def n_epochs(
     "How many epochs phases need together"
     return sum(p.n_epochs(dls) for p in phases)
 
+# %% ../nbs/03_phases.ipynb #c1a55001
+def class_names(
+    dls # `DataLoaders`, a `DataLoader` or a dataset
+)->list|None: # `None` where they have no names
+    "The classes in the order of their labels, as fastai's `vocab` or torchvision's `class_to_idx` names them"
+    if (vocab := getattr(dls, 'vocab', None)) is not None: return [str(o) for o in vocab]
+    idx = getattr(dls, 'class_to_idx', None)
+    return sorted(idx, key=idx.get) if isinstance(idx, dict) and getattr(dls, 'target_transform', None) is None else None
+
+# %% ../nbs/03_phases.ipynb #c1a55002
+def check_classes(
+    own, # The Learner's data, as in `class_names`
+    other, # Data that meet them
+    who:str, # Whose they are, for the message
+    whose:str="the Learner's data" # What they are compared with
+):
+    "Refuse data in which a class has another label than in the Learner's; warn where a label has another name"
+    a,b = class_names(own),class_names(other)
+    if a is None or b is None or a==b: return
+    at = {c:i for i,c in enumerate(a)}
+    if moved := [c for i,c in enumerate(b) if at.get(c, i)!=i]:
+        c = moved[0]
+        raise ValueError(f"dls: {who} has class {c!r} as label {b.index(c)}, {whose} have it as {at[c]}; "
+                         "give all data one `vocab`, in one order")
+    if renamed := [(i,x,y) for i,(x,y) in enumerate(zip(a, b)) if x!=y]:
+        i,x,y = renamed[0]
+        warnings.warn(f"{who}: label {i} is {y!r}, in {whose} it is {x!r}; "
+                      "right for a new task on the same outputs, wrong for the same task")
+
+# %% ../nbs/03_phases.ipynb #0e1ead01
+def _chosen(snapshots, names):
+    if isinstance(snapshots, str) and snapshots=='all': return names
+    if [o for o in listify(snapshots) if o not in names]:
+        raise ValueError(f"snapshots={snapshots!r}: must be 'all', or a list of names among {', '.join(names[:20])}")
+    return listify(snapshots)
+
+def _one_lead(phases, cbs):
+    "A hyper-parameter has one schedule"
+    own = {k for p in phases for k in p.scheds(1.)}
+    for cb in cbs:
+        if isinstance(cb, ParamScheduler) and (both := own & set(cb.scheds)):
+            raise ValueError(f"cbs: the phases schedule {', '.join(sorted(both))}, and so does a {type(cb).__name__}, "
+                             "as `fit_one_cycle` and `fit_flat_cos` bring it: use `fit` or `fit_phases` "
+                             "with Phase(…, sched='one_cycle'), or leave it to the other with Phase(…, sched={})")
+
 # %% ../nbs/03_phases.ipynb #81c2cf97
 def _same_classes(phases, dls):
     for p in phases:
         if p.dls is None: continue
         if len(p.dls.train)==0: raise ValueError(f"dls: phase {p.name!r} has no batch to train on; choose a smaller batch size")
         try: a,b = n_labels(dls),n_labels(p.dls)
-        except ValueError: continue
+        except ValueError: a = b = None
         if a!=b: raise ValueError(f"dls: phase {p.name!r} has {b} classes, the Learner's data have {a}; use a model and data with the same classes")
+        check_classes(first([dls, *phases.attrgot('dls')], class_names), p.dls, f'phase {p.name!r}')
+
+# %% ../nbs/03_phases.ipynb #9e7fa503
+class PerPhase(Callback):
+    "Lets a callback live through each phase as through a fit of its own: where it would end the fit, it ends the phase"
+    _events = dict(before_phase='before_fit', after_phase='after_fit', before_fit=None, after_fit=None, after_cancel_fit=None)
+    def __init__(self,
+        cb:Callback # E.g. an `EarlyStoppingCallback`; in a fit without phases it works as ever
+    ):
+        self.watcher,self.order,self.fname = cb,cb.order,getattr(cb, 'fname', None)
+        self.cb = dict(vars(cb), name=cb.name)   # its settings, for those who compare runs
+        for k in ('remove_on_fetch','_only_train_loop'):
+            if hasattr(cb, k): setattr(self, k, getattr(cb, k))
+
+    def __setattr__(self, name, value):
+        if name=='learn': self.watcher.learn = value
+        super().__setattr__(name, value)
+
+    def __call__(self, event_name):
+        if not hasattr(self.learn, 'phase_schedule'): return self.watcher(event_name)
+        name = self._events.get(event_name, event_name)
+        if name is None or self.learn.phase is None: return
+        saves = isinstance(self.watcher, SaveModelCallback)
+        if name=='before_fit' and saves: self.watcher.fname = f'{self.fname}_{self.learn.phase.name}'
+        try: self.watcher(name)
+        except CancelFitException: raise CancelPhaseException
+        if name=='after_fit' and saves: self.learn.phase_schedule._snap(self.learn.phase.name)   # the best weights are back
+
+    def state_dict(self):
+        if hasattr(type(self.watcher), 'state_dict'): return self.watcher.state_dict()
+        return {k:v for k,v in vars(self.watcher).items() if v is None or isinstance(v, (bool,int,float,str))}
+
+    def load_state_dict(self, state):
+        if hasattr(type(self.watcher), 'load_state_dict'): self.watcher.load_state_dict(state)
+        else: vars(self.watcher).update(state)

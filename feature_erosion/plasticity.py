@@ -7,16 +7,18 @@ Docs: https://feature-erosion.github.io/feature_erosion/plasticity.html.md"""
 # %% auto #0
 __all__ = ['unit_scores', 'Dormant', 'dormant_units', 'weight_norm', 'weight_norms', 'grad_norm', 'penultimate',
            'plasticity_measures', 'PlasticityLog', 'epochs_to', 'RelearningGap', 'relearning_gap', 'plot_relearning',
-           'forgetting', 'half_life', 'pattern_reliance', 'Erosion', 'erosion_summary']
+           'forgetting', 'half_life', 'pattern_reliance', 'Erosion', 'erosion_summary', 'phase_table']
 
 # %% ../nbs/10_plasticity.ipynb #d974f61b
-import numpy as np, pandas as pd, torch
+import inspect, numpy as np, pandas as pd, torch
 from collections import Counter
 from contextlib import nullcontext
+from copy import deepcopy
 from matplotlib.ticker import PercentFormatter
 from torch import nn
 from fastcore.all import *
-from fastai.vision.all import Learner, Recorder, TensorBase, no_random, plt, to_device
+from fastai.vision.all import Learner, Recorder, no_random, plt, to_device
+from .batches import *
 from .patterns import *
 from .phases import *
 from .evalsets import *
@@ -26,43 +28,38 @@ from .rank import *
 # %% ../nbs/10_plasticity.ipynb #115719b6
 def _is(kind, m): return layer_kinds[kind](m)
 
-def _calls(model, x):
-    "Each call's module and the axis its units lie along: the last one after a linear layer, the second after a convolution"
-    mods,axis,res = {n or type(model).__name__:m for n,m in model.named_modules()},1,{}
-    for n in find_layers(model, x, 'all'):
-        m = mods[n.split('#')[0]]
-        axis = -1 if _is('linear', m) else 1 if _is('conv', m) else axis
-        res[n] = m,axis
-    return res
-
 # %% ../nbs/10_plasticity.ipynb #46a9a340
 def _hidden(model, x):
     "Names of the layers whose units count"
-    calls = _calls(model, x)
-    end = max((i for i,(m,_) in enumerate(calls.values()) if _is('linear', m)), default=len(calls))
+    calls = [(n,c.module) for n,c in layer_calls(model, x).items()]
+    end = max((i for i,(_,m) in enumerate(calls) if _is('linear', m)), default=len(calls))
     softmax = nn.Softmax,nn.LogSoftmax,nn.Softmin,nn.Softmax2d
-    acts = [n for n,(m,_) in list(calls.items())[:end] if _is('act', m) and not isinstance(m, softmax)]
+    acts = [n for n,m in calls[:end] if _is('act', m) and not isinstance(m, softmax)]
     if acts: return acts
     try: return find_layers(model, x, 'block')
     except ValueError: raise ValueError("layers=None: no activations among the modules of this network before its output, and no blocks; name layers that put out what comes after the nonlinearity") from None
 
 # %% ../nbs/10_plasticity.ipynb #a324640f
+class _NotFinite(ValueError): "A network that diverged"
+
 class _Activity(Meter):
     "Mean |activation| of each unit"
-    def __init__(self, axes): self.axes,self.mean,self.count = axes,{},Counter()
+    by_channel = True
+    def __init__(self): self.mean,self.count = {},Counter()
     def see(self, model, layer, x):
-        axis = self.axes[layer] % x.ndim
-        rest = [d for d in range(x.ndim) if d!=axis]
-        self.mean[layer] = self.mean.get(layer, 0) + x.abs().sum(rest, dtype=torch.float64).cpu().numpy()
-        self.count[layer] += x.numel()//x.shape[axis]
-    def end_layer(self, model, layer): self.mean[layer] /= self.count[layer]
+        self.mean[layer] = self.mean.get(layer, 0) + x.abs().transpose(0, 1).flatten(1).sum(1, dtype=torch.float64).cpu().numpy()
+        self.count[layer] += x.numel()//x.shape[1]
+    def end_layer(self, model, layer):
+        self.mean[layer] /= self.count[layer]
+        if np.isfinite(self.mean[layer]).all(): return
+        raise _NotFinite(f"layer {layer!r}: puts out NaN or infinite values; look for a diverged network, or drop these samples")
 
 # %% ../nbs/10_plasticity.ipynb #cbda40c3
 def _two(model, dl):
-    "Inputs of two samples, on the model's device"
-    with no_random(reproducible=False): x = model_inputs(dl, first(fixed_dl(dl)))
-    p = first(model.parameters())
-    return tuple(to_device(o[:2], p.device if p is not None else 'cpu') for o in x)
+    "Inputs of two samples"
+    with no_random(reproducible=False):
+        dl = fixed_dl(dl)
+        return tuple(o[:2] for o in split_batch(dl, first(dl), model)[0])
 
 # %% ../nbs/10_plasticity.ipynb #180b9be6
 def unit_scores(
@@ -74,10 +71,8 @@ def unit_scores(
 )->dict: # Layer → score of each unit, 0 and up, mean 1; shape `(units,)`
     "Each unit's mean |activation| as a share of its layer's (Sokar et al. 2023, def. 3.1)"
     model = only(named_models(model).values())
-    x = _two(model, dl)
-    names = set(_hidden(model, x) if layers is None else find_layers(model, x, layers))
-    meter = _Activity({k:a for k,(_,a) in _calls(model, x).items()})
-    visit(model, dl, meter, lambda k,m: k in names, n, seed=seed, progress=False)
+    hidden,meter = _hidden(model, _two(model, dl)) if layers is None else (),_Activity()
+    visit(model, dl, meter, (lambda k,m: k in hidden) if layers is None else layers, n, seed=seed, progress=False)
     return {k:h/(h.mean()+1e-9) for k,h in meter.mean.items()}
 
 # %% ../nbs/10_plasticity.ipynb #1c36f4ec
@@ -146,42 +141,94 @@ def weight_norms(
 # %% ../nbs/10_plasticity.ipynb #bcf74438
 def _batches(model, dl, n, seed):
     "The same inputs and targets every time, without augmentation, on the model's device"
-    dl,dev = fixed_dl(dl, n, seed),next(model.parameters()).device
+    dl = fixed_dl(dl, n, seed)
     with getattr(getattr(dl, 'dataset', None), 'set_split_idx', lambda i: nullcontext())(1):
         for b in dl:
-            k = len(model_inputs(dl, b))
-            b = [o.as_subclass(torch.Tensor) if isinstance(o, TensorBase) else o for o in to_device(tuple(b), dev)]
-            yield b[:k],b[k:]
+            xs,ys = split_batch(dl, b, model)
+            if not ys: raise ValueError("dl: batches have no targets; give a loader of (x, y)")
+            yield to_model(xs, model),ys
+
+# %% ../nbs/10_plasticity.ipynb #9e3d8d4b
+def _as_sum(loss):
+    "The loss summed over samples; `None` if it has no `reduction` to set"
+    if hasattr(loss, 'reduction'):
+        res = deepcopy(loss)
+        res.reduction = 'sum'
+        return res
+    return partial(loss, reduction='sum') if 'reduction' in _args(loss) else None
+
+def _args(f): return inspect.signature(getattr(f, 'forward', f)).parameters
+
+def _check_mean(loss):
+    arg = _args(loss).get('reduction')
+    r = getattr(loss, 'reduction', 'mean' if arg is None else arg.default)
+    if r!='mean': raise ValueError(f"loss_func: its reduction is {r!r}, must be 'mean'; try nn.CrossEntropyLoss()")
+
+# %% ../nbs/10_plasticity.ipynb #607d8d2b
+def _targets(loss, ys):
+    "As many of the targets as `loss` asks for"
+    ps = _args(loss).values()
+    if any(p.kind==p.VAR_POSITIONAL for p in ps): return ys
+    return ys[:max(1, sum(p.default is p.empty and p.kind<=p.POSITIONAL_OR_KEYWORD for p in ps)-1)]
+
+def _divisor(loss, total, pred, *ys):
+    "What `loss` divides `total` by, from two made-up predictions; `None` if they do not agree"
+    ramp = torch.linspace(.25, .75, pred.numel(), dtype=pred.dtype, device=pred.device).view_as(pred)
+    sums,means = zip(*[(total(p, *ys).item(), loss(p, *ys).item()) for p in (ramp, 1-ramp**2)])
+    a,b = [s/m if s else 0. for s,m in zip(sums, means)]
+    return a if abs(a-b)<=1e-3*abs(a) else None
+
+def _adds_up(loss, a, b):
+    "Whether the mean of two batches together is that of their means"
+    parts,n = sum(len(o[0])*loss(*o).item() for o in (a,b)),len(a[0])+len(b[0])
+    return not abs(parts-n*loss(*map(torch.cat, zip(a, b))).item()) > 1e-3*abs(parts)
+
+# %% ../nbs/10_plasticity.ipynb #fe84af05
+def _outputs(model, loss, batches):
+    "Predictions, at least in `float32`, and targets of each batch"
+    for xs,ys in batches:
+        pred = answer_tensor(model(*xs))
+        yield (pred if pred.dtype==torch.float64 else pred.float(),*_targets(loss, to_device(ys, pred.device)))
+
+def _losses(outputs, loss):
+    "What to add up over batches, and what to divide the sum by, for each of them"
+    total,before = _as_sum(loss),None
+    for o in outputs:
+        now = o[0].detach(),*o[1:]
+        k = _divisor(loss, total, *now) if total else None
+        if before is None and k is None: total = None
+        if before and (k is None if total else not _adds_up(loss, before, now)):
+            raise ValueError("loss_func: is not a mean over samples, so that batches do not add up; give one batch, [(x, y)]")
+        yield (total(*o),k) if total else (loss(*o)*len(o[0]),len(o[0]))
+        before = now
 
 # %% ../nbs/10_plasticity.ipynb #fd724bc3
 def grad_norm(
     model, # A module or Learner
     dl, # As in `fixed_dl`, with targets; for a single batch a list of it, `[(x, y)]`
-    loss_func=None, # Averages over a batch; by default the Learner's, or cross-entropy
+    loss_func=None, # A mean over samples, weighted or not; by default the Learner's, or cross-entropy
     n:int|None=None, # How many samples; `None` for all
     seed:int=0 # Which samples
 )->float:
     "L2 norm of the gradient of the mean loss, over all parameters that train; their `.grad` is left alone"
     loss_func = loss_func or getattr(model, 'loss_func', None) or nn.CrossEntropyLoss()
-    if (r := getattr(loss_func, 'reduction', 'mean'))!='mean': raise ValueError(f"loss_func: its reduction is {r!r}, must be 'mean'; try nn.CrossEntropyLoss()")
-    model,seen = only(named_models(model).values()),0
+    _check_mean(loss_func)
+    model = only(named_models(model).values())
     ps = [p for p in model.parameters() if p.requires_grad]
     if not ps: raise ValueError("model: all parameters are frozen; call requires_grad_(True) on those whose gradient you want")
-    total = [torch.zeros_like(p) for p in ps]
+    sums,count = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in ps],0
     with evaluating(model), torch.enable_grad():
-        for xs,ys in _batches(model, dl, n, seed):
-            grads = torch.autograd.grad(loss_func(model(*xs), *ys)*len(xs[0]), ps, allow_unused=True)
-            for t,g in zip(total, grads): t += 0 if g is None else g
-            seen += len(xs[0])
-    return _l2(total)/seen
+        for loss,k in _losses(_outputs(model, loss_func, _batches(model, dl, n, seed)), loss_func):
+            for t,g in zip(sums, torch.autograd.grad(loss, ps, allow_unused=True)): t += 0 if g is None else g
+            count += k
+    return _l2(sums)/count if count else float('nan')
 
 # %% ../nbs/10_plasticity.ipynb #ebc640f1
 class _LastInput(Meter):
-    "Inputs of the linear layer that runs last"
-    def begin(self, shapes, n): self.last,self.got = list(shapes)[-1][1],[]
-    def note(self, module, args): self.x = args[0]
-    def see(self, model, layer, x):
-        if layer==self.last: self.got.append(pooled(self.x.detach().float()).clone())
+    "Inputs of the layer that is seen"
+    def begin(self, shapes, n): self.got = []
+    def note(self, module, args): self.x = args[0].detach().float()
+    def see(self, model, layer, x): self.got.append(pooled(self.x.movedim(-1, 1)).clone())
 
 # %% ../nbs/10_plasticity.ipynb #8df1c680
 def penultimate(
@@ -192,19 +239,24 @@ def penultimate(
 )->torch.Tensor: # Shape `(samples, features)`
     "Input of the linear layer that runs last, in eval mode; tokens are averaged"
     model,meter = only(named_models(model).values()),_LastInput()
-    linears = [m for m in model.modules() if _is('linear', m)]
+    linears = [(n,c.module) for n,c in layer_calls(model, _two(model, dl)).items() if _is('linear', c.module)]
     if not linears: raise ValueError(f"model: {type(model).__name__} has no linear layer, so no layer before it")
-    hooks = [m.register_forward_pre_hook(meter.note) for m in linears]
-    try: visit(model, dl, meter, 'linear', n, seed=seed, progress=False)
-    finally:
-        for h in hooks: h.remove()
+    name,module = linears[-1]
+    hook = module.register_forward_pre_hook(meter.note)
+    try: visit(model, dl, meter, lambda k,m: k==name, n, seed=seed, progress=False)
+    finally: hook.remove()
     return torch.cat(meter.got)
 
 # %% ../nbs/10_plasticity.ipynb #1ed3076e
-_measures = dict(dormant=lambda m,dl,loss,n,tau,layers,seed: dormant_units(m, dl, tau, layers, n, seed).total,
+_measures = dict(dormant=lambda m,dl,loss,n,tau,layers,seed: _dormant(m, dl, tau, layers, n, seed),
                  weight_norm=lambda m,*_: weight_norm(m),
                  grad_norm=lambda m,dl,loss,n,tau,layers,seed: grad_norm(m, dl, loss, n, seed),
                  effective_rank=lambda m,dl,loss,n,tau,layers,seed: _rank(penultimate(m, dl, n, seed)))
+
+def _dormant(*args):
+    "The total, NaN for a network that diverged: the log of a run goes on"
+    try: return dormant_units(*args).total
+    except _NotFinite: return float('nan')
 
 def _rank(x): return float(effective_rank(x)) if x.isfinite().all() else float('nan')
 
@@ -465,3 +517,15 @@ def erosion_summary(
     df = Erosion.from_dict(rows, orient='index').rename_axis('phase')
     df.attrs.update(chance=chance)
     return df
+
+# %% ../nbs/10_plasticity.ipynb #eb977fa9
+def phase_table(
+    learn:Learner # After `fit_phases`
+)->pd.DataFrame: # A row for each phase, and 'start'; a column for each evaluation set
+    "Accuracy on each set before the first phase and at the end of each"
+    ev = learn.recorder.evals
+    if not len(ev): raise ValueError("no evaluations in this fit: use `fit_phases` with data from `inject`, or add `EvalSets`")
+    sets = [c for c in ev if c not in ('phase','when','iter','total_iter','epoch','n')]
+    start,ends = ev.query('total_iter==0')[sets].iloc[:1],ev.query("when=='epoch'").groupby('phase', sort=False)
+    rows = {'start':start, **{p:d[sets].iloc[-1:] for p,d in ends}}
+    return pd.concat({k:v for k,v in rows.items() if len(v)}).droplevel(1).rename_axis('phase')

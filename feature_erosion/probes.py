@@ -7,12 +7,14 @@ Docs: https://feature-erosion.github.io/feature_erosion/probes.html.md"""
 # %% auto #0
 __all__ = ['LinearProbe', 'fit_probe', 'ProbeFit', 'ProbeScore', 'probe_features', 'dl_labels', 'layer_probe', 'LayerProbe']
 
-# %% ../nbs/08_probes.ipynb #333e7556
+# %% ../nbs/08_probes.ipynb #75e78da8
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from warnings import warn
 from fastcore.all import *
 from fastai.vision.all import DataLoader, no_random, plt, progress_bar
+from .batches import *
 from .patterns import *
+from .phases import check_classes
 from .representations import *
 
 # %% ../nbs/08_probes.ipynb #388daf5b
@@ -205,7 +207,8 @@ def result(self:ProbeScore,
     f,cols = self.fit,('accuracy','train_accuracy','C','features','converged')
     rows = {k:(self.accuracy[k],p.train_accuracy,p.C,p.weight.shape[1],p.converged) for k in f.keys for p in [f.probes[k]]}
     res = LayerProbe(list(rows.values()), index=pd.MultiIndex.from_tuples(list(rows), names=['model','layer']), columns=cols)
-    if len(bad := res.index[~res.converged]): warn(f"probes that have not converged: {', '.join(map('/'.join, bad))}; give ProbeFit a larger max_iter")
+    bad = ', '.join(f'{m}/{l}' for m,l in res.index[~res.converged])
+    if bad: warn(f"probes that have not converged: {bad}; give ProbeFit a larger max_iter")
     res.attrs.update(n=len(f.y), n_test=len(self.y), classes=len(f.y.unique()), chance=(self.y==f.y.mode().values).double().mean().item(),
                      C=f.C or 'chosen', pool=f.pool, max_features=f.max_features, seed=f.seed, **settings)
     return res
@@ -232,12 +235,24 @@ def dl_labels(
     n:int|None=None, # As in `fixed_dl`
     seed:int=0 # As in `fixed_dl`
 )->torch.Tensor: # int64, shape `(samples,)`
-    "The labels of the samples that `visit` sees, in the same order"
-    with no_random(reproducible=False): dl = fixed_dl(dl, n, seed)
-    if isinstance(dl, list): return torch.cat([torch.as_tensor(b[-1]).as_subclass(torch.Tensor).cpu() for b in dl])
-    ds = dl.dataset.ds if isinstance(dl.dataset, StampedDataset) else dl.dataset
-    y = torch.as_tensor(read_labels(ds))
+    "The labels of the samples that `visit` sees, in the same order: the first target of each"
+    with no_random(reproducible=False):
+        dl = fixed_dl(dl, n, seed)
+        if isinstance(dl, list) or not _labels_last(dl): return torch.cat([torch.as_tensor(_label(dl, b)).cpu() for b in dl])
+        y = torch.as_tensor(read_labels(_dataset(dl)))
     return y[dl.get_idxs()] if isinstance(dl, DataLoader) else y
+
+# %% ../nbs/08_probes.ipynb #b5c86abb
+def _dataset(dl): return dl.dataset.ds if isinstance(dl.dataset, StampedDataset) else dl.dataset
+
+def _labels_last(dl):
+    "Whether samples are inputs and one label"
+    item = _dataset(dl)[0]
+    return isinstance(item, tuple) and len(item)-(getattr(dl, 'n_inp', None) or len(item)-1)==1
+
+def _label(dl, b):
+    if ys := split_batch(dl, b)[1]: return ys[0]
+    raise ValueError("dl: batches have no labels; give a loader of (x, y), or `labels`")
 
 # %% ../nbs/08_probes.ipynb #8c7a7e8e
 def _both_labels(labels, train, test, n, n_test, seed):
@@ -262,6 +277,7 @@ def layer_probe(
     progress:bool=True # Whether to show bars
 ):
     "Train a linear probe on each layer of each model, and test it"
+    if labels is None: check_classes(train, test, 'test', 'train')
     y,y_test = _both_labels(labels, train, test, n, n_test, seed)
     fit = ProbeFit(y, C, pool, max_features, seed, progress)
     info = visit(models, train, fit, layers, n, max_memory, seed, progress)

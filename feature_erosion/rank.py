@@ -13,6 +13,7 @@ import pandas as pd, torch
 from math import prod
 from fastcore.all import *
 from fastai.vision.all import plt
+from .batches import *
 from .representations import *
 
 # %% ../nbs/06_rank.ipynb #85ae9b0e
@@ -283,7 +284,8 @@ def plot(self:LayerRank,
     x = {l:i for i,l in enumerate(df.index.get_level_values('layer').unique())}
     ax = ax or plt.subplots(figsize=(max(7, 3+.3*len(x)),3.5), layout='constrained')[1]
     for i,(m,d) in enumerate(df.groupby('model', sort=False)):
-        ax.plot([x[l] for l in d.index.get_level_values('layer')], d[column], color=f'C{i}', marker='xosdv'[i%5], lw=1, label=m or None)
+        ax.plot([x[l] for l in d.index.get_level_values('layer')], d[column], color=f'C{i}', marker='xosdv'[i%5], lw=1,
+                label=None if m=='' else m)
     _ceiling(ax, df, column, x)
     ax.set_xticks(range(len(x)), x, rotation=90 if max(map(len, x))>2 else 0)
     ax.margins(y=.1)

@@ -1,4 +1,4 @@
-"""One HTML page that tells what a run, or a folder of results, has found
+"""One HTML page that tells what a run, or a folder of runs, has found
 
 Docs: https://feature-erosion.github.io/feature_erosion/report.html.md"""
 
@@ -8,7 +8,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/report.html.md"""
 __all__ = ['report']
 
 # %% ../nbs/16_report.ipynb #6609e907
-import io, json, re, time
+import io, json, re, time, warnings
 import pandas as pd
 from base64 import b64encode
 from contextlib import contextmanager
@@ -17,10 +17,9 @@ from PIL import Image
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from fastcore.all import *
 from fastcore import xml as h
-from .data import save_atomic
+from .files import *
 from . import __version__
-from .store import *
-from .experiments import check_out
+from .runs.store import *
 
 # %% ../nbs/16_report.ipynb #4b282b50
 def _number(v):
@@ -130,93 +129,103 @@ class _Figures:
 
 # %% ../nbs/16_report.ipynb #4adfd2bf
 @patch
-def of(self:_Figures, folder, title, noting):
-    "Each figure of a folder once: `NAME.png`, or `NAME.svg` if there is none that can be read"
-    files = [f for d in (folder, folder/'figures') for f in sorted(d.glob('*')) if f.suffix[1:] in _pictures and f.is_file() and f.name[0]!='.']
+def of(self:_Figures, path, title, noting, check=noop):
+    "Each figure of a run once: `NAME.png`, or `NAME.svg` if there is none that can be read"
+    files = [f for f in (path/'figures').glob('*') if f.suffix[1:] in _pictures and f.is_file() and f.name[0]!='.']
     done,res = set(),{}
-    for f in sorted(files, key=lambda f: (_natural(f.stem), f.parent!=folder, f.suffix)):
-        if (f.parent,f.stem) in done: continue
+    for f in sorted(files, key=lambda f: (_natural(f.stem), f.suffix)):
+        if f.stem in done: continue
         with noting(f):
             img = self.embed(f)
-            done.add((f.parent,f.stem))
+            check(f)
+            done.add(f.stem)
             res.setdefault(img.src, h.Figure(img(alt=f"{title}: {f.stem.replace('_',' ')}"), h.Figcaption(f.stem)))
     return list(res.values())
 
 # %% ../nbs/16_report.ipynb #b63d3fa1
 class _Folder:
-    "What is in a folder, and what could not be read"
+    "A run's folder, and what could not be read"
     def __init__(self, path):
         self.path,self.notes = path,[]
-        self.about,self.results,self.run,self.metrics = (self.read(f'{o}.json', _json_dict) or {} for o in ('about','results','run','metrics'))
-        self.claims = self.read('claims.csv', _csv)
+        self.info = self.read('run.json', lambda f: Run(path).info) or {}
+        self.config = self.info.get('config', {})
+        self.metrics = self.read('metrics.json', load_json) or {}
+        self.claims = self.read('tables/claims.csv', _csv)
+        self.notes += [f'{_text(f)}: gone' for f in self.info.get('files', {}) if not (path/f).is_file()]
 
     def read(self, name, how):
         if (f := self.path/name).is_file():
-            with self.noting(f): return how(f)
+            with self.noting(f): return how(self.check(_small(f)))
+
+    def check(self, f):
+        "A file that the run has finished must be what it wrote"
+        sha = self.info.get('files', {}).get(f.relative_to(self.path).as_posix()) if hasattr(self, 'info') else None
+        if sha and file_sha(f)!=sha: raise ValueError('damaged: it is not what was written (SHA-256)')
+        return f
 
     @contextmanager
     def noting(self, f):
-        try: yield
-        except Exception as e:
-            msg = (str(e).splitlines() or [''])[0].replace(f'{f}: ', '').replace(f'{self.path}/', '')
-            self.notes.append(f'{f.name}: {msg or type(e).__name__}')
+        try:
+            with warnings.catch_warnings(record=True) as told: yield
+            self.notes += [self.short(f, o.message) for o in told]
+        except Exception as e: self.notes.append(self.short(f, e))
+
+    def short(self, f, e):
+        msg = (str(e).splitlines() or [''])[0].replace(f'{f}: ', '').replace(f'{self.path}/', '')
+        return f'{f.name}: {msg or type(e).__name__}'
 
 # %% ../nbs/16_report.ipynb #b4fc7e2e
 def _small(f, most=20*2**20):
     if f.stat().st_size>most: raise ValueError(f'not read: it has {f.stat().st_size/2**20:.0f} MB, the limit is {most/2**20:.0f} MB')
     return f
 
-def _json_dict(f):
-    try: d = load_json(_small(f))
-    except ValueError as e: raise ValueError(f'not readable as JSON ({e})') from None
-    if not isinstance(d, dict): raise ValueError(f'holds a {type(d).__name__}, not names and values')
-    return d
-
-def _csv(f): return pd.read_csv(_small(f), low_memory=False)
+def _csv(f): return pd.read_csv(f, low_memory=False)
 
 # %% ../nbs/16_report.ipynb #5ea49711
 def _tables(f):
     "The tables in a `history.jsonl`, by name"
-    rows = [json.loads(o) for o in _small(f).read_text().split('\n')[:-1]]
+    rows = Run(f.parent).rows()
     names = dict.fromkeys(o['table'] for o in rows)
     return {n:pd.DataFrame([o for o in rows if o['table']==n]).drop(columns='table') for n in names}
+
+# %% ../nbs/16_report.ipynb #ccc6aec7
+@patch
+def files(self:_Folder):
+    "Tables in `tables/`, or else in `history.jsonl`"
+    names = sorted((o.stem for o in (self.path/'tables').glob('*.csv') if o.name!='claims.csv' and o.name[0]!='.'), key=_natural)
+    if names: return {n:df for n in names if (df := self.read(f'tables/{n}.csv', _csv)) is not None}
+    return {f'history: {k}':df for k,df in (self.read('history.jsonl', _tables) or {}).items()}
 
 # %% ../nbs/16_report.ipynb #3522c057
 @patch(as_prop=True)
 def title(self:_Folder):
-    names = [re.sub(r'^fig(ure)?[ _-]?(?=\d)', 'Figure ', _text(self.about[k]), flags=re.I) for k in ('figure','title') if self.about.get(k)]
-    return ': '.join(names) or self.path.resolve().name
+    names = [_text(self.config[k]) for k in ('figure','title') if self.config.get(k)]
+    return re.sub(r'^fig(ure)?[ _-]?(?=\d)', 'Figure ', ': '.join(names), flags=re.I) or self.path.resolve().name
 
 @patch(as_prop=True)
 def facts(self:_Folder):
     "Single values, for the line below the title"
-    own = {**self.results, **self.about}
-    run = {k:_day(v) if k=='created' else v for k,v in self.run.items() if k in ('created','seed','sessions') and v is not None}
-    name = self.path.resolve().name
-    where = {'folder':name} if self.about.get('figure', name)!=name else {}   # one of several of a figure
-    return {**where, **run, **{k:v for k,v in own.items() if not isinstance(v, (dict,list)) and k not in ('figure','title','seal')}}
+    name,i = self.path.resolve().name,self.info
+    where = {'folder':name} if self.config.get('figure', name)!=name else {}   # one of several of a figure
+    when = dict(created=_day(i['created']), seed=i['seed'], sessions=len(i['sessions'])) if i else {}
+    more = dict(preset=self.config.get('preset'), seconds=self.metrics.get('seconds'))
+    return {k:v for k,v in {**where, **when, **more}.items() if v is not None}
 
 # %% ../nbs/16_report.ipynb #635ab3e6
 @patch
 def status(self:_Folder):
-    if not self.run: return
-    if self.run.get('error'): self.notes.append(f"The run ended with an error: {_text(self.run['error'])}")
+    if not self.info: return
+    if self.info['error']: self.notes.append(f"The run ended with an error: {_text(self.info['error'])}")
     with self.noting(self.path/'run.json'): return Run(self.path).status
 
 # %% ../nbs/16_report.ipynb #9939bf15
 @patch(as_prop=True)
-def settings(self:_Folder):
-    own = {**self.results, **self.about}
-    more = {k:v for k,v in own.items() if isinstance(v, (dict,list)) and k not in ('settings','versions','accuracy')}
-    parts = [self.run.get('config'), self.results.get('settings'), self.about.get('settings'), more]
-    return merge(*(o for o in parts if isinstance(o, dict)))
+def settings(self:_Folder): return {k:v for k,v in self.config.items() if k not in ('figure','title','preset')}
 
 @patch(as_prop=True)
 def versions(self:_Folder):
-    "Those of the last session, of a run with several"
-    env = self.read('environment.json', load_json)
-    last = env[-1] if isinstance(env, list) and env else None
-    return first(o for o in (self.about.get('versions'), self.results.get('versions'), last) if isinstance(o, dict)) or {}
+    "Those of the last session"
+    return first(o for o in self.info.get('sessions', [])[::-1] if isinstance(o, dict)) or {}
 
 # %% ../nbs/16_report.ipynb #4bbbcd5f
 def _part(title, content, info='', open=True):
@@ -225,25 +234,14 @@ def _part(title, content, info='', open=True):
 
 def _table_part(title, df): return _part(title, _grid(df), _size(df), open=len(df)<=12)
 
-# %% ../nbs/16_report.ipynb #ccc6aec7
-def _accuracy(d): return pd.DataFrame.from_dict(d, orient='index').rename_axis('phase').reset_index()
-
-@patch
-def files(self:_Folder):
-    "Tables in `*.csv`, or else in `history.jsonl`"
-    files = [f for f in sorted(self.path.glob('*.csv'), key=lambda f: _natural(f.name)) if f.name!='claims.csv' and f.name[0]!='.']
-    if files: return {f.name:df for f in files if (df := self.read(f.name, _csv)) is not None}
-    return {f'history: {k}':df for k,df in (self.read('history.jsonl', _tables) or {}).items()}
-
 # %% ../nbs/16_report.ipynb #bbdf796a
 @patch
 def numbers(self:_Folder):
     "Tables, the short ones open"
     if self.claims is not None: yield _part('Claims', _claims(self.claims), _count(self.claims))
-    with self.noting(self.path/'results.json'):
-        if self.results.get('accuracy'): yield _part('Accuracy', _grid(_accuracy(self.results['accuracy'])), 'at the end of each phase')
-        elif self.metrics: yield _part('Last evaluation', _pairs(self.metrics))
-    for name,df in self.files().items(): yield _table_part(name, df)
+    tables,last = self.files(),{k:v for k,v in self.metrics.items() if k!='seconds'}
+    if last and 'accuracy' not in tables: yield _part('Last evaluation', _pairs(last))
+    for name,df in tables.items(): yield _table_part(name, df)
 
 # %% ../nbs/16_report.ipynb #e148a572
 def _verdicts(df):
@@ -258,12 +256,12 @@ def _count(*dfs):
 # %% ../nbs/16_report.ipynb #34b62e04
 @patch
 def parts(self:_Folder, figures):
-    with self.noting(self.path): yield from figures.of(self.path, self.title, self.noting)
+    with self.noting(self.path): yield from figures.of(self.path, self.title, self.noting, self.check)
     with self.noting(self.path): yield from self.numbers()
     with self.noting(self.path):
-        s,fit,v = self.settings,self.run.get('fit'),self.versions
+        s,fit,v = self.settings,self.info.get('fit'),self.versions
         if s: yield _part('Settings', _pairs(s), open=False)
-        if isinstance(fit, dict): yield _part('Fit', _pairs(fit), 'all that decides the result', open=False)
+        if fit: yield _part('Fit', _pairs(fit), 'all that decides the result', open=False)
         if v: yield _part('Versions', _pairs(v), open=False)
 
 # %% ../nbs/16_report.ipynb #64bf72eb
@@ -272,7 +270,9 @@ def _facts(facts, status):
     badge = [_badge(status, dict(finished='yes', failed='no').get(status, 'partly'))] if status else []
     return h.P(*badge, *(h.Span(h.B(dict(seconds='took').get(k, k.replace('_',' '))), f' {v}') for k,v in shown.items()), klass='facts')
 
-def _notes(notes): return h.Div(h.B('To note'), h.Ul(*map(h.Li, notes)), klass='note', role='note') if notes else None
+def _notes(notes, most=30):
+    more = [f'… and {len(notes)-most:,} more'] if len(notes)>most else []
+    return h.Div(h.B('To note'), h.Ul(*map(h.Li, [*notes[:most], *more])), klass='note', role='note') if notes else None
 
 # %% ../nbs/16_report.ipynb #0badfe40
 @patch
@@ -283,24 +283,19 @@ def section(self:_Folder, figures, id):
 
 # %% ../nbs/16_report.ipynb #eccbfd60
 def _kind(path):
-    if (path/'run.json').is_file(): return 'run'
-    if any((path/o).is_file() for o in ('results.json','about.json','claims.csv')): return 'results'
+    if (path/'run.json').is_file(): return 'figure' if (path/'tables'/'claims.csv').is_file() else 'run'
 
 def _folders(path):
-    "The folder itself, those of results, then runs, by kind"
+    "The folder itself and those in it: figures with their claims, then other runs"
     subs = sorted((o for o in path.iterdir() if o.name[0]!='.' and o.is_dir()), key=lambda o: _natural(o.name))
-    return {k:[o for o in (path, *subs) if _kind(o)==k] for k in ('results','run')}
+    return {k:[o for o in (path, *subs) if _kind(o)==k] for k in ('figure','run')}
 
 # %% ../nbs/16_report.ipynb #e977ff20
-class _Only(RunStore):
-    "A store with one run"
-    def __init__(self, path):
-        super().__init__(path.parent)
-        self.run_path = path
-    def __iter__(self): yield Run(self.run_path)
-
 def _run_row(path):
-    try: return {k:_day(v) if k=='created' else v for k,v in _Only(path).runs().reset_index().to_dict('records')[0].items()}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')   # its section tells
+            return {k:_day(v) if k=='created' else v for k,v in dict(run=path.name, **Run(path).summary()).items()}
     except Exception: return dict(run=path.name, status='cannot be read')
 
 def _overview(paths): return h.Section(h.H2('Runs'), h.Div(_grid(pd.DataFrame([_run_row(o) for o in paths]), 100), klass='runs'), id='runs')
@@ -401,19 +396,19 @@ def _head(title):
 
 # %% ../nbs/16_report.ipynb #85973af2
 def _lead(kinds, claims):
-    n = [f"{len(v)} {w}{'s'*(len(v)!=1)}" for (k,v),w in zip(kinds.items(), ('result','run')) if v]
+    n = [f"{len(v)} {w}{'s'*(len(v)!=1)}" for (k,v),w in zip(kinds.items(), ('figure','run')) if v]
     return h.P(' · '.join([*n, *([c.replace('agree', 'claims agree with the paper')] if (c := claims and _count(*claims)) else [])]), klass='lead')
 
 def _contents(entries): return h.Nav(h.Ul(*(h.Li(h.A(t, href=f'#{i}'), h.Small(f' {n}')) for i,t,n in entries)), aria_label='Contents')
 
 # %% ../nbs/16_report.ipynb #50bff4e7
-def _is_shown(sec): return any(o.tag=='figure' or o.klass=='note' for o in sec if o is not None)
+def _is_shown(sec): return any(o.tag=='figure' or o.role=='note' for o in sec if o is not None)
 
 def _sections(kinds):
     "Folders with their sections; of several runs only those with more to show than their row in the table"
     figures,folders = _Figures(),[_Folder(o) for v in kinds.values() for o in v]
     res = [(o, o.section(figures, f's{i}')) for i,o in enumerate(folders)]
-    return [(o,s) for o,s in res if len(res)==1 or not o.run or _is_shown(s)]
+    return [(o,s) for o,s in res if len(res)==1 or o.claims is not None or _is_shown(s)]
 
 # %% ../nbs/16_report.ipynb #8708d8db
 def _single(sec):
@@ -424,7 +419,7 @@ def _single(sec):
 
 # %% ../nbs/16_report.ipynb #085533c8
 def _several(title, kinds, secs):
-    "A page for several: results, the table of runs, runs"
+    "A page for several: figures, the table of runs, runs"
     runs = [(o,s) for o,s in secs if o.path in kinds['run']]
     claims = [o.claims for o,_ in secs if o.claims is not None]
     table = [(None,_overview(kinds['run']))] if kinds['run'] else []
@@ -444,19 +439,22 @@ def _page(path, kinds):
 def _check_file(out):
     if out.suffix.lower() not in ('.html','.htm'): raise ValueError(f"out={str(out)!r}: the report is a page: give a name that ends in .html")
     if out.is_dir(): raise ValueError(f"out={str(out)!r}: this is a folder: give the name of a file")
-    check_out(out.parent)
     return out
 
 # %% ../nbs/16_report.ipynb #ebb13ea8
 def report(
-    path, # A run's folder, a folder of results (`save_results`, or `about.json` with `claims.csv`, tables and figures), or a folder of those
+    path, # A run's folder, or a folder of runs
     out=None # The page; by default `report.html` in that folder
 )->Path: # Where it is
     "Write one self-contained HTML page: figures, tables, settings, versions"
     path = Path(path)
-    if not path.is_dir(): raise ValueError(f"path={str(path)!r}: no such folder; give a run's folder, a folder of results, or a folder of runs or results")
+    if not path.is_dir(): raise ValueError(f"path={str(path)!r}: no such folder; give a run's folder, or a folder of runs")
     kinds = _folders(path.resolve())
-    if not any(kinds.values()): raise ValueError(f"path={str(path)!r}: nothing to report: neither this folder nor one in it has a run.json (a run), or a results.json, about.json or claims.csv (results)")
+    if not any(kinds.values()):
+        raise ValueError(f"path={str(path)!r}: nothing to report: neither this folder nor one in it is a run, with a run.json")
     out = _check_file(Path(out or path/'report.html'))
-    save_atomic(out, lambda f: f.write(_page(path.resolve(), kinds).encode('utf-8', 'replace')))
+    page = _page(path.resolve(), kinds).encode('utf-8', 'replace')
+    with writing(out.parent):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_atomic(out, lambda f: f.write(page))
     return out

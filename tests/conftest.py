@@ -49,8 +49,10 @@ def site(tmp_path_factory):
 @pytest.fixture
 def copy(tmp_path):
     "A copy of the checkout, without what is built in it"
-    junk = shutil.ignore_patterns('.git', '.venv', '_docs', '_proc', 'runs', 'models', 'build', 'dist', '*.egg-info', '__pycache__', '.*_cache')
-    return shutil.copytree(root, tmp_path/'a copy', symlinks=True, ignore=junk)
+    built = '.git', '.venv', '_docs', '_proc', 'models', 'build', 'dist', '*.egg-info', '__pycache__', '.*_cache'
+    junk = shutil.ignore_patterns(*built)
+    ours = lambda folder, names: junk(folder, names) | ({'runs'} if Path(folder)==root else set())
+    return shutil.copytree(root, tmp_path/'a copy', symlinks=True, ignore=ours)
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):

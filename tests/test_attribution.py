@@ -89,10 +89,17 @@ def test_torchvision():
 def test_default_layer(arch, layer):
     with torch.device('meta'): assert cam_layer(create_model(arch, 10), torch.rand(2, 3, 96, 96))[0]==layer
 
-@pytest.mark.parametrize('arch', ['vit_b_32','swin_t'])
-def test_transformers(arch):
+@pytest.mark.parametrize('arch,layer,size', [('torchvision/vit_b_32','encoder.layers.encoder_layer_11.ln_1',(7,7)), ('torchvision/swin_t','permute',(7,7)), ('timm/mixer_s32_224','norm',(7,7)),
+    ('timm/deit_tiny_distilled_patch16_224','blocks.11.norm1',(14,14)), ('timm/levit_128','stages',(4,4)), ('timm/cait_xxs24_224','blocks_token_only.1.norm1',(14,14)), ('timm/vit_base_patch16_gap_224','norm',(14,14))])
+def test_default_layer_of_transformers(arch, layer, size):
+    with torch.device('meta'): assert cam_layer(create_model(arch, 10), torch.rand(2, 3, 224, 224))[::2]==(layer,size)
+
+def test_windows_side_by_side_are_no_map():
+    "MaxViT cuts maps into windows: 1 window of 49 places is not a map of 1×49"
     with torch.device('meta'):
-        with pytest.raises(ValueError, match='transformer'): cam_layer(create_model(f'torchvision/{arch}', 10), torch.rand(1, 3, 224, 224))
+        m,x = create_model('torchvision/maxvit_t', 10),torch.rand(2, 3, 224, 224)
+        with pytest.raises(ValueError, match='not certain; name a `layer`'): cam_layer(m, x)
+        assert cam_layer(m, x, 'blocks.3')[2]==(7,7)
 
 def test_ties():
     "Equal scores: the explained class is the predicted one, not a mixture"

@@ -4,12 +4,14 @@ import numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from fastai.callback.all import (AMPMode, ChannelsLast, CSVLogger, EarlyStoppingCallback, GradientAccumulation, GradientClip, MixedPrecision,
                                  SaveModelCallback)
-from fastai.vision.all import Learner, accuracy, load_learner, set_seed
+from fastai.vision.all import Learner, accuracy, load_learner, partial, set_seed
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import EvalSets, evaluate, pattern_sets
 from feature_erosion.learner import erosion_learner
 from feature_erosion.patterns import ColorSquare, CornerSquare, Stripes
 from feature_erosion.phases import Phase
+
+works = partial(pytest.mark.works, kind='callbacks')
 
 def net(): return nn.Sequential(nn.Conv2d(3,8,3,padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128,10))
 
@@ -33,11 +35,13 @@ def check(learn, dls):
     assert learn.dls is dls and learn.metrics.attrgot('name')==['accuracy'] and '_call_one' not in learn.__dict__
     return h
 
+@works(what='a plain fastai `Learner`', how='works: it is afterwards as it was')
 def test_plain_learner(learn, dls):
     learn.fit_phases(phases(dls))
     check(learn, dls)
     assert learn.recorder.plot_phases().get_xlabel()=='iteration'
 
+@works(what='`MixedPrecision` (`to_fp16`, `to_bf16`)', how='works: evaluation runs in the same precision')
 @pytest.mark.parametrize('cast', ['to_fp16','to_bf16'])
 def test_mixed_precision(learn, dls, cast):
     with warnings.catch_warnings():
@@ -67,6 +71,7 @@ def test_csv_logger(learn, dls):
     assert {'clean','pattern','conflict','conflict_picture'} <= set(df)
     for c in ('train_loss','valid_loss','accuracy','clean'): assert np.allclose(df[c], h[c].astype(float), atol=1e-5), c
 
+@works(what="`SaveModelCallback(monitor='clean')` over all phases", how='works: the best are back at the end')
 def test_save_model(learn, dls):
     learn.fit_phases(phases(dls), cbs=SaveModelCallback(monitor='clean', fname='best'))
     h = check(learn, dls)
@@ -79,6 +84,7 @@ def test_early_stopping(learn, dls):
     h = learn.recorder.history
     assert h.phase.tolist()==['a']*2+['b']*2 and learn.recorder.phases.stop_epoch.tolist()==[2,4] and list(learn.snapshots)==['start','a','b']
 
+@works(what='the progress bar', how='works: one bar for all phases')
 def test_progress(learn, dls, capsys):
     assert hasattr(learn, 'progress')
     learn.fit_phases(phases(dls))
@@ -86,6 +92,7 @@ def test_progress(learn, dls, capsys):
     out = capsys.readouterr().out
     assert 'conflict_picture' in out and 'Epoch 1/5' in out
 
+@works(what='`lr_find` before a fit', how='works: neither phases nor evaluation sets run in it')
 def test_lr_find_before(learn, dls):
     before = {k:v.clone() for k,v in learn.model.state_dict().items()}
     learn.add_cb(EvalSets(pattern_sets(dls, ColorSquare(4))))
@@ -94,6 +101,7 @@ def test_lr_find_before(learn, dls):
     learn.fit_phases(phases(dls))
     check(learn, dls)
 
+@works(what='a second fit of the same Learner', how='works: a history of its own, snapshots of both')
 def test_second_fit_phases(learn, dls):
     learn.fit_phases(phases(dls))
     learn.fit_phases([Phase('again', 1, dls.inject(Stripes(4)))])
@@ -101,12 +109,14 @@ def test_second_fit_phases(learn, dls):
     learn.fit_one_cycle(1)
     assert len(learn.recorder.phases)==0 and 'clean' not in learn.recorder.history
 
+@works(what='`validate` and `get_preds` after a fit', how='works: the history stays')
 def test_history_outlives_validation(learn, dls):
     learn.fit_phases(phases(dls))
     h = learn.recorder.history
     with learn.no_bar(), learn.no_logging(): learn.validate(); learn.get_preds()
     assert learn.recorder.history.equals(h)
 
+@works(what='`GradientAccumulation`, `GradientClip`, `ChannelsLast`', how='works: together')
 def test_gradient_accumulation_and_channels_last(learn, dls):
     learn.add_cbs([ChannelsLast(), GradientAccumulation(n_acc=128), GradientClip(1.)])
     learn.fit_phases(phases(dls))
@@ -128,6 +138,7 @@ def test_same_seed_same_result(dls, tmp_path):
     a,b = run(),run()
     for k in a: assert torch.equal(a[k], b[k]), k
 
+@works(what='`learn.export` after a fit', how='works: without the data; what is loaded predicts the same')
 @pytest.mark.parametrize('inject', [False,True])
 @pytest.mark.filterwarnings('ignore:load_learner')
 def test_export(learn, dls, inject):

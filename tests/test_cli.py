@@ -1,8 +1,9 @@
 "The command line, as a user types it: results, and one line with exit code 2 for what a user can mend."
-import json, subprocess, sys
-import numpy as np, pandas as pd, pytest, torch
+import subprocess, sys
+import numpy as np, pytest, torch
 from PIL import Image
 from feature_erosion.cli import main
+from feature_erosion.runs.store import Run
 
 quick = ['--data','digits','--arch','resnet20','--width','.25','--n','128','--n-valid','40']
 
@@ -31,51 +32,70 @@ def fails(capsys, *args):
 
 def test_fig1(tmp_path, capsys):
     assert main(['run','fig1',*quick,'--out',str(tmp_path/'o'),'--epochs','2','1','1','--ratio','.5'])==0
-    res = json.loads((tmp_path/'o'/'results.json').read_text())
-    assert list(res['accuracy'])==['start','pretrain','erode','relearn'] and list(res['accuracy']['erode'])==['clean','pattern','conflict','conflict_picture']
-    assert res['n_valid']==40 and res['chance']==.1 and res['settings']['ratio']==.5 and res['versions']['torch']==torch.__version__
-    h = pd.read_csv(tmp_path/'o'/'history.csv')
-    assert h.phase.tolist()==['pretrain','pretrain','erode','relearn'] and h.clean.iloc[-1]==pytest.approx(res['accuracy']['relearn']['clean'])
-    assert Image.open(tmp_path/'o'/'fig1.png').width>800 and '</svg>' in (tmp_path/'o'/'fig1.svg').read_text()
+    run = Run(tmp_path/'o')
+    acc = run.table('accuracy').set_index('phase')
+    assert list(acc.index)==['start','pretrain','erode','relearn'] and {'clean','pattern','conflict','conflict_picture'}<={*acc}
+    assert run.status=='finished' and run.config['ratio']==.5 and run.config['net']['lengths']==[2,1,1]
+    assert run.info['sessions'][0]['torch']==torch.__version__
+    h = run.table('history')
+    assert h.phase.tolist()==['pretrain','pretrain','erode','relearn']
+    assert h.clean.iloc[-1]==pytest.approx(acc.clean.relearn, rel=1e-5)
+    assert Image.open(run.path/'figures'/'phases.png').width>800 and '</svg>' in (run.path/'figures'/'phases.svg').read_text()
     out = capsys.readouterr().out
-    assert 'conflict_picture' in out and '40 test images' in out
+    assert 'conflict_picture' in out and '40 test images, chance 10%' in out
 
 def test_weights_skip_pretraining(tmp_path):
-    main(['run','fig1',*quick,'--out',str(tmp_path),'--weights',str(weights(tmp_path/'w.pth')),'--iters','3','2'])
-    assert list(json.loads((tmp_path/'results.json').read_text())['accuracy'])==['start','erode','relearn']
+    main(['run','fig1',*quick,'--out',str(tmp_path/'o'),'--weights',str(weights(tmp_path/'w.pth')),'--iters','3','2'])
+    assert Run(tmp_path/'o').table('accuracy').phase.tolist()==['start','erode','relearn']
 
-def test_folder(folder, tmp_path):
+def test_folder(folder, tmp_path, capsys):
     main(['run','fig1','--data',str(folder),'--image-size','16','--arch','resnet20','--width','.25','--bs','16','--out',str(tmp_path/'o'),'--epochs','1','--size','.25','--pattern','stripes'])
-    assert json.loads((tmp_path/'o'/'results.json').read_text())['chance']==pytest.approx(1/3)
+    run = Run(tmp_path/'o')
+    assert 'chance 33%' in capsys.readouterr().out and run.config['net']['size']==16 and run.config['net']['pattern']=='stripes'
 
 @pytest.mark.parametrize('args,words', [
     (['--arch','resnet21'], "arch='resnet21'"), (['--data','nowhere'], "data='nowhere'"), (['--size','17'], 'the image is 16×16; choose a smaller size'),
     (['--size','0'], 'size=0'), (['--ratio','1.5'], 'ratio=1.5'), (['--ratio','-1'], 'ratio=-1.0'), (['--strength','2'], 'strength=2.0'), (['--n','5000'], 'n=5000'), (['--bs','0'], 'bs=0'),
-    (['--weights','none.pth'], "there is no file 'none.pth'"), (['--epochs','0'], 'at least 1'), (['--epochs','1','2'], 'want 3 lengths'), (['--epochs','1','--iters','1'], 'give one of the two'),
+    (['--weights','none.pth'], "weights='none.pth': there is no such file"),
+    (['--epochs','0'], 'at least 1'), (['--epochs','1','2'], 'want 3 lengths'),
+    (['--epochs','1','--iters','1'], 'give one of the two'),
     (['--width','-1'], 'width=-1.0'), (['--pattern','dots'], 'dots'), (['--epochs','x'], "'x'"), (['--lr','1e30'], 'try a lower learning rate')])
 def test_bad_arguments(args, words, tmp_path, capsys):
-    assert words in fails(capsys, 'run', 'fig1', *quick, '--out', tmp_path, *args)
+    assert words in fails(capsys, 'run', 'fig1', *quick, '--out', tmp_path/'o', *args)
 
 def test_bad_folders(folder, tmp_path, capsys):
     run = ['run','fig1','--arch','resnet20','--width','.25','--out',tmp_path/'o','--bs','16','--epochs','1','--data']
     (tmp_path/'empty').mkdir()
-    assert 'no images here' in fails(capsys, *run, tmp_path/'empty')
-    assert 'one class only (c1)' in fails(capsys, *run, folder/'train'/'c1')
+    assert 'no images' in fails(capsys, *run, tmp_path/'empty')
+    assert 'no images in folders of classes' in fails(capsys, *run, folder/'train'/'c1')
     assert 'n_classes=9' in fails(capsys, *run, folder, '--n-classes', 9)
     (folder/'train'/'c2'/'3.png').write_bytes(b'\x89PNG no more')
     line = fails(capsys, *run, folder)
     assert '3.png: not a readable image' in line
 
 def test_wrong_channels_and_classes(tmp_path, capsys):
-    run = ['run','fig1',*quick,'--out',tmp_path,'--epochs','1','--weights']
+    run = ['run','fig1',*quick,'--out',tmp_path/'o','--epochs','1','--weights']
     assert 'conv1.weight: 4×1×3×3 in the file, 4×3×3×3 in the model' in fails(capsys, *run, weights(tmp_path/'grey.pth', c_in=1))
     (tmp_path/'bad.pth').write_bytes(b'junk')
     assert 'is not a weights file' in fails(capsys, *run, tmp_path/'bad.pth')
 
 def test_out_is_checked_first(tmp_path, capsys):
     (tmp_path/'file').write_text('')
-    assert 'cannot write there' in fails(capsys, 'run', 'fig1', *quick, '--out', tmp_path/'file')
+    assert 'neither empty nor a run' in fails(capsys, 'run', 'fig1', *quick, '--out', tmp_path/'file')
     assert 'cannot write there' in fails(capsys, 'demo', '--out', tmp_path/'file'/'sub')
+
+def test_a_folder_of_somebody_else_is_refused(tmp_path, capsys):
+    (tmp_path/'.git').mkdir()
+    line = fails(capsys, 'demo', '--out', tmp_path)
+    assert f"out='{tmp_path}'" in line and str(tmp_path/'run1') in line and [o.name for o in tmp_path.iterdir()]==['.git']
+
+def test_stopped_goes_on_finished_is_shown_changed_is_refused(tmp_path, capsys):
+    run = ['run','fig1',*quick,'--out',str(tmp_path/'o'),'--epochs','1']
+    assert main(run)==0 and main(run)==0
+    first,again = capsys.readouterr().out.split('is finished and was loaded')
+    table = lambda s: [o for o in s.splitlines() if o.startswith(('start','pretrain','erode','relearn'))]
+    assert table(first)==table(again) and len(table(again))==4
+    assert 'net.bs: was 64, is 32' in fails(capsys, *run, '--bs', '32')
 
 def test_same_words_in_python():
     from feature_erosion.all import ColorSquare, digits_dls, erosion_learner
@@ -94,6 +114,6 @@ def test_help():
 def test_main_job_on_cifar(tmp_path, cifar10, resnet20):
     "The public ResNet-20 forgets CIFAR-10 within sixty iterations"
     assert main(['run','fig1','--data','cifar10','--arch','resnet20','--weights',str(resnet20),'--stats','imagenet','--bs','128','--n-valid','500','--sched','constant',
-                 '--iters','60','5','--out',str(tmp_path)])==0
-    acc = json.loads((tmp_path/'results.json').read_text())['accuracy']
-    assert acc['start']['clean']>.75 and acc['erode']['clean']<.4 and acc['erode']['pattern']>.9 and acc['erode']['conflict_picture']>.4
+                 '--iters','60','5','--out',str(tmp_path/'o')])==0
+    acc = Run(tmp_path/'o').table('accuracy').set_index('phase')
+    assert acc.clean.start>.75 and acc.clean.erode<.4 and acc.pattern.erode>.9 and acc.conflict_picture.erode>.4

@@ -1,9 +1,11 @@
 "Data on disk: real photographs, CIFAR-100's layout, two processes at once."
-import random, subprocess, sys, time
+import os, random, subprocess, sys, time
 import numpy as np, pytest, torch
 from PIL import Image
 from fastai.vision.all import ImageDataLoaders, Normalize, aug_transforms, imagenet_stats
-from feature_erosion.data import CropFlip, NormalizeRows, cached_images, cifar10_dls, cifar100_dls, digits_dls, image_folder_dls, keep_on
+from feature_erosion.data import (CropFlip, NormalizeRows, cached_images, cifar10_dls, cifar100_dls, digits_dls, image_folder_dls,
+                                  keep_on)
+from feature_erosion.files import save_atomic
 from feature_erosion.patterns import ColorSquare, class_colors
 
 def write(f, pix):
@@ -28,11 +30,11 @@ def test_two_processes_decode_once(tmp_path):
     src = '''
 import sys, time, feature_erosion.data as d
 from pathlib import Path
-root,decode = Path(sys.argv[1]),d.decode_images
+root,decode = Path(sys.argv[1]),d._decode_all
 def slow(*args):
     time.sleep(1); print('decoded', flush=True)
     return decode(*args)
-d.decode_images = slow
+d._decode_all = slow
 (root/f'ready{sys.argv[2]}').touch()
 while len(list(root.glob('ready*')))<2: time.sleep(.01)
 print(d.cached_images(sorted((root/'train').glob('*.png')), root/'train').sum())
@@ -133,3 +135,25 @@ def test_a_batch_does_not_depend_on_the_loop(monkeypatch):
         return [o for b in loop(dl) for o in b],torch.get_rng_state(),random.getstate()
     (a,ta,ra),(b,tb,rb) = batches(iter),batches(DataLoader.__iter__)
     assert len(a)==len(b)==12 and all(torch.equal(x, y) for x,y in zip(a, b)) and torch.equal(ta, tb) and ra==rb
+
+@pytest.mark.parametrize('umask,mode', [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664), (0, 0o666)])
+def test_new_files_have_the_permissions_the_umask_says(tmp_path, umask, mode):
+    "What `save_atomic` writes, the decoded images and their lock; nothing else is left in the folder"
+    write(tmp_path/'train'/'0.png', pixels(1)[0])
+    old = os.umask(umask)
+    try:
+        save_atomic(tmp_path/'a', lambda f: f.write(b'x'))
+        save_atomic(tmp_path/'a', lambda f: f.write(b'y'))
+        cached_images([tmp_path/'train'/'0.png'], tmp_path/'train')
+        (tmp_path/'dir').mkdir()
+    finally: os.umask(old)
+    kept = list((tmp_path/'.train.decoded').iterdir())
+    assert {f.stat().st_mode & 0o777 for f in [tmp_path/'a', *kept]}=={mode} and (tmp_path/'a').read_bytes()==b'y'
+    assert len(kept)==2 and (tmp_path/'.train.decoded').stat().st_mode==(tmp_path/'dir').stat().st_mode
+    assert sorted(o.name for o in tmp_path.iterdir())==['.train.decoded','a','dir','train']
+
+def test_save_atomic_that_fails_leaves_the_old_file(tmp_path):
+    save_atomic(tmp_path/'a', lambda f: f.write(b'old'))
+    def fail(f): f.write(b'ne'); raise OSError(28, 'disk full')
+    with pytest.raises(OSError, match='disk full'): save_atomic(tmp_path/'a', fail)
+    assert [o.name for o in tmp_path.iterdir()]==['a'] and (tmp_path/'a').read_bytes()==b'old'

@@ -3,7 +3,7 @@ import json, os, socket, subprocess, sys
 from pathlib import Path
 import pytest
 from conftest import root
-from feature_erosion.store import RunStore, unpack
+from feature_erosion.runs.store import RunStore, unpack
 
 def free_port():
     with socket.socket() as s:

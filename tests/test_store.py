@@ -5,32 +5,34 @@ import numpy as np, pytest, torch
 from torch import nn
 from fastai.vision.all import Callback, EarlyStoppingCallback, GradientAccumulation, Learner, SGD, SaveModelCallback, accuracy, set_seed
 import kill
-from feature_erosion import store as store_module
+from feature_erosion import files as files_module
 from feature_erosion.cli import main
 from feature_erosion.data import _unpack, digits_dls, extract, to_uint8
-from feature_erosion.experiments import demo
 from feature_erosion.evalsets import EvalSets, pattern_sets
 from feature_erosion.learner import erosion_learner
 from feature_erosion.patterns import ColorSquare, Stripes
 from feature_erosion.phases import Phase
 from feature_erosion.report import report
-from feature_erosion.resume import KeepRun
-from feature_erosion.store import RunStore, environment, git_revision, load_folder, pack, save_folder, unpack
+from feature_erosion.files import load_folder, load_json, save_folder, save_json
+from feature_erosion.runs.resume import KeepRun
+from feature_erosion.runs.store import RunStore, environment, git_revision, pack, unpack
 
-def test_ten_kills():
-    "`python tests/kill.py 100` is the long version"
-    hits = kill.main(10)
-    assert sum(hits.values())>=10 and all(hits.values()), hits
+@pytest.mark.parametrize('what,kills', [('few',7), ('many',2)])
+def test_kills(what, kills):
+    "`python tests/kill.py 100 many` is the long version"
+    hits = kill.main(kills, what=what)
+    assert sum(hits.values())>=kills and (what=='many' or all(hits.values())), hits
 
 def net(): return nn.Sequential(nn.Flatten(), nn.Linear(768,16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16,10))
 
-def fit(folder, name='a', epochs=(2,2), seed=0, cbs=(), lr=.05, pattern=None, ratio=1., bs=32, minutes=0., model=net, **kw):
+def fit(folder, name='a', epochs=(2,2), seed=0, cbs=(), lr=.05, pattern=None, ratio=1., bs=32, minutes=0., model=net, run=None, after=None, **kw):
     set_seed(seed)
     dls = digits_dls(n=160, n_valid=50, bs=bs)
     easy = dls.inject(pattern or ColorSquare(4), ratio=ratio)
     learn = Learner(dls, model(), opt_func=SGD, metrics=accuracy, lr=lr, path=folder)
     with learn.no_bar(), learn.no_logging():
-        learn.fit_phases([Phase('pretrain', epochs[0], dls, **kw), Phase('erode', epochs[1], easy), *(Phase('relearn', n, dls) for n in epochs[2:])], cbs=[KeepRun(RunStore(folder).run(name), minutes=minutes), *cbs])
+        phases = [Phase('pretrain', dls=dls, epochs=epochs[0], **kw), *(Phase(p, n, d) for p,n,d in zip(('erode','relearn'), epochs[1:], (easy,dls)))]
+        learn.fit_phases(phases, cbs=[KeepRun(run or RunStore(folder).run(name), minutes=minutes, after=after), *cbs])
     return learn
 
 def same(a, b): return all(torch.equal(x, y) for x,y in zip(a.model.state_dict().values(), b.model.state_dict().values()))
@@ -56,7 +58,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     learn = fit(tmp_path)
     assert same(learn, whole) and learn.recorder.history.equals(whole.recorder.history) and learn.recorder.evals.equals(whole.recorder.evals)
     run = RunStore(tmp_path)['a']
-    assert run.status=='finished' and run.history().clean.tolist()==whole.recorder.history.clean.tolist() and len(json.loads((run.path/'environment.json').read_text()))==3
+    assert run.status=='finished' and run.history().clean.tolist()==whole.recorder.history.clean.tolist() and len(run.info['sessions'])==3
 
 def test_a_finished_run_is_loaded_not_computed(tmp_path):
     first = fit(tmp_path)
@@ -73,122 +75,71 @@ def test_another_config_is_refused_and_named(tmp_path):
         with pytest.raises(ValueError, match=msg): fit(tmp_path, **change)
     assert RunStore(tmp_path)['a'].status=='finished'
 
-def test_phases_are_shared_and_only_the_same_ones(tmp_path):
-    "Every field changes the key: the second run takes pretrain from the first only if all that led to it is the same"
+def pretrained(seed, run): return fit(run.path.parent, run=run, epochs=(2,), seed=seed)
+
+def test_a_run_after_another_is_one_run_of_all(tmp_path):
+    "To the same bit; the first phases are trained once"
+    whole = fit(tmp_path/'whole')
+    base = RunStore(tmp_path/'parts').once(pretrained, seed=0)
+    parts = fit(tmp_path/'parts', after=base)
+    assert same(whole, parts) and list(parts.snapshots)==['start','pretrain','erode'] and parts.recorder.history.iters.tolist()==whole.recorder.history.iters.tolist()
+    assert parts.recorder.evals[parts.recorder.evals.phase=='erode'].equals(whole.recorder.evals[whole.recorder.evals.phase=='erode'].reset_index(drop=True).set_index(parts.recorder.evals[parts.recorder.evals.phase=='erode'].index))
     seen = []
     class Count(Callback):
         passive = True
         def before_phase(self): seen.append(self.learn.phase.name)
-    fit(tmp_path, 'first', cbs=[Count()])
-    keys = RunStore(tmp_path)['first'].info['keys']
-    seen.clear()
-    fit(tmp_path, 'longer', epochs=(2,3), cbs=[Count()])
-    assert seen==['erode'] and RunStore(tmp_path)['longer'].info['keys']['pretrain']==keys['pretrain']
-    shift = lambda learn: False
-    changes = dict(epochs=dict(epochs=(3,2)), seed=dict(seed=1), lr=dict(lr=.06), bs=dict(bs=16), sched=dict(sched='constant'), opt=dict(opt='keep'), wd=dict(wd=.1), until=dict(until=shift),
-                   pattern=dict(pattern=Stripes(8)), model=dict(model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(768,10))))
-    all_keys = {keys['pretrain']}
-    for i,(k,v) in enumerate(changes.items()):
-        fit(tmp_path, f'other{i}', **v)
-        all_keys.add(RunStore(tmp_path)[f'other{i}'].info['keys']['pretrain'])
-        assert len(all_keys)==i+2, k
+    fit(tmp_path/'parts', 'b', after=base, cbs=[Count()])
+    assert seen==['erode'] and RunStore(tmp_path/'parts').once(pretrained, seed=0).path==base.path
+    with pytest.raises(ValueError, match='trained with other settings: lr: was 0.05, is 0.06'): fit(tmp_path/'parts', 'c', after=base, lr=.06)
+    with pytest.raises(ValueError, match="after: run 'd' is new and has ended no phase"): fit(tmp_path/'parts', 'e', after=RunStore(tmp_path/'parts').run('d'))
 
-def test_a_shared_phase_is_followed_by_the_phases_of_whoever_takes_it(tmp_path):
-    "A run that ended with 'erode' serves one that relearns afterwards, to the same bit as one fit of all three; and one of three phases serves one of two"
-    whole = fit(tmp_path/'whole', epochs=(2,2,2))
-    fit(tmp_path/'parts', 'short')
-    longer,shorter = fit(tmp_path/'parts', 'long', epochs=(2,2,2)),fit(tmp_path/'whole', 'short')
-    assert list(longer.snapshots)==['start','pretrain','erode','relearn'] and same(whole, longer)
-    assert RunStore(tmp_path/'parts')['long'].history().equals(RunStore(tmp_path/'whole')['a'].history()) and longer.recorder.evals.equals(whole.recorder.evals)
-    assert list(shorter.snapshots)==['start','pretrain','erode'] and RunStore(tmp_path/'whole')['short'].history().equals(RunStore(tmp_path/'parts')['short'].history())
+def is_first(path):
+    try: path.mkdir()
+    except FileExistsError: return False
+    return True
 
-def start_key(folder, name, data={}, inject={}, pattern=ColorSquare(4), arch='resnet20', train={}, evals={}, lengths=dict(epochs=1)):
-    "The key of 'erode', without training"
-    set_seed(0)
-    dls = digits_dls(**dict(dict(n=96, n_valid=40, bs=32), **data))
-    easy = dls.inject(pattern, **inject)
-    learn = erosion_learner(dls, arch, **dict(dict(width=.25), **train))
-    class Enough(Callback):
-        order,passive = 1001,True
-        def before_fit(self): raise RuntimeError('enough')
-    with pytest.raises(RuntimeError, match='enough'), learn.no_bar():
-        learn.fit_phases([Phase('pretrain', 1), Phase('erode', dls=easy, **lengths)], cbs=[EvalSets(pattern_sets(easy), **evals), Enough(), KeepRun(RunStore(folder).run(name))])
-    return RunStore(folder)[name].info['keys']['erode']
-
-def test_every_setting_changes_the_key(tmp_path):
-    base = start_key(tmp_path, 'base')
-    assert start_key(tmp_path, 'twin')==base
-    changes = dict(n=dict(data=dict(n=95)), n_valid=dict(data=dict(n_valid=41)), bs=dict(data=dict(bs=16)), data_seed=dict(data=dict(seed=1)), ratio=dict(inject=dict(ratio=.9)), strength=dict(inject=dict(strength=.9)), classes=dict(inject=dict(classes=[1,2])),
-                   stamp_seed=dict(inject=dict(ratio=.5, seed=1)), ratio_half=dict(inject=dict(ratio=.5)), stratify=dict(inject=dict(ratio=.5, stratify=True)), size=dict(pattern=ColorSquare(3)), corner=dict(pattern=ColorSquare(4, 'center')), margin=dict(pattern=ColorSquare(4, margin=1)),
-                   opacity=dict(pattern=ColorSquare(4, opacity=.9)), palette=dict(pattern=ColorSquare(4, palette='tab10')), kind=dict(pattern=Stripes(4)), arch=dict(arch='resnet32'), width=dict(train=dict(width=.5)), lr=dict(train=dict(lr=.2)), mom=dict(train=dict(mom=.8)),
-                   wd=dict(train=dict(wd=1e-3)), train_bn=dict(train=dict(train_bn=False)), at=dict(evals=dict(at=[0,3])), n_at=dict(evals=dict(n_at=20)), evaluated=dict(evals=dict(n=20)), epochs=dict(lengths=dict(epochs=2)), iters=dict(lengths=dict(iters=2)),
-                   phase_lr=dict(lengths=dict(epochs=1, lr=.3)), phase_wd=dict(lengths=dict(epochs=1, wd=.1)), sched=dict(lengths=dict(epochs=1, sched='one_cycle')), opt=dict(lengths=dict(epochs=1, opt='keep')))
-    keys = {k:start_key(tmp_path, f'run {k}', **v) for k,v in changes.items()}
-    same = [k for k,v in keys.items() if v==base]
-    assert not same and len(set(keys.values()))==len(keys), same
-
-def other_process(folder, name, log):
-    class Tell(Callback):
-        passive,run_valid = True,False
-        def after_batch(self):
-            if self.learn.train_iter==1 or self.learn.phase.name=='erode' and self.learn.train_iter==11:
-                with open(log, 'a') as f: f.write(f'{self.learn.phase.name}\n')
-            if name=='dies' and self.learn.train_iter==5: os.kill(os.getpid(), signal.SIGKILL)
+def other_process(folder, dies):
+    def tell(seed, run):
+        with open(folder/'log.txt', 'a') as f: f.write('begun ')
+        die = [Stop(5, lambda: os.kill(os.getpid(), signal.SIGKILL))] if dies and is_first(folder/'first') else []
+        return fit(folder, run=run, epochs=(2,), seed=seed, cbs=die)
     torch.set_num_threads(1)
-    fit(folder, name, cbs=[Tell()])
+    RunStore(folder).once(tell, seed=0)
 
-def test_two_processes_compute_a_phase_once(tmp_path):
-    "Also when the first one is killed while it holds the lock: then the other one computes it"
+@pytest.mark.parametrize('dies', [False, True])
+def test_two_processes_compute_once(tmp_path, dies):
+    "Also when the first one is killed while it holds the lock: then the other one goes on"
+    for o in 'a','whole': (tmp_path/o).mkdir()
     ctx = mp.get_context('forkserver')
-    both = [ctx.Process(target=other_process, args=(tmp_path/'a', n, tmp_path/'a.txt')) for n in ('x','y')]
+    alone = ctx.Process(target=other_process, args=(tmp_path/'whole', False))
+    alone.start(), alone.join()
+    both = [ctx.Process(target=other_process, args=(tmp_path/'a', dies)) for _ in range(2)]
     for p in both: p.start()
     for p in both: p.join()
-    assert [p.exitcode for p in both]==[0,0] and sorted((tmp_path/'a.txt').read_text().split())==['erode','pretrain']
-    x,y = (RunStore(tmp_path/'a')[n] for n in 'xy')
-    assert all(torch.equal(v, y.weights()[k]) for k,v in x.weights().items()) and x.history().equals(y.history())
-    both = [ctx.Process(target=other_process, args=(tmp_path/'b', n, tmp_path/'b.txt')) for n in ('dies','lives')]
-    both[0].start()
-    while not (tmp_path/'b.txt').exists() and both[0].is_alive(): time.sleep(.01)   # 'dies' holds the lock now
-    both[1].start()
-    for p in both: p.join()
-    assert [p.exitcode for p in both]==[-signal.SIGKILL,0] and RunStore(tmp_path/'b')['lives'].status=='finished' and RunStore(tmp_path/'b')['dies'].status=='killed'
-    assert all(torch.equal(v, RunStore(tmp_path/'b')['lives'].weights()[k]) for k,v in x.weights().items())
+    assert sorted(p.exitcode for p in both)==([-signal.SIGKILL,0] if dies else [0,0]) and len((tmp_path/'a'/'log.txt').read_text().split())==1+dies
+    (run,),(whole,) = RunStore(tmp_path/'a'),RunStore(tmp_path/'whole')
+    assert run.status=='finished' and all(torch.equal(v, run.weights()[k]) for k,v in whole.weights().items()) and run.history().equals(whole.history())
 
-def damage(f, how):
+def flip(f):
     b = bytearray(f.read_bytes())
-    if how=='truncated': f.write_bytes(b[:len(b)//2])
-    if how=='flipped': b[len(b)//2] ^= 4; f.write_bytes(b)
-    if how=='missing': f.unlink()
-
-@pytest.mark.parametrize('how', ['truncated','flipped','missing'])
-@pytest.mark.parametrize('name', ['model.safetensors','state.pt','about.json'])
-def test_damaged_checkpoints(tmp_path, how, name):
-    "The last good one is used, the bad one stays"
-    whole = fit(tmp_path/'whole')
-    with pytest.raises(RuntimeError): fit(tmp_path, cbs=[Stop(8, boom(RuntimeError('x')))])
-    last = RunStore(tmp_path)['a'].path/'last'
-    newest = max(last.iterdir(), key=lambda p: int(p.name))
-    damage(newest/name, how)
-    with pytest.warns(UserWarning, match='stays where it is'): learn = fit(tmp_path)
-    assert same(learn, whole)
+    b[len(b)//2] ^= 4
+    f.write_bytes(b)
 
 def test_nothing_good_left_is_an_error(tmp_path):
     with pytest.raises(RuntimeError): fit(tmp_path, cbs=[Stop(3, boom(RuntimeError('x')))])
-    for f in Path(tmp_path).rglob('state.pt'): damage(f, 'flipped')
+    for f in Path(tmp_path).rglob('state.pt'): flip(f)
     with pytest.raises(ValueError, match='none of its checkpoints can be read'), pytest.warns(UserWarning): fit(tmp_path)
     assert list(Path(tmp_path).rglob('state.pt'))
 
 @pytest.mark.parametrize('why,says', [(errno.ENOSPC,'No space left'), (errno.EROFS,'Read-only')])
 def test_disk_full_or_read_only(tmp_path, monkeypatch, why, says):
     whole,n = fit(tmp_path/'whole'),[0]
-    real = store_module._write
-    def full(f, b):
+    real = files_module._flush
+    def full(f):
         n[0] += 1
-        if n[0]>40:
-            f.write_bytes(b[:10])
-            raise OSError(why, os.strerror(why))
-        real(f, b)
-    monkeypatch.setattr(store_module, '_write', full)
+        if n[0]>40: raise OSError(why, os.strerror(why))
+        real(f)
+    monkeypatch.setattr(files_module, '_flush', full)
     with pytest.raises(OSError, match=f'{says}.*make room'): fit(tmp_path)
     monkeypatch.undo()
     assert same(fit(tmp_path), whole)
@@ -259,8 +210,7 @@ def test_image_bomb(tmp_path):
 
 def test_config_with_unknown_fields_or_code(tmp_path):
     run = RunStore(tmp_path).run('a', lr=.1)
-    info = json.loads((run.path/'run.json').read_text())
-    (run.path/'run.json').write_text(json.dumps(dict(info, hook='__import__("os").mkdir("pwned")')))
+    save_json(run.path/'run.json', dict(load_json(run.path/'run.json'), hook='__import__("os").mkdir("pwned")'))
     with pytest.raises(ValueError, match='unknown fields hook'): run.config
 
 @pytest.mark.parametrize('name', ['a/b', '../a', '/a', 'a\\b', '..', '.a', 'a\0b', ''])
@@ -293,16 +243,17 @@ def test_leftovers_go_and_nothing_else(tmp_path):
     run = RunStore(tmp_path)['a']
     before = strangers(run.path)
     (run.path/'last').mkdir(exist_ok=True)
-    (run.path/'.run.json.abcd1234').write_text('{')
-    (run.path/'last'/'.part-x').mkdir()
+    parts = [run.path/'.run.json.abcd1234.part', run.path/'last'/'.3.abcd1234.part'/'about.json']
+    parts[1].parent.mkdir()
+    for p in parts: p.write_text('{')
+    run.update(status='running')
     assert same(fit(tmp_path), whole)
     after = everything(run.path)
-    assert all(after[k]==v for k,v in before.items() if not k.endswith('.json')) and not [k for k in after if 'abcd1234' in k and 'x' not in k]
-    assert not (run.path/'last'/'.part-x').exists()
+    assert all(after[k]==v for k,v in before.items() if k not in ('run.json','.run.json.abcd1234.part') and 'last' not in k) and not any(p.exists() for p in parts)
 
 def test_two_reports_at_once(tmp_path):
     "Neither falls over a file of the other's"
-    demo(tmp_path/'run', lengths=(1,1,0))
+    fit(tmp_path, 'run', epochs=(1,1))
     ctx = mp.get_context('forkserver')
     both = [ctx.Process(target=report_often, args=(tmp_path/'run',)) for _ in range(2)]
     for p in both: p.start()
@@ -320,7 +271,7 @@ def test_the_revision_is_read_and_nothing_of_the_folder_is_executed(tmp_path, mo
     git('init', '-b', 'main'), git('add', '.'), git('commit', '-m', 'x')
     want = git('rev-parse', 'HEAD')
     if packed: git('pack-refs', '--all')
-    demo(tmp_path/'run', lengths=(1,1,0))
+    fit(tmp_path, 'run', epochs=(1,1))
     with open(tmp_path/'.git'/'config', 'a') as f: f.write(f'[core]\n\tfsmonitor = "touch {tmp_path}/pwned; false"\n')
     monkeypatch.chdir(tmp_path)
     report('run')

@@ -1,12 +1,13 @@
 "Sweeps on loky, dask and ray, with workers that die."
-import os, signal, time, warnings
+import os, signal, sys, time, warnings
+from functools import partial
 from pathlib import Path
 import joblib, numpy as np, pytest
 from fastai.vision.all import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from conftest import root
-from feature_erosion.store import RunStore
-from feature_erosion.sweep import sweep
+from feature_erosion.runs.store import RunStore
+from feature_erosion.runs.sweep import sweep
 
 def point(a, seed, run):
     "Dies the first time at a=2; writes down when it is done"
@@ -23,10 +24,9 @@ def always_dies(a, seed):
 
 def beside_a_killer(a, seed, run):
     "a=1 kills its worker while a=0 is at work beside it; a=0 comes to its end at the third attempt, if it lives"
-    def tries(name): return len(f.read_text().split()) if (f := run.path.with_name(name)/'tries').exists() else 0
-    other = run.name.replace('a=1', 'a=0')
-    if a==0: time.sleep(1 if tries(run.name)>2 else 60)
-    while tries(other)<tries(run.name): time.sleep(.01)
+    other = next(o for o in run.store if o.config['a']==0)
+    if a==0: time.sleep(1 if run.info['tries']>2 else 60)
+    while other.info['tries']<run.info['tries']: time.sleep(.01)
     if a==1: os.kill(os.getpid(), signal.SIGKILL)
     return dict(y=a)
 
@@ -77,6 +77,43 @@ def test_ray_loses_a_worker(tmp_path):
             df = sweep(point, dict(a=[1,2,3]), seeds=2, store=tmp_path, n_jobs=2, progress=False)
     finally: ray.shutdown()
     check(df, tmp_path)
+
+def quit(a, seed): sys.exit(3) if a==1 else None
+def array(a, seed): return dict(acc=np.zeros(3))
+def tensor(a, seed): return dict(acc=torch.tensor(.5*a))
+def taken(a, seed): return dict(status=a)
+def grid_name(a, seed): return dict(a=a)
+
+@pytest.mark.parametrize('fn,says', [(quit,r'called sys.exit\(3\)'), (array,r'acc of shape \(3,\): want one number'), (taken,'status: these names are taken'), (grid_name,'a: these names are taken')])
+def test_a_point_that_returns_what_is_no_number(tmp_path, fn, says):
+    "One failed point with a clear error, and the sweep goes on"
+    with pytest.warns(UserWarning, match=says): df = sweep(fn, dict(a=[1]), store=tmp_path, n_jobs=1, progress=False)
+    assert df.status.tolist()==['failed']
+
+def test_a_tensor_of_one_number(tmp_path): assert sweep(tensor, dict(a=[1,2]), store=tmp_path, n_jobs=1, progress=False).acc.tolist()==[.5,1.]
+
+offset = 0
+def plus(a, b, seed): return dict(y=a+b+offset)
+
+def test_old_numbers_are_not_taken_for_new_ones(tmp_path, monkeypatch):
+    "Another argument of a partial, another global, another body, another lambda"
+    run = lambda fn: sweep(fn, dict(a=[1,2]), store=tmp_path, n_jobs=1, progress=False).y.tolist()
+    assert run(partial(plus, b=2))==run(partial(plus, b=2))==[3,4]
+    with pytest.warns(UserWarning, match='2 of 2 points are computed again: function.keywords.b: was 2, is 3'): assert run(partial(plus, b=3))==[4,5]
+    monkeypatch.setattr(sys.modules[__name__], 'offset', 10)
+    with pytest.warns(UserWarning, match='computed again: function.partial.uses.offset: was 0, is 10'): assert run(partial(plus, b=2))==[13,14]
+    one,two = (lambda a, seed: dict(y=a*2)),(lambda a, seed: dict(y=a*3))
+    assert run(one)==[2,4]
+    with pytest.warns(UserWarning, match='computed again'): assert run(two)==[3,6]
+
+def test_what_cannot_be_compared_is_computed_again(tmp_path):
+    net,calls = torch.nn.Linear(1,1),tmp_path/'calls'
+    def f(a, seed):
+        with open(calls, 'a') as o: o.write('x')
+        return dict(y=float(net(torch.ones(1)*a)))
+    for _ in range(2):
+        with pytest.warns(UserWarning, match='all 1 points are computed, whatever the store has.*net is a torch.nn.modules.linear.Linear'): sweep(f, dict(a=[1]), store=tmp_path/'s', n_jobs=1, progress=False)
+    assert calls.read_text()=='xx'
 
 def test_threads_are_refused(tmp_path):
     with joblib.parallel_config('threading'), pytest.raises(ValueError, match='share one random state'): sweep(always_dies, dict(a=[0]), store=tmp_path)

@@ -21,7 +21,7 @@ quarto_only = 'format commonmark', 'unknown key format-links'  # what _quarto.ym
 def stage(tmp):
     "Copy what the site is made of to `tmp`, so that building leaves the checkout as it is"
     for o in 'pyproject.toml', '_quarto.yml', 'CONTRIBUTING.md': shutil.copy(root/o, tmp)   # two of them are linked to from nbs
-    shutil.copytree(root/'nbs', tmp/'nbs', symlinks=True, ignore=shutil.ignore_patterns('.*', '_tools', 'models', 'runs'))
+    shutil.copytree(root/'nbs', tmp/'nbs', symlinks=True, ignore=shutil.ignore_patterns('.*', '_tools', 'models'))
     with working_directory(tmp): refresh_quarto_yml()
 
 def shown_width(png:bytes):

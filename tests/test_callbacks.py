@@ -1,0 +1,269 @@
+"Who leads the learning rate, what watches a phase, and what loggers write: other people's callbacks in a fit of several phases."
+import json
+import numpy as np, pandas as pd, pytest, torch
+from torch import nn
+from fastai.callback.all import CSVLogger, EarlyStoppingCallback, ParamScheduler, ReduceLROnPlateau, SaveModelCallback, SchedLin
+from fastai.vision.all import SGD, Callback, Learner, ValueMetric, accuracy, partial, set_seed
+from feature_erosion.data import digits_dls
+from feature_erosion.evalsets import EvalSets, pattern_sets
+from feature_erosion.learner import erosion_learner
+from feature_erosion.patterns import ColorSquare
+from feature_erosion.phases import Phase, PhaseSchedule, PerPhase
+
+works = partial(pytest.mark.works, kind='callbacks')
+
+def net(): return nn.Sequential(nn.Flatten(), nn.Linear(768,10))
+
+@pytest.fixture
+def dls():
+    set_seed(0)
+    return digits_dls(n=64, n_valid=60, bs=16)   # four batches an epoch
+
+@pytest.fixture(params=['torch SGD','fastai SGD'])
+def learn(request, dls, tmp_path):
+    "With the optimiser of `erosion_learner`, and with fastai's own"
+    plain = partial(Learner, opt_func=SGD, metrics=accuracy)
+    learner = (erosion_learner if request.param=='torch SGD' else plain)(dls, net(), path=tmp_path)
+    with learner.no_bar(), learner.no_logging(): yield learner
+
+class Score(Callback):
+    "A metric that says what it is told, an entry an epoch, so that what watches it can be worked out by hand"
+    order = 0
+    def __init__(self, *scores): self.scores = scores
+    def before_fit(self): self.learn.metrics = self.learn.metrics + ValueMetric(lambda: self.scores[self.learn.epoch], 'score')
+    def after_fit(self): self.learn.metrics = self.learn.metrics[:-1]
+
+class Weights(Callback):
+    "The weights after each epoch, and when a phase begins"
+    order,run_valid = 55,False
+    def before_fit(self): self.ends,self.starts = [],[]
+    def before_phase(self): self.starts.append(self.now())
+    def after_epoch(self): self.ends.append(self.now())
+    def now(self): return self.learn.model[1].weight.detach().clone()
+
+def lrs(learn): return [float(o) for o in learn.recorder.lrs]
+def two(lr=(.001,.01), n=1, sched='constant'): return [Phase(k, n, lr=l, sched=sched) for k,l in zip('ab', lr)]
+
+# who leads
+
+@works(what='`fit_one_cycle` or `fit_flat_cos` around phases with schedules of their own', how='refused: says how to choose one')
+@pytest.mark.parametrize('fit', ['fit_one_cycle','fit_flat_cos'])
+def test_two_schedules_are_refused(learn, fit):
+    said = r"the phases schedule lr, and so does a ParamScheduler.*Phase\(…, sched={}\)"
+    with pytest.raises(ValueError, match=said): getattr(learn, fit)(2, cbs=PhaseSchedule(two()))
+    learn.fit(2, cbs=PhaseSchedule(two()))
+    assert lrs(learn)==[.001]*4+[.01]*4
+
+@works(what='`fit_one_cycle` around phases that leave it the schedule, `sched={}`', how='works: one cycle over all phases')
+def test_phases_can_leave_the_schedule_to_the_fit(learn):
+    learn.fit_one_cycle(2, lr_max=.1, cbs=PhaseSchedule([Phase('a', 1, sched={}), Phase('b', 1, sched={})]))
+    got = lrs(learn)
+    learn.fit_one_cycle(2, lr_max=.1)
+    assert got==lrs(learn) and len(set(got))==8 and got[0]==pytest.approx(.1/25) and max(got)==pytest.approx(.1)
+
+@works(what='`ParamScheduler` of what the phases do not schedule', how='works: beside the phases\' learning rate')
+def test_another_hyper_parameter_has_its_own_schedule(learn):
+    seen = []
+    class Look(Callback):
+        order = 100
+        def after_batch(self): self.training and seen.append(self.opt.hypers[-1]['wd'])
+    learn.fit(2, cbs=[PhaseSchedule(two()), ParamScheduler({'wd':SchedLin(.8, 0.)}), Look()])
+    assert seen==pytest.approx([.8-.1*i for i in range(8)]) and lrs(learn)==[.001]*4+[.01]*4
+
+@works(what='`ReduceLROnPlateau` over all phases', how="works: a factor on the phase's schedule until the phase ends")
+def test_a_plateau_scales_what_is_scheduled(learn):
+    "multi_step on 4 epochs of 4 batches steps after 8 and 12; the plateau is noticed after epochs 2, 3 and 4"
+    phases = [Phase('a', 4, lr=1e-3), Phase('b', 1, lr=2e-3, sched='constant')]
+    learn.fit_phases(phases, cbs=[Score(1,1,1,1,1), ReduceLROnPlateau('score', factor=2.)])
+    base = [1e-3]*8+[1e-4]*4+[1e-5]*4
+    assert lrs(learn)==pytest.approx([b/f for b,f in zip(base, [1]*8+[2]*4+[4]*4)]+[2e-3]*4)
+
+@works(what='`PerPhase(ReduceLROnPlateau(…))`', how='works: what is best is asked anew in each phase')
+def test_a_plateau_in_each_phase(learn):
+    scores = 5,1,1, 4,3,3   # phase b never comes near the best of a
+    learn.fit_phases(two((1e-3,1e-2), 3), cbs=[Score(*scores), PerPhase(ReduceLROnPlateau('score', comp=np.less))])
+    assert lrs(learn)==pytest.approx([1e-3]*12+[1e-2]*12)
+    learn.fit_phases(two((1e-3,1e-2), 4), cbs=[Score(5,5,5,5, 4,3,3,3), PerPhase(ReduceLROnPlateau('score', comp=np.less))])
+    assert lrs(learn)==pytest.approx([1e-3]*8+[1e-4]*4+[1e-5]*4 + [1e-2]*12+[1e-3]*4)
+
+@works(what="a callback that scales the learning rate in each batch, e.g. a warm-up", how='works: for that batch only')
+def test_what_is_scaled_within_a_batch_is_not_scaled_twice(learn):
+    class Warm(Callback):
+        run_valid,order = False,70
+        def before_batch(self): self.opt.set_hyper('lr', self.opt.hypers[-1]['lr']*min(1, (self.learn.iter+1)/4))
+    learn.fit_phases(two(), cbs=Warm())
+    assert lrs(learn)==pytest.approx([1e-3*o for o in (.25,.5,.75,1)]+[1e-2*o for o in (.25,.5,.75,1)])
+
+@works(what='a callback that halves the learning rate between batches', how='works: the halves add up until the phase ends')
+def test_what_is_scaled_between_batches_lasts(learn):
+    class Halve(Callback):
+        run_valid,order = False,70
+        def after_batch(self): self.opt.set_hyper('lr', self.opt.hypers[-1]['lr']/2)
+    learn.fit_phases(two(), cbs=Halve())
+    assert lrs(learn)==pytest.approx([1e-3/2**i for i in range(4)]+[1e-2/2**i for i in range(4)])
+
+def test_parameter_groups_are_scaled_each_by_itself(dls):
+    class Freeze(Callback):
+        run_valid = False
+        def after_batch(self):
+            if self.learn.train_iter==2: self.opt.set_hyper('lr', [self.opt.hypers[0]['lr']/8, self.opt.hypers[1]['lr']])
+    seen = []
+    class Look(Callback):
+        order = 100
+        def after_step(self): seen.append([h['lr'] for h in self.opt.hypers])
+    learn = Learner(dls, net(), opt_func=SGD, splitter=lambda m: [[m[1].weight],[m[1].bias]])
+    phases = PhaseSchedule([Phase('a', 1, lr=slice(.01,.1), sched='linear')])
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=[phases, Freeze(), Look()])
+    assert np.allclose(seen, [[.01,.1],[.0075,.075],[.005/8,.05],[.0025/8,.025]])
+
+def test_state_of_the_schedule_is_plain(learn):
+    states = []
+    class Keep(Callback):
+        order,run_valid = 90,False
+        def after_epoch(self): states.append(json.loads(json.dumps(self.learn.phase_schedule.state_dict())))
+    learn.fit(4, cbs=[PhaseSchedule(two(n=2)), Score(1,1,1,1), ReduceLROnPlateau('score'), Keep()])
+    assert [o['factors'] for o in states]==[{},{},{},{'lr':[pytest.approx(.1)]}]   # known at the next batch, if the phase has one
+    assert states[1]['left_at']=={'lr':[.001]}
+
+# what watches a phase
+
+@works(what='`PerPhase(EarlyStoppingCallback(…))`', how='works: ends the phase, the next goes on')
+def test_early_stopping_in_each_phase(learn):
+    scores = [.5,.4,.3, .1,.2,.3,.1,.1, .9]   # a: best at once, two worse; b: best in its third epoch, two worse; c
+    stop = PerPhase(EarlyStoppingCallback('score', patience=2))
+    learn.fit_phases([Phase('a', 8), Phase('b', 8), Phase('c', 1)], cbs=[Score(*scores), stop])
+    assert learn.recorder.phases.stop_epoch.tolist()==[3,8,9] and learn.recorder.history.score.tolist()==scores
+
+@works(what='`EarlyStoppingCallback` over all phases', how='works: ends the whole fit, with what was done')
+def test_early_stopping_of_the_fit(learn):
+    stop = EarlyStoppingCallback('score', patience=2)
+    learn.fit_phases([Phase('a', 2), Phase('b', 8), Phase('c', 1)], cbs=[Score(.5,.4,.3,.9), stop])
+    assert learn.recorder.history.phase.tolist()==['a','a','b'] and list(learn.snapshots)==['start','a','b']
+
+@works(what='`PerPhase(SaveModelCallback(…))`', how='works: a file for each phase, which ends with its best weights')
+def test_the_best_of_each_phase(learn):
+    w = Weights()
+    save = PerPhase(SaveModelCallback('score', fname='best'))
+    learn.fit_phases([Phase('a', 3, lr=.1), Phase('b', 3, lr=.1)], cbs=[Score(1,3,2, 2,0,1), w, save])
+    assert torch.equal(w.starts[1], w.ends[1]) and not torch.equal(w.ends[1], w.ends[2])          # b begins with a's second epoch
+    for p,e in (('a',1),('b',3)):
+        assert torch.equal(learn.snapshots[p]['1.weight'], w.ends[e])
+        assert torch.equal(torch.load(learn.path/'models'/f'best_{p}.pth', weights_only=True)['1.weight'], w.ends[e])
+
+def test_per_phase_without_phases(learn):
+    "In an ordinary fit the callback is what it ever was"
+    learn.fit(9, cbs=[Score(.5,.4,.3,.2), PerPhase(EarlyStoppingCallback('score', patience=2))])
+    assert learn.recorder.history.score.tolist()==[.5,.4,.3] and not hasattr(learn, 'per_phase')
+
+def test_per_phase_keeps_its_state():
+    a,b = (PerPhase(EarlyStoppingCallback('score', patience=2)) for _ in range(2))
+    a.watcher.best,a.watcher.wait = .75,1
+    b.load_state_dict(json.loads(json.dumps(a.state_dict())))
+    assert (b.watcher.best,b.watcher.wait)==(.75,1)
+
+# which weights are kept
+
+@works(what='many phases, of which few are to be kept: `snapshots=`', how='works: those named, no others')
+def test_snapshots(learn):
+    phases = [Phase(f't{i}', iters=1) for i in range(6)]
+    learn.fit_phases(phases, snapshots=['start','t4'])
+    assert list(learn.snapshots)==['start','t4']
+    with pytest.raises(ValueError, match='start, t4.*snapshots='): learn.models_at('t3')
+    learn.snapshots = {}
+    learn.fit_phases(phases, snapshots=[])
+    assert learn.snapshots=={} and len(learn.recorder.phases)==6
+    for bad in ('last',['t9']):
+        with pytest.raises(ValueError, match="snapshots=.*must be 'all', or a list of names among start, t0"):
+            learn.fit_phases(phases, snapshots=bad)
+
+# what is written
+
+def painted(dls): return [Phase('learn', 2), Phase('erode', iters=6, dls=dls.inject(ColorSquare(4)))]
+
+def logged(learn, name):
+    return [('learn',1),('learn',1),('erode',2),('erode',2)], learn.recorder.history[name].astype(float).tolist()
+
+@works(what='`CSVLogger`', how='works: evaluation sets and the phase are columns')
+def test_csv(learn, dls):
+    learn.fit_phases(painted(dls), cbs=CSVLogger())
+    df,(names,clean) = pd.read_csv(learn.path/'history.csv'),logged(learn, 'clean')
+    assert df.phase.tolist()==[k for k,_ in names] and np.allclose(df.clean, clean, atol=1e-6)
+    assert list(df)==['epoch','train_loss','valid_loss','accuracy','clean','pattern','conflict','conflict_picture','phase','time']
+
+@works(what='the table of epochs on the screen', how='works: shows the phase, and a number once')
+def test_table(dls, capsys):
+    learn = erosion_learner(dls, net())
+    before = learn.logger
+    learn.fit_phases(painted(dls))
+    rows = [o.split() for o in capsys.readouterr().out.replace('\r', '\n').splitlines() if o[:1] in '0123' and len(o.split())>5]
+    assert [r[-2] for r in rows]==['learn','learn','erode','erode'] and [r.count('(same)') for r in rows]==[1,1,0,0], rows
+    assert all(float(a)==pytest.approx(b, abs=1e-6) for r,b in zip(rows, learn.recorder.history.accuracy) for a in r[3:4])
+    assert learn.logger==before and 'phase_column' not in vars(learn) and learn.recorder.history.clean.notna().all()
+    assert learn.recorder.values[-1][2]==learn.recorder.history.accuracy.iloc[-1]   # positions are those of fastai
+
+def test_names_and_values_fit_afterwards(learn, dls):
+    "What reads the Recorder after a fit, as fastai's `plot_metrics`"
+    learn.fit_phases(painted(dls))
+    assert len(learn.recorder.metric_names)==len(learn.recorder.values[-1])+2 and 'phase' not in learn.recorder.metric_names
+
+def test_a_fit_without_phases_has_no_such_column(learn, dls):
+    learn.fit(1, cbs=[EvalSets(pattern_sets(dls, ColorSquare(4))), CSVLogger()])
+    assert 'phase' not in pd.read_csv(learn.path/'history.csv')
+
+def test_the_logger_is_back_after_an_interrupt(dls):
+    learn = erosion_learner(dls, net())
+    said = []
+    learn.remove_cb(learn.progress)
+    learn.logger = said.append
+    class Stop(Callback):
+        def after_batch(self):
+            if self.learn.train_iter==6: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): learn.fit_phases(two(n=2), cbs=Stop())
+    assert learn.logger==said.append and len(said)==1 and str(said[0][-2])=='a'
+
+@works(what='`TensorBoardCallback`', how="works: evaluation sets, the phase's number and the learning rate are scalars")
+def test_tensorboard(learn, dls):
+    pytest.importorskip('tensorboard')
+    from fastai.callback.tensorboard import TensorBoardCallback
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    learn.fit_phases(painted(dls), cbs=TensorBoardCallback(log_dir=learn.path/'tb'))
+    got,(names,clean) = EventAccumulator(str(learn.path/'tb')).Reload(),logged(learn, 'clean')
+    read = lambda k: [(o.step, o.value) for o in got.Scalars(k)]
+    assert read('phase')==list(zip((4,8,12,14), [i for _,i in names]))
+    assert np.allclose([v for _,v in read('clean')], clean, atol=1e-6)
+    rates = dict(read('lr_0'))   # one for each step, and fastai writes it again at each validation batch
+    assert list(rates)==list(range(1,15)) and np.allclose(list(rates.values()), lrs(learn))
+
+@works(what='`WandbCallback`, offline', how="works: evaluation sets and the phase's number are in its log")
+def test_wandb(learn, dls, monkeypatch):
+    wandb = pytest.importorskip('wandb')
+    import fastai.callback.wandb as fw
+    old = fw.init_args   # with some versions of fastcore it takes objects only, and fastai hands it numbers, whatever the Learner
+    monkeypatch.setattr(fw, 'init_args', lambda o: old(o) if hasattr(o, '__dict__') else {})
+    Run,logs = wandb.sdk.wandb_run.Run,[]
+    def log(self, data, *args, **kwargs):
+        logs.append(data)
+        return plain(self, data, *args, **kwargs)
+    plain = Run.log
+    monkeypatch.setattr(Run, 'log', log)
+    run = wandb.init(mode='offline', dir=str(learn.path), settings=wandb.Settings(console='off', silent=True))
+    try: learn.fit_phases(painted(dls), cbs=fw.WandbCallback(log_preds=False))
+    finally: run.finish()
+    assert list((learn.path/'wandb').rglob('*.wandb'))
+    rows,(names,clean) = [o for o in logs if 'clean' in o],logged(learn, 'clean')
+    assert [o['phase'] for o in rows]==[i for _,i in names] and [float(o['clean']) for o in rows]==clean
+
+@works(what="MLflow, by a callback that logs the Recorder's columns", how="works: evaluation sets, and the phase's number")
+def test_mlflow(learn, dls, monkeypatch):
+    mlflow = pytest.importorskip('mlflow')
+    monkeypatch.setenv('MLFLOW_ALLOW_FILE_STORE', 'true')   # a folder is enough here
+    class Log(Callback):
+        order,run_valid = 60,False
+        def after_epoch(self):
+            row = dict(zip(self.recorder.metric_names, self.recorder.log))
+            mlflow.log_metrics({k:float(v) for k,v in row.items() if k!='time'}, step=self.learn.epoch)
+    mlflow.set_tracking_uri((learn.path/'mlruns').resolve().as_uri())
+    with mlflow.start_run() as run: learn.fit_phases(painted(dls), cbs=Log())
+    read = lambda k: [o.value for o in mlflow.MlflowClient().get_metric_history(run.info.run_id, k)]
+    names,clean = logged(learn, 'clean')
+    assert read('phase')==[i for _,i in names] and read('clean')==clean

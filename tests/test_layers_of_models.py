@@ -1,0 +1,602 @@
+"Models and batches as people have them: what is measured is right, or refused with a word on what to do."
+import io, json, resource, struct, zipfile
+from collections import OrderedDict
+from types import SimpleNamespace
+import numpy as np, pytest, timm, torch, torchvision
+from fastai.vision.all import (Adam, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, SGD, accuracy, set_seed)
+from torch import nn
+from torch.nn import functional as F
+from feature_erosion.attribution import cam_layer, grad_cam
+from feature_erosion.batches import TensorAnswer, answer_tensor, evaluating, split_batch
+from feature_erosion.cka import layer_cka
+from feature_erosion.data import digits_dls
+from feature_erosion.evalsets import evaluate
+from feature_erosion.models import create_model, load_weights, restrict_outputs
+from feature_erosion.plasticity import dormant_units, grad_norm, penultimate, plasticity_measures, unit_scores
+from feature_erosion.probes import dl_labels, layer_probe
+from feature_erosion.rank import layer_rank
+from feature_erosion.representations import Features, layer_calls, visit
+
+def works(kind, what, how): return pytest.mark.works(kind=kind, what=what, how=how)
+def case(*args, what, how, kind='models'): return pytest.param(*args, marks=works(kind, what, how), id=what)
+def features(model, dl, layer, pool=1):
+    got = {}
+    visit(model, dl, Features(lambda m,l,X: got.update({l:X}), pool=pool), layer, progress=False)
+    return next(iter(got.values()))
+def close(a, b, tol=1e-4): torch.testing.assert_close(a.detach(), b.detach(), rtol=tol, atol=tol*b.abs().max().item())
+
+# channels
+
+def swin(**kw): return timm.create_model('swin_tiny_patch4_window7_224', img_size=64, window_size=4, num_classes=3, **kw).eval()
+def vit(**kw): return timm.create_model('vit_tiny_patch16_224', img_size=64, num_classes=3, **kw).eval()
+
+class Recurrent(nn.Module):
+    def __init__(self, **kw): super().__init__(); self.rnn,self.lin = nn.GRU(5, 7, batch_first=True),nn.Linear(7, 3)
+    def forward(self, x): return self.lin(self.rnn(x)[0][:,-1])
+
+def conv1d(): return nn.Sequential(nn.Conv1d(5, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6*10, 3))
+def by_hand_rnn(m, x): return m.rnn(x)[0].mean(1)
+def by_hand_swin(i): return lambda m,x: m.layers[:i+1](m.patch_embed(x)).mean((1,2))
+def by_hand_vit(m, x): return m.forward_intermediates(x, indices=[0], output_fmt='NLC', return_prefix_tokens=True,
+    intermediates_only=True)[0]
+def tokens_of_vit(m, x):
+    maps,prefix = by_hand_vit(m, x)
+    return torch.cat([prefix, maps], 1).mean(1)
+
+@pytest.mark.parametrize('make,shape,layer,width,by_hand', [
+    case(swin, (3,64,64), 'layers.0', 96, by_hand_swin(0), what='Swin, first stage (timm)',
+        how='works: 96 channels, which come last'),
+    case(swin, (3,64,64), 'layers.3', 768, by_hand_swin(3), what='Swin, last stage (timm)',
+        how='works: 768 channels, which come last'),
+    case(lambda: torchvision.models.swin_t(num_classes=3), (3,64,64), 'features.1', 96, lambda m,x: m.features[:2](x).mean((1,
+        2)), what='Swin (torchvision)', how='works: channels come last'),
+    case(lambda: timm.create_model('convnext_atto', num_classes=3), (3,64,64), 'stages.1', 80, lambda m,
+        x: m.stages[:2](m.stem(x)).mean((2,3)),
+         what='ConvNeXt', how='works: channels last inside a block, first between blocks'),
+    case(vit, (3,64,64), 'blocks.0', 192, tokens_of_vit, what='Vision transformer with class token',
+        how='works: tokens are averaged, 192 features'),
+    case(lambda: timm.create_model('mixer_s32_224', img_size=64, num_classes=3), (3,64,64), 'blocks.0', 512, lambda m,
+        x: m.blocks[0](m.stem(x)).mean(1),
+         what='MLP-Mixer', how='works: tokens without class token'),
+    case(lambda: timm.create_model('densenet121', num_classes=3), (3,64,64), 'features.denseblock1', 256, lambda m,
+        x: m.features[:4](x).mean((2,3)), what='DenseNet, concatenated maps',
+         how='works: channels are where the rest of the network has them'),
+    case(conv1d, (5,12), '2', 6, lambda m,x: m[:3](x).mean(2), what='Conv1d', how='works: its 6 channels, not the length'),
+    case(Recurrent, (12,5), 'rnn', 7, by_hand_rnn, what='Recurrent network, batch first',
+        how='works: its output, averaged over time'),
+])
+def test_channels(make, shape, layer, width, by_hand):
+    "Features are averages over places, written down for this network; a probe reads as many, as many units are counted"
+    set_seed(0)
+    m,x,y = make().eval(),torch.randn(6, *shape),torch.arange(6)%3
+    got = features(m, [x], layer)
+    with evaluating(m): close(got, by_hand(m, x))
+    assert got.shape==(6,width) and len(unit_scores(m, [(x,y)], layer)[layer])==width
+    assert layer_probe(m, [(x,y)], [(x,y)], [layer], C=1., progress=False).features.tolist()==[width]
+
+@works('models', 'Sequences with the batch second', 'refused: choose layers with the batch first')
+def test_batch_second():
+    class Net(nn.Module):
+        def __init__(self): super().__init__(); self.enc,self.lin = nn.TransformerEncoderLayer(6, 2, 8),nn.Linear(6, 3)
+        def forward(self, x): return self.lin(self.enc(x.transpose(0, 1))[0])
+    for length in (2,5):    # 2 samples are looked at first: a sequence as long must not pass
+        with pytest.raises(ValueError, match='choose layers with the batch first'): layer_rank(Net(), [torch.randn(8, length,
+            6)], 'enc', progress=False)
+
+def turned(): return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), torchvision.ops.Permute([0,2,3,1]), nn.Linear(8, 8),
+    nn.Identity(), nn.Flatten(), nn.Linear(512, 3))
+
+@works('models', 'As many channels as rows, channels first and last in one network',
+    'refused, and asked for: layers={name: -1}; rank and CKA do not need it')
+def test_channels_are_asked_for():
+    set_seed(0)
+    m,x,y = turned().eval(),torch.randn(9, 3, 8, 8),torch.arange(9)%3
+    for f in (lambda layers: features(m, [x], layers), lambda layers: unit_scores(m, [(x,y)], layers),
+        lambda layers: layer_probe(m, [(x,y)], [(x,y)], layers, progress=False)):
+        with pytest.raises(ValueError, match="layers=\\{'3': 1\\}"): f(['3'])
+    with evaluating(m): want = m[:4](x)
+    close(features(m, [x], {'3':-1}), want.mean((1,2)))
+    close(features(m, [x], {'3':1}), want.mean((2,3)))
+    assert len(layer_rank(m, [x], ['3'], progress=False))==1 and layer_cka(m, [x], ['3'], progress=False).shape==(1,1)
+    assert cam_layer(m, x, {'3':-1})[2]==(8,8)
+    with pytest.raises(ValueError, match='tokens whose rows and columns'): cam_layer(m, x, '3')
+
+# Grad-CAM
+
+def cam_by_hand(acts, rest, x, target=None):
+    "Of activations `(batch, rows, columns, channels)`, and the network after them; class tokens go in unchanged"
+    A = acts.detach().requires_grad_()
+    out = rest(A)
+    out.gather(1, out.argmax(1, keepdim=True)).sum().backward()
+    maps = (A.grad.mean((1,2), keepdim=True)*A).sum(-1).relu()
+    return F.interpolate(maps[:,None], x.shape[2:], mode='bilinear')[:,0].detach()
+
+@works('models', 'Grad-CAM of a Swin', 'works: a 2×2 map of 768 channels')
+def test_cam_of_swin():
+    set_seed(0)
+    m,x = swin(),torch.randn(2, 3, 64, 64)
+    acts = m.layers(m.patch_embed(x))
+    assert acts.shape==(2,2,2,768) and cam_layer(m, x, 'layers.3')[2]==(2,2)
+    close(grad_cam(m, x, layer='layers.3'), cam_by_hand(acts, lambda A: m.forward_head(m.norm(A)), x))
+    close(grad_cam(m, x), cam_by_hand(m.norm(acts), m.forward_head, x))
+
+@works('models', 'Grad-CAM of a vision transformer with class token',
+    'works: its tokens are a map again, before the last attention')
+def test_cam_of_vit():
+    set_seed(0)
+    m,x = vit(),torch.randn(2, 3, 64, 64)
+    tokens = m.blocks[:-1](m.norm_pre(m._pos_embed(m.patch_embed(x)))).detach()
+    last = m.blocks[-1]
+    normed = last.norm1(tokens).detach()
+    def rest(A):
+        t = tokens + last.attn(torch.cat([normed[:,:1], A.flatten(1, 2)], 1))
+        return m.forward_head(m.norm(t + last.mlp(last.norm2(t))))
+    assert cam_layer(m, x)[0]=='blocks.11.norm1'
+    close(grad_cam(m, x), cam_by_hand(normed[:,1:].unflatten(1, (4,4)), rest, x))
+    close(grad_cam(m, x, layer={'blocks.11.norm1':(4,4)}), grad_cam(m, x))
+    with pytest.raises(ValueError, match='only the class token is read'): grad_cam(m, x, layer='blocks.11')
+
+@works('models', 'Grad-CAM of a vision transformer without class token', 'works: the last tokens before they are averaged')
+def test_cam_of_gap_vit():
+    set_seed(0)
+    m,x = vit(class_token=False, global_pool='avg'),torch.randn(2, 3, 64, 96)   # 4 × 6 patches
+    m.set_input_size((64,96))
+    tokens = m.forward_features(x)
+    assert cam_layer(m, x)[2]==(4,6)
+    close(grad_cam(m, x), cam_by_hand(tokens.unflatten(1, (4,6)), lambda A: m.forward_head(A.flatten(1, 2)), x))
+
+def test_cam_of_convolutions_is_captums():
+    from captum.attr import LayerGradCam
+    set_seed(0)
+    m,x = torchvision.models.resnet18(num_classes=3).eval(),torch.randn(2, 3, 64, 64)
+    maps = LayerGradCam(m, m.layer4).attribute(x, m(x).argmax(1), relu_attributions=True)
+    close(grad_cam(m, x), LayerGradCam.interpolate(maps, (64,64), 'bilinear')[:,0].detach())
+
+class Encoder(nn.Module):
+    def __init__(self, answer): super().__init__(); self.c,self.answer = nn.Conv2d(3, 8, 3),answer
+    def forward(self, x): return self.answer(self.c(x).relu())
+
+class Net(nn.Module):
+    "A network whose body answers with more than a tensor"
+    def __init__(self, answer, take): super().__init__(); self.e,self.f,self.take = Encoder(answer),nn.Linear(8, 4),take
+    def forward(self, x): return self.f(self.take(self.e(x)).mean((2,3)))
+
+Named = __import__('collections').namedtuple('Named', 'maps aux')
+
+@pytest.mark.parametrize('answer,take', [
+    case(lambda t: (t, None), lambda o: o[0], what='A layer that answers (tensor, None)', how='works: the tensor'),
+    case(lambda t: Named(t, t.mean((2,3))), lambda o: o.maps, what='A layer that answers with a named tuple',
+        how='works: its first tensor'),
+    case(lambda t: OrderedDict(aux=t.mean((2,3)), out=t), lambda o: o['out'], what='A layer that answers with a dictionary',
+        how="works: its 'out' or 'logits', else its first tensor"),
+    case(lambda t: [None, [t]], lambda o: o[1][0], what='A layer that answers with a list', how='works: the first tensor in it')])
+def test_layers_with_several_outputs(answer, take):
+    set_seed(0)
+    m,x = Net(answer, take),torch.randn(6, 3, 16, 16)
+    close(grad_cam(m, x, layer='e'), cam_by_hand(m.e.c(x).relu().permute(0,2,3,1), lambda A: m.f(A.mean((1,2))), x))
+    close(grad_cam(m, x), grad_cam(m, x, layer='e'))
+    assert features(m, [x], 'e').shape==(6,8)
+
+# answers
+
+class ModelOutput(OrderedDict):
+    "As in transformers: entries are attributes too"
+    def __init__(self, **kw): super().__init__(**kw); self.__dict__.update(kw)
+
+class Answers(nn.Module):
+    def __init__(self, answer): super().__init__(); self.lin,self.answer = nn.Linear(6, 3),answer
+    def forward(self, x): return self.answer(self.lin(x), x)
+
+answers = [
+    case(lambda s,x: ModelOutput(logits=s, hidden_states=(x,x)), what="Hugging Face's ModelOutput", how='works: its logits'),
+    case(lambda s,x: SimpleNamespace(logits=s, hidden=x), what='An object with logits', how='works: its logits'),
+    case(lambda s,x: OrderedDict(out=s, aux=s*0), what="A dictionary with 'out' and 'aux', as torchvision's", how="works: 'out'"),
+    case(lambda s,x: torchvision.models.GoogLeNetOutputs(s, s*0, s*0), what="torchvision's auxiliary heads",
+        how='works: the logits; auxiliary heads are left out'),
+    case(lambda s,x: (s, (x,x)), what='Scores and hidden states in a tuple', how='works: the only tensor')]
+
+@pytest.mark.parametrize('answer', answers)
+def test_models_that_answer_with_more(answer):
+    "As the same network that answers with the tensor"
+    set_seed(0)
+    ds = list(zip(torch.randn(24, 6), torch.arange(24)%3))
+    dls,m = DataLoaders.from_dsets(ds, ds, bs=8, device='cpu'),Answers(answer)
+    plain = m.lin
+    assert evaluate(m, dls.valid)==evaluate(plain, dls.valid)
+    assert grad_norm(m, dls.valid)==pytest.approx(grad_norm(plain, dls.valid), rel=1e-6)
+    close(penultimate(m, dls.valid), torch.stack([x for x,_ in ds]))
+    learn = Learner(dls, m, loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=.1, metrics=accuracy, cbs=TensorAnswer())
+    before = m.lin.weight.clone()
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert learn.recorder.values[-1][-1]==pytest.approx(evaluate(m, dls.valid)['accuracy']) and not torch.equal(before,
+        m.lin.weight)
+
+@pytest.mark.parametrize('answer', [case(lambda s,x: (s, x), what='A tuple of two tensors',
+    how='refused: wrap the model in one that returns one tensor'),
+    case(lambda s,x: ModelOutput(last_hidden_state=s, pooler_output=x), what='A dictionary of two tensors without logits',
+        how='refused: wrap the model in one that returns one tensor')])
+def test_models_whose_answer_is_not_clear(answer):
+    dl,m = [(torch.randn(8, 6), torch.arange(8)%3)],Answers(answer)
+    for f in (evaluate, grad_norm):
+        with pytest.raises(ValueError, match='answers with .* Wrap the model'): f(m, dl)
+    assert layer_rank(m, dl, 'lin', progress=False).features.tolist()==[3]    # its layers can be measured
+
+# wrapped and half
+
+def data(n=12, size=32): return [(torch.randn(n, 3, size, size), torch.arange(n)%10)]
+
+@pytest.mark.parametrize('wrap', [case(lambda m: torch.compile(m, backend='eager'),
+    what='A model that was compiled by torch.compile', how='works: measured as it is written'),
+    case(nn.DataParallel, what='nn.DataParallel', how='works: the module inside'),
+    case(lambda m: torch.compile(nn.DataParallel(m), backend='eager'), what='A compiled nn.DataParallel',
+        how='works: the module inside'),
+    case(lambda m: m.compile(backend='eager') or m, what='model.compile()', how='works: measured as it is written')])
+def test_wrapped(wrap):
+    "All numbers are those of the model itself, and it stays compiled"
+    set_seed(0)
+    m,dl = create_model('resnet20', 10, width=.25).eval(),data()
+    measures = (lambda m: layer_cka(m, dl, progress=False), lambda m: layer_rank(m, dl, progress=False),
+        lambda m: dormant_units(m, dl), lambda m: layer_probe(m, dl, dl, C=1., progress=False))
+    want,maps = [f(m) for f in measures],grad_cam(m, dl[0][0][:2])
+    w = wrap(m)
+    w(dl[0][0])
+    for f,t in zip(measures, want): assert f(w).equals(t)
+    assert torch.equal(grad_cam(w, dl[0][0][:2]), maps) and evaluate(w, dl)==evaluate(m, dl)
+
+@works('models', 'A block inside that was compiled', 'works: its layers are seen')
+def test_compiled_inside():
+    m = nn.Sequential(nn.Conv2d(3, 4, 3), torch.compile(nn.Sequential(nn.ReLU(), nn.Conv2d(4, 5, 3)), backend='eager'),
+        nn.Flatten(), nn.LazyLinear(10)).eval()
+    dl = data()
+    m(dl[0][0])
+    assert list(layer_rank(m, dl, 'conv', progress=False).features)==[4*30*30,5*28*28]
+
+@pytest.mark.parametrize('dtype', [case(torch.bfloat16, what='A bfloat16 model', how='works: float images are cast to it'),
+    case(torch.float16, what='A float16 model', how='works: float images are cast to it'),
+    case(torch.float64, what='A float64 model', how='works: float images are cast to it')])
+def test_other_precisions(dtype):
+    set_seed(0)
+    m,dl = create_model('resnet20', 10, width=.25).eval(),data(24)
+    h,tol = create_model(m, 10).to(dtype),{torch.bfloat16:.1, torch.float16:.02, torch.float64:1e-4}[dtype]
+    for f in (grad_norm, lambda m,dl: layer_cka(m, dl, ['layer1.0','layer3.2'], progress=False).iloc[0,1], lambda m,
+        dl: penultimate(m, dl).norm().item()):
+        assert f(h, dl)==pytest.approx(f(m, dl), rel=tol)
+    assert evaluate(h, dl)['accuracy']==pytest.approx(evaluate(m, dl)['accuracy'], abs=.1) and grad_cam(h,
+        dl[0][0][:2]).isfinite().all()
+    assert all(p.dtype==dtype for p in h.parameters())
+
+# penultimate
+
+@pytest.mark.parametrize('make,features', [case(swin, lambda m,x: m.forward_head(m.forward_features(x), pre_logits=True),
+    what='Penultimate features of a Swin', how='works: pooled features before the head'),
+    case(vit, lambda m,x: m.forward_head(m.forward_features(x), pre_logits=True),
+        what='Penultimate features of a vision transformer', how='works: the class token before the head'),
+    case(lambda: timm.create_model('convnext_atto', num_classes=3), lambda m,x: m.forward_head(m.forward_features(x),
+        pre_logits=True), what='Penultimate features of a ConvNeXt', how='works: pooled features before the head')])
+def test_penultimate(make, features):
+    set_seed(0)
+    m,x = make().eval(),torch.randn(5, 3, 64, 64)
+    got = penultimate(m, [(x, torch.arange(5)%3)])
+    with evaluating(m): close(got, features(m, x)); close(m.get_classifier()(got), m(x))
+
+# names
+
+@works('models', 'Models with integers as names', 'works: between(10, 0) means these names')
+def test_integer_names():
+    set_seed(0)
+    def net(): return nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4))
+    models,x = {10:net(), 0:net(), 5:net()},torch.randn(40, 12)
+    C = layer_cka(models, [x], progress=False)
+    named = layer_cka({f'm{k}':m for k,m in models.items()}, [x], progress=False)
+    for a in (10,0,5):
+        for b in (10,0,5): assert np.array_equal(C.between(a, b), named.between(f'm{a}', f'm{b}')) and (C.same_layer(a,
+            b)==named.same_layer(f'm{a}', f'm{b}')).all()
+    assert np.array_equal(C.between(), C.between(10, 5)) and np.array_equal(C.between(b=0), C.between(10, 0))
+    with pytest.raises(ValueError, match='no model 1; there are 10, 0, 5'): C.between(1)
+    import matplotlib.pyplot as plt
+    assert C.plot(10, 0).get_xlabel()=='layer, 0' and {o.get_text() for o in layer_rank(models, [x],
+        progress=False).plot().get_legend().texts}>={'10','0','5'}
+    plt.close('all')
+
+@works('models', 'Models with integers as names, and a dead layer', 'works: a warning names the layer')
+def test_integer_names_with_a_dead_layer():
+    def net(): return nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4))
+    with pytest.warns(UserWarning, match='1/0, 1/2, 2/0, 2/2'): C = layer_cka({1:net(), 2:net()}, [torch.zeros(8, 12)],
+        progress=False)
+    assert (C.values==0).all()
+
+# heads
+
+@pytest.mark.parametrize('make', [case(lambda: timm.create_model('vit_tiny_patch16_224', img_size=64, num_classes=0),
+    what='A headless vision transformer (timm)', how="works: it gets a head by timm's own method"),
+    case(lambda: timm.create_model('resnet18', num_classes=0), what='A headless ResNet (timm)',
+        how="works: it gets a head by timm's own method"),
+    case(lambda: timm.create_model('deit_tiny_distilled_patch16_224', img_size=64, num_classes=5),
+        what='A model with two heads (timm)', how='works: both are made anew')])
+def test_timm_makes_the_head(make):
+    set_seed(0)
+    old = make().eval()
+    m,x = create_model(old, 7).eval(),torch.randn(2, 3, 64, 64)
+    assert m(x).shape==(2,7)
+    close(m.forward_features(x), old.forward_features(x))     # nothing else was replaced
+
+def without(m, name): setattr(m, name, nn.Identity()); return m
+def cut_vgg():
+    m = torchvision.models.vgg11(num_classes=10)
+    m.classifier[-1] = nn.Identity()
+    return m
+
+@pytest.mark.parametrize('make', [case(lambda: without(torchvision.models.vit_b_32(image_size=64), 'heads'),
+    what='A headless vision transformer (torchvision)', how='refused: put a head on it'),
+    case(lambda: without(torchvision.models.resnet18(), 'fc'), what='A headless ResNet (torchvision)',
+        how='refused: put a head on it'),
+    case(cut_vgg, what='A VGG whose last layer was taken out', how='refused: put a head on it'),
+    case(lambda: torchvision.models.squeezenet1_1(num_classes=5), what='A convolution as head, for other classes',
+        how='refused: create it with the outputs wanted')])
+def test_headless(make):
+    m = make()
+    with pytest.raises(ValueError, match='arch: .* put a head on it'): create_model(m, 10)
+
+def test_a_head_on_a_backbone():
+    back,x = without(torchvision.models.resnet18(), 'fc'),torch.randn(2, 3, 64, 64)
+    m = create_model(nn.Sequential(back, nn.Flatten(), nn.Linear(512, 4)), 10)
+    assert m(x).shape==(2,10) and m[0].layer4[1].conv2.weight.shape==back.layer4[1].conv2.weight.shape
+    for make in (lambda: torchvision.models.squeezenet1_1(num_classes=10), lambda: nn.Sequential(nn.Flatten(),
+        nn.Linear(3*64*64, 10), nn.Softmax(1))):
+        assert create_model(make, 10)(x).shape==(2,10)
+    with pytest.raises(ValueError, match='seems to have no head'): restrict_outputs(timm.create_model('vit_tiny_patch16_224',
+        num_classes=0), [0,1])
+
+# weights files
+
+def small(): return create_model('resnet20', 10, width=.2)
+def same_weights(a, b): return all(torch.equal(v, b.state_dict()[k]) for k,v in a.state_dict().items())
+
+@pytest.mark.parametrize('fit', ['fit','fit_one_cycle'])
+@pytest.mark.parametrize('opt', [SGD, Adam])
+@works('models', 'What learn.save writes, with the optimiser', 'works: the weights are loaded, nothing is unpickled')
+def test_saved_by_fastai(tmp_path, opt, fit):
+    learn = Learner(digits_dls(n=64, n_valid=32, bs=16), small(), path=tmp_path, opt_func=opt)
+    with learn.no_bar(), learn.no_logging(): getattr(learn, fit)(1)
+    assert same_weights(learn.model, load_weights(small(), learn.save('m', with_opt=True)))
+    assert same_weights(learn.model, create_model('resnet20', 10, width=.2, weights=learn.save('m')))
+
+def prefixed(p, d): return {p+k:v for k,v in d.items()}
+
+@pytest.mark.parametrize('wrap', [case(lambda d: {'model_state_dict':d, 'epoch':3}, what='Weights in model_state_dict',
+    how='works'), case(lambda d: {'net':prefixed('module.', d), 'acc':91.}, what='Weights in net, of DataParallel', how='works'),
+    case(lambda d: {'state_dict':prefixed('model.', d)}, what='Weights of a Lightning module (model.)', how='works'),
+        case(lambda d: prefixed('module._orig_mod.', d), what='Weights of a compiled, distributed model', how='works'),
+    case(lambda d: prefixed('net.', d), what='Weights with the prefix net.', how='works')])
+@pytest.mark.parametrize('new', [True,False])
+def test_wrappings(tmp_path, wrap, new):
+    m = small()
+    torch.save(wrap(m.state_dict()), tmp_path/'w.pth', _use_new_zipfile_serialization=new)
+    assert same_weights(m, load_weights(small(), tmp_path/'w.pth'))
+
+@works('models', 'Several sets of weights in a file', 'refused: save the one that is meant')
+def test_several_sets(tmp_path):
+    m = small()
+    torch.save({'model':m.state_dict(), 'net':m.state_dict()}, tmp_path/'w.pth')
+    with pytest.raises(ValueError, match='several sets of them, in model and net'): load_weights(small(), tmp_path/'w.pth')
+    lin = nn.Sequential(OrderedDict(net=nn.Linear(2, 2)))       # a model whose own names begin like a wrapping
+    torch.save(lin.state_dict(), tmp_path/'n.pth')
+    assert same_weights(lin, load_weights(nn.Sequential(OrderedDict(net=nn.Linear(2, 2))), tmp_path/'n.pth'))
+
+class Rebuilt:
+    "Pickles as a call of `f`"
+    def __init__(self, f, *args): self.f,self.args = f,args
+    def __reduce__(self): return self.f,self.args
+
+def tensor_of(size, stride): return Rebuilt(torch._utils._rebuild_tensor_v2, torch.zeros(4).storage(), 0, size, stride, False,
+    OrderedDict())
+
+def saved(o, new=True):
+    f = io.BytesIO()
+    torch.save(o, f, _use_new_zipfile_serialization=new)
+    return f.getvalue()
+
+def many(n): return b'\x8a\x06'+n.to_bytes(6, 'little')
+def lying(o, new):
+    "`o`, which has a storage of 1,234,567 numbers, claims 10¹³"
+    old,claim = b'J'+(1234567).to_bytes(4, 'little'),many(10**13)
+    if not new: return saved(o, False).replace(old, claim)
+    return repacked(saved(o), lambda name,b: b.replace(old, claim) if name.endswith('data.pkl') else b)
+
+def repacked(raw, change, compress=zipfile.ZIP_STORED):
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(raw)) as a, zipfile.ZipFile(out, 'w', compress) as b:
+        for o in a.namelist(): b.writestr(o, change(o, a.read(o)))
+    return out.getvalue()
+
+def safetensors(header, body=b'\0'*16, size=None):
+    h = json.dumps(header).encode()
+    return struct.pack('<Q', len(h) if size is None else size)+h+body
+
+def tensor(shape, end): return {'a':{'dtype':'F32', 'shape':shape, 'data_offsets':[0,end]}}
+
+ok = {'a':torch.zeros(1234567, dtype=torch.uint8)}
+@pytest.mark.parametrize('name,make', [
+    case('z.pth', lambda: repacked(saved({'a':torch.zeros(10**7)}), lambda n,b: b, zipfile.ZIP_DEFLATED),
+        what='A zip that unpacks to a thousand times its size', how='refused: it claims more than it holds'),
+    case('s.pth', lambda: saved({'a':torch.zeros(1).expand(10**12)}),
+        what='A tensor of stride 0 that is larger than its storage', how='refused: it claims more than it holds'),
+    case('r.pth', lambda: saved({'a':tensor_of((10**12,), (1,))}), what='A tensor that reaches beyond its storage',
+        how='refused: it claims more than it holds'),
+    case('o.pth', lambda: saved({'a':tensor_of((10**12,), (1,))}, False), what='The same in the old format',
+        how='refused: it claims more than it holds'),
+    case('l.pth', lambda: lying(ok, False), what='A storage of terabytes in the old format',
+        how='refused: it claims more than it holds'),
+    case('n.pth', lambda: lying(ok, True), what='A storage of terabytes in a zip', how='refused: it claims more than it holds'),
+    case('b.pth', lambda: saved({'a':Rebuilt(bytearray, 10**13)}), what='A pickle that makes a large object of a number',
+        how='refused: it claims more than it holds'),
+    case('t.pth', lambda: saved({'a':Rebuilt(torch.FloatTensor, 10**13)}, False),
+        what='A pickle that makes a large tensor of a number', how='refused: it claims more than it holds'),
+    case('h.safetensors', lambda: safetensors(tensor([10**6,10**6], 4*10**12)),
+        what='Safetensors with a header that claims terabytes', how='refused: not a weights file'),
+    case('i.safetensors', lambda: safetensors(tensor([10**6,10**6], 16)), what='Safetensors whose shape is not its data',
+        how='refused: not a weights file'),
+    case('j.safetensors', lambda: safetensors(tensor([4], 16), size=2**50), what='Safetensors with a header of a petabyte',
+        how='refused: not a weights file')])
+def test_weights_that_claim_too_much(tmp_path, name, make):
+    "A clear word, at once, without the memory"
+    (tmp_path/name).write_bytes(make())
+    m = small()
+    before,peak = {k:v.clone() for k,v in m.state_dict().items()},resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match='made to exhaust memory|is not a weights file'): load_weights(m, tmp_path/name)
+    if name.endswith('.pth'):
+        with pytest.raises(ValueError, match='made to exhaust memory'): create_model('resnet20', 10, weights=tmp_path/name)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss-peak < 200_000 and all(torch.equal(v, before[k]) for k,
+        v in m.state_dict().items())
+
+def test_honest_weights_load(tmp_path):
+    "Views that share a storage, empty ones, all types, both formats"
+    base = torch.arange(24.)
+    sd = dict(a=base[:6].view(2,3), b=base[6:18].view(3,4).t(), c=torch.zeros(0,3), d=torch.tensor(3), e=base.bfloat16(),
+        f=base.half(), g=base.bool(), h=base.to(torch.complex64), i=nn.Parameter(base.clone()))
+    class Holds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for k,v in sd.items(): self.register_buffer(k, torch.zeros_like(v.detach()))
+    for new in (True,False):
+        torch.save(sd, tmp_path/'w.pth', _use_new_zipfile_serialization=new)
+        got = load_weights(Holds(), tmp_path/'w.pth')
+        assert all(torch.equal(getattr(got, k), v) for k,v in sd.items())
+
+@pytest.mark.parametrize('new', [True,False])
+def test_code_in_weights_does_not_run(tmp_path, new):
+    import os
+    (tmp_path/'evil.pth').write_bytes(saved({'model':Rebuilt(os.mkdir, str(tmp_path/'owned'))}, new))
+    with pytest.raises(ValueError, match='was not unpickled'): load_weights(small(), tmp_path/'evil.pth')
+    assert not (tmp_path/'owned').exists()
+
+# batches
+
+class WithMeta(torch.utils.data.DataLoader): n_inp = 1
+def flat_net(): set_seed(0); return nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+def samples(n=24):
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(n, 3, 8, 8, generator=g),torch.arange(n)%4,torch.arange(n)+100
+
+def fastai_dl(*parts, n_inp, **kw):
+    dl = DataLoader(list(zip(*parts)), bs=8, **kw)
+    dl.n_inp = n_inp
+    return dl
+
+x,y,meta = samples()
+batches = [list(o) for o in zip(*(o.split(8) for o in (x,y)))]
+
+@pytest.mark.parametrize('make', [
+    case(lambda: batches, what='A list of batches [x, y]', how='works', kind='loaders'),
+        case(lambda: [tuple(b) for b in batches], what='A list of batches (x, y)', how='works', kind='loaders'),
+    case(lambda: WithMeta(list(zip(x, y, meta)), batch_size=8), what='(x, y, metadata) from PyTorch, n_inp=1',
+        how='works: y is the label, metadata are left out', kind='loaders'),
+    case(lambda: fastai_dl(x, y, meta, n_inp=1), what='(x, y, metadata) from fastai, n_inp=1',
+        how='works: y is the label, metadata are left out', kind='loaders'),
+    case(lambda: torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 8), what='A PyTorch DataLoader',
+        how='works', kind='loaders'),
+    case(lambda: fastai_dl(x, y, n_inp=1), what='A fastai DataLoader', how='works', kind='loaders')])
+def test_batch_forms(make):
+    "All measures read the same inputs and labels"
+    m,dl,want = flat_net(),make(),[(x,y)]
+    assert layer_rank(m, dl, progress=False).equals(layer_rank(m, want, progress=False))
+    assert np.allclose(layer_cka(m, dl, estimator='full', progress=False), layer_cka(m, want, estimator='full',
+        progress=False), atol=1e-6)
+    assert dl_labels(dl).tolist()==y.tolist() and evaluate(m, dl)['accuracy']==pytest.approx(evaluate(m, want)['accuracy'])
+    assert grad_norm(m, dl)==pytest.approx(grad_norm(m, want), rel=1e-5) and dormant_units(m, dl).equals(dormant_units(m, want))
+    close(penultimate(m, dl), penultimate(m, want), 1e-5)
+    assert layer_probe(m, dl, dl, C=1., progress=False).accuracy.tolist()==pytest.approx(layer_probe(m, want, want, C=1.,
+        progress=False).accuracy.tolist())
+
+@pytest.mark.parametrize('make', [case(lambda: list(x.split(8)), what='A list of tensors, without labels',
+    how='works where no label is needed', kind='loaders'),
+    case(lambda: [(o,) for o in x.split(8)], what='Batches (x,), without labels',
+        how='works where no label is needed', kind='loaders'),
+    case(lambda: fastai_dl(x, n_inp=1), what='A loader without labels', how='works where no label is needed', kind='loaders')])
+def test_batches_without_labels(make):
+    m,dl = flat_net(),make()
+    assert layer_rank(m, dl, progress=False).equals(layer_rank(m, [x], progress=False)) and layer_cka(m, dl,
+        progress=False).attrs['n']==24
+    assert dormant_units(m, dl).equals(dormant_units(m, [x])) and penultimate(m, dl).shape==(24,16)
+    for f in (evaluate, grad_norm, lambda m,dl: layer_probe(m, dl, dl)):
+        with pytest.raises(ValueError, match='dl: batches have no (labels|targets)'): f(m, dl)
+
+class Image(nn.Module):
+    "Takes something else if one likes, as Hugging Face's models do"
+    def __init__(self): super().__init__(); self.net = flat_net()
+    def forward(self, x, mask=None): return self.net(x if mask is None else x*0)
+
+@pytest.mark.parametrize('dl', [case([(x,y,meta)], what='(x, y, metadata) without n_inp',
+    how='refused: set dl.n_inp', kind='loaders'),
+    case([dict(image=x, label=y)], what='Batches that are dictionaries', how='refused: give tuples', kind='loaders'),
+        case([x, y], what='A single batch [x, y] in place of a list of them', how='refused: give [(x, y)]', kind='loaders'),
+    case([()], what='Empty batches', how='refused', kind='loaders')])
+def test_batches_that_are_refused(dl):
+    for m in (flat_net(), Image()):
+        for f in (lambda m: layer_rank(m, dl, progress=False), lambda m: layer_cka(m, dl, progress=False),
+            lambda m: dormant_units(m, dl), lambda m: grad_norm(m, dl)):
+            with pytest.raises(ValueError, match='^dl: '): f(m)
+
+@works('loaders', 'Several inputs (x1, x2, y)', 'works if the model needs as many, or n_inp says so')
+def test_several_inputs():
+    class Two(nn.Module):
+        def __init__(self): super().__init__(); self.lin = nn.Linear(96, 4)
+        def forward(self, a, b): return self.lin((a+b).flatten(1))
+    m = Two()
+    a,b = x[:,:,:4],x[:,:,4:]
+    for dl in ([(a,b,y)], fastai_dl(a, b, y, n_inp=2)):
+        assert evaluate(m, dl)['accuracy']==pytest.approx((m(a, b).argmax(1)==y).float().mean().item())
+        assert layer_rank(m, dl, progress=False).n.tolist()==[24]
+    assert [len(o) for o in split_batch(fastai_dl(a, b, y, n_inp=2), (a,b,y))]==[2,1]
+
+# losses and numbers that are not
+
+losses = [case(lambda: nn.CrossEntropyLoss(weight=torch.tensor([1.,5,.2,3])), what='A weighted loss',
+    how='works: the gradient of the mean over all samples, whatever the batches', kind='loaders'),
+    case(lambda: CrossEntropyLossFlat(weight=torch.tensor([1.,5,.2,3])), what="fastai's weighted loss",
+        how='works: the gradient of the mean over all samples, whatever the batches', kind='loaders'),
+    case(lambda: nn.CrossEntropyLoss(ignore_index=2, label_smoothing=.1), what='A loss that ignores a class',
+        how='works: the gradient of the mean over all samples, whatever the batches', kind='loaders'),
+    case(lambda: __import__('functools').partial(F.cross_entropy, weight=torch.tensor([1.,5,.2,3])),
+        what='A function as weighted loss',
+            how='works: the gradient of the mean over all samples, whatever the batches', kind='loaders'),
+    case(lambda: lambda p,t: F.cross_entropy(p, t), what='A loss of one\'s own, a mean over samples',
+        how='works', kind='loaders')]
+
+@pytest.mark.parametrize('make', losses)
+def test_gradient_does_not_depend_on_batches(make):
+    m,loss = flat_net(),make()
+    loss(m(x), y).backward()
+    want = sum(p.grad.double().square().sum() for p in m.parameters()).item()**.5
+    m.zero_grad()
+    for sizes in ([24], [8]*3, [1]*24, [5,5,5,5,4], [23,1]):
+        assert grad_norm(m, list(zip(x.split(sizes), y.split(sizes))), loss)==pytest.approx(want, rel=1e-4)
+
+@works('loaders', 'A loss that is no mean over samples', 'works on one batch; refused on several')
+def test_a_loss_that_does_not_add_up():
+    m,w = flat_net(),torch.tensor([1.,5,.2,3])
+    def loss(p, t): return F.cross_entropy(p, t, w)      # nothing shows that it is weighted
+    want = grad_norm(m, [(x,y)], nn.CrossEntropyLoss(weight=w))
+    assert grad_norm(m, [(x,y)], loss)==pytest.approx(want, rel=1e-5)
+    by_class = y.sort(stable=True).indices.split(6)           # each batch of one class
+    for parts in (by_class, torch.arange(24).split(5)):
+        with pytest.raises(ValueError, match='give one batch'): grad_norm(m, [(x[i],y[i]) for i in parts], loss)
+
+def test_gradient_where_all_is_right():
+    "A loss of exactly 0 in a batch does not change what the sum is divided by"
+    m = nn.Linear(2, 2, bias=False)
+    m.weight.data = torch.tensor([[200.,0],[0,0]])
+    a,t,w = torch.tensor([[1.,0],[1,0],[.001,0],[.002,0]]),torch.tensor([0,0,0,
+        1]),nn.CrossEntropyLoss(weight=torch.tensor([1.,3]))
+    assert w(m(a[:2]), t[:2])==0
+    assert grad_norm(m, [(a[:2],t[:2]), (a[2:],t[2:])], w)==pytest.approx(grad_norm(m, [(a,t)], w), rel=1e-5)
+
+@pytest.mark.parametrize('bad', [case(float('nan'), what='A network that puts out NaN',
+    how='refused; in the log of a run NaN'), case(float('inf'), what='A network that puts out infinite values',
+        how='refused; in the log of a run NaN')])
+def test_dormant_units_of_a_diverged_network(bad):
+    m = flat_net()
+    m[1].weight.data[3,5] = bad
+    for f in (dormant_units, unit_scores):
+        with pytest.raises(ValueError, match="layer '2': puts out NaN or infinite"): f(m, [(x,y)])
+    assert np.isnan(plasticity_measures(m, [(x,y)])['dormant'])

@@ -1,0 +1,314 @@
+"Labels and loaders of all kinds: classes that must agree, samples that are chosen with and without labels, looks that read once."
+import warnings
+from types import SimpleNamespace
+import numpy as np, pytest, torch
+from PIL import Image
+from torch import nn
+from fastai.vision.all import (SGD, BCEWithLogitsLossFlat, CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoader,
+                               DataLoaders, DiceMulti, FlipItem, ImageBlock, Learner, MaskBlock, MSELossFlat,
+                               MultiCategoryBlock, RegressionBlock, TensorImage, TfmdDL, ToTensor, accuracy, accuracy_multi,
+                               get_image_files, mae, partial, set_seed)
+from feature_erosion.cka import layer_cka
+from feature_erosion.data import TensorImages, digits_dls, tensor_dls
+from feature_erosion.evalsets import EvalSets, evaluate, pattern_sets, subset_dl
+from feature_erosion.learner import erosion_learner
+from feature_erosion.patterns import ColorSquare
+from feature_erosion.phases import Phase, check_classes, class_names
+from feature_erosion.rank import layer_rank
+
+works,loads = partial(pytest.mark.works, kind='labels'),partial(pytest.mark.works, kind='loaders')
+
+def net(n=10, size=16): return nn.Sequential(nn.Flatten(), nn.Linear(3*size*size,8), nn.ReLU(), nn.Linear(8,n))
+
+@pytest.fixture
+def dls():
+    set_seed(0)
+    return digits_dls(n=64, n_valid=40, bs=16)
+
+def renamed(dls, vocab):
+    "The same images; class c is what `vocab` calls so"
+    old = list(dls.vocab)
+    def images(ds): return TensorImages(ds.x, [vocab.index(old[int(y)]) for y in ds.y], vocab)
+    return tensor_dls(images(dls.train_ds), images(dls.valid_ds), bs=16, pad=0, flip=False)
+
+def quiet(learn, *args, **kwargs):
+    with learn.no_bar(), learn.no_logging(): learn.fit_phases(*args, **kwargs)
+    return learn
+
+# classes that must agree
+
+@works(what='two phases that list the same classes in another order', how='refused: names the first class that has two labels')
+def test_vocabularies_in_another_order(dls):
+    other = renamed(dls, list(dls.vocab)[::-1])
+    learn = erosion_learner(dls, net())
+    said = "phase 'b' has class '9' as label 0, the Learner's data have it as 9; give all data one `vocab`"
+    with pytest.raises(ValueError, match=said):
+        quiet(learn, [Phase('a', 1), Phase('b', 1, other)])
+    assert learn.dls is dls
+
+@works(what='an evaluation set that lists the same classes in another order', how='refused: names the set and the class')
+def test_evaluation_set_in_another_order(dls):
+    other = renamed(dls, list(dls.vocab)[::-1])
+    learn = Learner(dls, net(), opt_func=SGD, metrics=accuracy)
+    with pytest.raises(ValueError, match="set 'old' has class '9' as label 0"):
+        quiet(learn, [Phase('a', 1)], cbs=EvalSets({'old':other.valid}))
+    assert list(learn.metrics.attrgot('name'))==['accuracy']
+    quiet(learn, [Phase('a', 1)], cbs=EvalSets({'old':renamed(dls, list(dls.vocab)).valid}))
+    assert (h := learn.recorder.history).accuracy.tolist()==h.old.tolist()
+
+@works(what='a new task: other classes on the same outputs', how='works, with a warning that names a label and its two classes')
+def test_other_classes_on_the_same_outputs(dls):
+    def task(names):
+        return tensor_dls(*(TensorImages(ds.x, ds.y%2, names) for ds in (dls.train_ds,dls.valid_ds)), bs=16, pad=0, flip=False)
+    learn = Learner(task(['cat','dog']), net(2), opt_func=SGD, metrics=accuracy)
+    with pytest.warns(UserWarning, match="phase 'b': label 0 is 'car', in the Learner's data it is 'cat'"):
+        quiet(learn, [Phase('a', 1), Phase('b', 1, task(['car','bus']))])
+    assert len(learn.recorder.phases)==2
+
+@pytest.mark.parametrize('a,b,ok', [([3,7],['3','7'],True), ([3,7],[7,3],False), (['a','b','c'],['a','b'],True),
+                                    (['a','b','c'],['b','c'],False), (['a','b'],None,True), (None,None,True)])
+def test_same_classes(a, b, ok):
+    "Names are compared as they are written; a shorter list agrees if it is a beginning; data without names cannot be compared"
+    a,b = (SimpleNamespace(vocab=o) for o in (a,b))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        if ok: check_classes(a, b, 'x')
+        else:
+            with pytest.raises(ValueError): check_classes(a, b, 'x')
+
+@works(what="torchvision's `ImageFolder`", how="works: its `class_to_idx` is its vocabulary")
+def test_torchvision_folders_have_names(tmp_path):
+    from torchvision.datasets import ImageFolder
+    for k in 'ba':
+        (tmp_path/k).mkdir()
+        Image.new('RGB', (4,4)).save(tmp_path/k/'0.png')
+    ds = ImageFolder(tmp_path)
+    assert class_names(DataLoader(ds, bs=1))==['a','b']
+    assert class_names(ImageFolder(tmp_path, target_transform=lambda y: 1-y)) is None
+    with pytest.raises(ValueError, match="x has class 'a' as label 0"): check_classes(SimpleNamespace(vocab=['b','a']), ds, 'x')
+
+# choosing samples
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    "24 images of digits in two folders, 15 of `few` and 9 of `many` bits, and masks of what is bright"
+    set_seed(0)
+    path,x = tmp_path_factory.mktemp('images'),digits_dls(n=24, n_valid=20, bs=8).train_ds.x.numpy()
+    for k in ('few','many','masks'): (path/k).mkdir()
+    for i,im in enumerate(x):
+        Image.fromarray(im).save(path/('few' if i<15 else 'many')/f'{i:02}.png')
+        Image.fromarray((im[...,0]>127).astype(np.uint8)).save(path/'masks'/f'{i:02}.png')
+    return path
+
+def files(path): return get_image_files(path, folders=['few','many'])
+def mask_of(f): return f.parent.parent/'masks'/f.name
+def number(f): return int(f.stem)
+
+def several(f): return [k for k,v in dict(even=number(f)%2==0, third=number(f)%3==0, few=f.parent.name=='few').items() if v]
+
+blocks = dict(labels=(CategoryBlock, lambda f: f.parent.name),
+              several=(MultiCategoryBlock(vocab=['even','third','few']), several),
+              masks=(MaskBlock(codes=['dark','bright']), mask_of), numbers=(RegressionBlock, lambda f: number(f)/24))
+
+def of_kind(path, kind, **kwargs):
+    block,get_y = blocks[kind]
+    def split(files): return range(0, 24, 4),[i for i in range(24) if i%4]
+    data = DataBlock((ImageBlock,block), get_items=files, get_y=get_y, splitter=split)
+    return data.dataloaders(path, bs=6, num_workers=0, **kwargs)
+
+def chosen(dl): return list(dl.get_idxs())
+def is_itself(cka): return cka.shape==(4,4) and np.allclose(np.diag(cka), 1)
+
+@works(what='one label a sample, `n` of the samples', how='works: each class keeps its share')
+def test_stratified(dls):
+    "By hand: 40 samples of which 12, 8 and 20 have a class; of 10 samples 3, 2 and 5"
+    ds = TensorImages(dls.valid_ds.x, [0]*12+[1]*8+[2]*20, list('abc'))
+    dl = DataLoaders(TfmdDL(ds, bs=16, num_workers=0), TfmdDL(ds, bs=16, num_workers=0)).valid
+    for seed in range(3):
+        got = chosen(subset_dl(dl, 10, seed))
+        assert np.bincount(ds.y[got]).tolist()==[3,2,5] and got==sorted(got)==chosen(subset_dl(dl, 10, seed))
+    assert chosen(subset_dl(dl, 10, 0))!=chosen(subset_dl(dl, 10, 1))
+
+any_samples = 'works: any samples, the same ones for the same seed'
+
+@pytest.mark.parametrize('kind', [
+    pytest.param('labels', marks=works(what='files with one label each: CKA, rank', how='works: each class keeps its share')),
+    pytest.param('several', marks=works(what='several labels a sample (`MultiCategoryBlock`): CKA, rank', how=any_samples)),
+    pytest.param('masks', marks=works(what='segmentation masks: CKA, rank', how=any_samples)),
+    pytest.param('numbers', marks=works(what='a number as target (`RegressionBlock`): CKA, rank', how=any_samples))])
+def test_measures_of_part_of_the_data(images, kind):
+    dl,model = of_kind(images, kind).valid,net()
+    a,b = layer_rank(model, dl, n=12, progress=False),layer_rank(model, dl, n=12, progress=False)
+    assert a.equals(b) and a.attrs['n']==12 and is_itself(layer_cka([model,model], dl, n=12, progress=False))
+    got = chosen(subset_dl(dl, 12))
+    assert got==chosen(subset_dl(dl, 12)) and len(got)==len(set(got))==12 and max(got)<18
+
+@pytest.mark.parametrize('which', ['files','arrays'])
+@works(what='unlabelled `test_dl`: CKA, rank', how=any_samples)
+def test_unlabelled(images, dls, which):
+    arrays,model = [o.numpy() for o in dls.valid_ds.x[:24]],net()
+    test = of_kind(images, 'labels').test_dl(files(images)) if which=='files' else dls.test_dl(arrays)
+    a = layer_rank(model, test, n=10, progress=False)
+    assert a.equals(layer_rank(model, test, n=10, progress=False)) and a.attrs['n']==10
+    assert not a.equals(layer_rank(model, test, n=10, seed=1, progress=False))
+    assert is_itself(layer_cka([model,model], test, n=10, progress=False))
+
+class Counted(torch.utils.data.Dataset):
+    "Labels only with the images, which take time to read"
+    def __init__(self, n): self.n,self.read = n,0
+    def __len__(self): return self.n
+    def __getitem__(self, i): self.read += 1; return torch.full((3,4,4), float(i)),i%2
+
+@loads(what='a dataset that knows its labels only by reading samples', how='works: nothing is read to choose among them')
+def test_nothing_is_read_to_choose():
+    ds = Counted(50)
+    dl = subset_dl(DataLoader(ds, bs=8), 10)
+    assert ds.read==0 and [int(o[0,0,0]) for b in dl for o in b[0]]==chosen(dl) and len(chosen(dl))==10 and ds.read==10
+
+@loads(what='a part of a part of a loader', how='works: stays within it')
+def test_a_part_of_a_part(dls):
+    part = subset_dl(dls.valid, 20)
+    assert chosen(subset_dl(part, None))==chosen(part) and set(chosen(subset_dl(part, 7)))<set(chosen(part))
+    assert layer_rank(net(), part, progress=False).attrs['n']==20
+
+@loads(what='a loader over an iterable', how='refused: its samples cannot be chosen; a list of batches can')
+def test_iterables_are_refused():
+    with pytest.raises(ValueError, match='an iterable, whose samples cannot be chosen'):
+        subset_dl(DataLoader(iter([torch.zeros(3)]), bs=1), 1)
+
+# evaluation sets
+
+def case(what, *args):
+    return pytest.param(*args, marks=works(what=what, how="works: the numbers of the Learner's own validation"))
+
+@pytest.mark.parametrize('kind,metric,loss,n_out', [
+    case('several labels a sample: `EvalSets` with `accuracy_multi`', 'several', accuracy_multi, BCEWithLogitsLossFlat(), 3),
+    case('segmentation: `EvalSets` with `DiceMulti`', 'masks', DiceMulti(), CrossEntropyLossFlat(axis=1), 2),
+    case('regression: `EvalSets` with `mae`', 'numbers', mae, MSELossFlat(), 1)])
+def test_evaluation_sets_of_other_targets(images, kind, metric, loss, n_out):
+    d = of_kind(images, kind)
+    model = nn.Conv2d(3, 2, 3, padding=1) if kind=='masks' else net(n_out)
+    learn = Learner(d, model, loss_func=loss, opt_func=SGD, lr=.01, metrics=metric)
+    sets = EvalSets({'all':d.valid, 'painted':d.valid}, metrics=metric, n=None, n_at=7, at=[0,1])
+    quiet(learn, [Phase('a', 2)], cbs=sets)
+    h,ev = learn.recorder.history,learn.recorder.evals
+    assert np.allclose(h['all'].astype(float), h.iloc[:, 4].astype(float), atol=1e-6)
+    assert ev.n.tolist()==[18,7,7,18,18]
+    again,kept = (list(evaluate(learn.model, dl, metric).values())[0] for dl in (subset_dl(d.valid, 7),sets.some['all'].batches))
+    assert ev['all'].notna().all() and again==kept
+
+@pytest.mark.parametrize('which', ['files','arrays'])
+@works(what='an evaluation set without labels', how='refused: names the set')
+def test_evaluation_sets_need_labels(images, dls, which):
+    d = of_kind(images, 'labels')
+    test = d.test_dl(files(images)) if which=='files' else dls.test_dl([dls.valid_ds.x[0].numpy()])
+    with pytest.raises(ValueError, match="sets: 'new' has no labels"): EvalSets({'old':d.valid, 'new':test})
+
+@works(what='data that name no classes: `n_classes=` of `inject`', how='works: `fit_phases` and `pattern_sets` take it over')
+def test_n_classes_are_handed_on():
+    "Four labels, of which one does not occur: only `n_classes` knows of it"
+    set_seed(0)
+    x,y = torch.rand(64,3,8,8),torch.arange(64)%3
+    ds = list(zip(map(TensorImage, x), y))
+    d = DataLoaders(DataLoader(ds[:48], bs=16, shuffle=True), DataLoader(ds[48:], bs=16))
+    easy = d.inject(ColorSquare(2), n_classes=4)
+    for given in (pattern_sets(easy), pattern_sets(d, ColorSquare(2), n_classes=4)):
+        stamps = given['conflict'].dataset.stamps
+        assert stamps.min()>=0 and stamps.max()==3 and (stamps!=y[48:]).all()
+    learn = Learner(d, net(4, 8), loss_func=CrossEntropyLossFlat(), opt_func=SGD, metrics=accuracy)
+    quiet(learn, [Phase('a', 1), Phase('b', 1, easy)])
+    assert {'clean','pattern','conflict','conflict_picture'}<=set(learn.recorder.history)
+    with pytest.raises(ValueError, match='n_classes'): pattern_sets(d, ColorSquare(2))
+
+# looks inside a phase
+
+def starts(monkeypatch):
+    "Which loaders start worker processes, an entry each time"
+    import fastai.data.load as load
+    seen = []
+    class Multi(load._loaders[0]):
+        def __init__(self, fake): seen.append(fake.d); super().__init__(fake)
+    monkeypatch.setattr(load, '_loaders', (Multi,load._loaders[1]))
+    return seen
+
+@loads(what='looks inside a phase, with worker processes', how='works: each set is read once, then a look costs forward passes')
+def test_looks_start_no_workers(images, monkeypatch):
+    "Whether there are two looks or six, workers start equally often"
+    def run(at):
+        set_seed(0)
+        seen,d = starts(monkeypatch),of_kind(images, 'labels')
+        sets = pattern_sets(d, ColorSquare(4))
+        for dl in sets.values(): dl.fake_l.num_workers = 1
+        learn = Learner(d, net(2), opt_func=SGD, metrics=accuracy)
+        quiet(learn, [Phase('a', iters=8)], cbs=EvalSets(sets, at=at, n_at=9))
+        monkeypatch.undo()
+        return len(seen),learn.recorder.evals
+    (a,ev),(b,_) = run([1,2,3,4,5,6]),run([1,6])
+    assert a==b>0 and (ev.when=='iter').sum()==6
+
+def doubled(b): return b[0].mul_(2),b[1]
+
+@pytest.mark.parametrize('which', ['files','changed in place'])
+def test_kept_batches_are_the_loaders_own(images, which):
+    "Types and all, time and again"
+    samples = [(torch.full((2,), float(i)),i) for i in range(18)]
+    dl = of_kind(images, 'labels').valid if which=='files' else DataLoader(samples, bs=6, after_batch=doubled)
+    s = EvalSets({'x':dl}, n_at=9).some['x']
+    want = list(s.dl)
+    for _ in range(3):
+        got = list(s.batches)
+        same = [torch.equal(x, y) and type(x) is type(y) for a,b in zip(got, want) for x,y in zip(a, b)]
+        assert len(got)==len(want)==2 and all(same) and len(same)==4
+    assert s.batches.kept and len(s.batches)==2
+    if which!='files': assert want[0][0][:,0].tolist()==[2*i for i in chosen(s.dl)[:6]]
+
+def test_large_sets_are_not_kept(images, monkeypatch):
+    d = of_kind(images, 'labels')
+    e = EvalSets({'x':d.valid}, n_at=9)
+    b = e.some['x'].batches
+    monkeypatch.setattr(type(b), 'most', 9*3*16*16-1)    # of nine images in bytes
+    a = [o[1].tolist() for o in b]
+    assert b.kept==[] and a==[o[1].tolist() for o in b] and sum(map(len, a))==9
+    monkeypatch.setattr(type(b), 'most', 1e6)
+    b.kept = None
+    assert [o[1].tolist() for o in b]==a and b.kept
+
+def test_kept_batches_are_not_pickled(images):
+    import pickle
+    b = EvalSets({'x':digits_dls(n=64, n_valid=40).valid}, n_at=9).some['x'].batches
+    list(b)
+    assert b.kept and pickle.loads(pickle.dumps(b)).kept is None
+
+@pytest.mark.parametrize('workers', [0,1])
+@loads(what='training with and without evaluation sets', how='works: the same weights, bit for bit')
+def test_training_is_the_same(images, workers):
+    def weights(evals):
+        set_seed(3)
+        d = of_kind(images, 'labels', shuffle=True)
+        d = DataLoaders(*[dl.new(num_workers=workers, after_item=[FlipItem(), ToTensor()]) for dl in d.loaders])
+        model = nn.Sequential(nn.Flatten(), nn.Dropout(.5), nn.Linear(768,2))
+        learn = Learner(d, model, loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=.1)
+        set_seed(1)
+        quiet(learn, [Phase('a', 3)], cbs=evals(d))
+        return learn.model[2].weight.data
+    with_ = weights(lambda d: EvalSets(pattern_sets(d, ColorSquare(4)), at=[0,1,2], n_at=9))
+    assert torch.equal(with_, weights(lambda d: None))
+
+# clear words
+
+@pytest.mark.parametrize('call', ['history','phases','evals','plot_phases','plot_collapse'])
+def test_tables_before_a_fit(dls, call):
+    with pytest.raises(ValueError, match='no fit yet: train first, with `fit_phases` or `fit`'):
+        got = getattr(Learner(dls, net(), metrics=accuracy).recorder, call)
+        got()
+
+@pytest.mark.parametrize('call', ['plot_phases','plot_collapse'])
+def test_plots_after_another_fit(dls, call):
+    learn = quiet(Learner(dls, net(), opt_func=SGD, metrics=accuracy), [Phase('a', 1, dls.inject(ColorSquare(4)))])
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    with pytest.raises(ValueError, match='no evaluations in this fit'): getattr(learn.recorder, call)()
+    with pytest.raises(ValueError, match='no evaluations in this fit'): learn.erosion()
+
+def test_phases_that_are_none(dls):
+    said = r"phases: want `Phase`s, e.g. Phase\('pretrain', 160, dls\); got \('a', 1,.*a tuple"
+    with pytest.raises(ValueError, match=said): quiet(Learner(dls, net()), [('a',1,dls)])

@@ -1,0 +1,275 @@
+"What a fit remembers: a run that was stopped anywhere ends like one that nobody stopped, whatever its callbacks and its model hold."
+import os, signal, subprocess, sys, time, warnings
+from collections import defaultdict, deque
+from copy import deepcopy
+import filelock, numpy as np, pytest, torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from torchvision.ops import StochasticDepth
+from fastai.vision.all import (CSVLogger, Callback, EarlyStoppingCallback, GradientAccumulation, Learner, Recorder, ReduceLROnPlateau, SGD, SaveModelCallback,
+                               accuracy, load_learner, set_seed)
+from fastai.callback.mixup import CutMix, MixUp
+from conftest import root
+from feature_erosion.data import digits_dls
+from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
+from feature_erosion.patterns import ColorSquare
+from feature_erosion.phases import Phase
+from feature_erosion.runs.resume import KeepRun
+from feature_erosion.runs.store import RunStore, unpack
+
+class Boom(Exception): pass
+
+class StopAt(Callback):
+    order,run_valid,passive = 999,False,True
+    def __init__(self, at): self.at = at
+    def after_batch(self):
+        if self.learn.train_iter==self.at: raise Boom('here')
+
+class Train(Callback):
+    "A callback that only trains, and may steer by what it remembers"
+    run_valid = False
+    def scale(self, by): self.learn.loss_grad = self.loss_grad*by
+
+class Average(Train):
+    def before_fit(self): self.avg = deepcopy(self.model)
+    def after_batch(self):
+        for a,p in zip(self.avg.parameters(), self.model.parameters()): a.data.lerp_(p.data, .1)
+
+class LateAverage(Average):
+    def before_fit(self): pass
+    def after_batch(self):
+        if not hasattr(self, 'avg'): self.avg = deepcopy(self.model)
+        super().after_batch()
+
+class Swa(Train):
+    def before_fit(self): self.avg = AveragedModel(self.model)
+    def after_batch(self): self.avg.update_parameters(self.model)
+
+class Shadow(Train):
+    def before_fit(self): self.avg = {k:v.detach().clone() for k,v in self.model.named_parameters()}
+    def after_batch(self):
+        for k,p in self.model.named_parameters(): self.avg[k].lerp_(p.detach(), .1)
+
+class Queue(Train):
+    def before_fit(self): self.losses = deque(maxlen=3)
+    def after_loss(self):
+        self.losses.append(self.loss.item())
+        self.scale(1+.1*len(self.losses)*np.mean(self.losses))
+
+class Counts(Train):
+    def before_fit(self): self.seen = defaultdict(int)
+    def after_loss(self):
+        for y in self.yb[0].tolist(): self.seen[y] += 1
+        self.scale(1/(1+.01*self.seen[3]))
+
+class Set(Train):
+    def before_fit(self): self.seen = set()
+    def after_loss(self):
+        self.seen.add(int(self.yb[0][0]))
+        self.scale(1/len(self.seen))
+
+class Generator(Train):
+    def before_fit(self): self.rng = np.random.default_rng(3)
+    def after_loss(self): self.scale(self.rng.random())
+
+class TorchGenerator(Train):
+    def before_fit(self): self.rng = torch.Generator().manual_seed(3)
+    def after_loss(self): self.scale(torch.rand(1, generator=self.rng).item())
+
+class Setting(Train):
+    "Changes a setting of its own while it runs"
+    def __init__(self, factor=1.): self.factor = factor
+    def after_loss(self):
+        self.scale(self.factor)
+        self.factor *= .95
+
+class Helper:
+    def __init__(self): self.n,self.history = 0,[]
+
+class WithHelper(Train):
+    def __init__(self): self.helper = Helper()
+    def after_loss(self):
+        self.helper.n += 1
+        self.helper.history.append((self.helper.n, np.float32(self.loss.item())))
+        self.scale(1/self.helper.n)
+
+class OnLearner(Train):
+    def before_fit(self): self.learn.steps_taken = 0
+    def after_loss(self):
+        self.learn.steps_taken += 1
+        self.scale(1/self.learn.steps_taken)
+
+class Own(Train):
+    def before_fit(self): self._n = 0
+    def after_loss(self):
+        self._n += 1
+        self.scale(1/self._n)
+    def state_dict(self): return dict(n=self._n)
+    def load_state_dict(self, s): self._n = s['n']
+
+class Freeze(Train):
+    "Thaws the first layer on the way"
+    def before_fit(self): self.model[1].requires_grad_(False)
+    def before_batch(self):
+        if self.learn.train_iter==6: self.model[1].requires_grad_(True)
+
+class Centre(nn.Module):
+    "A buffer that is not in the state dict, a causal mask, and a number that is counted"
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('mean', torch.zeros(32), persistent=False)
+        self.register_buffer('mask', torch.full((4,4), -float('inf')).triu(1))
+        self.calls = 0
+    def forward(self, x):
+        if self.training:
+            self.mean.lerp_(x.detach().mean(0), .1)
+            self.calls += 1
+        return (x-self.mean)/(1+.01*self.calls)
+
+class Skip(nn.Module):
+    "A layer that is left out at random: its gradients are none at first, and zero later"
+    def __init__(self):
+        super().__init__()
+        self.lin,self.drop = nn.Linear(32,32),StochasticDepth(.5, 'batch')
+    def forward(self, x): return x+self.drop(self.lin(x)) if torch.rand(1)>.3 else x
+
+def mlp(*layers): return nn.Sequential(nn.Flatten(), nn.Linear(768,32), *layers, nn.ReLU(), nn.Linear(32,10))
+
+def fit(folder, cbs=(), layers=(), stop=None, recorder=None, **kw):
+    set_seed(0)
+    dls = digits_dls(n=128, n_valid=40, bs=32)
+    learn = Learner(dls, mlp(*(l() for l in layers)), opt_func=lambda p, **k: SGD(p, mom=.9, **k), metrics=accuracy, lr=.05, path=folder)
+    if recorder: learn.recorder.train_metrics = True
+    keep = KeepRun(RunStore(folder).run('a'), minutes=0, **kw)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_phases([Phase('pretrain', 2, dls), Phase('erode', 2, dls.inject(ColorSquare(4)))], cbs=[keep, StopAt(stop), *(c() for c in cbs)])
+    return learn
+
+def kept(learn): return {k:v for o in learn.cbs for k,v in vars(o).items()}
+
+cases = dict(ema=dict(cbs=[Average]), ema_made_later=dict(cbs=[LateAverage]), averaged_model=dict(cbs=[Swa]), dict_of_tensors=dict(cbs=[Shadow]), deque=dict(cbs=[Queue]), defaultdict=dict(cbs=[Counts]), set=dict(cbs=[Set]),
+             numpy_generator=dict(cbs=[Generator]), torch_generator=dict(cbs=[TorchGenerator]), changed_setting=dict(cbs=[Setting]), helper_object=dict(cbs=[WithHelper]), on_the_learner=dict(cbs=[OnLearner]), own_state_dict=dict(cbs=[Own]),
+             thawing=dict(cbs=[Freeze]), buffers=dict(layers=[Centre]), zero_gradients=dict(layers=[Skip, Skip]), accumulation=dict(cbs=[lambda: GradientAccumulation(48)]), mixup=dict(cbs=[lambda: MixUp(.4)]), cutmix=dict(cbs=[CutMix]),
+             train_metrics=dict(recorder=True), early_stopping=dict(cbs=[lambda: EarlyStoppingCallback(patience=9)]), plateau=dict(cbs=[lambda: ReduceLROnPlateau(patience=1)]), save_model=dict(cbs=[SaveModelCallback]))
+
+@pytest.mark.parametrize('name', cases)
+def test_stopped_and_on(tmp_path, name):
+    "In the middle of an epoch of the first phase, and in the second phase; weights, what the callback holds, and history"
+    seen = {}
+    def keep(o):
+        def make():
+            seen[len(seen)] = cb = o()
+            return cb
+        return make
+    kw = dict(cases[name], cbs=[keep(o) for o in cases[name].get('cbs', [])], strict=True)
+    whole = fit(tmp_path/'whole', **kw)
+    held = {k:v for o in seen.values() for k,v in vars(o).items()}
+    seen.clear()
+    for at in (3, 10):
+        with pytest.raises(Boom): fit(tmp_path/'cut', stop=at, **kw)
+    seen.clear()
+    again = fit(tmp_path/'cut', **kw)
+    assert all(torch.equal(a, b) for a,b in zip(whole.model.state_dict().values(), again.model.state_dict().values()))
+    assert all(torch.equal(a, b) for a,b in zip(whole.model.buffers(), again.model.buffers()))
+    assert whole.recorder.history.equals(again.recorder.history) and whole.recorder.lrs==again.recorder.lrs
+    now = {k:v for o in seen.values() for k,v in vars(o).items()}
+    for k in ('avg','losses','seen','factor','_n'):
+        if k in held: assert same(held[k], now[k]), k
+
+def same(a, b):
+    if isinstance(a, nn.Module): return same(a.state_dict(), b.state_dict())
+    if isinstance(a, dict): return a.keys()==b.keys() and all(same(a[k], b[k]) for k in a)
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a==b
+
+class Holds(Train):
+    def before_fit(self): self.file = open(os.devnull)
+
+class MakesLate(Train):
+    def after_batch(self): self.lin = nn.Linear(1,1)
+
+def test_what_cannot_be_kept_is_named_before_training(tmp_path):
+    with pytest.warns(UserWarning, match='Holds.file is a TextIOWrapper: cannot be kept; give Holds state_dict/load_state_dict'): learn = fit(tmp_path/'a', [Holds])
+    assert RunStore(tmp_path/'a')['a'].status=='finished'
+    with pytest.raises(ValueError, match='Holds.file is a TextIOWrapper'): fit(tmp_path/'b', [Holds], strict=True)
+    with pytest.warns(UserWarning, match='MakesLate.lin was made during training'): fit(tmp_path/'c', [MakesLate])
+
+def test_loggers_only_look_on(tmp_path):
+    "TensorBoard's writer is no state: no word about it, and it may come and go"
+    pytest.importorskip('tensorboard')
+    from fastai.callback.tensorboard import TensorBoardCallback
+    logger = lambda: TensorBoardCallback(tmp_path/'logs', trace_model=False, log_preds=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', '.*not kept.*')
+        with pytest.raises(Boom): fit(tmp_path, [logger], stop=3)
+        fit(tmp_path, strict=True)
+    assert RunStore(tmp_path)['a'].status=='finished'
+
+def test_infinite_buffers_are_no_fault(tmp_path):
+    "A causal mask is made of -inf: checkpoints are written inside a phase all the same"
+    with pytest.raises(Boom): fit(tmp_path, layers=[Centre], stop=3)
+    assert [unpack(p)[1]['train_iter'] for p in sorted((tmp_path/'a'/'last').iterdir(), key=lambda p: int(p.name))][-1]==2 if (tmp_path/'a'/'last').exists() else False
+
+def test_csv_logger_keeps_its_rows(tmp_path):
+    import pandas as pd
+    rows = lambda d: pd.read_csv(d/'history.csv').drop(columns='time')
+    fit(tmp_path/'whole', [CSVLogger])
+    for at in (6, 13):
+        with pytest.raises(Boom): fit(tmp_path/'cut', [CSVLogger], stop=at)
+    fit(tmp_path/'cut', [CSVLogger])
+    assert rows(tmp_path/'cut').equals(rows(tmp_path/'whole')) and len(rows(tmp_path/'cut'))==4
+    fit(tmp_path/'cut', [CSVLogger])   # finished: loaded
+    assert rows(tmp_path/'cut').equals(rows(tmp_path/'whole'))
+
+def test_a_finished_run_says_so(tmp_path, capsys):
+    fit(tmp_path)
+    capsys.readouterr()
+    fit(tmp_path)
+    said = capsys.readouterr().out.strip().splitlines()
+    assert len(said)==1 and "run 'a' is finished and was loaded: made 20" in said[0] and 'feature_erosion' in said[0] and "delete('a')" in said[0]
+
+waiting = '''
+import sys, warnings; warnings.simplefilter('ignore')
+from test_state import fit
+print('waiting', flush=True)
+fit(sys.argv[1], wait=True)
+'''
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_signals_are_obeyed_while_waiting(tmp_path, number):
+    "For another process that works on the run"
+    run = RunStore(tmp_path).run('a')
+    env = {**os.environ, 'PYTHONPATH':os.pathsep.join([str(root/'tests'), str(root)])}
+    with run.lock():
+        p = subprocess.Popen([sys.executable, '-c', waiting, str(tmp_path)], env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert p.stdout.readline()=='waiting\n'
+        while p.poll() is None:   # until it is obeyed
+            p.send_signal(number)
+            time.sleep(.2)
+    assert p.returncode!=0 and run.status=='new'
+
+def test_a_run_of_somebody_else_is_not_called_killed(tmp_path, monkeypatch):
+    "Its lock may only be read"
+    run = RunStore(tmp_path).run('a')
+    run.update(status='running')
+    def denied(self, *a, **k): raise PermissionError(13, 'Permission denied')
+    with run.lock():
+        other = RunStore(tmp_path)['a']
+        monkeypatch.setattr(filelock.FileLock, 'acquire', denied)
+        assert other.status=='running'
+    assert RunStore(tmp_path)['a'].status=='killed'
+
+@pytest.mark.parametrize('phase', ['start','pretrain','erode'])
+def test_export(tmp_path, phase):
+    "After any phase: small, works elsewhere, and leaves the Learner as it was"
+    learn = fit(tmp_path)
+    state = {k:v.clone() for k,v in learn.model.state_dict().items()}
+    names,injected,dls = list(learn.snapshots),learn.injected.value,learn.dls
+    with learn.at_phase(phase):
+        learn.export('x.pkl')
+        want = learn.model(torch.ones(1,3,16,16))
+    assert (tmp_path/'x.pkl').stat().st_size<4*sum(p.numel() for p in learn.model.parameters())+60_000
+    new = load_learner(tmp_path/'x.pkl')
+    assert torch.equal(new.model(torch.ones(1,3,16,16)), want) and not new.snapshots and len(new.dls.train_ds)==0 and new.injected.value is None
+    assert new.predict(learn.dls.valid_ds.x[0].numpy())[0] in map(str, range(10))
+    assert list(learn.snapshots)==names and learn.injected.value is injected and learn.dls is dls and all(torch.equal(v, state[k]) for k,v in learn.model.state_dict().items())
+    learn.validate()
