@@ -1,7 +1,7 @@
 """Damaged files of runs: each is recovered from, to the same numbers, or named. Never is there another number without a word.
 
 python tests/damages.py FILE.csv     all of them, as a table"""
-import os, shutil, sys, tempfile, warnings
+import shutil, sys, tempfile, warnings
 from pathlib import Path
 
 def bit(at):

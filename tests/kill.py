@@ -54,7 +54,6 @@ def few(folder):
 
 def many(folder):
     "Real callbacks, layers left out at random, and loaders with worker processes"
-    import torch
     from copy import deepcopy
     from torch import nn
     from fastai.callback.mixup import MixUp

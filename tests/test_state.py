@@ -6,7 +6,7 @@ import filelock, numpy as np, pytest, torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torchvision.ops import StochasticDepth
-from fastai.vision.all import (CSVLogger, Callback, EarlyStoppingCallback, GradientAccumulation, Learner, Recorder, ReduceLROnPlateau, SGD, SaveModelCallback,
+from fastai.vision.all import (CSVLogger, Callback, EarlyStoppingCallback, GradientAccumulation, Learner, ReduceLROnPlateau, SGD, SaveModelCallback,
                                accuracy, load_learner, set_seed)
 from fastai.callback.mixup import CutMix, MixUp
 from conftest import root
@@ -145,8 +145,6 @@ def fit(folder, cbs=(), layers=(), stop=None, recorder=None, **kw):
         learn.fit_phases([Phase('pretrain', 2, dls), Phase('erode', 2, dls.inject(ColorSquare(4)))], cbs=[keep, StopAt(stop), *(c() for c in cbs)])
     return learn
 
-def kept(learn): return {k:v for o in learn.cbs for k,v in vars(o).items()}
-
 cases = dict(ema=dict(cbs=[Average]), ema_made_later=dict(cbs=[LateAverage]), averaged_model=dict(cbs=[Swa]), dict_of_tensors=dict(cbs=[Shadow]), deque=dict(cbs=[Queue]), defaultdict=dict(cbs=[Counts]), set=dict(cbs=[Set]),
              numpy_generator=dict(cbs=[Generator]), torch_generator=dict(cbs=[TorchGenerator]), changed_setting=dict(cbs=[Setting]), helper_object=dict(cbs=[WithHelper]), on_the_learner=dict(cbs=[OnLearner]), own_state_dict=dict(cbs=[Own]),
              thawing=dict(cbs=[Freeze]), buffers=dict(layers=[Centre]), zero_gradients=dict(layers=[Skip, Skip]), accumulation=dict(cbs=[lambda: GradientAccumulation(48)]), mixup=dict(cbs=[lambda: MixUp(.4)]), cutmix=dict(cbs=[CutMix]),
@@ -188,7 +186,7 @@ class MakesLate(Train):
     def after_batch(self): self.lin = nn.Linear(1,1)
 
 def test_what_cannot_be_kept_is_named_before_training(tmp_path):
-    with pytest.warns(UserWarning, match='Holds.file is a TextIOWrapper: cannot be kept; give Holds state_dict/load_state_dict'): learn = fit(tmp_path/'a', [Holds])
+    with pytest.warns(UserWarning, match='Holds.file is a TextIOWrapper: cannot be kept; give Holds state_dict/load_state_dict'): fit(tmp_path/'a', [Holds])
     assert RunStore(tmp_path/'a')['a'].status=='finished'
     with pytest.raises(ValueError, match='Holds.file is a TextIOWrapper'): fit(tmp_path/'b', [Holds], strict=True)
     with pytest.warns(UserWarning, match='MakesLate.lin was made during training'): fit(tmp_path/'c', [MakesLate])
@@ -207,7 +205,8 @@ def test_loggers_only_look_on(tmp_path):
 def test_infinite_buffers_are_no_fault(tmp_path):
     "A causal mask is made of -inf: checkpoints are written inside a phase all the same"
     with pytest.raises(Boom): fit(tmp_path, layers=[Centre], stop=3)
-    assert [unpack(p)[1]['train_iter'] for p in sorted((tmp_path/'a'/'last').iterdir(), key=lambda p: int(p.name))][-1]==2 if (tmp_path/'a'/'last').exists() else False
+    newest = max((tmp_path/'a'/'last').iterdir(), key=lambda p: int(p.name))
+    assert unpack(newest)[1]['train_iter']==2
 
 def test_csv_logger_keeps_its_rows(tmp_path):
     import pandas as pd

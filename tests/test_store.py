@@ -1,19 +1,18 @@
 "Runs that are killed, stopped, damaged, or handed something malicious."
-import errno, io, json, multiprocessing as mp, os, pickle, shutil, signal, struct, subprocess, tarfile, time, warnings, zlib
+import errno, io, multiprocessing as mp, os, pickle, signal, struct, subprocess, tarfile, warnings, zlib
 from pathlib import Path
-import numpy as np, pytest, torch
+import pytest, torch
 from torch import nn
 from fastai.vision.all import Callback, EarlyStoppingCallback, GradientAccumulation, Learner, SGD, SaveModelCallback, accuracy, set_seed
 import kill
 from feature_erosion import files as files_module
 from feature_erosion.cli import main
 from feature_erosion.data import _unpack, digits_dls, extract, to_uint8
-from feature_erosion.evalsets import EvalSets, pattern_sets
-from feature_erosion.learner import erosion_learner
-from feature_erosion.patterns import ColorSquare, Stripes
+from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
+from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase
 from feature_erosion.report import report
-from feature_erosion.files import load_folder, load_json, save_folder, save_json
+from feature_erosion.files import load_json, save_folder, save_json
 from feature_erosion.runs.resume import KeepRun
 from feature_erosion.runs.store import RunStore, environment, git_revision, pack, unpack
 

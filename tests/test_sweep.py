@@ -6,7 +6,6 @@ import joblib, numpy as np, pytest
 from fastai.vision.all import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from conftest import root
-from feature_erosion.runs.store import RunStore
 from feature_erosion.runs.sweep import sweep
 
 def point(a, seed, run):

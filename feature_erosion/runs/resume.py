@@ -12,10 +12,9 @@ import inspect, json, random, signal, sys, threading, time, warnings
 from contextlib import contextmanager, suppress
 import numpy as np, torch
 from math import isfinite
-from pathlib import Path
 from filelock import Timeout
 from fastcore.all import *
-from fastai.vision.all import Learner, get_model, no_random, num_distrib, rank_distrib
+from fastai.vision.all import Learner, get_model, num_distrib, rank_distrib
 from ..files import *
 from ..patterns import *
 from ..distributed import *

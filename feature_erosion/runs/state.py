@@ -14,7 +14,6 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from copy import deepcopy
 from functools import singledispatch
 from pathlib import Path, PurePath
-from types import SimpleNamespace
 from torch import nn
 from fastcore.all import *
 from fastai.vision.all import (CSVLogger, Callback, DataLoader, DataLoaders, Learner, MixedPrecision, ProgressCallback, Recorder, TensorBase, TrainEvalCallback, get_model)

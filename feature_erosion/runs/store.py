@@ -8,7 +8,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/runs/store.html.md"""
 __all__ = ['run_format', 'plain', 'pack', 'unpack', 'git_revision', 'environment', 'Run', 'RunStore', 'numbers']
 
 # %% ../../nbs/runs/01_store.ipynb #9e76f802
-import hashlib, inspect, io, json, os, platform, re, shutil, time, traceback, warnings
+import hashlib, inspect, io, json, os, platform, re, time, traceback, warnings
 from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
