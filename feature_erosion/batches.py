@@ -19,8 +19,11 @@ from fastai.vision.all import Callback, no_random
 def unwrapped(
     model:nn.Module # A module, compiled by `torch.compile` or in a wrapper of distributed training, or neither
 )->nn.Module: # As it was before
-    "The module inside its wrappers"
-    kinds = nn.DataParallel,nn.parallel.DistributedDataParallel
+    "The module inside its wrappers; a `ValueError` if it lies in pieces on several processes"
+    kinds,fsdp = (nn.DataParallel,nn.parallel.DistributedDataParallel),sys.modules.get('torch.distributed.fsdp')
+    if fsdp and isinstance(model, (fsdp.FullyShardedDataParallel, fsdp.FSDPModule)):
+        raise ValueError(f"model: a {type(model).__name__}, whose weights lie in pieces on several processes. "
+                         "Gather them in a plain module first, e.g. by torch.distributed.checkpoint.state_dict.get_model_state_dict")
     if hasattr(model, '_orig_mod'): return unwrapped(model._orig_mod)
     return unwrapped(model.module) if isinstance(model, kinds) else model
 

@@ -241,6 +241,10 @@ class _Again(float):
     "A number that stands in the same row already: tables on the screen need not repeat it"
     def __format__(self, spec): return '(same)' if spec=='.6f' else super().__format__(spec)   # as `ProgressCallback` writes
 
+class _Blank(float):
+    "Not measured: nothing in the table on screen, nan for loggers"
+    def __format__(self, spec): return '' if spec=='.6f' else super().__format__(spec)
+
 # %% ../nbs/03_phases.ipynb #c0111111
 class _PhaseColumn(TidyCallback):
     "The phase as the last column of what the Recorder hands to loggers: a name in text, a number among numbers"
@@ -257,10 +261,11 @@ class _PhaseColumn(TidyCallback):
 
     def show(self, log):
         names = self.recorder.metric_names
-        if 'phase' in names and len(log)==len(names)-1: self._complete(log, list(names))   # a row cut short stays as it is
+        if 'phase' in names and len(log)<len(names): self._complete(log, list(names))
         self.logs_to(log)
 
     def _complete(self, log, names):
+        for _ in range(len(names)-1-len(log)): log.insert(len(log)-self.recorder.add_time, _Blank('nan'))   # validation was cut short
         p,phases = self.learn.phase,list(self.learn.phase_schedule.phases)
         log.insert(names.index('phase'), _PhaseNo.of(phases.index(p)+1, p.name))
         for a,b in L(o.repeats().items() for o in self.learn.cbs if hasattr(type(o), 'repeats')).concat():
