@@ -6,16 +6,16 @@ import numpy as np, pytest, timm, torch, torchvision
 from fastai.vision.all import (Adam, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, SGD, accuracy, set_seed)
 from torch import nn
 from torch.nn import functional as F
-from feature_erosion.attribution import cam_layer, grad_cam
+from feature_erosion.measures.attribution import cam_layer, grad_cam
 from feature_erosion.batches import TensorAnswer, answer_tensor, evaluating, split_batch
-from feature_erosion.cka import layer_cka
+from feature_erosion.measures.cka import layer_cka
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import evaluate
 from feature_erosion.models import create_model, load_weights, restrict_outputs
-from feature_erosion.plasticity import dormant_units, grad_norm, penultimate, plasticity_measures, unit_scores
-from feature_erosion.probes import dl_labels, layer_probe
-from feature_erosion.rank import layer_rank
-from feature_erosion.representations import Features, layer_calls, visit
+from feature_erosion.measures.plasticity import dormant_units, grad_norm, penultimate, plasticity_measures, unit_scores
+from feature_erosion.measures.probes import dl_labels, layer_probe
+from feature_erosion.measures.rank import layer_rank
+from feature_erosion.measures.layers import Features, layer_calls, visit
 
 def works(kind, what, how): return pytest.mark.works(kind=kind, what=what, how=how)
 def case(*args, what, how, kind='models'): return pytest.param(*args, marks=works(kind, what, how), id=what)

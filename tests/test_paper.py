@@ -5,7 +5,7 @@ from functools import lru_cache
 import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import plt
 from feature_erosion import cli, paper as paper_module
-from feature_erosion.paper import *
+from feature_erosion.paper.recipes import *
 from feature_erosion.runs.store import Run, RunStore
 
 @pytest.fixture(scope='module')

@@ -11,7 +11,7 @@ from feature_erosion.learner import erosion_learner
 from feature_erosion.models import create_model
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase
-from feature_erosion.plasticity import (Dormant, Erosion, LoggedCallback, PlasticityLog, dormant_units, epochs_to, erosion_summary, forgetting, grad_norm,
+from feature_erosion.measures.plasticity import (Dormant, Erosion, LoggedCallback, PlasticityLog, dormant_units, epochs_to, erosion_summary, forgetting, grad_norm,
                                         half_life, pattern_reliance, penultimate, plasticity_measures, relearning_gap, unit_scores, weight_norm, weight_norms)
 
 quick = settings(max_examples=60, deadline=None)

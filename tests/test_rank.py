@@ -5,8 +5,8 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from fastai.vision.all import plt
 from feature_erosion import rank
-from feature_erosion.rank import *
-from feature_erosion.representations import pick_features
+from feature_erosion.measures.rank import *
+from feature_erosion.measures.layers import pick_features
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 sizes,seeds = st.integers(2, 60),st.integers(0, 10**6)

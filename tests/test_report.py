@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 from conftest import Page
 from PIL import Image
 from feature_erosion.cli import main
-from feature_erosion.report import report
+from feature_erosion.paper.report import report
 from feature_erosion.files import save_json
 from feature_erosion.runs.store import Run, RunStore, environment
 
@@ -122,7 +122,7 @@ def test_it_reads_and_writes_nothing_else(folder):
     assert {f:o for f,o in written().items() if f!=out}==before
 
 def test_two_at_once(folder):
-    code = f'from feature_erosion.report import report\nfor i in range(5): report({str(folder)!r})'
+    code = f'from feature_erosion.paper.report import report\nfor i in range(5): report({str(folder)!r})'
     command = [sys.executable, '-W', 'ignore', '-c', code]
     both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for p in both: assert p.communicate()[1]=='' and p.returncode==0

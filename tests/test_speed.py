@@ -10,7 +10,7 @@ from feature_erosion.evalsets import EvalSets, pattern_sets
 from feature_erosion.learner import FewSyncs, StopOnNaN, erosion_learner
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase
-from feature_erosion.representations import watching
+from feature_erosion.measures.layers import watching
 
 bench = Path(__file__).parent/'bench'
 

@@ -11,7 +11,7 @@ from feature_erosion.data import _unpack, digits_dls, extract, to_uint8
 from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase
-from feature_erosion.report import report
+from feature_erosion.paper.report import report
 from feature_erosion.files import load_json, save_folder, save_json
 from feature_erosion.runs.resume import KeepRun
 from feature_erosion.runs.store import RunStore, environment, git_revision, pack, unpack

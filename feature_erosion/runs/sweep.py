@@ -15,7 +15,7 @@ from joblib.parallel import get_active_backend
 from scipy import stats
 from fastcore.all import *
 from fastai.vision.all import plt, progress_bar
-from ..representations import Measured
+from ..measures.layers import Measured
 from .keys import *
 from .store import *
 
