@@ -1,5 +1,5 @@
 "Every notebook runs, each in a process of its own: what it patches into fastai ends with it. Front matter `requires: [cifar10]` skips one where those data are missing."
-import subprocess, sys
+import os, subprocess, sys
 from pathlib import Path
 import pytest
 from conftest import require, root
@@ -16,5 +16,5 @@ def required(nb):
 @pytest.mark.parametrize('nb', nbs, ids=[f.relative_to(root/'nbs').as_posix() for f in nbs])
 def test_notebook(nb):
     require(*required(nb))
-    r = subprocess.run([Path(sys.executable).with_name('nbdev-test'), nb, '--n-workers', '0'], cwd=root, capture_output=True, text=True)
+    r = subprocess.run([Path(sys.executable).with_name('nbdev-test'), nb, '--n-workers', '0'], cwd=root, env={**os.environ, 'PYTHONWARNINGS':'ignore:`torch.jit'}, capture_output=True, text=True)
     assert r.returncode==0 and 'Success' in r.stdout, r.stdout+r.stderr
