@@ -11,7 +11,7 @@ __all__ = ['test_dl', 'phase_ends', 'forgotten', 'curve_tables', 'epochs_to_half
            'ratio_claims', 'sharp_layer', 'cell_share', 'pointing', 'cam_tables', 'load_cams', 'plot_cams',
            'cam_claims', 'rank_tables', 'plot_rank', 'rank_claims']
 
-# %% ../../nbs/paper/02_figures.ipynb #32d05596
+# %% ../../nbs/paper/02_figures.ipynb #95cbffe2
 import base64, io
 from dataclasses import replace
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
@@ -31,7 +31,7 @@ from ..learner import *
 from .nets import *
 from .recipes import *
 
-# %% ../../nbs/paper/02_figures.ipynb #1b43bf86
+# %% ../../nbs/paper/02_figures.ipynb #8374ca0a
 _colors = dict(before='C0', after='C3', control='C7')
 
 def _which(ratio): return 'control' if ratio==0 else 'after'
@@ -54,7 +54,7 @@ def _panels(n, width=5., height=3.4):
     fig,axs = plt.subplots(1, n, figsize=(1+width*n, height), layout='constrained', squeeze=False)
     return fig,axs[0]
 
-# %% ../../nbs/paper/02_figures.ipynb #f7d2a2d4
+# %% ../../nbs/paper/02_figures.ipynb #8f9c0fa7
 def test_dl(
     net:Net, # Whose data
     seed:int, # Which classes, and which images if not all
@@ -139,7 +139,7 @@ def _plot_rates(ax, t, net):
     ax.set_title(net, loc='left', pad=22, weight='bold')
     ax.legend()
 
-# %% ../../nbs/paper/02_figures.ipynb #804faa14
+# %% ../../nbs/paper/02_figures.ipynb #3968c2e1
 def plot_curves(t):
     "A panel for each network; for one at several learning rates, what is forgotten at each"
     nets = list(t['curves'].net.unique())
@@ -169,7 +169,7 @@ def _collapse(net, e, c):
         judged('With squares accuracy is perfect', '100%', _per_seed(sq[sq.phase=='erode'], lambda o: o.pattern.iloc[0]), (.99,.9), '.1%', net),
         judged('The square decides: share of its answers where square and image disagree', 'not reported', picture, (.95,.75), '.0%', net)]
 
-# %% ../../nbs/paper/02_figures.ipynb #87072450
+# %% ../../nbs/paper/02_figures.ipynb #109b18ff
 def _rate_claims(net, e):
     f = e.groupby(['ratio','lr','seed']).apply(forgotten, include_groups=False).unstack('ratio')
     control,squares = f[0.],f[max(f.columns)]
@@ -238,7 +238,7 @@ class SpectrumMeter(Features):
         rank = numerical_rank(s, tunnel_rtol(d))
         self.rows.append(dict(model=model, layer=layer, rank=rank, rank_1e3=numerical_rank(s, 1e-3), effective=effective_rank(s), features=d, n=len(X)))
 
-# %% ../../nbs/paper/02_figures.ipynb #893f2b38
+# %% ../../nbs/paper/02_figures.ipynb #ecbff0fd
 def layer_tables(learn, net, seed, scale):
     "Rank and probe accuracies of each layer, before and after the second phase; the control begins with the same network, which is measured once"
     models = dict(zip(('before','after'), learn.models_at(before_erosion(learn), 'erode').values()))
@@ -403,7 +403,7 @@ def _ratio_claims(net, d, r):
                _per_seed(d, lambda o: _bend(o, r)), '≠0', '.0%', net),
         judged('It is the squares: forgetting at ratio 0, the control', 'not reported', d[d.ratio==0].forgotten, (.05,.2), '.0%', net)]
 
-# %% ../../nbs/paper/02_figures.ipynb #0537f066
+# %% ../../nbs/paper/02_figures.ipynb #fd50a800
 def sharp_layer(
     model, # A module that classifies images
     x:torch.Tensor # One or more images
@@ -454,10 +454,11 @@ def cam_tables(learn, net, seed, scale):
     dl = test_dl(net, seed, scale)
     layers,n = dict(last=None, sharp=sharp_layer(learn.model, dl.one_batch()[0][:2].as_subclass(torch.Tensor))),min(1000, len(dl.dataset))
     att = [_attention(_look(learn, net, seed, scale, l, n)).assign(at=k) for k,l in layers.items()]
+    if seed>0: return dict(attention=pd.concat(att))   # maps of one seed are enough to show
     cams = [_cam_rows(_look(learn, net, seed, scale, l, 6)).assign(at=k) for k,l in layers.items()]
-    return dict(attention=pd.concat(att), cams=pd.concat(cams) if seed==0 else pd.DataFrame(dict(at=[])))
+    return dict(attention=pd.concat(att), cams=pd.concat(cams))
 
-# %% ../../nbs/paper/02_figures.ipynb #b6044e04
+# %% ../../nbs/paper/02_figures.ipynb #805871d8
 def _uri(a):
     "An image in 0…1, `(height, width[, 3])`, as a data URI"
     buf = io.BytesIO()
@@ -557,10 +558,10 @@ def _rates(net, *lrs): return tuple(replace(net, lr=lr) for lr in lrs)
 _eight = 0.,.01,.03,.1,.3,.6,.9,1.
 
 def _smoke():
-    net = Net('VGG-19', 'vgg19', 'digits', width=.125, n=256, n_valid=60, lr=.05, lengths=(3,1,2))
-    small = Net('Perceptron', 'perceptron', 'digits', n=256, n_valid=60, lr=.05, lengths=(3,1,0))
-    res = replace(small, name='ResNet-18', arch='resnet18', width=.125)
-    return _scales(net, (res,), (), _rates(small, .03, .1), (), (0.,.3,1.), seeds=2, n_test=60, n_train=128)
+    net = Net('Perceptron', 'perceptron', 'digits', n=256, n_valid=60, lr=.05, lengths=(6,3,6))
+    res = Net('ResNet-20', 'resnet20', 'digits', width=.25, n=256, n_valid=60, lr=.05, lengths=(4,2,0))
+    scales = _scales(net, (res,), (), _rates(net, .03, .1), (1,), (0.,.3,1.), seeds=2, n_test=60, n_train=128)
+    return {**scales, **{f:replace(scales[f], nets=with_control(res)) for f in ('fig3','fig4')}}
 
 def _paper():
     vgg,res = Net('VGG-19', 'vgg19'),Net('ResNet-18', 'resnet18', lengths=(160,160,0))
@@ -569,16 +570,16 @@ def _paper():
     rates = [o for net in known for o in _rates(net, .003, .01, .03, .1)]
     return _scales(vgg, (res,), (), rates, (16,48), _eight)
 
-# %% ../../nbs/paper/02_figures.ipynb #93f34fc5
+# %% ../../nbs/paper/02_figures.ipynb #41e03848
 def _cpu():
     small = dict(width=.25, n=1000, n_valid=500)
-    vgg,res = Net('VGG-19', 'vgg19', lengths=(200,200,200), **small),Net('ResNet-18', 'resnet18', lengths=(60,60,0), **small)
-    given = Net('ResNet-20 (published)', 'resnet20', weights='resnet20-12fca82f.th', stats='imagenet', lengths=(0,60,0), n=1000, n_valid=500)
+    vgg,res = Net('VGG-19', 'vgg19', lengths=(200,200,200), **small),Net('ResNet-18', 'resnet18', lengths=(100,100,0), **small)
+    given = Net('ResNet-20 (published)', 'resnet20', weights='resnet20-12fca82f.th', stats='imagenet', lengths=(0,40,0), n=1000, n_valid=500)
     few = dict(n_classes=10, size=96, n=1000, pattern_size=.125, stats='half', lengths=(0,15,0))
     photos = Net('EfficientNet-lite0 (ImageNet)', 'efficientnet_lite0', 'tiny_imagenet_20', weights='imagenet', **few)
     return _scales(vgg, (res,), (given,), _rates(photos, .003, .01, .03, .1), (20,60), _eight)
 
-# %% ../../nbs/paper/02_figures.ipynb #6bc5d9c4
+# %% ../../nbs/paper/02_figures.ipynb #712a5f80
 _by_preset = dict(smoke=_smoke(), cpu=_cpu(), paper=_paper())
 
 def _recipe(name, *args, **kwargs): return register(Recipe(name, *args, **kwargs, scales={k:v[name] for k,v in _by_preset.items()}))

@@ -9,7 +9,7 @@ __all__ = ['Net', 'data_folder', 'net_dls', 'imagenet_indices', 'weights_file', 
            'net_pattern', 'net_phases', 'net_learner', 'fit_net', 'shorter', 'as_trained', 'train_net', 'trained',
            'load_net', 'before_erosion', 'net_seconds', 'open_run', 'keep_net', 'demo']
 
-# %% ../../nbs/paper/00_nets.ipynb #abd3b1cd
+# %% ../../nbs/paper/00_nets.ipynb #c519bcec
 import contextlib, io
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
@@ -183,7 +183,7 @@ def net_learner(
     for k,v in _opts[net.opt].items(): setattr(learn, k, v)
     return learn
 
-# %% ../../nbs/paper/00_nets.ipynb #94b7a2d5
+# %% ../../nbs/paper/00_nets.ipynb #28b7c854
 def fit_net(
     net:Net, # What to train
     seed:int=0, # Of everything random: same seed, same result
@@ -224,7 +224,8 @@ def train_net(
     "Train the last phase of a network, after those before it: a recipe for `RunStore.once`"
     before = shorter(net := Net(**net))
     base = before and trained(run.store, before, seed)
-    with contextlib.redirect_stdout(io.StringIO()): fit_net(net, seed, KeepRun(run, after=base, wait=True))
+    keep = KeepRun(run, minutes=5, epochs=1000, after=base, wait=True)   # an epoch may take but seconds: checkpoints by the clock
+    with contextlib.redirect_stdout(io.StringIO()): fit_net(net, seed, keep)
 
 def trained(
     store:RunStore, # Where networks are kept
@@ -249,7 +250,7 @@ def before_erosion(
     "Name of the phase before 'erode'"
     return 'pretrain' if 'pretrain' in learn.snapshots else 'start'
 
-# %% ../../nbs/paper/00_nets.ipynb #4587e3f6
+# %% ../../nbs/paper/00_nets.ipynb #3698c81e
 def _seconds(f, batches):
     "Of one call, the first left out"
     f(batches[0])
@@ -274,7 +275,7 @@ def net_seconds(
     step = _seconds(train, bs)
     return step if net.unit=='iters' else step*len(dls.train) + 4*_seconds(look, bs)*len(dls.valid)   # clean images twice, painted ones, conflicting ones
 
-# %% ../../nbs/paper/00_nets.ipynb #6e8a8e61
+# %% ../../nbs/paper/00_nets.ipynb #32167908
 def open_run(
     out, # Its folder: new, empty, or with the same run
     **config # As in `RunStore.run`

@@ -36,7 +36,7 @@ class Recipe:
     "What is trained, measured, drawn and claimed"
     name:str # Of its folder, and on the command line
     title:str # What it shows
-    measure:callable # `f(learn, net, scale) -> dict` of DataFrames, for one network and seed
+    measure:callable # `f(learn, net, seed, scale) -> dict` of DataFrames
     plot:callable # `f(tables) -> Figure`
     claims:callable # `f(tables) -> list` of rows from `judged`
     phases:int=2 # How many of the three phases it needs
@@ -48,7 +48,7 @@ class Recipe:
         cut = lambda ls: tuple(l if i<self.phases else 0 for i,l in enumerate(ls))
         return [replace(o, lengths=cut(o.lengths)) for o in scale.nets]
 
-# %% ../../nbs/paper/01_recipes.ipynb #136bc37d
+# %% ../../nbs/paper/01_recipes.ipynb #3b4546fa
 def with_control(
     *nets # Of `Net`
 )->tuple: # Each followed by its control, which has `ratio` 0
@@ -185,7 +185,7 @@ def measure_net(
 )->dict: # Accuracy on each set at the end of each phase
     "A network, trained if need be, and what a recipe measures of it"
     learn = load_net(trained(run.store, net := Net(**net), seed))
-    with learn.no_bar(): res = measure(learn, net, Scale((net,), n_test=n_test, n_train=n_train))
+    with learn.no_bar(): res = measure(learn, net, seed, Scale((net,), n_test=n_test, n_train=n_train))
     for k,v in res.items(): run.save_table(k, v)
     return {f'{p}_{k}':v for p,row in phase_table(learn).to_dict('index').items() for k,v in row.items()}
 
@@ -243,7 +243,7 @@ def _error(f):
     try: f()
     except (FileNotFoundError,ImportError) as e: return e
 
-# %% ../../nbs/paper/01_recipes.ipynb #a91d84fa
+# %% ../../nbs/paper/01_recipes.ipynb #10d4ecb1
 def _chain(net):
     "A network's phases, the first first, each as the store knows it"
     return ([] if (o := shorter(net)) is None else _chain(o)) + [as_trained(net)]
@@ -257,7 +257,7 @@ def phases_to_train(
     runs = [(o, store.recipe_runs(train_net, [dict(seed=s, net=asdict(o))], net_files(o))[0]) for (_,s),o in links.items()]
     return [(o,r) for o,r in runs if r.info['status']!='finished']
 
-# %% ../../nbs/paper/01_recipes.ipynb #acaa3fa8
+# %% ../../nbs/paper/01_recipes.ipynb #668aacb8
 class Plan:
     "Phases to train, and about how long they take"
     def __init__(self,
@@ -275,7 +275,7 @@ class Plan:
 
     def __repr__(self): return f'{len(self.seconds)} phases to train, about {sum(self.seconds.values())/self.jobs/3600:.2g} hours'
 
-# %% ../../nbs/paper/01_recipes.ipynb #78cae04a
+# %% ../../nbs/paper/01_recipes.ipynb #6c573368
 class _Progress:
     "While figures are made: say from time to time how far it is"
     def __init__(self, plan, every=60.): self.plan,self.every,self.stop,self.begun = plan,every,threading.Event(),monotonic()
