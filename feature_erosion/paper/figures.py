@@ -11,7 +11,7 @@ __all__ = ['test_dl', 'phase_ends', 'forgotten', 'curve_tables', 'epochs_to_half
            'ratio_claims', 'sharp_layer', 'cell_share', 'pointing', 'cam_tables', 'load_cams', 'plot_cams',
            'cam_claims', 'rank_tables', 'plot_rank', 'rank_claims']
 
-# %% ../../nbs/paper/02_figures.ipynb #95cbffe2
+# %% ../../nbs/paper/02_figures.ipynb #28cc6de9
 import base64, io
 from dataclasses import replace
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
@@ -31,7 +31,7 @@ from ..learner import *
 from .nets import *
 from .recipes import *
 
-# %% ../../nbs/paper/02_figures.ipynb #8374ca0a
+# %% ../../nbs/paper/02_figures.ipynb #7c533f7f
 _colors = dict(before='C0', after='C3', control='C7')
 
 def _which(ratio): return 'control' if ratio==0 else 'after'
@@ -54,7 +54,7 @@ def _panels(n, width=5., height=3.4):
     fig,axs = plt.subplots(1, n, figsize=(1+width*n, height), layout='constrained', squeeze=False)
     return fig,axs[0]
 
-# %% ../../nbs/paper/02_figures.ipynb #8f9c0fa7
+# %% ../../nbs/paper/02_figures.ipynb #0f845721
 def test_dl(
     net:Net, # Whose data
     seed:int, # Which classes, and which images if not all
@@ -139,7 +139,7 @@ def _plot_rates(ax, t, net):
     ax.set_title(net, loc='left', pad=22, weight='bold')
     ax.legend()
 
-# %% ../../nbs/paper/02_figures.ipynb #3968c2e1
+# %% ../../nbs/paper/02_figures.ipynb #2e2fd56c
 def plot_curves(t):
     "A panel for each network; for one at several learning rates, what is forgotten at each"
     nets = list(t['curves'].net.unique())
@@ -169,7 +169,7 @@ def _collapse(net, e, c):
         judged('With squares accuracy is perfect', '100%', _per_seed(sq[sq.phase=='erode'], lambda o: o.pattern.iloc[0]), (.99,.9), '.1%', net),
         judged('The square decides: share of its answers where square and image disagree', 'not reported', picture, (.95,.75), '.0%', net)]
 
-# %% ../../nbs/paper/02_figures.ipynb #109b18ff
+# %% ../../nbs/paper/02_figures.ipynb #88e80b41
 def _rate_claims(net, e):
     f = e.groupby(['ratio','lr','seed']).apply(forgotten, include_groups=False).unstack('ratio')
     control,squares = f[0.],f[max(f.columns)]
@@ -238,7 +238,7 @@ class SpectrumMeter(Features):
         rank = numerical_rank(s, tunnel_rtol(d))
         self.rows.append(dict(model=model, layer=layer, rank=rank, rank_1e3=numerical_rank(s, 1e-3), effective=effective_rank(s), features=d, n=len(X)))
 
-# %% ../../nbs/paper/02_figures.ipynb #ecbff0fd
+# %% ../../nbs/paper/02_figures.ipynb #9d782961
 def layer_tables(learn, net, seed, scale):
     "Rank and probe accuracies of each layer, before and after the second phase; the control begins with the same network, which is measured once"
     models = dict(zip(('before','after'), learn.models_at(before_erosion(learn), 'erode').values()))
@@ -403,7 +403,7 @@ def _ratio_claims(net, d, r):
                _per_seed(d, lambda o: _bend(o, r)), '≠0', '.0%', net),
         judged('It is the squares: forgetting at ratio 0, the control', 'not reported', d[d.ratio==0].forgotten, (.05,.2), '.0%', net)]
 
-# %% ../../nbs/paper/02_figures.ipynb #fd50a800
+# %% ../../nbs/paper/02_figures.ipynb #6493a6ad
 def sharp_layer(
     model, # A module that classifies images
     x:torch.Tensor # One or more images
@@ -458,7 +458,7 @@ def cam_tables(learn, net, seed, scale):
     cams = [_cam_rows(_look(learn, net, seed, scale, l, 6)).assign(at=k) for k,l in layers.items()]
     return dict(attention=pd.concat(att), cams=pd.concat(cams))
 
-# %% ../../nbs/paper/02_figures.ipynb #805871d8
+# %% ../../nbs/paper/02_figures.ipynb #43b1e25a
 def _uri(a):
     "An image in 0…1, `(height, width[, 3])`, as a data URI"
     buf = io.BytesIO()
@@ -570,16 +570,16 @@ def _paper():
     rates = [o for net in known for o in _rates(net, .003, .01, .03, .1)]
     return _scales(vgg, (res,), (), rates, (16,48), _eight)
 
-# %% ../../nbs/paper/02_figures.ipynb #41e03848
+# %% ../../nbs/paper/02_figures.ipynb #c5451861
 def _cpu():
     small = dict(width=.25, n=1000, n_valid=500)
-    vgg,res = Net('VGG-19', 'vgg19', lengths=(200,200,200), **small),Net('ResNet-18', 'resnet18', lengths=(100,100,0), **small)
+    vgg,res = Net('VGG-19', 'vgg19', lengths=(200,200,200), **small),Net('ResNet-18', 'resnet18', lengths=(160,160,0), **small)
     given = Net('ResNet-20 (published)', 'resnet20', weights='resnet20-12fca82f.th', stats='imagenet', lengths=(0,40,0), n=1000, n_valid=500)
     few = dict(n_classes=10, size=96, n=1000, pattern_size=.125, stats='half', lengths=(0,15,0))
     photos = Net('EfficientNet-lite0 (ImageNet)', 'efficientnet_lite0', 'tiny_imagenet_20', weights='imagenet', **few)
     return _scales(vgg, (res,), (given,), _rates(photos, .003, .01, .03, .1), (20,60), _eight)
 
-# %% ../../nbs/paper/02_figures.ipynb #712a5f80
+# %% ../../nbs/paper/02_figures.ipynb #36acc954
 _by_preset = dict(smoke=_smoke(), cpu=_cpu(), paper=_paper())
 
 def _recipe(name, *args, **kwargs): return register(Recipe(name, *args, **kwargs, scales={k:v[name] for k,v in _by_preset.items()}))

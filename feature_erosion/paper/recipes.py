@@ -28,7 +28,7 @@ class Scale:
     "How large a recipe is made"
     nets:tuple # Of `Net`: each is trained and measured on each seed
     seeds:int=3 # How many
-    n_test:int=10_000 # Test images to measure on
+    n_test:int=None # Test images to measure on; by default all
     n_train:int=None # Training images for linear probes; by default all that the network has seen
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Recipe:
         cut = lambda ls: tuple(l if i<self.phases else 0 for i,l in enumerate(ls))
         return [replace(o, lengths=cut(o.lengths)) for o in scale.nets]
 
-# %% ../../nbs/paper/01_recipes.ipynb #3b4546fa
+# %% ../../nbs/paper/01_recipes.ipynb #476e6600
 def with_control(
     *nets # Of `Net`
 )->tuple: # Each followed by its control, which has `ratio` 0
@@ -243,7 +243,7 @@ def _error(f):
     try: f()
     except (FileNotFoundError,ImportError) as e: return e
 
-# %% ../../nbs/paper/01_recipes.ipynb #10d4ecb1
+# %% ../../nbs/paper/01_recipes.ipynb #ffea935f
 def _chain(net):
     "A network's phases, the first first, each as the store knows it"
     return ([] if (o := shorter(net)) is None else _chain(o)) + [as_trained(net)]
@@ -257,7 +257,9 @@ def phases_to_train(
     runs = [(o, store.recipe_runs(train_net, [dict(seed=s, net=asdict(o))], net_files(o))[0]) for (_,s),o in links.items()]
     return [(o,r) for o,r in runs if r.info['status']!='finished']
 
-# %% ../../nbs/paper/01_recipes.ipynb #668aacb8
+# %% ../../nbs/paper/01_recipes.ipynb #ca8209fe
+def _hours(s): return f'{s/3600:.1f} hours' if s>=3600 else f'{s/60:.0f} minutes' if s>=90 else f'{s:.0f} seconds'
+
 class Plan:
     "Phases to train, and about how long they take"
     def __init__(self,
@@ -273,9 +275,9 @@ class Plan:
         s = [s for p,s in self.seconds.items() if Run(p).info['status']!='finished']
         return len(s),sum(s)/self.jobs
 
-    def __repr__(self): return f'{len(self.seconds)} phases to train, about {sum(self.seconds.values())/self.jobs/3600:.2g} hours'
+    def __repr__(self): return f'{len(self.seconds)} phases to train, about {_hours(sum(self.seconds.values())/self.jobs)}'
 
-# %% ../../nbs/paper/01_recipes.ipynb #6c573368
+# %% ../../nbs/paper/01_recipes.ipynb #ff725850
 class _Progress:
     "While figures are made: say from time to time how far it is"
     def __init__(self, plan, every=60.): self.plan,self.every,self.stop,self.begun = plan,every,threading.Event(),monotonic()
@@ -294,7 +296,7 @@ class _Progress:
         if n==self.n: return
         self.n,took = n,monotonic()-self.begun
         if n: print(f'{len(self.plan.seconds)-n} of {len(self.plan.seconds)} phases trained, '
-                    f'about {took*left/(self.all-left)/3600:.1f} hours left', flush=True)
+                    f'about {_hours(took*left/(self.all-left))} left', flush=True)
 
     def __exit__(self, *_):
         self.stop.set()
