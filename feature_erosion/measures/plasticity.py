@@ -20,6 +20,7 @@ from fastcore.all import *
 from fastai.vision.all import Learner, Recorder, no_random, plt, to_device
 from ..batches import *
 from ..patterns import *
+from ..callbacks import *
 from ..phases import *
 from ..evalsets import *
 from .layers import *
