@@ -15,6 +15,7 @@ from numbers import Number
 from fastcore.all import *
 from fastai.vision.all import (DataLoaders, Learner, OptimWrapper, accuracy, get_model, no_random)
 from .batches import *
+from .loaders import *
 from .callbacks import *
 from .patterns import *
 from .models import *
@@ -125,7 +126,7 @@ def models_at(self:Learner,
     return res
 
 # %% ../nbs/13_learner.ipynb #15d762fe
-def _clean(learn, ds_idx=1): return getattr(learn.dls, 'clean', learn.dls)[ds_idx]
+def _clean(learn, ds_idx=1): return clean_of(learn.dls)[ds_idx]
 
 def _inside(learn, f, phases, *dls, **kwargs):
     with precision(learn): return f(learn.models_at(*phases), *dls, **kwargs)
