@@ -9,13 +9,14 @@ __all__ = ['solvers', 'LinearProbe', 'fit_probe', 'authors_probe', 'ProbeFit', '
            'layer_probe', 'LayerProbe']
 
 # %% ../../nbs/measures/03_probes.ipynb #75e78da8
-import numpy as np, pandas as pd, torch, torch.nn.functional as F
+import pandas as pd, torch, torch.nn.functional as F
 from torch import nn
 from warnings import warn
 from fastcore.all import *
 from fastai.vision.all import DataLoader, no_random, plt, progress_bar
 from ..batches import *
-from ..patterns import *
+from ..loaders import *
+from ..plots import *
 from ..phases import check_classes
 from .layers import *
 
@@ -148,7 +149,7 @@ def fit_probe(
     W,b,g = _minimise(Z, y, penalty/(C*len(y)), white, W, b, tol, max_iter)
     return LinearProbe(W/s, b-W@mean/s, classes, C/s**2, g<=tol)
 
-# %% ../../nbs/measures/03_probes.ipynb #96b3e488
+# %% ../../nbs/measures/03_probes.ipynb #7b0aac1d
 def authors_probe(
     X:torch.Tensor, # Features, shape `(samples, features)`
     y, # Integer labels, shape `(samples,)`
@@ -269,15 +270,13 @@ def dl_labels(
     with no_random(reproducible=False):
         dl = fixed_dl(dl, n, seed)
         if isinstance(dl, list) or not _labels_last(dl): return torch.cat([torch.as_tensor(_label(dl, b)).cpu() for b in dl])
-        y = torch.as_tensor(read_labels(_dataset(dl)))
+        y = torch.as_tensor(read_labels(dl.dataset))
     return y[dl.get_idxs()] if isinstance(dl, DataLoader) else y
 
 # %% ../../nbs/measures/03_probes.ipynb #b5c86abb
-def _dataset(dl): return dl.dataset.ds if isinstance(dl.dataset, StampedDataset) else dl.dataset
-
 def _labels_last(dl):
     "Whether samples are inputs and one label"
-    item = _dataset(dl)[0]
+    item = labelled(dl.dataset)[0]
     return isinstance(item, tuple) and len(item)-(getattr(dl, 'n_inp', None) or len(item)-1)==1
 
 def _label(dl, b):
@@ -323,14 +322,8 @@ class LayerProbe(Measured):
         ax=None # A matplotlib axis, made if `None`
     )->plt.Axes:
         "Test accuracy from the first layer to the last: crosses for the first model, dots for the second (Fig. 4 of the paper)"
-        models,layers = (list(dict.fromkeys(self.index.get_level_values(o))) for o in ('model','layer'))
-        ax = ax or plt.subplots(figsize=(2+.3*len(layers), 3.5), layout='constrained')[1]
-        for i,m in enumerate(models):
-            a = self.loc[m].accuracy
-            ax.plot([layers.index(l) for l in a.index], 100*a, marker='xo^sDv'[i%6], color='C0' if len(models)<3 else f'C{i}', lw=.8, ls='-' if i else ':', label=m)
-        if 'chance' in self.attrs: ax.axhline(100*self.attrs['chance'], color='C7', ls='--', lw=1, label='chance')
-        ax.set_xticks(range(len(layers)), layers, rotation=90)
-        ax.set_xlabel('layer')
-        ax.set_ylabel('linear probe accuracy (%)')
-        ax.legend(loc='center left', bbox_to_anchor=(1.01,.5))
+        ax = layer_lines(self.accuracy, ax)
+        if 'chance' in self.attrs: ax.axhline(self.attrs['chance'], color='C7', ls='--', lw=1, label='chance')
+        percent(ax, 'linear probe accuracy')
+        legend_beside(ax)
         return ax

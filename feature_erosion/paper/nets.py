@@ -9,7 +9,7 @@ __all__ = ['Net', 'data_folder', 'net_dls', 'imagenet_indices', 'weights_file', 
            'net_pattern', 'net_phases', 'net_learner', 'fit_net', 'shorter', 'as_trained', 'train_net', 'trained',
            'load_net', 'before_erosion', 'net_seconds', 'open_run', 'keep_net', 'demo']
 
-# %% ../../nbs/paper/00_nets.ipynb #c519bcec
+# %% ../../nbs/paper/00_nets.ipynb #be3b95b7
 import contextlib, io
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
@@ -27,7 +27,7 @@ from ..data import *
 from ..data import _untar
 from ..phases import *
 from ..evalsets import *
-from ..measures.plasticity import *
+from ..erosion import *
 from ..runs.store import *
 from ..runs.resume import *
 from ..learner import *
@@ -183,7 +183,7 @@ def net_learner(
     for k,v in _opts[net.opt].items(): setattr(learn, k, v)
     return learn
 
-# %% ../../nbs/paper/00_nets.ipynb #28b7c854
+# %% ../../nbs/paper/00_nets.ipynb #357c021e
 def fit_net(
     net:Net, # What to train
     seed:int=0, # Of everything random: same seed, same result
@@ -250,7 +250,7 @@ def before_erosion(
     "Name of the phase before 'erode'"
     return 'pretrain' if 'pretrain' in learn.snapshots else 'start'
 
-# %% ../../nbs/paper/00_nets.ipynb #3698c81e
+# %% ../../nbs/paper/00_nets.ipynb #462a4242
 def _seconds(f, batches):
     "Of one call, the first left out"
     f(batches[0])
@@ -275,7 +275,7 @@ def net_seconds(
     step = _seconds(train, bs)
     return step if net.unit=='iters' else step*len(dls.train) + 4*_seconds(look, bs)*len(dls.valid)   # clean images twice, painted ones, conflicting ones
 
-# %% ../../nbs/paper/00_nets.ipynb #32167908
+# %% ../../nbs/paper/00_nets.ipynb #a1fa0b3d
 def open_run(
     out, # Its folder: new, empty, or with the same run
     **config # As in `RunStore.run`

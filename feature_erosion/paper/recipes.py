@@ -16,7 +16,7 @@ from time import monotonic, perf_counter
 import joblib, numpy as np, pandas as pd, torch
 from fastcore.all import *
 from fastai.vision.all import Learner, plt
-from ..measures.plasticity import *
+from ..erosion import *
 from ..runs.store import *
 from ..runs.sweep import *
 from .nets import *
@@ -48,7 +48,7 @@ class Recipe:
         cut = lambda ls: tuple(l if i<self.phases else 0 for i,l in enumerate(ls))
         return [replace(o, lengths=cut(o.lengths)) for o in scale.nets]
 
-# %% ../../nbs/paper/01_recipes.ipynb #476e6600
+# %% ../../nbs/paper/01_recipes.ipynb #e82d6cd6
 def with_control(
     *nets # Of `Net`
 )->tuple: # Each followed by its control, which has `ratio` 0
@@ -243,7 +243,7 @@ def _error(f):
     try: f()
     except (FileNotFoundError,ImportError) as e: return e
 
-# %% ../../nbs/paper/01_recipes.ipynb #ffea935f
+# %% ../../nbs/paper/01_recipes.ipynb #0d272b28
 def _chain(net):
     "A network's phases, the first first, each as the store knows it"
     return ([] if (o := shorter(net)) is None else _chain(o)) + [as_trained(net)]
@@ -257,7 +257,7 @@ def phases_to_train(
     runs = [(o, store.recipe_runs(train_net, [dict(seed=s, net=asdict(o))], net_files(o))[0]) for (_,s),o in links.items()]
     return [(o,r) for o,r in runs if r.info['status']!='finished']
 
-# %% ../../nbs/paper/01_recipes.ipynb #ca8209fe
+# %% ../../nbs/paper/01_recipes.ipynb #7a1dcb81
 def _hours(s): return f'{s/3600:.1f} hours' if s>=3600 else f'{s/60:.0f} minutes' if s>=90 else f'{s:.0f} seconds'
 
 class Plan:
@@ -277,7 +277,7 @@ class Plan:
 
     def __repr__(self): return f'{len(self.seconds)} phases to train, about {_hours(sum(self.seconds.values())/self.jobs)}'
 
-# %% ../../nbs/paper/01_recipes.ipynb #ff725850
+# %% ../../nbs/paper/01_recipes.ipynb #ac46006b
 class _Progress:
     "While figures are made: say from time to time how far it is"
     def __init__(self, plan, every=60.): self.plan,self.every,self.stop,self.begun = plan,every,threading.Event(),monotonic()
