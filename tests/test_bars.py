@@ -1,16 +1,15 @@
 "Runs that are stopped and go on with progress bars, as they are by default: on a terminal, in a log file, in a notebook."
-import multiprocessing as mp, os, pty, re, threading
+import os, pty, re, threading
 import nbformat, pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from bars import train_to
 from conftest import root
+from run import forked
 
 def process(out, *args):
     "Exit code"
-    ctx = mp.get_context('forkserver')
-    ctx.set_forkserver_preload(['feature_erosion.all'])
-    p = ctx.Process(target=train_to, args=(str(out), *map(str, args[:1]), *args[1:]))
+    p = forked(train_to, str(out), *map(str, args[:1]), *args[1:])
     p.start(), p.join()
     return p.exitcode
 
