@@ -1,5 +1,6 @@
 "What the tests share: the checkout, copies of it, which data are on this machine, and what is left out when and why."
 import os, re, shutil, subprocess, sys
+from contextlib import contextmanager
 from pathlib import Path
 import pytest
 from filelock import FileLock
@@ -62,16 +63,12 @@ def python(*args, cwd=root):
     assert not r.returncode, r.stdout
     return r.stdout
 
-def once(factory, name, make):
-    "The folder `name`, filled by `make`: by the first worker that needs it, for all"
+@contextmanager
+def shared(factory, name):
+    "The path `name`, the same for all workers that test side by side, for one at a time"
     base = factory.getbasetemp()
     out = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base)/name
-    with FileLock(f'{out}.lock'):
-        if not out.exists():
-            shutil.rmtree(tmp := out.with_name(f'{name}, unfinished'), ignore_errors=True)
-            make(tmp)
-            tmp.rename(out)
-    return out
+    with FileLock(f'{out}.lock'): yield out
 
 def snapshot(): return {f: f.stat().st_mtime_ns for d in (root, root/'nbs', root/'feature_erosion') for f in d.glob('*') if f.name[0]!='.'}
 
@@ -79,11 +76,12 @@ def snapshot(): return {f: f.stat().st_mtime_ns for d in (root, root/'nbs', root
 def site(tmp_path_factory):
     "The documentation, built aside once for all tests; `docs.py` fails on any warning"
     pytest.importorskip('smalldocs', reason='smalldocs needs Python 3.11')
-    def build(out):
+    with shared(tmp_path_factory, 'the site') as out:
+        if out.exists(): return out
         before = snapshot()
         assert 'warning' not in python('nbs/_tools/docs.py', '--out', out).lower()
         assert snapshot() == before, 'building the documentation changed the checkout'
-    return once(tmp_path_factory, 'the site', build)
+    return out
 
 @pytest.fixture
 def copy(tmp_path):

@@ -62,6 +62,7 @@ def run_cell(folder, stop=None):
     except CellExecutionError as e: return f'{e.ename}: {e.evalue}'
     return ''.join(o.get('text', '') for o in nb.cells[0].outputs)
 
+@pytest.mark.slow('two Jupyter kernels that import everything')
 def test_in_a_notebook(tmp_path, whole):
     assert "KeyboardInterrupt: run 'a' stopped after 8 iterations in phase 'pretrain'; start it again" in run_cell(tmp_path/'cut', 8)
     again = run_cell(tmp_path/'cut')

@@ -3,6 +3,7 @@ import os, subprocess, sys
 from dataclasses import replace
 from functools import lru_cache
 import numpy as np, pandas as pd, pytest, torch
+from conftest import shared
 from fastai.vision.all import plt
 from feature_erosion import cli, paper as paper_module
 from feature_erosion.paper.recipes import *
@@ -10,9 +11,8 @@ from feature_erosion.runs.store import Run, RunStore
 
 @pytest.fixture(scope='module')
 def smoke(tmp_path_factory):
-    "All figures of the preset 'smoke', and where they are"
-    out = tmp_path_factory.mktemp('smoke')
-    return paper('smoke', out=out, n_jobs=2, progress=False),out
+    "All figures of the preset 'smoke', and where they are; trained once for all workers"
+    with shared(tmp_path_factory, 'smoke') as out: return paper('smoke', out=out, n_jobs=1, progress=False),out
 
 def test_every_figure_has_tables_claims_and_a_picture(smoke):
     res,out = smoke
@@ -177,6 +177,7 @@ def made_weights(folder):
     torch.manual_seed(0)
     for make,w in ((m.resnet50,m.ResNet50_Weights.IMAGENET1K_V1), (m.vgg19,m.VGG19_Weights.IMAGENET1K_V1)): torch.save(make().state_dict(), folder/w.url.rsplit('/')[-1])
 
+@pytest.mark.slow('ResNet-50 and both VGGs at full width; the same code runs in the preset smoke')
 @pytest.mark.parametrize('figure', list(recipes))
 def test_paper_preset(figure, tmp_path, hub, cifar10, tiny_imagenet):
     config = presets['paper']()[figure]
