@@ -19,10 +19,10 @@ from fastdownload import FastDownload
 from PIL import Image, ImageOps
 from fastcore.all import *
 from fastai.vision.all import (Categorize, CategoryMap, CrossEntropyLossFlat, DataLoaders, IntToFloatTensor, Normalize, TensorCategory,
-                               TensorImage, TfmdDL, Transform, URLs, default_device, fastai_cfg, image_extensions, progress_bar)
+                               TensorImage, TfmdDL, Transform, URLs, default_device, fastai_cfg, image_extensions, progress_bar, to_device)
 from .files import *
+from .loaders import *
 from .patterns import *
-from .patterns import _int_labels
 
 # %% ../nbs/08_data.ipynb #b02ac519
 def _rows(x, i):
@@ -44,7 +44,7 @@ class TensorImages:
         self.x = torch.as_tensor(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x
         if self.x.ndim!=4 or self.x.dtype!=torch.uint8 or self.x.shape[-1] not in (1,3):
             raise ValueError(f"x: {self.x.dtype}, shape {tuple(self.x.shape)}; want uint8, (samples, height, width, channels) with 1 or 3 channels")
-        self.y = self.targets = None if y is None else torch.as_tensor(_int_labels(y))
+        self.y = self.targets = None if y is None else torch.as_tensor(int_labels(y))
         if y is not None and len(self.y)!=len(self.x): raise ValueError(f"y: {len(self.y)} labels for {len(self.x)} images")
         if y is not None and vocab is not None and len(self.y) and self.y.max()>=len(vocab):
             raise ValueError(f"y: labels up to {int(self.y.max())}, vocab has {len(vocab)} classes")

@@ -6,21 +6,18 @@ Docs: https://feature-erosion.github.io/feature_erosion/patterns.html.md"""
 
 # %% auto #0
 __all__ = ['corners', 'variants', 'rgb2lab', 'class_colors', 'Pattern', 'paint', 'ColorSquare', 'Stripes', 'Texture', 'Watermark',
-           'CornerSquare', 'pick', 'assign_stamps', 'TensorStamp', 'InjectPattern', 'same_dl', 'n_labels',
-           'read_labels', 'StampedDataset', 'stamp_dl']
+           'CornerSquare', 'assign_stamps', 'TensorStamp', 'InjectPattern', 'StampedDataset', 'stamp_dl']
 
 # %% ../nbs/07_patterns.ipynb #563368bb
-import random, warnings
+import warnings
 from copy import copy
 from functools import lru_cache
-from types import MethodType
 import numpy as np, torch, matplotlib.colors as mcolors
 from PIL import Image, ImageDraw, ImageFont
 from fastcore.all import *
-from torchvision.datasets import DatasetFolder, VisionDataset
-from torchvision.datasets.vision import StandardTransform
-from fastai.vision.all import (CollBase, DataLoader, DataLoaders, Datasets, ItemTransform, Normalize, Pipeline, TensorBase,
-                               TensorImage, TfmdDL, image2tensor, no_random, progress_bar, show_images, to_device)
+from fastai.vision.all import (DataLoader, DataLoaders, Datasets, ItemTransform, Normalize, TensorBase, TensorImage, image2tensor,
+                               no_random, show_images, to_device)
+from .loaders import *
 
 # %% ../nbs/07_patterns.ipynb #a9fd4cd8
 def rgb2lab(
@@ -251,64 +248,16 @@ class CornerSquare(ColorSquare):
         if n>len(ring): raise ValueError(f"size={self.size!r}: {len(ring)} places on the border of a {h}×{w} image for {n} classes; choose a smaller size")
         return (*ring[c*len(ring)//n], s, s)
 
-# %% ../nbs/07_patterns.ipynb #e5787ff9
-def pick(
-    labels, # Integer labels, shape `(samples,)`
-    n:int, # How many samples to choose
-    seed=0, # An integer, or a sequence of integers
-    stratify:bool=False # Keep the classes' shares, to within one sample a class
-)->np.ndarray: # Sorted indices, shape `(n,)`
-    "`n` of the samples, chosen at random"
-    labels = np.asarray(labels)
-    if not 0<=n<=len(labels): raise ValueError(f"n={n}: must be between 0 and the {len(labels)} samples there are")
-    order = np.random.RandomState(seed).permutation(len(labels))
-    if stratify:
-        classes,counts = np.unique(labels, return_counts=True)
-        share = counts*n/max(1,len(labels))
-        quota = np.floor(share+1e-9).astype(int)
-        quota[np.argsort(quota-share, kind='stable')[:n-quota.sum()]] += 1   # largest remainders
-        order = np.concatenate([order[labels[order]==c][:q] for c,q in zip(classes, quota)])
-    return np.sort(order[:n])
-
 # %% ../nbs/07_patterns.ipynb #bffba3b0
 variants = 'clean','pattern','conflict','shuffled','pattern_only'
 
-# %% ../nbs/07_patterns.ipynb #6e1f0a3c
-def _wrong_label(o):
-    "What is wrong with a label that is not one integer, and what can be done"
-    a = np.asarray(o.detach().cpu() if isinstance(o, torch.Tensor) else o)
-    what,do = f'{str(o)!r:.40}','number the classes, as `CategoryBlock` does'
-    if isinstance(o, Image.Image) or a.ndim>1:
-        what,do = 'an image (a mask, or images without labels)','give each image one class'
-    elif a.size>1:
-        what,do = f'{a.size} values (multi-label or soft labels)','choose one class a sample, such as the largest by `argmax`'
-    elif a.dtype.kind=='f':
-        what = f'the float {float(a.reshape(-1)[0]):.3g} (regression?)'
-        do = 'make bins of a quantity (`pd.qcut`), integers of classes (`astype(int)`)'
-    return ValueError(f"labels: got {what}; a pattern is chosen by one integer a sample. To paint by class, {do}; "
-                      "without, look at rank, CKA or dormant units, which need no labels")
-
-def _int_label(o):
-    "One sample's label"
-    a = np.asarray(o.detach().cpu() if isinstance(o, torch.Tensor) else o)
-    if a.size!=1 or a.dtype.kind not in 'biu': raise _wrong_label(o)
-    return int(a.reshape(-1)[0])
-
-def _int_labels(labels):
-    "Many samples' labels, as an array"
-    try: a = np.asarray(labels.detach().cpu() if isinstance(labels, torch.Tensor) else labels)
-    except ValueError: raise _wrong_label(next(o for o in labels if np.size(o)!=1)) from None   # of different lengths
-    if len(a) and (a.size!=len(a) or a.dtype.kind not in 'biu'): raise _wrong_label(a[0])
-    return a.reshape(-1).astype(np.int64)
-
 # %% ../nbs/07_patterns.ipynb #ca85e32a
-def _is_int(o): return isinstance(o, (int,np.integer)) and not isinstance(o, bool)
 def _check_stamps(labels, ratio, strength, classes, variant, n_classes):
     for k,v in dict(ratio=ratio, strength=strength).items():
         if not 0<=v<=1: raise ValueError(f"{k}={v!r}: must be in 0…1")
-    if bad := [o for o in ([] if classes is None else classes) if not _is_int(o) or not 0<=o<n_classes]:
+    if bad := [o for o in ([] if classes is None else classes) if not is_int(o) or not 0<=o<n_classes]:
         raise ValueError(f"classes: {bad} are not in 0…{n_classes-1}")
-    if len(labels) and not (_is_int(n_classes) and n_classes>0):
+    if len(labels) and not (is_int(n_classes) and n_classes>0):
         raise ValueError(f"n_classes={n_classes!r}: must be a whole number, 1 or more")
     if variant not in variants: raise ValueError(f"variant={variant!r}: must be one of {', '.join(variants)}")
     if n_classes<2 and (variant=='conflict' or strength<1): raise ValueError(f"variant={variant!r}, strength={strength}: another class's picture needs two classes; got {n_classes}")
@@ -326,7 +275,7 @@ def assign_stamps(
     seed=0 # Same seed, same stamps: on any machine, with any number of workers
 )->torch.Tensor: # The class whose picture each sample wears, or -1; int64, shape `(samples,)`
     "Decide which sample wears whose picture"
-    labels = _int_labels(labels)
+    labels = int_labels(labels)
     n_classes = int(labels.max(initial=-1))+1 if n_classes is None else n_classes
     _check_stamps(labels, ratio, strength, classes, variant, n_classes)
     stamps = np.full(len(labels), -1)
@@ -383,7 +332,7 @@ def _paint(self:InjectPattern, x, stamps):
     if isinstance(x, Image.Image): return type(x).create(self._paint(TensorImage(image2tensor(x)), stamps).permute(1,2,0).squeeze(-1).numpy())
     im,ids = x.as_subclass(torch.Tensor),torch.as_tensor(stamps).as_subclass(torch.Tensor)
     if im.ndim==3: return type(x)(self._paint(x[None], ids.reshape(1) if ids.numel()==1 else ids[None])[0])
-    if ids.ndim!=1 or ids.is_floating_point(): raise _wrong_label(ids[0])
+    if ids.ndim!=1 or ids.is_floating_point(): raise wrong_label(ids[0])
     return paint(im, ids.to(im.device), self._table(im), self.background).as_subclass(type(x))
 
 @patch
@@ -402,157 +351,11 @@ def _check(self:InjectPattern, x):
     if x.is_floating_point() and not (x.min()>=0 and x.max()<=1):
         raise ValueError(f"float images hold values in {x.min():.3g}…{x.max():.3g}; InjectPattern wants 0…1, before Normalize: keep its order below {Normalize.order}")
 
-# %% ../nbs/07_patterns.ipynb #06e1a8ac
-class _Idxs:
-    "A `get_idxs` that always answers the same; a class, so that worker processes can be sent it"
-    def __init__(self, idxs): self.idxs = idxs
-    def __call__(self): return self.idxs
-
-class _Whole(ItemTransform):
-    "A function of whole batches among the transforms"
-    _retain = False
-    def __init__(self, f):
-        super().__init__()
-        self.f = f
-    def encodes(self, b): return self.f(b)
-
-# %% ../nbs/07_patterns.ipynb #61bf29dd
-def _is_distributed(dl):
-    if not isinstance(vars(dl).get('dl'), DataLoader): return False
-    from fastai.distributed import DistributedDL
-    return isinstance(dl, DistributedDL)
-
-def _inner_loaders(dl):
-    "The attributes in which a loader of loaders keeps them"
-    kinds = DataLoader,DataLoaders,torch.utils.data.DataLoader
-    def parts(v): return v.values() if isinstance(v, dict) else v if isinstance(v, (list,tuple,L)) else [v]
-    return [k for k,v in vars(dl).items() if any(isinstance(o, kinds) for o in parts(v))]
-
-def _check_dl(dl):
-    name = f'{type(dl).__module__}.{type(dl).__name__}'
-    if not isinstance(dl, DataLoader):
-        raise ValueError(f"dl: must be a fastai DataLoader; got {name}. Build one with `DataLoader(ds, bs=…)`")
-    if (ks := _inner_loaders(dl)) and not _is_distributed(dl):
-        raise ValueError(f"dl: {name} reads from other loaders ({', '.join(ks)}); make the change in those, and build it again")
-
-# %% ../nbs/07_patterns.ipynb #f640ba45
-def _batch_fs(dl):
-    "What a loader does with its batches, as a list of transforms"
-    f = dl.after_batch
-    if isinstance(f, Pipeline): return list(f.fs)
-    return [] if getattr(f, '__func__', None) is DataLoader.after_batch else [_Whole(f=f)]
-
-def _loose(dl):
-    "A copy of a loader that shares nothing with it that either of them changes while it runs"
-    res,f = copy(dl),dl.fake_l
-    res.fake_l = type(f)(res, f.pin_memory, f.num_workers, f.timeout, f.persistent_workers, f.pin_memory_device)
-    for k,v in vars(dl).items():
-        if isinstance(v, MethodType) and v.__self__ is dl: setattr(res, k, MethodType(v.__func__, res))
-        if isinstance(v, Pipeline): setattr(res, k, Pipeline(list(v.fs)))
-    return res
-
-def _rewrap(dl, inner):
-    "A `DistributedDL` around another loader"
-    res = _loose(dl)
-    res.dl,res.fake_l.num_workers = inner,inner.fake_l.num_workers
-    for k in 'bs','drop_last','dataset','offs','pin_memory': setattr(res, k, getattr(inner, k))
-    return res
-
-# %% ../nbs/07_patterns.ipynb #7cc777b9
-def _in_order(dl, idxs):
-    "The attributes with which `dl` reads the samples `idxs`, in this order"
-    own = dict(partial_n=None) if 'partial_n' in vars(dl) else {}   # fastai's PartialDL
-    return dict(shuffle=False, drop_last=False, get_idxs=_Idxs(list(idxs)), n=len(idxs), **own)
-
-def _check_order(dl, idxs):
-    want = len(idxs) if dl.bs is None else -(-len(idxs)//dl.bs)
-    if not dl.indexed or getattr(dl.sample, '__func__', None) is not DataLoader.sample or len(dl)!=want:
-        raise ValueError(f"dl: {type(dl).__name__} chooses its samples in a way of its own; evaluate on a plain loader, "
-                         "`TfmdDL(dl.dataset, bs=…)`")
-
-# %% ../nbs/07_patterns.ipynb #62d5bcf4
-def same_dl(
-    dl, # A fastai `DataLoader` of any class
-    dataset=None, # Another dataset with the same samples in the same order; by default its own
-    tfms=(), # Batch transforms to add
-    idxs=None, # Read these samples and no others, in this order; by default what the loader draws
-    **attrs # Other values of the loader's attributes: `bs`, `num_workers`, `after_batch`, …
-)->DataLoader: # Shares its data with `dl`, and draws random numbers of its own
-    "The same loader with something else about it; what its class holds (weights, lengths, a share of the data) is kept"
-    _check_dl(dl)
-    if _is_distributed(dl): return _rewrap(dl, same_dl(dl.dl, dataset, tfms, idxs, **attrs))
-    res = _loose(dl)
-    _new_state(dl, res)
-    if dataset is not None: _set_dataset(res, dataset)
-    _set_attrs(res, attrs if idxs is None else {**_in_order(dl, idxs), **attrs})
-    if tfms: res.after_batch = Pipeline([*_batch_fs(res), *tfms])
-    res.device = res.device   # takes new transforms there, too
-    if idxs is not None: _check_order(res, idxs)
-    return res
-
-# %% ../nbs/07_patterns.ipynb #fc733e02
-def _new_state(dl, res):
-    "Random numbers, and the types of a batch, as `dl.new` gets them: the same random numbers follow"
-    res.rng = random.Random(random.randint(0, 2**32-1))
-    if not isinstance(dl, TfmdDL) or not dl.n: return
-    if not (hasattr(dl, '_n_inp') and hasattr(dl, '_types')): dl._one_pass()
-    res._n_inp,res._types = dl._n_inp,dl._types
-
-def _set_dataset(dl, ds):
-    old = dl.dataset
-    if len(ds)!=len(old):
-        raise ValueError(f"dataset: {len(ds)} samples, the loader's own has {len(old)}; want the same samples")
-    for k,v in list(vars(dl).items()):
-        if v is old: setattr(dl, k, ds)
-
-def _set_attrs(dl, attrs):
-    attrs = dict(attrs)
-    if bad := [k for k in attrs if k!='num_workers' and not hasattr(dl, k)]:
-        raise TypeError(f"{', '.join(bad)}: no attribute of {type(dl).__name__}")
-    if 'num_workers' in attrs: dl.fake_l.num_workers = attrs.pop('num_workers')
-    for k,v in attrs.items(): setattr(dl, k, Pipeline(v) if isinstance(getattr(dl, k), Pipeline) else v)
-
-# %% ../nbs/07_patterns.ipynb #959fb3ef
-def n_labels(
-    dls # `DataLoaders`, a `DataLoader` or a dataset
-)->int: # Number of classes
-    "How many classes there are, by `vocab` or `c`; where fastai's `get_c` looks, and of several labels for the last"
-    vocab,places = getattr(dls, 'vocab', None),(getattr(dls, o, None) for o in ('after_item','after_batch'))
-    if isinstance(vocab, (list,tuple,L)) and vocab and isinstance(vocab[-1], (list,tuple,L,CollBase)): vocab = vocab[-1]
-    if vocab is not None and len(vocab): return len(vocab)
-    c = next((c for o in (dls,*places) if _is_int(c := getattr(o, 'c', None)) and c>0), None)
-    if c is None: raise ValueError("n_classes=None: these data name neither a `vocab` nor `c`; "
-                                   "pass the number of classes, or set it: `dls.c = 10`")
-    return int(c)
-
-# %% ../nbs/07_patterns.ipynb #03f7d159
-def read_labels(
-    ds # A dataset whose items end in an integer label
-)->np.ndarray: # int64, shape `(samples,)`
-    "All labels of a dataset as its items have them; without opening an image where it is known that this makes no difference"
-    if (y := _stored_labels(ds)) is not None: return _int_labels(y)
-    if isinstance(ds, Datasets): return np.array([_int_label(o) for o in ds.tls[-1]], dtype=np.int64)
-    idxs = range(len(ds)) if len(ds)<=2000 else progress_bar(range(len(ds)), leave=False)
-    with no_random(reproducible=False): return np.array([_int_label(ds[i][-1]) for i in idxs], dtype=np.int64)
-
-# %% ../nbs/07_patterns.ipynb #7e99d6db
-def _stored_labels(ds):
-    "Labels that items are known to end in, or `None`: `targets` alone tell nothing of what somebody's `__getitem__` does"
-    get = getattr(type(ds), '__getitem__', None)
-    if isinstance(ds, StampedDataset): return read_labels(ds.ds)
-    if get is torch.utils.data.Subset.__getitem__: return read_labels(ds.dataset)[np.asarray(ds.indices, dtype=np.int64)]
-    if getattr(type(ds), 'plain_targets', False): return ds.targets
-    if isinstance(ds, VisionDataset) and get.__module__.startswith('torchvision.'): return _torchvision_labels(ds)
-
-def _torchvision_labels(ds):
-    y = [o[1] for o in ds.samples] if isinstance(ds, DatasetFolder) else getattr(ds, 'targets', None)
-    if y is None or not isinstance(ds.transforms, (StandardTransform,type(None))): return
-    return y if ds.target_transform is None else [ds.target_transform(o) for o in y]
-
 # %% ../nbs/07_patterns.ipynb #61e71ff0
 class StampedDataset(GetAttr):
     "A dataset whose items carry a stamp at the end; everything else is the dataset's own"
     _default = 'ds'
+    labels_from = property(lambda self: self.ds)
     def __init__(self,
         ds, # The dataset to share
         stamps:torch.Tensor # One per sample, from `assign_stamps`
@@ -598,8 +401,8 @@ def _class_ids(classes, vocab):
     "Indices of classes"
     if classes is None: return
     names = [] if vocab is None else list(vocab)
-    classes = [classes] if isinstance(classes, str) or _is_int(classes) else list(classes)
-    if bad := [o for o in classes if o not in names and (not _is_int(o) or any(map(_is_int, names)))]:
+    classes = [classes] if isinstance(classes, str) or is_int(classes) else list(classes)
+    if bad := [o for o in classes if o not in names and (not is_int(o) or any(map(is_int, names)))]:
         raise ValueError(f"classes: no {bad} among {names[:10]}")
     return [names.index(o) if o in names else int(o) for o in classes]
 
@@ -607,12 +410,12 @@ def _one(dl):
     "The first sample as a batch of one, before and after the batch transforms; `dl` is as it was"
     with no_random(reproducible=False):
         b = dl.do_batch([next(o for i in range(dl.n) if (o := dl.do_item(i)) is not None)])
-        return b,_loose(dl).after_batch(to_device(b, dl.device))
+        return b,loose_dl(dl).after_batch(to_device(b, dl.device))
 
 def _check_images(dl):
     "Tables, texts and streams are named before anything is asked of them"
-    _check_dl(dl)
-    if _is_distributed(dl): return _check_images(dl.dl)
+    check_dl(dl)
+    if is_distributed(dl): return _check_images(dl.dl)
     name = type(dl).__name__
     if not dl.indexed: raise ValueError(f"dl: {name} reads an iterable dataset; who wears what is decided by a sample's number. "
                                         "Give it a dataset with `__getitem__`")
@@ -627,7 +430,7 @@ def _check_images(dl):
 
 def _try_one(dl):
     "A loader that reads past its dataset, and a pattern that does not fit, are found now"
-    if _is_distributed(dl): return _try_one(dl.dl)
+    if is_distributed(dl): return _try_one(dl.dl)
     if not dl.n: return
     if not isinstance(_one(dl)[0][-1], TensorStamp):
         raise ValueError(f"dl: {type(dl).__name__} reads its samples from elsewhere than its `dataset`; "

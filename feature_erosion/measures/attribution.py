@@ -11,13 +11,14 @@ __all__ = ['cam_layer', 'grad_cam', 'attention_share', 'max_share', 'pattern_mas
 # %% ../../nbs/measures/04_attribution.ipynb #e76fb9d8
 import numpy as np, pandas as pd, re, torch, torch.nn.functional as F
 from collections import Counter
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import copy
 from math import prod
 from types import SimpleNamespace
 from fastcore.all import *
 from fastai.vision.all import DataLoaders, TensorImage, no_random, plt, progress_bar
 from ..batches import *
+from ..loaders import *
 from ..patterns import *
 from ..evalsets import *
 from .layers import *
@@ -270,7 +271,7 @@ def pattern_mask(
 # %% ../../nbs/measures/04_attribution.ipynb #91060540
 def _painted(dl, pattern, variant, seed):
     "A painted loader, for each sample the class whose region counts, and what we painted"
-    if isinstance(dl, DataLoaders): pattern,dl = pattern or getattr(dl, 'pattern', None),getattr(dl, 'clean', dl).valid
+    if isinstance(dl, DataLoaders): pattern,dl = pattern or getattr(dl, 'pattern', None),clean_of(dl).valid
     if variant not in variants: raise ValueError(f"variant={variant!r}: must be one of {', '.join(variants)}")
     if isinstance(getattr(dl, 'dataset', None), StampedDataset):
         if pattern is not None: raise ValueError("pattern: this loader's images are painted already; leave it out, or give the clean loader")
@@ -291,7 +292,7 @@ class _Painted:
     def __len__(self): return len(self.dl)
     def __iter__(self):
         i = 0
-        with getattr(self.dl.dataset, 'set_split_idx', lambda i: nullcontext())(1):
+        with unaugmented(self.dl):
             for b in self.dl:
                 x,y = (o[0] for o in split_batch(self.dl, b))
                 if self.masks is None: self.masks = pattern_mask(self.tfm.pattern, range(self.tfm.n_classes), self.tfm.n_classes, x.shape[1:])

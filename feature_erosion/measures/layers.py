@@ -6,21 +6,20 @@ Docs: https://feature-erosion.github.io/feature_erosion/measures/layers.html.md"
 
 # %% auto #0
 __all__ = ['layer_kinds', 'watching', 'layer_calls', 'find_layers', 'pick_features', 'flat', 'pooled', 'Meter', 'Features',
-           'named_models', 'fixed_dl', 'visit', 'Measured']
+           'named_models', 'visit', 'Measured']
 
 # %% ../../nbs/measures/00_layers.ipynb #b3cb34c7
-import difflib, re, sys, torch, torch.nn.functional as F, pandas as pd
+import difflib, re, torch, torch.nn.functional as F, pandas as pd
 from collections import Counter
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
 from math import prod
 from types import SimpleNamespace
 from torch import nn
 from fastcore.all import *
-from fastai.vision.all import DataLoader, Learner, no_random, progress_bar
+from fastai.vision.all import Learner, no_random, progress_bar
 from ..batches import *
-from ..patterns import *
-from ..evalsets import *
+from ..loaders import *
 
 # %% ../../nbs/measures/00_layers.ipynb #c3cb262c
 def _call_names(model):
@@ -266,48 +265,6 @@ def named_models(
     if bad := [k for k,m in models.items() if not isinstance(m, nn.Module)]: raise ValueError(f"models: {bad[0]!r} is a {type(models[bad[0]]).__name__}, not a module")
     return models
 
-# %% ../../nbs/measures/00_layers.ipynb #5ea6ef07
-def fixed_dl(
-    dl, # A fastai or PyTorch `DataLoader`, or a list of batches, each as in `split_batch`
-    n:int|None=None, # How many samples; `None` for all
-    seed:int=0 # Which samples
-):
-    "The same samples in the same order every time, the last incomplete batch too"
-    if n is not None and n<1: raise ValueError(f"n={n}: must be at least 1, or None for all")
-    if isinstance(dl, (list,L)): return _fixed_list(dl, n)
-    if isinstance(dl, DataLoader): res = subset_dl(dl, n, seed)
-    elif isinstance(dl, torch.utils.data.DataLoader): res = _fixed_torch(dl, n, seed)
-    else: raise ValueError(f"dl: {type(dl).__name__}; must be a fastai or PyTorch DataLoader, or a list of batches `(x, y)`")
-    if getattr(dl, 'n_inp', None)!=getattr(res, 'n_inp', None): res.n_inp = dl.n_inp
-    return res
-
-# %% ../../nbs/measures/00_layers.ipynb #6dde3daa
-def _n_in(b): return len(tensors_in(split_batch([], b)[0])[0])
-
-def _fixed_list(batches, n):
-    dims = {getattr(split_batch([], b)[0][0], 'ndim', None) for b in batches}
-    if len(dims)>1: raise ValueError(f"dl: inputs of its batches have {' and '.join(map(str, dims))} axes; "
-                                     "a single batch goes into a list of its own, [(x, y)]")
-    return list(_first_batches(batches, n))
-
-def _first_batches(batches, n):
-    for b in batches:
-        if n is not None and n<=0: return
-        k = _n_in(b)
-        yield b if n is None or k<=n else b[:n] if isinstance(b, torch.Tensor) else tuple(o[:n] for o in b)
-        n = n if n is None else n-k
-
-# %% ../../nbs/measures/00_layers.ipynb #09d6e9ae
-def _fixed_torch(dl, n, seed):
-    if dl.batch_sampler is None or isinstance(dl.dataset, torch.utils.data.IterableDataset): raise ValueError("dl: loads from an iterable; give one over a dataset with a length, or a list of batches")
-    idx = range(len(dl.dataset)) if n is None or n>=len(dl.dataset) else pick(range(len(dl.dataset)), n, seed).tolist()
-    return torch.utils.data.DataLoader(torch.utils.data.Subset(dl.dataset, idx), dl.batch_size or 64, collate_fn=dl.collate_fn, num_workers=dl.num_workers)
-
-# %% ../../nbs/measures/00_layers.ipynb #0eaa47ff
-def _n_samples(dl):
-    if isinstance(dl, list): return sum(map(_n_in, dl))
-    return dl.n if isinstance(dl, DataLoader) else len(dl.dataset)
-
 # %% ../../nbs/measures/00_layers.ipynb #94b28b31
 def _laid_out(x, model, last):
     "Inputs on the model's device, images in the memory layout wanted"
@@ -395,12 +352,12 @@ def visit(
     models,meters,info = named_models(models),listify(meters),SimpleNamespace()
     with no_random(reproducible=False), ExitStack() as stack:
         dl = fixed_dl(dl, n, seed)
-        if hasattr(getattr(dl, 'dataset', None), 'set_split_idx'): stack.enter_context(dl.dataset.set_split_idx(1))
+        stack.enter_context(unaugmented(dl))
         for m in models.values(): stack.enter_context(evaluating(m))
         b = first(dl)
         survey = {k:_survey(m, tuple(o[:2] for o in split_batch(dl, b, m)[0]), layers) for k,m in models.items()}
         _check_channels(meters, survey)
-        shapes,info.n,info.bs = {(k,l):_shape(c) for k,(ls,_) in survey.items() for l,c in ls.items()},_n_samples(dl),_n_in(b)
+        shapes,info.n,info.bs = {(k,l):_shape(c) for k,(ls,_) in survey.items() for l,c in ls.items()},n_samples(dl),n_inputs(b)
         for m in meters: m.begin(shapes, info.n)
         plan = _plan(meters, shapes, info.n, max_memory*1e9)
         for jobs in plan: _pass(models, dl, jobs, survey, progress)

@@ -12,14 +12,15 @@ __all__ = ['unit_scores', 'Dormant', 'dormant_units', 'weight_norm', 'weight_nor
 # %% ../../nbs/measures/05_plasticity.ipynb #d974f61b
 import inspect, numpy as np, pandas as pd, torch
 from collections import Counter
-from contextlib import nullcontext
 from copy import deepcopy
 from matplotlib.ticker import PercentFormatter
 from torch import nn
 from fastcore.all import *
 from fastai.vision.all import Learner, Recorder, no_random, plt, to_device
 from ..batches import *
+from ..loaders import *
 from ..patterns import *
+from ..callbacks import *
 from ..phases import *
 from ..evalsets import *
 from .layers import *
@@ -142,7 +143,7 @@ def weight_norms(
 def _batches(model, dl, n, seed):
     "The same inputs and targets every time, without augmentation, on the model's device"
     dl = fixed_dl(dl, n, seed)
-    with getattr(getattr(dl, 'dataset', None), 'set_split_idx', lambda i: nullcontext())(1):
+    with unaugmented(dl):
         for b in dl:
             xs,ys = split_batch(dl, b, model)
             if not ys: raise ValueError("dl: batches have no targets; give a loader of (x, y)")
@@ -289,7 +290,7 @@ class PlasticityLog(LoggedCallback):
 
     def before_fit(self):
         super().before_fit()
-        if self.run: self.images = self.given or getattr(self.dls, 'clean', self.dls).valid
+        if self.run: self.images = self.given or clean_of(self.dls).valid
     def look(self): return plasticity_measures(self.model, self.images, self.learn.loss_func, measures=self.columns, **self.kwargs)
 
 # %% ../../nbs/measures/05_plasticity.ipynb #c0426d70

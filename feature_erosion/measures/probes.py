@@ -8,12 +8,12 @@ Docs: https://feature-erosion.github.io/feature_erosion/measures/probes.html.md"
 __all__ = ['LinearProbe', 'fit_probe', 'ProbeFit', 'ProbeScore', 'probe_features', 'dl_labels', 'layer_probe', 'LayerProbe']
 
 # %% ../../nbs/measures/03_probes.ipynb #75e78da8
-import numpy as np, pandas as pd, torch, torch.nn.functional as F
+import pandas as pd, torch, torch.nn.functional as F
 from warnings import warn
 from fastcore.all import *
 from fastai.vision.all import DataLoader, no_random, plt, progress_bar
 from ..batches import *
-from ..patterns import *
+from ..loaders import *
 from ..phases import check_classes
 from .layers import *
 
@@ -239,15 +239,13 @@ def dl_labels(
     with no_random(reproducible=False):
         dl = fixed_dl(dl, n, seed)
         if isinstance(dl, list) or not _labels_last(dl): return torch.cat([torch.as_tensor(_label(dl, b)).cpu() for b in dl])
-        y = torch.as_tensor(read_labels(_dataset(dl)))
+        y = torch.as_tensor(read_labels(dl.dataset))
     return y[dl.get_idxs()] if isinstance(dl, DataLoader) else y
 
 # %% ../../nbs/measures/03_probes.ipynb #b5c86abb
-def _dataset(dl): return dl.dataset.ds if isinstance(dl.dataset, StampedDataset) else dl.dataset
-
 def _labels_last(dl):
     "Whether samples are inputs and one label"
-    item = _dataset(dl)[0]
+    item = labelled(dl.dataset)[0]
     return isinstance(item, tuple) and len(item)-(getattr(dl, 'n_inp', None) or len(item)-1)==1
 
 def _label(dl, b):

@@ -27,6 +27,7 @@ from fastcore.all import *
 from fastai.data.external import URLs, fastai_path
 from fastai.vision.all import Callback, DataLoaders, Learner, no_random, plt
 from ..files import file_sha
+from ..loaders import *
 from ..patterns import *
 from ..data import *
 from ..data import _untar
@@ -368,8 +369,8 @@ def _per_seed(d, f, by='seed'): return np.array([f(o) for _,o in d.groupby(by, s
 # %% ../../nbs/paper/00_recipes.ipynb #e4d88567
 def _train_accuracy(learn, phase):
     "On the clean training images, as they are"
-    ds = getattr(learn.dls, 'clean', learn.dls).train.dataset
-    with learn.at_phase(phase), ds.set_split_idx(1): return evaluate(learn.model, subset_dl(learn.dls.train, None))['accuracy']
+    train = clean_of(learn.dls).train
+    with learn.at_phase(phase), unaugmented(train): return evaluate(learn.model, subset_dl(learn.dls.train, None))['accuracy']
 
 def curve_tables(
     learn:Learner, # From `fit_net`

@@ -19,6 +19,7 @@ from ..files import *
 from ..patterns import *
 from ..distributed import *
 from ..loop import *
+from ..callbacks import *
 from ..phases import *
 from ..evalsets import *
 from .keys import *

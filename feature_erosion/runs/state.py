@@ -18,6 +18,7 @@ from torch import nn
 from fastcore.all import *
 from fastai.vision.all import (CSVLogger, Callback, DataLoader, DataLoaders, Learner, MixedPrecision, ProgressCallback, Recorder, TensorBase, TrainEvalCallback, get_model)
 from ..files import save_atomic
+from ..callbacks import *
 from ..phases import *
 
 # %% ../../nbs/runs/02_state.ipynb #5503d780
