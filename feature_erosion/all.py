@@ -14,8 +14,12 @@ from .data import *
 from .models import *
 from .distributed import *
 from .batches import *
+from .loaders import *
+from .callbacks import *
+from .plots import *
 from .phases import *
 from .evalsets import *
+from .erosion import *
 from .measures.layers import *
 from .measures.rank import *
 from .measures.cka import *

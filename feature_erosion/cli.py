@@ -155,7 +155,7 @@ def run_report(
 # %% ../nbs/14_cli.ipynb #18a5f8e3
 def _report(learn, out):
     from feature_erosion.patterns import n_labels
-    from feature_erosion.measures.plasticity import phase_table
+    from feature_erosion.erosion import phase_table
     acc = phase_table(learn)
     print('\n' + ' '*10 + ''.join(f'{s:>18}' for s in acc))
     for p,row in acc.iterrows(): print(f'{p:10}' + ''.join(f'{v:18.1%}' for v in row))

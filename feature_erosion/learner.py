@@ -22,13 +22,15 @@ from .models import *
 from .distributed import *
 from .phases import *
 from .evalsets import *
+from .erosion import *
+from .plots import *
 from .measures.layers import *
 from .measures.rank import layer_rank as _layer_rank
 from .measures.cka import layer_cka as _layer_cka
 from .measures.probes import layer_probe as _layer_probe
 from .measures.attribution import compare_cams, pattern_attention
 from .measures.inside import Inside, look_inside as _look_inside
-from .measures.plasticity import erosion_summary, plasticity_measures
+from .measures.plasticity import plasticity_measures
 from .runs.store import *
 from .runs.resume import *
 

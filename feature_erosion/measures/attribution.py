@@ -21,6 +21,7 @@ from ..batches import *
 from ..loaders import *
 from ..patterns import *
 from ..evalsets import *
+from ..plots import *
 from .layers import *
 
 # %% ../../nbs/measures/04_attribution.ipynb #a21fd434
@@ -376,10 +377,8 @@ def plot(self:PatternAttention,
     ax.bar(x, self.share, yerr=self.se, width=.6, color='C0', ecolor='C7', label='share of attention')
     for k,c,ls,l in (('area','C1','--','share of the area'),('most','C2',':',"most for the map's size")): ax.hlines(self[k], x-.4, x+.4, color=c, ls=ls, label=l)
     ax.set_xticks(x, self.index)
-    ax.set_ylim(0, 1.02)
-    ax.set_ylabel('attention on the pattern')
-    ax.yaxis.set_major_formatter('{x:.0%}')
-    ax.legend(loc='center left', bbox_to_anchor=(1.01,.5))
+    percent(ax, 'attention on the pattern')
+    legend_beside(ax)
     return ax
 
 # %% ../../nbs/measures/04_attribution.ipynb #f32ff640

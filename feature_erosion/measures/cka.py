@@ -14,6 +14,7 @@ from functools import lru_cache
 from warnings import warn
 from fastcore.all import *
 from fastai.vision.all import plt
+from ..plots import *
 from .layers import *
 
 # %% ../../nbs/measures/02_cka.ipynb #bc2c2b26
@@ -317,12 +318,8 @@ def plot(self:LayerCKA,
     **kwargs # Passed to `imshow`
 )->plt.Axes:
     "CKA of all pairs of layers of two models, the first layers at the bottom left (Fig. 3 of the paper)"
-    (a,b),C = self._pair(a, b),self.between(a, b)
-    ax = ax or plt.subplots(figsize=(1.8+.25*len(C.columns), 1.2+.25*len(C)), layout='constrained')[1]
-    im = ax.imshow(C, origin='lower', cmap=cmap, **{'vmin':0, 'vmax':1, **kwargs})
-    ax.set_xticks(range(len(C.columns)), C.columns, rotation=90)
-    ax.set_yticks(range(len(C)), C.index)
+    a,b = self._pair(a, b)
+    ax = layer_map(self.between(a, b), ax, 'debiased CKA' if self.attrs.get('debiased') else 'CKA', cmap=cmap, **kwargs)
     ax.set_xlabel('layer' if a==b else f'layer, {b}')
     ax.set_ylabel('layer' if a==b else f'layer, {a}')
-    ax.figure.colorbar(im, ax=ax, label='debiased CKA' if self.attrs.get('debiased') else 'CKA')
     return ax

@@ -12,6 +12,7 @@ import pandas as pd
 from fastcore.all import *
 from fastai.vision.all import plt
 from ..phases import check_classes
+from ..plots import *
 from .layers import *
 from .rank import *
 from .cka import *
@@ -37,13 +38,14 @@ class Inside:
         return f"Inside({', '.join(map(str, models))}: {len(self.rank)//len(models)} layers, {self.cka.attrs['n']} images)"
 
 # %% ../../nbs/measures/06_inside.ipynb #6555807f
-def _series(ax, df, column, colors, marks='x.^s'):
-    models,layers = (list(dict.fromkeys(df.index.get_level_values(o))) for o in ('model','layer'))
-    for i,m in enumerate(models):
-        a = df.loc[m][column]
-        ax.plot([layers.index(l) for l in a.index], a, marker=marks[i%4], color=colors[i%len(colors)], lw=1, ls=':' if i==0 else '-', ms=7 if i==0 else 10, label=m)
-    ax.set_xticks(range(len(layers)), layers, rotation=90)
-    ax.set_xlabel('layer')
+def _limited(ax, rank, column):
+    "Hollow triangles on ranks that cannot be larger"
+    layers,d = layer_names(rank),rank[rank.limits(column)!='']
+    if len(d): ax.plot([layers.index(l) for _,l in d.index], d[column], '^', mfc='none', ms=12, color='C7', label='rank at its ceiling')
+
+def _rank_label(column):
+    if column=='rank': return 'numerical rank'
+    return column.replace('_', ', σ/σ₁ > ') if '_1e' in column else f'{column} rank'
 
 # %% ../../nbs/measures/06_inside.ipynb #951d4d59
 @patch
@@ -54,17 +56,14 @@ def plot_layers(self:Inside,
     "Probe accuracy (blue, left) and rank (orange and red, right), crosses before and dots after (Fig. 4 of the paper); hollow triangles are ranks that the images or the sampled features limit"
     ax = ax or plt.subplots(figsize=(3+.3*len(self.rank)/2,3.8), layout='constrained')[1]
     right = ax.twinx()
-    _series(ax, self.probe, 'accuracy', ['C0'])
-    _series(right, self.rank, column, ['C1','C3'])
-    layers,d = list(dict.fromkeys(self.rank.index.get_level_values('layer'))),self.rank[self.rank.limits(column)!='']
-    if len(d): right.plot([layers.index(l) for _,l in d.index], d[column], '^', mfc='none', ms=12, color='C7', label='limited')
+    layer_lines(self.probe.accuracy, ax, ['C0'], 'probe, ')
+    layer_lines(self.rank[column], right, ['C1','C3'], 'rank, ')
+    _limited(right, self.rank, column)
     ax.axhline(self.probe.attrs['chance'], color='C0', ls='--', lw=.8)
-    ax.set(ylim=(0,1), ylabel='linear probe accuracy')
-    ax.yaxis.set_major_formatter('{x:.0%}')
-    right.set(ylim=(0,None), ylabel=column.replace('_', ', σ/σ₁ > ') if '_1e' in column else 'numerical rank' if column=='rank' else f'{column} rank')
+    percent(ax, 'linear probe accuracy')
+    right.set(ylim=(0,None), ylabel=_rank_label(column))
     handles = [h for a in (ax,right) for h in a.get_legend_handles_labels()[0]]
-    names = [f'{n}, {h.get_label()}' if h.get_label()!='limited' else 'rank at its ceiling' for n,a in (('probe',ax),('rank',right)) for h in a.get_legend_handles_labels()[0]]
-    ax.legend(handles, names, loc='lower left', bbox_to_anchor=(0,1.01), ncols=2)
+    ax.legend(handles=handles, loc='lower left', bbox_to_anchor=(0,1.01), ncols=2)
     return ax
 
 # %% ../../nbs/measures/06_inside.ipynb #187a53c2

@@ -6,10 +6,10 @@ Docs: https://feature-erosion.github.io/feature_erosion/measures/layers.html.md"
 
 # %% auto #0
 __all__ = ['layer_kinds', 'watching', 'layer_calls', 'find_layers', 'pick_features', 'flat', 'pooled', 'Meter', 'Features',
-           'named_models', 'visit', 'Measured']
+           'named_models', 'visit']
 
 # %% ../../nbs/measures/00_layers.ipynb #b3cb34c7
-import difflib, re, torch, torch.nn.functional as F, pandas as pd
+import difflib, re, torch, torch.nn.functional as F
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
@@ -20,6 +20,7 @@ from fastcore.all import *
 from fastai.vision.all import Learner, no_random, progress_bar
 from ..batches import *
 from ..loaders import *
+from ..plots import *
 
 # %% ../../nbs/measures/00_layers.ipynb #c3cb262c
 def _call_names(model):
@@ -373,9 +374,3 @@ def _pass(models, dl, jobs, survey, progress):
             if mine: _forward(model, _laid_out(split_batch(dl, b, model)[0], model, last), k, mine, calls)
         for m in meters: m.end_batch()
     for m,k in jobs: m.end_layer(*k)
-
-# %% ../../nbs/measures/00_layers.ipynb #1e258211
-class Measured(pd.DataFrame):
-    "A table of measurements that knows its settings: `attrs` says which data, how many samples, which estimator"
-    @property
-    def _constructor(self): return type(self)

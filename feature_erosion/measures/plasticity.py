@@ -1,4 +1,4 @@
-"""Can the network still learn? Dormant units, norms, rank, learning again; and erosion in a few numbers
+"""Can the network still learn? Dormant units, norms of weights and gradients, and the rank of its features
 
 Docs: https://feature-erosion.github.io/feature_erosion/measures/plasticity.html.md"""
 
@@ -6,8 +6,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/measures/plasticity.html
 
 # %% auto #0
 __all__ = ['unit_scores', 'Dormant', 'dormant_units', 'weight_norm', 'weight_norms', 'grad_norm', 'penultimate',
-           'plasticity_measures', 'PlasticityLog', 'epochs_to', 'RelearningGap', 'relearning_gap', 'plot_relearning',
-           'forgetting', 'half_life', 'pattern_reliance', 'Erosion', 'erosion_summary', 'phase_table']
+           'plasticity_measures', 'PlasticityLog']
 
 # %% ../../nbs/measures/05_plasticity.ipynb #d974f61b
 import inspect, numpy as np, pandas as pd, torch
@@ -16,9 +15,10 @@ from copy import deepcopy
 from matplotlib.ticker import PercentFormatter
 from torch import nn
 from fastcore.all import *
-from fastai.vision.all import Learner, Recorder, no_random, plt, to_device
+from fastai.vision.all import Recorder, no_random, plt, to_device
 from ..batches import *
 from ..loaders import *
+from ..plots import *
 from ..patterns import *
 from ..callbacks import *
 from ..phases import *
@@ -88,13 +88,9 @@ class Dormant(Measured):
         ax=None # A matplotlib axis, made if `None`
     )->plt.Axes:
         "Share of dormant units by layer; one line for each model"
-        ax = ax or plt.subplots(figsize=(max(5, min(12, 2+.3*len(self))),3), layout='constrained')[1]
-        shares = {k:d.droplevel('model').share for k,d in self.groupby('model', sort=False)} if 'model' in self.index.names else {None:self.share}
-        for k,s in shares.items(): ax.plot(s.index, s, marker='o', label=k)
-        if None not in shares: ax.legend(loc='center left', bbox_to_anchor=(1.01,.5))
-        ax.set(xlabel='layer', ylabel=f'dormant units (τ={self.attrs["tau"]:g})', ylim=(-.03,1.03))
-        ax.yaxis.set_major_formatter('{x:.0%}')
-        ax.tick_params(axis='x', rotation=90 if len(s)>8 or max(map(len, s.index))>8 else 0)
+        ax = layer_lines(self.share, ax)
+        percent(ax, f'dormant units (τ={self.attrs["tau"]:g})')
+        legend_beside(ax)
         return ax
 
 # %% ../../nbs/measures/05_plasticity.ipynb #631a2575
@@ -320,213 +316,3 @@ def plot_plasticity(self:Recorder,
         ax.set(ylabel=_labels[c], xlim=(0, df.epoch.max()), xlabel='epoch' if i>=len(cols)-2 else None)
         if c=='dormant': ax.yaxis.set_major_formatter(PercentFormatter(1))
     return fig
-
-# %% ../../nbs/measures/05_plasticity.ipynb #9089e751
-def _reach(x, y):
-    "First x at which y, straight between its points, is 0 or more; NaN if never"
-    hit = np.flatnonzero(y>=0)
-    if not len(hit): return float('nan')
-    i = hit[0]
-    return float(x[i] if i==0 else x[i-1] + (x[i]-x[i-1])*y[i-1]/(y[i-1]-y[i]))
-
-# %% ../../nbs/measures/05_plasticity.ipynb #d7a87285
-def epochs_to(
-    acc, # Accuracy at the end of each epoch
-    level:float # What is to be reached
-)->float: # 1 and up; NaN if never reached
-    "Epochs until a learning curve first reaches `level`, straight lines between ends of epochs; 1 if the first epoch was enough"
-    acc = np.asarray(acc, dtype=float)
-    ok = ~np.isnan(acc)
-    return _reach(np.flatnonzero(ok)+1, acc[ok]-level)
-
-# %% ../../nbs/measures/05_plasticity.ipynb #7e37aa4b
-def _curve(o, phase, column):
-    "Accuracies at the ends of epochs, from whatever holds them"
-    o = o.recorder if isinstance(o, Learner) else o
-    o = o.history if isinstance(o, Recorder) else o
-    if not isinstance(o, pd.DataFrame): return np.asarray(list(o), dtype=float)
-    column = column or first(c for c in ('clean','accuracy') if c in o)
-    if column not in o: raise ValueError(f"column={column!r}: must be a column of the history; there are {', '.join(o.columns)}")
-    if 'phase' not in o: return o[column].to_numpy(float)
-    if phase not in set(o.phase): raise ValueError(f"phases={phase!r}: no such phase; there are {', '.join(o.phase.dropna().unique())}")
-    return o[o.phase==phase][column].to_numpy(float)
-
-# %% ../../nbs/measures/05_plasticity.ipynb #70c1ae14
-def _area(y): return float((y[1:]+y[:-1]).sum()/2)   # trapezoid rule, steps of one epoch
-
-# %% ../../nbs/measures/05_plasticity.ipynb #b48defd3
-class RelearningGap(Measured):
-    "From scratch and again: accuracy after the first and the last common epoch, area under the curve, epochs to a level"
-    @property
-    def gap(self):
-        "Area between the curves in accuracy · epochs; positive if learning again lags behind"
-        return self.area['scratch']-self.area['relearn']
-
-    def plot(self,
-        ax=None # A matplotlib axis, made if `None`
-    )->plt.Axes:
-        "Both curves, the area between them, the level"
-        return plot_relearning(*self.attrs['curves'], self.attrs['level'], ax)
-
-# %% ../../nbs/measures/05_plasticity.ipynb #a6ddaa79
-def relearning_gap(
-    scratch, # Learner, Recorder, `recorder.history`, or accuracies at the ends of epochs
-    relearn=None, # The same for learning again; by default another phase of the same run
-    level:float|None=None, # Accuracy to reach; by default 95% of what training from scratch has after the last common epoch
-    phases:tuple=('pretrain','relearn'), # Which phase of the one and of the other, where there are phases
-    column:str|None=None # Column of the history; by default 'clean', or 'accuracy' if there is none
-)->RelearningGap: # Rows 'scratch' and 'relearn'
-    "Compare learning from scratch with learning again, over the epochs that both have"
-    a,b = (_curve(o, p, column) for o,p in zip((scratch, scratch if relearn is None else relearn), phases))
-    T = min(len(a), len(b))
-    if T<2: raise ValueError(f"scratch, relearn: {len(a)} and {len(b)} epochs; need two or more of each for an area")
-    level = .95*a[T-1] if level is None else level
-    rows = [dict(first=c[0], last=c[T-1], area=_area(c[:T]), epochs_to=epochs_to(c[:T], level)) for c in (a,b)]
-    df = RelearningGap(rows, index=['scratch','relearn'])
-    df.attrs.update(level=float(level), epochs=T, left_out=(len(a)-T, len(b)-T), curves=(a.tolist(), b.tolist()))
-    return df
-
-# %% ../../nbs/measures/05_plasticity.ipynb #ce4f488c
-def _reached(curve, level):
-    e = epochs_to(curve, level)
-    return f'{level:.0%} not reached' if np.isnan(e) else f'{level:.0%} after {e:.1f} epochs'
-
-# %% ../../nbs/measures/05_plasticity.ipynb #c57ffbc9
-def plot_relearning(
-    scratch, # Accuracies at the ends of epochs
-    relearn, # The same for learning again
-    level:float, # Accuracy to reach
-    ax=None # A matplotlib axis, made if `None`
-)->plt.Axes:
-    "Two learning curves, the area between them, and the level, dashed"
-    ax,T = ax or plt.subplots(figsize=(8,3.5), layout='constrained')[1],min(len(scratch), len(relearn))
-    a,b,x = np.asarray(scratch, dtype=float),np.asarray(relearn, dtype=float),np.arange(1, T+1)
-    ax.fill_between(x, a[:T], b[:T], color='C7', alpha=.3, label=f'gap {_area(a[:T]-b[:T]):+.2f} accuracy · epochs'.replace('-', '−'))
-    for c,y,name in (('C0',a,'from scratch'),('C1',b,'again')): ax.plot(np.arange(1, len(y)+1), y, marker='.', color=c, label=f'{name}: {_reached(y[:T], level)}')
-    ax.axhline(level, color='C7', ls='--', lw=1)
-    ax.yaxis.set_major_formatter('{x:.0%}')
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.set(xlabel='epoch', ylabel='accuracy')
-    ax.legend(loc='center left', bbox_to_anchor=(1.01,.5))
-    return ax
-
-# %% ../../nbs/measures/05_plasticity.ipynb #099cb010
-def forgetting(
-    before, # Clean accuracy before; a number, or an array or Series of them
-    after, # The same after
-    chance # Accuracy of guessing, e.g. .1 for ten classes
-): # As `before`; NaN where `before` is no better than chance
-    "Share of the accuracy above chance that is gone"
-    before,after = (np.asarray(o, dtype=float) for o in (before, after))
-    with np.errstate(all='ignore'): res = np.where(before-chance>1e-6, (before-after)/(before-chance), np.nan)   # an accuracy in float32 is not quite 1/10
-    return res if res.ndim else float(res)
-
-# %% ../../nbs/measures/05_plasticity.ipynb #20c505e7
-def half_life(
-    iters, # Iterations of evaluations, 0 and up
-    acc, # Clean accuracy at each
-    before:float, # Clean accuracy before the first iteration
-    chance:float # Accuracy of guessing
-)->float: # NaN if it is never reached, or `before` is no better than chance
-    "Iterations until clean accuracy is first half-way from `before` to `chance`, interpolated in log-iterations"
-    t,a = np.asarray(iters, dtype=float),np.asarray(acc, dtype=float)
-    if t.shape!=a.shape or t.ndim!=1: raise ValueError(f"iters, acc: shapes {t.shape} and {a.shape}; give one accuracy for each iteration")
-    if (t<0).any(): raise ValueError(f"iters: {t.min():g} is negative; count from the start of the phase")
-    order = [i for i in np.argsort(t, kind='stable') if not np.isnan(a[i])]
-    t,a = np.r_[0,t[order]],np.r_[before,a[order]]
-    if not before>chance or not t.any(): return float('nan')
-    t1 = t[t>0][0]
-    u = _reach(np.where(t<=t1, t/t1, 1+np.log(np.maximum(t, t1)/t1)), (before+chance)/2-a)
-    return t1*float(u if u<=1 else np.exp(u-1))
-
-# %% ../../nbs/measures/05_plasticity.ipynb #2da10b4c
-def pattern_reliance(
-    picture, # Share of conflict images answered with the picture's class: `conflict_picture`
-    own # Share answered with their own class: `conflict`
-): # In 0…1; NaN where neither is ever answered
-    "Of the conflict images answered with one of their two classes, the share that follow the picture (one minus the 'shape bias' of Geirhos et al. 2019)"
-    picture,own = (np.asarray(o, dtype=float) for o in (picture, own))
-    with np.errstate(all='ignore'): res = picture/(picture+own)
-    return res if res.ndim else float(res)
-
-# %% ../../nbs/measures/05_plasticity.ipynb #7d8e7944
-_sets = ['clean','conflict','conflict_picture']
-
-def _erosion(ev, d, chance):
-    "One phase, whose evaluations are `d`"
-    start,last = d.total_iter.iloc[0]-d.iter.iloc[0],d.iloc[-1]
-    base = ev[(ev.total_iter==start) & ev.clean.notna()].groupby('n').clean.last()     # by the weights the phase began with
-    known = d[d.n.isin(base.index)]
-    last = known.iloc[-1] if len(known) else last
-    before = base.get(last.n, np.nan)
-    kept = [(t,(a-chance)/(base[n]-chance)) for t,a,n in zip(known.iter, known.clean, known.n) if base[n]>chance]
-    res = dict(before=before, after=last.clean, lost=100*(before-last.clean), forgetting=forgetting(before, last.clean, chance),
-               half_life=half_life(*zip(*kept), 1., 0.) if kept and before>chance else np.nan)
-    if 'conflict_picture' in d: res.update(follows=last.conflict_picture, reliance=pattern_reliance(last.conflict_picture, last.conflict))
-    return {**res, 'n':int(last.n)}
-
-# %% ../../nbs/measures/05_plasticity.ipynb #025e9c38
-def _evals(o, chance):
-    "Evaluations, with accuracies under their plain names, and chance"
-    rec = o.recorder if isinstance(o, Learner) else o
-    ev = rec if isinstance(rec, pd.DataFrame) else rec.evals
-    ev = ev.rename(columns={f'{c}_accuracy':c for c in _sets if c not in ev})
-    if not len(ev): raise ValueError("rec: no evaluations in this fit; use `fit_phases` with data from `inject`, or add `EvalSets`")
-    if 'clean' not in ev: raise ValueError(f"rec: accuracy on a set called 'clean' is needed; there are {', '.join(map(str, ev.columns))}")
-    dls = getattr(rec, 'dls', None)
-    if chance is None and dls is None: raise ValueError("chance=None: there are no data to count classes in; give it, e.g. chance=.1 for ten")
-    chance = 1/n_labels(dls) if chance is None else chance
-    if not 0<=chance<1: raise ValueError(f"chance={chance!r}: must be at least 0 and below 1, e.g. .1 for ten classes")
-    return ev,chance
-
-# %% ../../nbs/measures/05_plasticity.ipynb #cf3d5063
-class Erosion(Measured):
-    "What each phase did to the clean accuracy, and what the network went by at its end"
-    def plot(self,
-        ax=None # A matplotlib axis, made if `None`
-    )->plt.Axes:
-        "From before (ring) to after (dot) in each phase; the diamond is the share that follow the picture"
-        ax = ax or plt.subplots(figsize=(7.5,1+.6*len(self)), layout='constrained')[1]
-        for y,(p,r) in enumerate(self.iterrows()):
-            color = 'C3' if r.after<r.before else 'C2'
-            ax.annotate('', (r.after,y), (r.before,y), arrowprops=dict(arrowstyle='->', color=color, lw=2, shrinkA=5, shrinkB=5))
-            ax.text(1.02, y, _said(r), va='center', transform=ax.get_yaxis_transform())
-        ys = np.arange(len(self))
-        ax.scatter(self.before, ys, facecolor='none', edgecolor='C0', s=60, label='clean, before', zorder=3)
-        ax.scatter(self.after, ys, color='C0', s=60, label='clean, after', zorder=3)
-        if 'follows' in self: ax.scatter(self.follows, ys, color='C1', marker='D', label='follows the picture', zorder=3)
-        ax.axvline(self.attrs['chance'], color='C7', ls='--', lw=1, label='chance')
-        ax.set(yticks=ys, yticklabels=self.index, ylim=(len(self)-.5,-.5), xlim=(-.02,1.02), xlabel='accuracy')
-        ax.xaxis.set_major_formatter('{x:.0%}')
-        ax.legend(loc='lower left', bbox_to_anchor=(0,1.01), ncols=4)
-        return ax
-
-# %% ../../nbs/measures/05_plasticity.ipynb #e478442f
-def _said(r):
-    if np.isnan(r.before): return 'no evaluation before'
-    half = '' if np.isnan(r.half_life) or r.lost<=0 else f', half in {r.half_life:.0f} iterations' if r.half_life>=1 else ', half in the first iteration'
-    return f'{-r.lost:+.1f} points{half}'.replace('-', '−')
-
-# %% ../../nbs/measures/05_plasticity.ipynb #df9dfdc0
-def erosion_summary(
-    rec, # Learner or Recorder after a fit with `EvalSets`, or its `evals`
-    chance:float|None=None # Accuracy of guessing; by default one over the number of classes
-)->Erosion: # A row for each phase; NaN for what was not evaluated, no column for sets that were not there
-    "Clean accuracy before and after each phase, points lost, forgetting, half-life, and what the network goes by at the end"
-    ev,chance = _evals(rec, chance)
-    rows = {'fit' if pd.isna(p) else p:_erosion(ev, d, chance) for p,d in ev.groupby('phase', sort=False, dropna=False)}
-    df = Erosion.from_dict(rows, orient='index').rename_axis('phase')
-    df.attrs.update(chance=chance)
-    return df
-
-# %% ../../nbs/measures/05_plasticity.ipynb #eb977fa9
-def phase_table(
-    learn:Learner # After `fit_phases`
-)->pd.DataFrame: # A row for each phase, and 'start'; a column for each evaluation set
-    "Accuracy on each set before the first phase and at the end of each"
-    ev = learn.recorder.evals
-    if not len(ev): raise ValueError("no evaluations in this fit: use `fit_phases` with data from `inject`, or add `EvalSets`")
-    sets = [c for c in ev if c not in ('phase','when','iter','total_iter','epoch','n')]
-    start,ends = ev.query('total_iter==0')[sets].iloc[:1],ev.query("when=='epoch'").groupby('phase', sort=False)
-    rows = {'start':start, **{p:d[sets].iloc[-1:] for p,d in ends}}
-    return pd.concat({k:v for k,v in rows.items() if len(v)}).droplevel(1).rename_axis('phase')

@@ -14,6 +14,7 @@ from fastcore.all import *
 from fastai.vision.all import DataLoader, no_random, plt, progress_bar
 from ..batches import *
 from ..loaders import *
+from ..plots import *
 from ..phases import check_classes
 from .layers import *
 
@@ -290,14 +291,8 @@ class LayerProbe(Measured):
         ax=None # A matplotlib axis, made if `None`
     )->plt.Axes:
         "Test accuracy from the first layer to the last: crosses for the first model, dots for the second (Fig. 4 of the paper)"
-        models,layers = (list(dict.fromkeys(self.index.get_level_values(o))) for o in ('model','layer'))
-        ax = ax or plt.subplots(figsize=(2+.3*len(layers), 3.5), layout='constrained')[1]
-        for i,m in enumerate(models):
-            a = self.loc[m].accuracy
-            ax.plot([layers.index(l) for l in a.index], 100*a, marker='xo^sDv'[i%6], color='C0' if len(models)<3 else f'C{i}', lw=.8, ls='-' if i else ':', label=m)
-        if 'chance' in self.attrs: ax.axhline(100*self.attrs['chance'], color='C7', ls='--', lw=1, label='chance')
-        ax.set_xticks(range(len(layers)), layers, rotation=90)
-        ax.set_xlabel('layer')
-        ax.set_ylabel('linear probe accuracy (%)')
-        ax.legend(loc='center left', bbox_to_anchor=(1.01,.5))
+        ax = layer_lines(self.accuracy, ax)
+        if 'chance' in self.attrs: ax.axhline(self.attrs['chance'], color='C7', ls='--', lw=1, label='chance')
+        percent(ax, 'linear probe accuracy')
+        legend_beside(ax)
         return ax

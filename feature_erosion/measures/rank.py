@@ -14,6 +14,7 @@ from math import prod
 from fastcore.all import *
 from fastai.vision.all import plt
 from ..batches import *
+from ..plots import *
 from .layers import *
 
 # %% ../../nbs/measures/01_rank.ipynb #85ae9b0e
@@ -262,12 +263,13 @@ _columns = dict(zip(['rank','rank_1e-2','rank_1e-3','effective','stable','srank'
 _ceilings = dict(images=('^','too few images'), features=('s','too few features sampled'))
 
 # %% ../../nbs/measures/01_rank.ipynb #f0c5623b
-def _ceiling(ax, df, column, x):
+def _ceiling(ax, df, column):
     "Hollow markers on values at their ceiling, and the ceiling"
-    why = df.limits(column)
+    why,x = df.limits(column),{l:i for i,l in enumerate(layer_names(df))}
     for k,(marker,label) in _ceilings.items():
         at = [i for i,w in enumerate(why) if w==k]
-        if at: ax.plot([x[l] for l in df.index.get_level_values('layer')[at]], df[column].values[at], marker, ms=11, mfc='none', color='C3', label=label)
+        places = [x[l] for l in df.index.get_level_values('layer')[at]]
+        if at: ax.plot(places, df[column].values[at], marker, ms=11, mfc='none', color='C3', label=label)
     if any(why):
         top = df[['n','used']].sub([1,0]).min(axis=1).groupby('layer', sort=False).max()
         ax.step([x[l] for l in top.index], top, where='mid', ls='--', lw=1, color='C3', alpha=.7)
@@ -280,17 +282,10 @@ def plot(self:LayerRank,
 )->plt.Axes:
     "Rank over layers in forward order; crosses for the first model, dots for the second (Fig. 4 of the paper). Values that cannot be larger have a hollow marker around them, under a dashed ceiling"
     if column not in _columns: raise ValueError(f"column={column!r}: must be one of {', '.join(_columns)}")
-    df = self if 'model' in self.index.names else pd.concat({'':self}, names=['model'])
-    x = {l:i for i,l in enumerate(df.index.get_level_values('layer').unique())}
-    ax = ax or plt.subplots(figsize=(max(7, 3+.3*len(x)),3.5), layout='constrained')[1]
-    for i,(m,d) in enumerate(df.groupby('model', sort=False)):
-        ax.plot([x[l] for l in d.index.get_level_values('layer')], d[column], color=f'C{i}', marker='xosdv'[i%5], lw=1,
-                label=None if m=='' else m)
-    _ceiling(ax, df, column, x)
-    ax.set_xticks(range(len(x)), x, rotation=90 if max(map(len, x))>2 else 0)
+    ax = layer_lines(self[column], ax)
+    _ceiling(ax, self, column)
     ax.margins(y=.1)
     ax.set_ylim(bottom=0)
-    ax.set_xlabel('layer')
     ax.set_ylabel(_columns[column])
-    if ax.get_legend_handles_labels()[0]: ax.legend(loc='center left', bbox_to_anchor=(1.01,.5))
+    legend_beside(ax)
     return ax

@@ -33,6 +33,8 @@ from ..data import *
 from ..data import _untar
 from ..phases import *
 from ..evalsets import *
+from ..erosion import *
+from ..plots import *
 from ..measures.layers import *
 from ..measures.attribution import GradCam
 from ..measures.plasticity import *
