@@ -47,6 +47,13 @@ def require(*names):
     if missing: pytest.skip(f'needs {", ".join(missing)}')
     return list(paths.values())
 
+@pytest.fixture(scope='session', autouse=True)
+def no_waiting_for_the_disk():
+    "What is left after a power cut no test can tell, so none waits for the disk; processes that tests start do"
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(os, 'fsync', lambda fd: None)
+        yield
+
 @pytest.fixture(scope='session')
 def cifar10(): return require('cifar10')[0]
 
