@@ -111,6 +111,7 @@ def test_help():
     assert r.returncode==0 and '--weights FILE' in r.stdout and 'default: vgg19' in r.stdout
     assert subprocess.run([sys.executable, '-m', 'feature_erosion.cli'], capture_output=True, text=True).returncode==2
 
+@pytest.mark.slow('CIFAR-10 on the command line; on digits it is tested above')
 def test_main_job_on_cifar(tmp_path, cifar10, resnet20):
     "The public ResNet-20 forgets CIFAR-10 within sixty iterations"
     assert main(['run','fig1','--data','cifar10','--arch','resnet20','--weights',str(resnet20),'--stats','imagenet','--bs','128','--n-valid','500','--sched','constant',

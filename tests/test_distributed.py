@@ -18,6 +18,7 @@ def launch(folder, *args, n=2):
 
 def results(folder, n): return [json.loads((folder/f'result{i}.json').read_text()) for i in range(n)]
 
+@pytest.mark.slow('torchrun three times, with two processes that import everything')
 def test_two_processes_are_as_good_as_one(tmp_path):
     pytest.importorskip('accelerate')
     r = launch(tmp_path/'two', 32); assert not r.returncode, r.stderr[-3000:]

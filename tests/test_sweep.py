@@ -50,6 +50,7 @@ def test_a_point_that_always_dies(tmp_path):
     with pytest.warns(UserWarning) as w: df = sweep(always_dies, dict(a=[0,1,2]), store=tmp_path, n_jobs=2, attempts=2, progress=False)
     assert df.status.tolist()==['finished','failed','finished'] and 'its worker died 2 times' in df.error[1] and any('1 of 3 points failed' in str(o.message) for o in w)
 
+@pytest.mark.slow('six workers that import everything, one after the other')
 def test_a_neighbour_is_not_blamed(tmp_path):
     with pytest.warns(UserWarning): df = sweep(beside_a_killer, dict(a=[0,1]), store=tmp_path, n_jobs=2, progress=False)
     assert df.status.tolist()==['finished','failed'] and 'its worker died 3 times' in df.error[1]
@@ -59,6 +60,7 @@ def test_workers_that_cannot_begin(tmp_path):
     with pytest.warns(UserWarning, match='a worker was lost') as w, pytest.raises(TerminatedWorkerError): sweep(DiesOnArrival(), dict(a=[0,1]), store=tmp_path, n_jobs=2, attempts=2, progress=False)
     assert sum('a worker was lost' in str(o.message) for o in w)==1
 
+@pytest.mark.slow('a cluster of workers that import everything')
 def test_dask_loses_a_worker(tmp_path):
     distributed = pytest.importorskip('distributed')
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster, distributed.Client(cluster):
