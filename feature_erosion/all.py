@@ -31,7 +31,9 @@ from .runs.store import Run, RunStore
 from .runs.resume import KeepRun
 from .learner import *
 from .runs.sweep import Sweep, mean_interval, sweep
+from .paper.nets import *
 from .paper.recipes import *
+from .paper.figures import *
 from .paper.report import *
 
 __all__ = [o for o in globals() if not o.startswith('_')]

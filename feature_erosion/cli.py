@@ -98,12 +98,12 @@ def _training_args(add):
     add('--out', 'folder of the run: figure, tables, weights', 'runs/fig1', metavar='DIR')
 
 # %% ../nbs/14_cli.ipynb #031a3dfb
-_fields = 'arch','data','width','weights','n','n_valid','n_classes','stats','bs','lr','sched','pattern','strength'
+_fields = 'arch','data','width','weights','n','n_valid','n_classes','stats','bs','lr','sched','pattern','ratio','strength'
 
 def _net(a):
     "Arguments as a `Net`"
     lengths,unit = _lengths(a)
-    from feature_erosion.paper.recipes import Net
+    from feature_erosion.paper.nets import Net
     folder = dict(n_classes=None) if a.data in data_sets else dict(size=a.image_size)
     return Net(a.arch, **{**{k:getattr(a, k) for k in _fields}, **folder}, pattern_size=a.size, lengths=lengths, unit=unit)
 
@@ -122,7 +122,7 @@ def run_demo(
     a # Parsed arguments
 ):
     "`feature_erosion demo`"
-    from feature_erosion.paper.recipes import demo
+    from feature_erosion.paper.nets import demo
     _report(demo(a.out, a.seed), a.out)
 
 def run_figure(
@@ -130,14 +130,14 @@ def run_figure(
 ):
     "`feature_erosion run`"
     net = _net(a)
-    from feature_erosion.paper.recipes import keep_net
-    _report(keep_net(net, a.out, a.seed, a.ratio), a.out)
+    from feature_erosion.paper.nets import keep_net
+    _report(keep_net(net, a.out, a.seed), a.out)
 
 def run_paper(
     a # Parsed arguments
 ):
     "`feature_erosion paper`"
-    from feature_erosion.paper.recipes import Unfinished, claims_table, paper
+    from feature_erosion.paper.figures import Unfinished, claims_table, paper
     if a.jobs is not None and a.jobs<1: raise ValueError(f"jobs={a.jobs}: must be at least 1")
     try: res,failed = paper(a.preset, a.figures, a.out, a.images, a.jobs),None
     except Unfinished as e: res,failed = e.results,f'feature_erosion: {e}'
