@@ -7,7 +7,7 @@ from run_notebooks import run_notebook
 
 nbs = nbglob(root/'nbs', as_path=True).sorted()
 
-slow = {'paper/00_recipes.ipynb': 'trains what tests/test_paper.py trains for all figures',
+slow = {'paper/02_figures.ipynb': 'trains what tests/test_paper.py trains for all figures',
         'tutorials/inside.ipynb': 'CIFAR-10 through five measures; each has a notebook of its own',
         'tutorials/collapse.ipynb': 'two trainings on CIFAR-10',
         'tutorials/your_own.ipynb': 'trains on image files, one by one',
