@@ -4,7 +4,7 @@ import matplotlib, numpy as np, pandas as pd, pytest
 matplotlib.use('agg')
 import matplotlib.pyplot as plt
 from conftest import Page
-from run import forked
+from run_notebooks import forked
 from PIL import Image
 from feature_erosion.cli import main
 from feature_erosion.paper.report import report
