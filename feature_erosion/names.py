@@ -29,10 +29,11 @@ def offered(
 def named(
     kind:str, # As in `offered`
     name:str, # What is wanted
-    own # What this library has itself, by name
+    own, # What this library has itself, by name
+    arg:str=None # The argument that holds it, for the error
 ):
     "What `name` stands for: this library's own, or what a package offers"
     if name in own: return own[name]
     if name in (more := offered(kind)): return more[name].load()
-    raise ValueError(f"{kind.removesuffix('s')}={name!r}: must be one of {', '.join([*own, *more])}; "
+    raise ValueError(f"{arg or kind.removesuffix('s')}={name!r}: must be one of {', '.join([*own, *more])}; "
                      f"packages add to it by entry points of 'feature_erosion.{kind}'")

@@ -154,8 +154,9 @@ def load_result(
     return Result(_known(run.config['figure']), _tables(run), run.config, run.info['sessions'][-1])
 
 def _known(name):
-    if name in recipes: return recipes[name]
-    raise ValueError(f"figures={[name]}: must be among {', '.join(recipes)}; those of the paper are in feature_erosion.paper.figures")
+    res = named('recipes', name, recipes, 'figures')
+    if isinstance(res, Recipe): return res
+    raise ValueError(f"figures={name!r}: the package that offers it gives {res!r}; must be a Recipe")
 
 # %% ../../nbs/paper/01_recipes.ipynb #d1c0fed5
 def load_paper(
