@@ -22,42 +22,45 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message): self.exit(2, f'{self.prog}: {message}; see --help\n')
 
 # %% ../nbs/14_cli.ipynb #320b62c4
-def _number(s): return int(s) if s.isdecimal() else float(s)
-
-_example = 'example: feature_erosion run fig1 --arch resnet20 --weights resnet20.th --stats imagenet --iters 200 200 --sched constant'
-
-_scales = '''A preset of the paper's own scale wants a GPU and days; cpu some hours on two cores; smoke a minute.
-Figures whose images or weights are missing are named, with where to get them.'''
+_about = 'What happens to what a network knew when it is finetuned on data with an easier feature.'
+_about_run = "Runs a figure of the paper (arXiv 2310.19537). The defaults are the paper's settings."
+_example = ('example: feature_erosion run fig1 --arch resnet20 --weights resnet20.th '
+            '--stats imagenet --iters 200 200 --sched constant')
+_scales = """A preset of the paper's own scale wants a GPU and days; cpu some hours on two cores; smoke a minute.
+Figures whose images or weights are missing are named, with where to get them."""
 
 def _parser():
-    p = _Parser('feature_erosion', description='What happens to what a network knew when it is finetuned on data with an easier feature.')
+    p = _Parser('feature_erosion', description=_about)
     sub = p.add_subparsers(dest='command', required=True, metavar='{demo,run,paper,report}')
-    _demo_args(sub.add_parser('demo', help='three phases on scikit-learn\'s digits: some ten seconds, no download'))
-    _run_args(sub.add_parser('run', help='a figure of the paper, on your data',
-                             description='Runs a figure of the paper (arXiv 2310.19537). The defaults are the paper\'s settings.', epilog=_example))
+    _demo_args(sub.add_parser('demo', help="three phases on scikit-learn's digits: some ten seconds, no download"))
+    _run_args(sub.add_parser('run', help='a figure of the paper, on your data', description=_about_run, epilog=_example))
     _paper_args(sub.add_parser('paper', help='all figures of the paper, or some, with the claims they bear out', epilog=_scales))
     _report_args(sub.add_parser('report', help='one HTML page of a run, or of a folder of runs'))
     return p
 
+# %% ../nbs/14_cli.ipynb #1fb23a0c
 def _demo_args(p):
     p.add_argument('--out', default='runs/demo', metavar='DIR', help='folder of the run (default: runs/demo)')
     p.add_argument('--seed', type=int, default=0, help='of everything random (default: 0)')
-    p.set_defaults(run=run_demo)
+    p.set_defaults(do=run_demo)
 
 def _paper_args(p):
     p.add_argument('figures', nargs='*', metavar='FIGURE', help=f"some of {', '.join(figures)} (default: all)")
     p.add_argument('--preset', default='cpu', choices=presets, help='how large (default: cpu)')
     p.add_argument('--out', metavar='DIR', help='folder of the figures and networks (default: runs/paper-PRESET)')
     p.add_argument('--images', metavar='DIR', help="folder in ImageNet's layout, for the networks trained on ImageNet")
-    p.add_argument('--jobs', type=int, metavar='N', help='networks at a time (default: 1 on a GPU, else as many as there are cores)')
-    p.set_defaults(run=run_paper)
+    p.add_argument('--jobs', type=int, metavar='N',
+                   help='networks at a time (default: 1 on a GPU, else as many as there are cores)')
+    p.set_defaults(do=run_paper)
 
 def _report_args(p):
-    p.add_argument('path', metavar='RUN_OR_DIR', help='a run\'s folder, or a folder of runs')
+    p.add_argument('path', metavar='RUN_OR_DIR', help="a run's folder, or a folder of runs")
     p.add_argument('--out', metavar='FILE', help='the page (default: report.html in RUN_OR_DIR)')
-    p.set_defaults(run=run_report)
+    p.set_defaults(do=run_report)
 
 # %% ../nbs/14_cli.ipynb #e0b37238
+def _number(s): return int(s) if s.isdecimal() else float(s)
+
 def _group(p, title):
     "A function that adds an argument to a titled group, with its default in the help"
     g = p.add_argument_group(title)
@@ -67,18 +70,22 @@ def _group(p, title):
 
 # %% ../nbs/14_cli.ipynb #483faed8
 def _run_args(p):
-    p.add_argument('figure', choices=['fig1'], help='fig1: clean and pattern accuracy while a network is trained, eroded and trained again')
-    add = _group(p, 'data')
+    p.add_argument('figure', choices=['fig1'],
+                   help='fig1: clean and pattern accuracy while a network is trained, eroded and trained again')
+    _data_args(_group(p, 'data'))
+    _pattern_args(_group(p, 'easy feature'))
+    _training_args(_group(p, 'model and training'))
+    p.set_defaults(do=run_figure)
+
+def _data_args(add):
     add('--data', f"{', '.join(data_sets)}, or a folder in ImageNet's layout", 'cifar10')
     add('--n', 'training images, stratified; all if not given', type=int)
     add('--n-valid', 'test images, stratified; all if not given', type=int, metavar='N')
     add('--bs', 'batch size', 64, type=int)
-    add('--stats', "mean and standard deviation to normalise with: those the weights were trained with; the data set's own if not given", choices=stats)
+    add('--stats', 'mean and standard deviation to normalise with: those the weights were trained with; '
+        "the data set's own if not given", choices=stats)
     add('--n-classes', 'of a folder: how many classes, chosen by --seed; all if not given', type=int, metavar='N')
     add('--image-size', 'of a folder: side in pixels', 64, type=int, metavar='N')
-    _pattern_args(_group(p, 'easy feature'))
-    _training_args(_group(p, 'model and training'))
-    p.set_defaults(run=run_figure)
 
 def _pattern_args(add):
     add('--pattern', 'what is painted', 'square', choices=pattern_names)
@@ -87,15 +94,28 @@ def _pattern_args(add):
     add('--strength', "share of those that wear their own class's, 0…1", 1., type=float)
 
 def _training_args(add):
-    add('--arch', "resnet18, resnet20, resnet32, resnet44, resnet56 or vgg19 as made for CIFAR; 'torchvision/NAME', 'timm/NAME'", 'vgg19')
+    add('--arch', "resnet18, resnet20, resnet32, resnet44, resnet56 or vgg19 as made for CIFAR; "
+        "'torchvision/NAME', 'timm/NAME'", 'vgg19')
     add('--width', 'factor on the channels of a CIFAR network', 1., type=float)
     add('--weights', "start from these weights, or from 'imagenet', and leave out the first phase", metavar='FILE')
-    add('--epochs', 'length of pretrain, erode, relearn (with --weights: erode, relearn), or one length for all; 160 if not given', type=int, nargs='+', metavar='N')
+    add('--epochs', 'length of pretrain, erode, relearn (with --weights: erode, relearn), or one length for all; '
+        '160 if not given', type=int, nargs='+', metavar='N')
     add('--iters', 'the same in iterations', type=int, nargs='+', metavar='N')
     add('--lr', 'learning rate', .1, type=float)
     add('--sched', 'learning rate schedule of each phase', 'multi_step', choices=['multi_step','constant','one_cycle'])
     add('--seed', 'of everything random', 0, type=int)
     add('--out', 'folder of the run: figure, tables, weights', 'runs/fig1', metavar='DIR')
+
+# %% ../nbs/14_cli.ipynb #b20b83ae
+def _lengths(a):
+    "Length of each phase, and its unit"
+    if a.epochs and a.iters: raise ValueError("epochs, iters: give one of the two")
+    given,unit = (a.iters,'iters') if a.iters else (a.epochs or [160],'epochs')
+    phases = 'erode and relearn (the weights replace pretrain)' if a.weights else 'pretrain, erode and relearn'
+    n = 2 if a.weights else 3
+    if min(given)<1: raise ValueError(f"{unit}={given}: must be at least 1 each")
+    if len(given) not in (1,n): raise ValueError(f"{unit}={given}: want {n} lengths, {phases}")
+    return (0,)*(3-n)+tuple(given if len(given)==n else given*n),unit
 
 # %% ../nbs/14_cli.ipynb #031a3dfb
 _fields = 'arch','data','width','weights','n','n_valid','n_classes','stats','bs','lr','sched','pattern','strength'
@@ -107,15 +127,15 @@ def _net(a):
     folder = dict(n_classes=None) if a.data in data_sets else dict(size=a.image_size)
     return Net(a.arch, **{**{k:getattr(a, k) for k in _fields}, **folder}, pattern_size=a.size, lengths=lengths, unit=unit)
 
-# %% ../nbs/14_cli.ipynb #b20b83ae
-def _lengths(a):
-    "Length of each phase, and its unit"
-    if a.epochs and a.iters: raise ValueError("epochs, iters: give one of the two")
-    n,given = 2 if a.weights else 3,a.epochs or a.iters or [160]
-    if len(given)==1: given = given*n
-    if min(given)<1: raise ValueError(f"{'epochs' if a.epochs else 'iters'}={given}: must be at least 1 each")
-    if len(given)!=n: raise ValueError(f"{'epochs' if a.epochs else 'iters'}={given}: want {n} lengths, {'erode and relearn (the weights replace pretrain)' if a.weights else 'pretrain, erode and relearn'}")
-    return (0,)*(3-n)+tuple(given),'iters' if a.iters else 'epochs'
+# %% ../nbs/14_cli.ipynb #18a5f8e3
+def _report(learn, out):
+    from feature_erosion.patterns import n_labels
+    from feature_erosion.measures.plasticity import phase_table
+    acc = phase_table(learn)
+    print('\n' + ' '*10 + ''.join(f'{s:>18}' for s in acc))
+    for p,row in acc.iterrows(): print(f'{p:10}' + ''.join(f'{v:18.1%}' for v in row))
+    n,chance = len(learn.dls.valid_ds),1/n_labels(learn.dls)
+    print(f"\n{n} test images, chance {chance:.0%}. The run, with figure and tables, is in {out}")
 
 # %% ../nbs/14_cli.ipynb #a9e5e503
 def run_demo(
@@ -141,8 +161,7 @@ def run_paper(
     if a.jobs is not None and a.jobs<1: raise ValueError(f"jobs={a.jobs}: must be at least 1")
     try: res,failed = paper(a.preset, a.figures, a.out, a.images, a.jobs),None
     except Unfinished as e: res,failed = e.results,f'feature_erosion: {e}'
-    if res:
-        for r in claims_table(res).itertuples(): print(f'{r.figure:8} {r.agrees:10} {r.net}: {r.claim}: {r.ours}')
+    for r in claims_table(res).itertuples() if res else (): print(f'{r.figure:8} {r.agrees:10} {r.net}: {r.claim}: {r.ours}')
     if failed: sys.exit(failed)
 
 def run_report(
@@ -152,16 +171,6 @@ def run_report(
     from feature_erosion.paper.report import report
     print(report(a.path, a.out))
 
-# %% ../nbs/14_cli.ipynb #18a5f8e3
-def _report(learn, out):
-    from feature_erosion.patterns import n_labels
-    from feature_erosion.measures.plasticity import phase_table
-    acc = phase_table(learn)
-    print('\n' + ' '*10 + ''.join(f'{s:>18}' for s in acc))
-    for p,row in acc.iterrows(): print(f'{p:10}' + ''.join(f'{v:18.1%}' for v in row))
-    n,chance = len(learn.dls.valid_ds),1/n_labels(learn.dls)
-    print(f"\n{n} test images, chance {chance:.0%}. The run, with figure and tables, is in {out}")
-
 # %% ../nbs/14_cli.ipynb #4254898f
 def main(
     args:list|None=None # By default the command line's
@@ -169,14 +178,16 @@ def main(
     "The console script"
     warnings.filterwarnings('ignore', '.torch.jit')   # a message of torch about itself
     a = _parser().parse_args(args)
-    try: a.run(a)
+    try: a.do(a)
     except (ValueError, OSError, ImportError) as e:
-        print('feature_erosion: ' + ' '.join(re.sub(r'(?s)^Exception occured in .*`:\n\t', '', str(e)).split()), file=sys.stderr)
+        print(f'feature_erosion: {_one_line(e)}', file=sys.stderr)
         return 2
     except KeyboardInterrupt as e:
         print(f"\nfeature_erosion: {e or 'stopped; the same command goes on from what was kept'}", file=sys.stderr)
         return 130
     return 0
+
+def _one_line(e): return ' '.join(re.sub(r'(?s)^Exception occured in .*`:\n\t', '', str(e)).split())
 
 # %% ../nbs/14_cli.ipynb #1359f424
 if __name__=='__main__': sys.exit(main())
