@@ -224,7 +224,7 @@ def load_net(
     run:Run # From `trained`
 )->Learner: # With history and snapshots
     "A trained network in a Learner, as `fit_net` left it"
-    c = run.config
+    c = run.settings
     with contextlib.redirect_stdout(io.StringIO()):
         return fit_net(Net(**c['net']), c['seed'], c['ratio'], KeepRun(run, wait=True))
 
@@ -255,9 +255,9 @@ def load_result(
     run = Run(folder)
     if not (run.path/'run.json').is_file():
         raise FileNotFoundError(f"folder={str(folder)!r}: no run here; give the folder of one figure, e.g. runs/paper-cpu/fig1")
-    if run.info['status']!='finished' or 'figure' not in run.config:
+    if run.info['status']!='finished' or 'figure' not in run.settings:
         raise ValueError(f"folder={str(folder)!r}: no finished figure; `paper` goes on with it")
-    return Result(run.config['figure'], _tables(run), run.config, run.info['sessions'][-1])
+    return Result(run.settings['figure'], _tables(run), run.settings, run.info['sessions'][-1])
 
 def _tables(run):
     names = [f.stem for f in map(Path, run.info['files']) if f.parent.name=='tables']
@@ -775,7 +775,7 @@ def _not_made(errors): return '\n'.join(f'{f} is not made: {e}' for f,e in error
 
 def _figure(run, config, store, n_jobs, progress):
     "Fill a figure's run; how long it took"
-    start,figure,before = perf_counter(),run.config['figure'],run.metrics
+    start,figure,before = perf_counter(),run.settings['figure'],run.metrics
     run_recipe(figure, config, store, n_jobs, progress).save(run)
     took = dict(seconds=round(perf_counter()-start, 1))
     if progress: print(f"{figure:8} {recipes[figure].title}: {took['seconds']:.0f} s, {run.path}", flush=True)
