@@ -8,7 +8,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/runs/keys.html.md"""
 __all__ = ['Untold', 'hash_tensor', 'as_json', 'recipe', 'function_name', 'key_of', 'describe', 'differences', 'flat']
 
 # %% ../../nbs/runs/00_keys.ipynb #d66e2211
-import dis, hashlib, importlib.util, inspect, json, os, platform, sys, sysconfig, torch, types
+import dis, hashlib, importlib.util, json, os, platform, sys, sysconfig, torch, types
 import numpy as np
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -142,7 +142,8 @@ _register(lambda o, t: f'{type(o).__name__} {o}', PurePath, torch.dtype, torch.d
 _register(lambda o, t: dict(enum=t(type(o), type(o).__name__), name=o.name), Enum)
 _register(_partial, partial)
 _register(_method, types.MethodType)
-_register(lambda o, t: t.by_name(o), types.MethodDescriptorType, types.WrapperDescriptorType, types.ClassMethodDescriptorType, np.ufunc)
+_register(lambda o, t: t.by_name(o), types.MethodDescriptorType, types.WrapperDescriptorType,
+          types.ClassMethodDescriptorType, np.ufunc)
 
 # %% ../../nbs/runs/00_keys.ipynb #be17d386
 def hash_tensor(
@@ -236,8 +237,8 @@ def _source(name):
 def _(m, t): return _module(m, (), t)
 
 # %% ../../nbs/runs/00_keys.ipynb #9edcd53f
-_not_code = set("""__dict__ __weakref__ __module__ __doc__ __qualname__ __annotations__ __static_attributes__ __firstlineno__ __abstractmethods__
-    _abc_impl __dataclass_fields__ __dataclass_params__ __match_args__ __parameters__ __orig_bases__ __slots__
+_not_code = set("""__dict__ __weakref__ __module__ __doc__ __qualname__ __annotations__ __static_attributes__ __firstlineno__
+    __abstractmethods__ _abc_impl __dataclass_fields__ __dataclass_params__ __match_args__ __parameters__ __orig_bases__ __slots__
     __annotate_func__ __annotations_cache__""".split())
 
 def _is_written(f): return getattr(getattr(f, '__code__', None), 'co_filename', '')=='<string>'   # by `dataclass`
@@ -268,7 +269,8 @@ def as_json(
 def _check_json(k, v):
     try: json.dumps(v, allow_nan=False)
     except (TypeError, ValueError) as e:
-        raise ValueError(f"{k}={v!r}: settings must be what JSON can hold ({e}); give a name, a number, a list or a dict") from None
+        raise ValueError(f"{k}={v!r}: settings must be what JSON can hold ({e}); "
+                         "give a name, a number, a list or a dict") from None
 
 # %% ../../nbs/runs/00_keys.ipynb #443f733a
 def _file(f):
