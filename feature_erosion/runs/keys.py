@@ -10,7 +10,7 @@ __all__ = ['Untold', 'hash_tensor', 'as_json', 'recipe', 'function_name', 'key_o
 # %% ../../nbs/runs/00_keys.ipynb #d66e2211
 import dis, hashlib, importlib.util, json, os, platform, sys, sysconfig, torch, types
 import numpy as np
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import lru_cache, singledispatch
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
@@ -250,7 +250,9 @@ def _members(cls):
         if isinstance(v, property): yield from {f'{k}.{o}':getattr(v, o) for o in ('fget','fset','fdel')}.items()
         else: yield k,getattr(v, '__func__', v)
 
-def _field(f, t): return [f.name, str(f.type), t(f.default, f.name) if f.default is not f.default_factory else '']
+def _field(f, t):
+    default = next((o for o in (f.default, f.default_factory) if o is not MISSING), '')   # a value, or what makes it
+    return [f.name, str(f.type), t(default, f.name)]
 
 @_tell.register(type)
 def _(c, t):

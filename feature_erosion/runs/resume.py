@@ -94,7 +94,8 @@ def fit_settings(
 )->dict:
     "What a fit is set to, as JSON shows it"
     return dict(model=_model_settings(get_model(learn.model)), opt=describe(learn.opt_func), lr=describe(learn.lr), wd=learn.wd,
-                wd_bn_bias=learn.wd_bn_bias, train_bn=learn.train_bn, loss=describe(learn.loss_func), data=_data_settings(learn.dls),
+                wd_bn_bias=learn.wd_bn_bias, train_bn=learn.train_bn, loss=describe(learn.loss_func),
+                data=_data_settings(learn.dls),
                 phases=[_phase_settings(p) for p in phases], epochs=None if phases else learn.n_epoch,
                 callbacks=_cbs_settings(learn), evals=_evals_settings(learn), processes=max(1, num_distrib()))
 
@@ -253,7 +254,8 @@ def _writing(self:KeepRun):
     try: yield
     except OSError as e:
         raise OSError(e.errno, f"run {self.kept.name!r}: cannot write to {self.kept.path} ({e.strerror or e}). "
-                      "What was kept before is whole: make room or mend the folder, and start again; it goes on from its last checkpoint") from None
+                      "What was kept before is whole: make room or mend the folder, and start again; "
+                      "it goes on from its last checkpoint") from None
 
 # %% ../../nbs/runs/03_resume.ipynb #2b762639
 @patch

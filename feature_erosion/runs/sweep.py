@@ -141,7 +141,8 @@ def _tell_new(runs):
     new = [r for r in runs if r.info['status']=='new']
     if not new: return
     if why := new[0].info['recipe'].get('untold'):
-        warnings.warn(f'all {len(new)} points are computed, whatever the store has, and the next call will compute them again: {why}')
+        warnings.warn(f'all {len(new)} points are computed, whatever the store has, '
+                      f'and the next call will compute them again: {why}')
         return
     old = _earlier(runs[0].store, {r.name for r in runs})
     again = [(r,o) for r in new if (o := old.get(_point_of(r.info)))]
@@ -181,7 +182,7 @@ def sweep(
     runs = RunStore(store).recipe_runs(fn, points, files)
     _tell_new(runs)
     for r in runs: _forget_tries(r)
-    threads = threads or _share(backend, n_jobs, len(points))   # also for what is tried again alone: other threads, other last digits
+    threads = threads or _share(backend, n_jobs, len(points))   # the same for what is tried again alone: else other last digits
     work = _Work(fn, points, runs, threads, attempts)
     work.finish(n_jobs, progress)
     rows = [dict(points[i], **work.results[i], run=r.name) for i,r in enumerate(runs)]
