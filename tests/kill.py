@@ -34,7 +34,7 @@ def watch(pass_by):
         setattr(obj, name, f)
     around(resume, 'save_folder', 'checkpoint begun', 'checkpoint done')
     around(files, 'sync_folder', 'checkpoint before rename')
-    around(store, 'save_figure', 'figure')
+    around(store, 'write_figure', 'figure')
     around(evalsets.EvalSets, '_look', 'evaluation')
     class Tell(Callback):
         order,run_valid,passive = 5,False,True

@@ -20,7 +20,7 @@ def test_every_figure_has_tables_claims_and_a_picture(smoke):
     assert list(res)==list(recipes)==list(cli.figures) and tuple(presets)==cli.presets
     for f,r in res.items():
         run = Run(out/f)
-        assert run.status=='finished' and not run.damaged() and run.config['figure']==f and run.metrics['seconds']>0
+        assert run.status=='finished' and not run.damaged() and run.settings['figure']==f and run.metrics['seconds']>0
         tables = {f'tables/{k}.csv' for k in (*r.tables,'claims')}
         assert {*run.info['files']}==tables | {f'figures/{f}.png',f'figures/{f}.svg','metrics.json'}
         assert plt.imread(out/f/'figures'/f'{f}.png')[...,:3].std()>.05 and len(r.claims())>=1

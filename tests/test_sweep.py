@@ -1,7 +1,6 @@
 "Sweeps on loky, dask and ray, with workers that die."
 import os, signal, sys, time, warnings
 from functools import partial
-from pathlib import Path
 import joblib, numpy as np, pytest
 from fastai.vision.all import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
@@ -23,7 +22,7 @@ def always_dies(a, seed):
 
 def beside_a_killer(a, seed, run):
     "a=1 kills its worker while a=0 is at work beside it; a=0 comes to its end at the third attempt, if it lives"
-    other = next(o for o in run.store if o.config['a']==0)
+    other = next(o for o in run.store if o.settings['a']==0)
     if a==0: time.sleep(1 if run.info['tries']>2 else 60)
     while other.info['tries']<run.info['tries']: time.sleep(.01)
     if a==1: os.kill(os.getpid(), signal.SIGKILL)

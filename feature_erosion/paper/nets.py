@@ -239,7 +239,7 @@ def load_net(
     run:Run # From `trained`
 )->Learner: # With history and snapshots
     "A trained network in a Learner, as `fit_net` left it"
-    c = run.config
+    c = run.settings
     with contextlib.redirect_stdout(io.StringIO()):
         return fit_net(Net(**c['net']), c['seed'], KeepRun(run, wait=True))
 
