@@ -11,7 +11,7 @@ __all__ = ['test_dl', 'phase_ends', 'forgotten', 'curve_tables', 'epochs_to_half
            'ratio_claims', 'sharp_layer', 'cell_share', 'pointing', 'cam_tables', 'load_cams', 'plot_cams',
            'cam_claims', 'rank_tables', 'plot_rank', 'rank_claims']
 
-# %% ../../nbs/paper/02_figures.ipynb #fff409e3
+# %% ../../nbs/paper/02_figures.ipynb #462a712b
 import base64, io
 from dataclasses import replace
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
@@ -34,7 +34,7 @@ from ..learner import *
 from .nets import *
 from .recipes import *
 
-# %% ../../nbs/paper/02_figures.ipynb #f208c169
+# %% ../../nbs/paper/02_figures.ipynb #0b3b02f9
 _colors = dict(before='C0', after='C3', control='C7')
 
 def _which(ratio): return 'control' if ratio==0 else 'after'
@@ -57,7 +57,7 @@ def _panels(n, width=5., height=3.4):
     fig,axs = plt.subplots(1, n, figsize=(1+width*n, height), layout='constrained', squeeze=False)
     return fig,axs[0]
 
-# %% ../../nbs/paper/02_figures.ipynb #e7e8c0b8
+# %% ../../nbs/paper/02_figures.ipynb #5ad33e0d
 def test_dl(
     net:Net, # Whose data
     seed:int, # Which classes, and which images if not all
@@ -104,8 +104,9 @@ def curve_tables(learn, net, seed, scale):
 def epochs_to_half(
     c:pd.DataFrame, # Rows of `curves` of one network and seed, its second phase
     chance:float # Accuracy of guessing
-)->float: # NaN if half is left at the end
+)->float: # NaN if half is left at the end, or nothing was known before
     "Epochs after which less than half of the accuracy above chance is left, until the end of the phase"
+    if not c.clean.iloc[0]>chance: return np.nan
     kept = ((c.clean-chance)/(c.clean.iloc[0]-chance)).to_numpy()
     i = int(np.flatnonzero(kept>=.5)[-1])+1
     return float(c.epoch.iloc[i]-c.epoch.iloc[0]) if i<len(c) else np.nan
@@ -142,7 +143,7 @@ def _plot_rates(ax, t, net):
     ax.set_title(net, loc='left', pad=22, weight='bold')
     ax.legend()
 
-# %% ../../nbs/paper/02_figures.ipynb #f80dd46e
+# %% ../../nbs/paper/02_figures.ipynb #34f66006
 def plot_curves(t):
     "A panel for each network; for one at several learning rates, what is forgotten at each"
     nets = list(t['curves'].net.unique())
@@ -172,7 +173,7 @@ def _collapse(net, e, c):
         judged('With squares accuracy is perfect', '100%', _per_seed(sq[sq.phase=='erode'], lambda o: o.pattern.iloc[0]), (.99,.9), '.1%', net),
         judged('The square decides: share of its answers where square and image disagree', 'not reported', picture, (.95,.75), '.0%', net)]
 
-# %% ../../nbs/paper/02_figures.ipynb #96765948
+# %% ../../nbs/paper/02_figures.ipynb #3ae04e7e
 def _rate_claims(net, e):
     f = e.groupby(['ratio','lr','seed']).apply(forgotten, include_groups=False).unstack('ratio')
     control,squares = f[0.],f[max(f.columns)]
@@ -241,7 +242,7 @@ class SpectrumMeter(Features):
         rank = numerical_rank(s, tunnel_rtol(d))
         self.rows.append(dict(model=model, layer=layer, rank=rank, rank_1e3=numerical_rank(s, 1e-3), effective=effective_rank(s), features=d, n=len(X)))
 
-# %% ../../nbs/paper/02_figures.ipynb #731bb457
+# %% ../../nbs/paper/02_figures.ipynb #5e4f1b27
 def layer_tables(learn, net, seed, scale):
     "Rank and probe accuracies of each layer, before and after the second phase; the control begins with the same network, which is measured once"
     models = dict(zip(('before','after'), learn.models_at(before_erosion(learn), 'erode').values()))
@@ -406,7 +407,7 @@ def _ratio_claims(net, d, r):
                _per_seed(d, lambda o: _bend(o, r)), '≠0', '.0%', net),
         judged('It is the squares: forgetting at ratio 0, the control', 'not reported', d[d.ratio==0].forgotten, (.05,.2), '.0%', net)]
 
-# %% ../../nbs/paper/02_figures.ipynb #952c9e9c
+# %% ../../nbs/paper/02_figures.ipynb #56ddee23
 def sharp_layer(
     model, # A module that classifies images
     x:torch.Tensor # One or more images
@@ -461,7 +462,7 @@ def cam_tables(learn, net, seed, scale):
     cams = [_cam_rows(_look(learn, net, seed, scale, l, 6)).assign(at=k) for k,l in layers.items()]
     return dict(attention=pd.concat(att), cams=pd.concat(cams))
 
-# %% ../../nbs/paper/02_figures.ipynb #ab07ea9d
+# %% ../../nbs/paper/02_figures.ipynb #383dc45f
 def _uri(a):
     "An image in 0…1, `(height, width[, 3])`, as a data URI"
     buf = io.BytesIO()
@@ -573,7 +574,7 @@ def _paper():
     rates = [o for net in known for o in _rates(net, .003, .01, .03, .1)]
     return _scales(vgg, (res,), (), rates, (16,48), _eight)
 
-# %% ../../nbs/paper/02_figures.ipynb #9173c22b
+# %% ../../nbs/paper/02_figures.ipynb #66de70d2
 def _cpu():
     small = dict(width=.25, n=1000, n_valid=500)
     vgg,res = Net('VGG-19', 'vgg19', lengths=(200,200,200), **small),Net('ResNet-18', 'resnet18', lengths=(160,160,0), **small)
@@ -582,7 +583,7 @@ def _cpu():
     photos = Net('EfficientNet-lite0 (ImageNet)', 'efficientnet_lite0', 'tiny_imagenet_20', weights='imagenet', **few)
     return _scales(vgg, (res,), (given,), _rates(photos, .003, .01, .03, .1), (20,60), _eight)
 
-# %% ../../nbs/paper/02_figures.ipynb #97dfef39
+# %% ../../nbs/paper/02_figures.ipynb #68707dce
 _by_preset = dict(smoke=_smoke(), cpu=_cpu(), paper=_paper())
 
 def _recipe(name, *args, **kwargs): return register(Recipe(name, *args, **kwargs, scales={k:v[name] for k,v in _by_preset.items()}))
