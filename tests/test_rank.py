@@ -4,7 +4,7 @@ from copy import deepcopy
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from fastai.vision.all import plt
-from feature_erosion import rank
+from feature_erosion.measures import rank
 from feature_erosion.measures.rank import *
 from feature_erosion.measures.layers import pick_features
 

@@ -20,6 +20,7 @@ from torch import nn
 from fastcore.all import *
 from fastai.data.external import URLs, fastai_path
 from fastai.vision.all import Callback, DataLoaders, Learner, no_random
+from ..names import stats
 from ..files import file_sha
 from ..batches import *
 from ..patterns import *
@@ -54,7 +55,7 @@ class Net:
     sched:str='multi_step' # As in `Phase`, the same in every phase
     lengths:tuple=(160,160,160) # Of pretrain, erode, relearn; 0 leaves a phase out
     unit:str='epochs' # What they count: 'epochs' or 'iters'
-    pattern:str='square' # What is painted: 'square', 'stripes', 'texture', 'watermark' or 'corner'
+    pattern:str='square' # What is painted, as in `find_pattern`
     pattern_size:float=4 # Its size: pixels, or a share of the image
     ratio:float=1. # Share of the training images that are painted in the second phase; 0 for the control, a second phase on clean images
     strength:float=1. # Share of the painted training images that wear their own class's
@@ -64,14 +65,13 @@ class Net:
         object.__setattr__(self, 'ratio', float(self.ratio))
         if len(self.lengths)!=3 or not any(self.lengths):
             raise ValueError(f"lengths={self.lengths}: give three lengths, for pretrain, erode and relearn; 0 leaves a phase out")
-        for k,known in dict(unit=('epochs','iters'), opt=_opts, pattern=_patterns, stats=(None,*_stats)).items():
+        for k,known in dict(unit=('epochs','iters'), opt=_opts, stats=(None,*stats)).items():
             if (v := getattr(self, k)) not in known:
                 raise ValueError(f"{k}={v!r}: must be one of {', '.join(map(str, known))}")
+        find_pattern(self.pattern)
 
 # %% ../../nbs/paper/00_nets.ipynb #e334a5b0
-_stats = dict(half=((.5,)*3,(.5,)*3), imagenet=((.485,.456,.406),(.229,.224,.225)), cifar=paper_stats)
 _opts = dict(sgd={}, adam=dict(opt_func=partial(TorchOptim, opt=torch.optim.Adam)))
-_patterns = dict(square=ColorSquare, stripes=Stripes, texture=Texture, watermark=Watermark, corner=CornerSquare)
 _cifar = dict(cifar10=(cifar10_dls,URLs.CIFAR), cifar100=(cifar100_dls,URLs.CIFAR_100))
 
 # %% ../../nbs/paper/00_nets.ipynb #257c987f
@@ -101,7 +101,7 @@ def net_dls(
     "Its clean data"
     kw = dict(n=net.n, n_valid=net.n_valid, bs=net.bs, seed=seed)
     if net.data=='digits': return digits_dls(**kw)
-    kw.update(pad=net.pad, flip=net.flip, **({'stats':_stats[net.stats]} if net.stats else {}))
+    kw.update(pad=net.pad, flip=net.flip, **({'stats':stats[net.stats]} if net.stats else {}))
     if net.data in _cifar: return _cifar[net.data][0](**kw)
     return image_folder_dls(data_folder(net.data), net.n_classes, size=net.size, **kw)
 
@@ -163,7 +163,7 @@ def net_pattern(
     net:Net # Which network
 )->Pattern:
     "What is painted on its images"
-    return _patterns[net.pattern](net.pattern_size)
+    return find_pattern(net.pattern)(net.pattern_size)
 
 def net_phases(
     net:Net, # Whose lengths and schedule
@@ -239,7 +239,7 @@ def load_net(
     run:Run # From `trained`
 )->Learner: # With history and snapshots
     "A trained network in a Learner, as `fit_net` left it"
-    c = run.config
+    c = run.settings
     with contextlib.redirect_stdout(io.StringIO()):
         return fit_net(Net(**c['net']), c['seed'], KeepRun(run, wait=True))
 
