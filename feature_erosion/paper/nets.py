@@ -9,7 +9,7 @@ __all__ = ['Net', 'data_folder', 'net_dls', 'imagenet_indices', 'weights_file', 
            'net_pattern', 'net_phases', 'net_learner', 'fit_net', 'shorter', 'as_trained', 'train_net', 'trained',
            'load_net', 'before_erosion', 'net_seconds', 'open_run', 'keep_net', 'demo']
 
-# %% ../../nbs/paper/00_nets.ipynb #be3b95b7
+# %% ../../nbs/paper/00_nets.ipynb #f41a3b98
 import contextlib, io
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
@@ -183,7 +183,7 @@ def net_learner(
     for k,v in _opts[net.opt].items(): setattr(learn, k, v)
     return learn
 
-# %% ../../nbs/paper/00_nets.ipynb #357c021e
+# %% ../../nbs/paper/00_nets.ipynb #fcceed8e
 def fit_net(
     net:Net, # What to train
     seed:int=0, # Of everything random: same seed, same result
@@ -250,13 +250,13 @@ def before_erosion(
     "Name of the phase before 'erode'"
     return 'pretrain' if 'pretrain' in learn.snapshots else 'start'
 
-# %% ../../nbs/paper/00_nets.ipynb #462a4242
+# %% ../../nbs/paper/00_nets.ipynb #47faa2ba
 def _seconds(f, batches):
-    "Of one call, the first left out"
+    "Of one call, after a first one that is slower"
     f(batches[0])
     start = perf_counter()
-    for b in batches[1:]: f(b)
-    return (perf_counter()-start)/(len(batches)-1)
+    for b in batches: f(b)
+    return (perf_counter()-start)/len(batches)
 
 def net_seconds(
     net:Net, # What would be trained
@@ -266,7 +266,7 @@ def net_seconds(
     with no_random(0, reproducible=False):
         learn = net_learner(net, dls := net_dls(net))
         loss,opt = nn.CrossEntropyLoss(),torch.optim.SGD(learn.model.parameters(), 0.)
-        bs = [split_batch(dls.train, b, learn.model) for _,b in zip(range(steps+1), dls.train)]
+        bs = [split_batch(dls.train, b, learn.model) for _,b in zip(range(steps), dls.train)]
     def train(b):
         loss(answer_tensor(learn.model(*b[0])), b[1][0]).backward()
         opt.step(), opt.zero_grad()
@@ -275,7 +275,7 @@ def net_seconds(
     step = _seconds(train, bs)
     return step if net.unit=='iters' else step*len(dls.train) + 4*_seconds(look, bs)*len(dls.valid)   # clean images twice, painted ones, conflicting ones
 
-# %% ../../nbs/paper/00_nets.ipynb #a1fa0b3d
+# %% ../../nbs/paper/00_nets.ipynb #3dc14be1
 def open_run(
     out, # Its folder: new, empty, or with the same run
     **config # As in `RunStore.run`
