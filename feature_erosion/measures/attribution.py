@@ -34,7 +34,7 @@ def _captum():
 def _patches(n, maps):
     "Rows and columns of `n` tokens, and how many others come before them; `None` if not certain"
     for size in reversed(maps):
-        for k in (1,2,4,8,16):   # as they are, or merged
+        for k in (1,2,4,8,16):   # as they are, or merged; other tokens only with the former
             rows,cols = (-(-o//k) for o in size)
             extra = n-rows*cols
             if extra==0 or k==1 and 0<extra<=8: return (rows,cols),extra
@@ -61,6 +61,7 @@ def _with_places(calls, x):
         res[n] = SimpleNamespace(**vars(c), name=n, size=p[0], extra=p[1])
     return res
 
+# %% ../../nbs/measures/04_attribution.ipynb #5c40bc05
 def _is_attention(m): return re.search('attention|attn', s := type(m).__name__, re.I) and not re.search('block|layer', s, re.I)
 
 def _before_attention(calls, places):
@@ -74,6 +75,7 @@ def _before_attention(calls, places):
     raise ValueError("layer=None: this is a transformer with a class token, and no module is called attention with a "
                      "normalisation before it; name a `layer`")
 
+# %% ../../nbs/measures/04_attribution.ipynb #e842ad1a
 def _is_maker(c): return layer_kinds['conv'](c.module) or layer_kinds['linear'](c.module)
 
 def _last_maps(calls, places, b):
@@ -95,7 +97,8 @@ def _check_rest(calls, last, places, b):
     for n in names[names.index(last)+1:]:
         c = calls[n]
         if _is_maker(c) and n not in places and len(c.shape)>2 and c.shape[0]==b and prod(c.shape[1:])>c.shape[c.axis]:
-            raise ValueError(f"layer=None: {n!r} puts out {'×'.join(map(str, c.shape))}, and which rows and columns these are is "
+            shape = '×'.join(map(str, c.shape))
+            raise ValueError(f"layer=None: {n!r} puts out {shape}, and which rows and columns these are is "
                              f"not certain; name a `layer` with maps, or say it, e.g. layer={{{n!r}: (7,7)}}")
 
 # %% ../../nbs/measures/04_attribution.ipynb #cb62963e
@@ -110,14 +113,15 @@ def _place(model, x, layer=None):
 
 def _no_places(name, c):
     how = f"{{{name!r}: -1}} says that channels come last, {{{name!r}: (7,7)}} that tokens lie in 7 rows and columns"
-    raise ValueError(f"layer={name!r}: puts out {'×'.join(map(str, c.shape))} for the first images; must be maps, or tokens whose "
+    shape = '×'.join(map(str, c.shape))
+    raise ValueError(f"layer={name!r}: puts out {shape} for the first images; must be maps, or tokens whose "
                      f"rows and columns are known, batch first, more than one place; try layer=None, or say more: {how}")
 
 # %% ../../nbs/measures/04_attribution.ipynb #8248644a
 def cam_layer(
     model, # A module that classifies images
     x:torch.Tensor, # One or more images, to find out the order of layers with
-    layer=None # As in `find_layers`, the last of several; a dict gives tokens' `(rows, columns)`. `None`: the last before pooling
+    layer=None # As in `find_layers`, the last of several; a dict gives tokens' `(rows, columns)`. `None`: last before pooling
 )->tuple: # Name, module, and (rows, columns) of its maps
     "The layer that Grad-CAM looks at"
     p = _place(model, x, layer)
@@ -125,25 +129,28 @@ def cam_layer(
 
 # %% ../../nbs/measures/04_attribution.ipynb #1400d247
 def _images(x, model):
-    if not isinstance(x, torch.Tensor) or x.ndim!=4 or not x.is_floating_point() or not len(x):
-        got = f'{x.dtype}, shape {tuple(x.shape)}' if isinstance(x, torch.Tensor) else type(x).__name__
-        raise ValueError(f"x: must be images as the model takes them, floats of shape (batch, channels, height, width); got {got}")
-    return to_model((x.as_subclass(torch.Tensor),), model)[0]
+    if isinstance(x, torch.Tensor) and x.ndim==4 and x.is_floating_point() and len(x):
+        return to_model((x.as_subclass(torch.Tensor),), model)[0]
+    got = f'{x.dtype}, shape {tuple(x.shape)}' if isinstance(x, torch.Tensor) else type(x).__name__
+    raise ValueError("x: must be images as the model takes them, floats of shape (batch, channels, height, width); "
+                     f"got {got}")
 
 # %% ../../nbs/measures/04_attribution.ipynb #f26b27c2
 def _classes(target, n):
     if target is None: return None
     t = torch.as_tensor(target).as_subclass(torch.Tensor)
-    if t.dtype==torch.bool or t.is_floating_point() or tuple(t.shape) not in ((),(n,)):
-        raise ValueError(f"target: must be a class index, or one for each of the {n} images; got {t.dtype}, shape {tuple(t.shape)}; try None for the predicted class")
-    return t.long().expand(n)
+    integers = t.dtype!=torch.bool and not t.is_floating_point()
+    if integers and tuple(t.shape) in ((),(n,)): return t.long().expand(n)
+    raise ValueError(f"target: must be a class index, or one for each of the {n} images; got {t.dtype}, "
+                     f"shape {tuple(t.shape)}; try None for the predicted class")
 
 # %% ../../nbs/measures/04_attribution.ipynb #a99a4df5
 def _score(out, target):
     "Each image's score of its class, by default of the highest"
     if out.ndim!=2: raise ValueError(f"model: puts out {tuple(out.shape)}; must be scores of shape (batch, classes)")
     if target is None: target = out.argmax(1)
-    if not 0<=target.min()<=target.max()<out.shape[1]: raise ValueError(f"target: classes {target.min()}…{target.max()}; must be in 0…{out.shape[1]-1}, as the model has {out.shape[1]} outputs")
+    lo,hi,n = target.min(),target.max(),out.shape[1]
+    if lo<0 or hi>=n: raise ValueError(f"target: classes {lo}…{hi}; must be in 0…{n-1}, as the model has {n} outputs")
     return out.gather(1, target.to(out.device)[:,None])
 
 # %% ../../nbs/measures/04_attribution.ipynb #f8db309f
@@ -214,21 +221,25 @@ def grad_cam(
     model = first(named_models(model).values())
     x,target = _images(x, model),_classes(target, len(x))
     place = _place(model, x[:2], layer)
-    part = lambda i: None if target is None else target[i:i+bs]
-    return torch.cat([_cam(model, x[i:i+bs], place, part(i))[0] for i in range(0, len(x), bs)])
+    def part(o, i): return o if o is None else o[i:i+bs]
+    return torch.cat([_cam(model, part(x, i), place, part(target, i))[0] for i in range(0, len(x), bs)])
 
 # %% ../../nbs/measures/04_attribution.ipynb #6dbd6c7e
+def _box(where, h, w):
+    t,l,bh,bw = where
+    if min(t,l)<0 or min(bh,bw)<1 or t+bh>h or l+bw>w:
+        raise ValueError(f"where={tuple(where)}: must be (top, left, height, width) inside {h}×{w}")
+    res = torch.zeros(h, w, dtype=torch.bool)
+    res[t:t+bh, l:l+bw] = True
+    return res
+
 def _region(where, shape):
     "A mask of `shape` `(batch, height, width)`, from a box or a mask"
     b,h,w = shape
-    if isinstance(where, (tuple,list)):
-        t,l,bh,bw = where
-        if min(t,l)<0 or min(bh,bw)<1 or t+bh>h or l+bw>w: raise ValueError(f"where={tuple(where)}: must be (top, left, height, width) inside {h}×{w}")
-        where = torch.zeros(h, w, dtype=torch.bool)
-        where[t:t+bh, l:l+bw] = True
-    where = torch.as_tensor(where).cpu()
-    if where.dtype!=torch.bool or tuple(where.shape) not in ((h,w),(b,h,w)): raise ValueError(f"where: {where.dtype}, shape {tuple(where.shape)}; must be bool, {(h,w)} or {(b,h,w)}, or a box (top, left, height, width)")
-    return where.expand(b, h, w)
+    where = torch.as_tensor(_box(where, h, w) if isinstance(where, (tuple,list)) else where).cpu()
+    if where.dtype==torch.bool and tuple(where.shape) in ((h,w),(b,h,w)): return where.expand(b, h, w)
+    raise ValueError(f"where: {where.dtype}, shape {tuple(where.shape)}; must be bool, {(h,w)} or {(b,h,w)}, "
+                     "or a box (top, left, height, width)")
 
 # %% ../../nbs/measures/04_attribution.ipynb #d5888a71
 def attention_share(
@@ -237,12 +248,17 @@ def attention_share(
 )->tuple: # Share in 0…1 and whether the map is blank (all zero; its share is given as 0), each of shape `(batch,)`
     "How much of each map is in a region"
     m = maps.detach().cpu().double()
-    if m.ndim!=3 or not ((m>=0) & m.isfinite()).all(): raise ValueError(f"maps: must be finite and 0 or more, shape (batch, height, width); got shape {tuple(m.shape)}, values in {m.min():.3g}…{m.max():.3g}; a model that diverged gives NaN")
+    if m.ndim!=3 or not ((m>=0) & m.isfinite()).all():
+        got = f"shape {tuple(m.shape)}, values in {m.min():.3g}…{m.max():.3g}"
+        raise ValueError("maps: must be finite and 0 or more, shape (batch, height, width); "
+                         f"got {got}; a model that diverged gives NaN")
     total = m.sum((1,2))
     return (m*_region(where, m.shape)).sum((1,2))/total.where(total>0, 1),total==0
 
 # %% ../../nbs/measures/04_attribution.ipynb #8ed8f83c
-def _scaling(n, m): return F.interpolate(torch.eye(n, dtype=torch.float64)[:,None], m, mode='linear')[:,0].T   # (m, n): bilinear scaling along one axis
+def _scaling(n, m):
+    "Matrix `(m, n)` that scales `n` values to `m` along one axis, bilinearly"
+    return F.interpolate(torch.eye(n, dtype=torch.float64)[:,None], m, mode='linear')[:,0].T
 
 # %% ../../nbs/measures/04_attribution.ipynb #8ae926c5
 def max_share(
@@ -252,7 +268,8 @@ def max_share(
     "The highest share that a map of this size can have inside a region"
     u,v = (_scaling(k, m) for k,m in zip(size, where.shape[1:]))
     inside = u.T @ where.cpu().double() @ v
-    return (inside/(u.sum(0)[:,None]*v.sum(0))).nan_to_num().flatten(1).amax(1)
+    whole = u.sum(0)[:,None]*v.sum(0)   # 0 for a place that no pixel shows
+    return (inside/whole).nan_to_num().flatten(1).amax(1)
 
 # %% ../../nbs/measures/04_attribution.ipynb #23f29e3e
 def pattern_mask(
@@ -264,7 +281,8 @@ def pattern_mask(
     "Where each image is painted"
     rows,cols,_,alpha = pattern.table(n, shape)
     stamps = torch.as_tensor(stamps).as_subclass(torch.Tensor).long().cpu()
-    if len(stamps) and not -1<=stamps.min()<=stamps.max()<n: raise ValueError(f"stamps: {stamps.min()}…{stamps.max()}; must be in 0…{n-1}, or -1 for no picture")
+    if len(stamps) and not -1<=stamps.min()<=stamps.max()<n:
+        raise ValueError(f"stamps: {stamps.min()}…{stamps.max()}; must be in 0…{n-1}, or -1 for no picture")
     res = torch.zeros(len(stamps), *shape[1:], dtype=torch.bool)
     res[:,rows,cols] = (alpha[stamps.clamp(min=0),0]>0) & (stamps>=0)[:,None,None]
     return res
@@ -275,28 +293,31 @@ def _painted(dl, pattern, variant, seed):
     if isinstance(dl, DataLoaders): pattern,dl = pattern or getattr(dl, 'pattern', None),clean_of(dl).valid
     if variant not in variants: raise ValueError(f"variant={variant!r}: must be one of {', '.join(variants)}")
     if isinstance(getattr(dl, 'dataset', None), StampedDataset):
-        if pattern is not None: raise ValueError("pattern: this loader's images are painted already; leave it out, or give the clean loader")
-        return dl,dl.dataset.stamps,None
+        if pattern is None: return dl,dl.dataset.stamps,None
+        raise ValueError("pattern: this loader's images are painted already; leave it out, or give the clean loader")
     if pattern is None: raise ValueError("pattern=None: these images are not painted; say which pattern, e.g. `ColorSquare(4)`")
     dl = stamp_dl(dl, pattern, variant, seed=[seed,1])   # the stamps of `pattern_sets`
-    return dl,torch.as_tensor(read_labels(dl.dataset.ds)) if variant=='clean' else dl.dataset.stamps,variant
+    stamps = torch.as_tensor(read_labels(dl.dataset.ds)) if variant=='clean' else dl.dataset.stamps
+    return dl,stamps,variant
 
 # %% ../../nbs/measures/04_attribution.ipynb #c4ec8263
 class _Painted:
     "Batches of images, labels, and whose region counts; the masks of all classes"
     def __init__(self, dl, pattern, variant, n, seed):
         dl,stamps,self.variant = _painted(dl, pattern, variant, seed)
-        self.dl,self.tfm,self.masks = fixed_dl(dl, n, seed),first(f for f in dl.after_batch.fs if isinstance(f, InjectPattern)),None
+        self.dl,self.masks = fixed_dl(dl, n, seed),None   # the first batch will tell how large images are
+        self.tfm = first(f for f in dl.after_batch.fs if isinstance(f, InjectPattern))
         self.stamps = stamps[self.dl.get_idxs()]
-        if bare := int((self.stamps<0).sum()): raise ValueError(f"dl: {bare} of {len(self.stamps)} images wear no picture; give the clean loader and the pattern")
+        if not (bare := int((self.stamps<0).sum())): return
+        raise ValueError(f"dl: {bare} of {len(self.stamps)} images wear no picture; give the clean loader and the pattern")
 
     def __len__(self): return len(self.dl)
     def __iter__(self):
-        i = 0
+        i,n = 0,self.tfm.n_classes
         with unaugmented(self.dl):
             for b in self.dl:
                 x,y = (o[0] for o in split_batch(self.dl, b))
-                if self.masks is None: self.masks = pattern_mask(self.tfm.pattern, range(self.tfm.n_classes), self.tfm.n_classes, x.shape[1:])
+                if self.masks is None: self.masks = pattern_mask(self.tfm.pattern, range(n), n, x.shape[1:])
                 yield x,y.cpu(),self.stamps[i:i+len(x)]
                 i += len(x)
 
@@ -305,41 +326,47 @@ def _wanted(target, y, stamps):
     "The class to explain on each image"
     if target is None: return None
     if isinstance(target, str):
-        if target not in ('label','picture'): raise ValueError(f"target={target!r}: must be 'label', 'picture', a class index, or None for the predicted class")
-        return y if target=='label' else stamps
+        if target in ('label','picture'): return y if target=='label' else stamps
+        raise ValueError(f"target={target!r}: must be 'label', 'picture', a class index, or None for the predicted class")
     return _classes(target, len(y))
 
-# %% ../../nbs/measures/04_attribution.ipynb #4df9a85b
+# %% ../../nbs/measures/04_attribution.ipynb #7a912748
 def _measure(maps, size, mask, **kwargs):
     "What is known of each image, one row each"
     share,blank = attention_share(maps, mask)
-    return pd.DataFrame(dict(**kwargs, share=share, area=mask.double().mean((1,2)), most=max_share(mask, size), blank=blank))
+    area,most = mask.double().mean((1,2)),max_share(mask, size)
+    return pd.DataFrame(dict(**kwargs, share=share, area=area, most=most, blank=blank))
 
-# %% ../../nbs/measures/04_attribution.ipynb #7a912748
-def _look(models, data, layer, target, progress, keep=lambda *args: None):
-    "All models on all batches: a row for each model and image, and each model's layer"
-    rows,layers = [],{}
+# %% ../../nbs/measures/04_attribution.ipynb #d29b339a
+def _each_image(models, data, layer, target, progress=False, keep=False):
+    "All models on all batches: a row for each model and image, each model's layer, and, if kept, what went in and came out"
+    rows,places,kept = [],{},SimpleNamespace(x=[], mask=[], maps={k:[] for k in models})
     for x,y,st in progress_bar(data, leave=False) if progress else data:
         mask = data.masks[st]
         for k,m in models.items():
             xm = _images(x, m)
-            if k not in layers: layers[k] = _place(m, xm[:2], layer)
-            maps,scores = _cam(m, xm, layers[k], _wanted(target, y, st))
-            rows.append(_measure(maps, layers[k].size, mask, model=k, label=y, picture=st, pred=scores.argmax(1).cpu()))
-            keep(k, maps.cpu())
-        keep(None, (x,mask))
-    return pd.concat(rows, ignore_index=True),{k:(p.name,p.size) for k,p in layers.items()}
-
-# %% ../../nbs/measures/04_attribution.ipynb #d29b339a
-def _settings(data, layers, target, seed):
-    return dict(layers={k:n for k,(n,_) in layers.items()}, maps={k:s for k,(_,s) in layers.items()}, pattern=repr(data.tfm.pattern), variant=data.variant, target=target, n=len(data.stamps), seed=seed)
+            if k not in places: places[k] = _place(m, xm[:2], layer)
+            maps,scores = _cam(m, xm, places[k], _wanted(target, y, st))
+            rows.append(_measure(maps, places[k].size, mask, model=k, label=y, picture=st, pred=scores.argmax(1).cpu()))
+            if keep: kept.maps[k].append(maps.cpu())
+        if keep: kept.x.append(x); kept.mask.append(mask)
+    return pd.concat(rows, ignore_index=True),places,kept
 
 # %% ../../nbs/measures/04_attribution.ipynb #5fcef16d
+def _settings(data, places, target, seed):
+    "What a result says about how it was made"
+    layers,sizes = ({k:getattr(p, o) for k,p in places.items()} for o in ('name','size'))
+    return dict(layers=layers, maps=sizes, pattern=repr(data.tfm.pattern), variant=data.variant, target=target,
+                n=len(data.stamps), seed=seed)
+
 def _summary(d):
+    "One model's row"
     seen = d[~d.blank]
     share,area = seen.share.mean(),seen.area.mean()
-    other = {'picture_accuracy':(d.pred==d.picture).mean()} if (d.picture!=d.label).any() else {}
-    return dict(share=share, se=seen.share.sem(), area=area, ratio=share/area, most=seen.most.mean(), accuracy=(d.pred==d.label).mean(), **other, n=len(d), blank=d.blank.sum())
+    res = dict(share=share, se=seen.share.sem(), area=area, ratio=share/area, most=seen.most.mean())
+    res['accuracy'] = (d.pred==d.label).mean()
+    if (d.picture!=d.label).any(): res['picture_accuracy'] = (d.pred==d.picture).mean()
+    return dict(**res, n=len(d), blank=d.blank.sum())
 
 # %% ../../nbs/measures/04_attribution.ipynb #0c6e2820
 class PatternAttention(Measured):
@@ -356,15 +383,21 @@ def pattern_attention(
     target=None, # Class to explain: `None` for the predicted one, 'label', 'picture', or an index
     seed:int=0, # Which images, and whose picture in 'conflict'
     progress:bool=True # Whether to show a bar
-)->PatternAttention: # Mean `share` in the pattern's region with its standard error `se`, share of the `area`, their `ratio`, the `most` the map's size allows; accuracies; images `n`, and how many had a `blank` map and are left out of the first five
-    "How much of their attention networks pay to the pattern"
+)->PatternAttention: # A row for each model: `share`, `se`, `area`, `ratio`, `most`, accuracies, `n`, `blank`
+    "How much of their attention networks pay to the pattern, averaged over images"
     models = named_models(models)
     with no_random(reproducible=False):
         data = _Painted(dl, pattern, variant, n, seed)
-        d,layers = _look(models, data, layer, target, progress)
+        d,places,_ = _each_image(models, data, layer, target, progress)
     res = PatternAttention([_summary(d[d.model==k]) for k in models], index=pd.Index(models, name='model'))
-    res.attrs.update(_settings(data, layers, target, seed))
+    res.attrs.update(_settings(data, places, target, seed))
     return res
+
+# %% ../../nbs/measures/04_attribution.ipynb #4df9a85b
+def _measure(maps, size, mask, **kwargs):
+    "What is known of each image, one row each"
+    share,blank = attention_share(maps, mask)
+    return pd.DataFrame(dict(**kwargs, share=share, area=mask.double().mean((1,2)), most=max_share(mask, size), blank=blank))
 
 # %% ../../nbs/measures/04_attribution.ipynb #8a43b56a
 @patch
@@ -375,7 +408,8 @@ def plot(self:PatternAttention,
     ax = ax or plt.subplots(figsize=(5+.6*len(self),2.8), layout='constrained')[1]
     x = np.arange(len(self))
     ax.bar(x, self.share, yerr=self.se, width=.6, color='C0', ecolor='C7', label='share of attention')
-    for k,c,ls,l in (('area','C1','--','share of the area'),('most','C2',':',"most for the map's size")): ax.hlines(self[k], x-.4, x+.4, color=c, ls=ls, label=l)
+    lines = dict(area=('C1','--','share of the area'), most=('C2',':',"most for the map's size"))
+    for k,(c,ls,label) in lines.items(): ax.hlines(self[k], x-.4, x+.4, color=c, ls=ls, label=label)
     ax.set_xticks(x, self.index)
     percent(ax, 'attention on the pattern')
     legend_beside(ax)
@@ -387,7 +421,13 @@ def _decoded(dl, x):
     x = dl.after_batch.decode((TensorImage(x),))[0].as_subclass(torch.Tensor)
     x = x.float()/(1 if x.is_floating_point() else 255)
     lo,hi = (f(x, (1,2,3), keepdim=True) for f in (torch.amin, torch.amax))
-    return (x.clamp(0,1) if lo.min()>=-.01 and hi.max()<=1.01 else (x-lo)/(hi-lo).clamp(min=1e-6)).cpu()   # else of an unknown scale
+    known = lo.min()>=-.01 and hi.max()<=1.01   # else each image is stretched to 0…1
+    return (x.clamp(0,1) if known else (x-lo)/(hi-lo).clamp(min=1e-6)).cpu()
+
+def _names(data):
+    "Of the classes"
+    vocab = getattr(data.dl, 'vocab', None)
+    return [str(o) for o in (range(data.tfm.n_classes) if vocab is None else vocab)]
 
 # %% ../../nbs/measures/04_attribution.ipynb #ae2d0f7f
 class GradCam:
@@ -396,7 +436,7 @@ class GradCam:
         images, # In 0…1, shape `(images, channels, height, width)`
         maps:dict, # Maps by model, shape `(images, height, width)`
         mask, # Where the pattern is, bool, shape `(images, height, width)`
-        share:Measured, # One row for each model and image: `label`, whose `picture` it wears, `pred`, `share`, `area`, `most`, `blank`
+        share:Measured, # By model and image: `label`, whose `picture` it wears, `pred`, `share`, `area`, `most`, `blank`
         vocab:list # Names of the classes
     ): store_attr()
     def __len__(self): return len(self.images)
@@ -414,21 +454,16 @@ def compare_cams(
     seed:int=0 # Which images
 )->GradCam:
     "The same images through the eyes of several models"
-    models,imgs = named_models(models),[]
-    maps = {k:[] for k in models}
+    models = named_models(models)
     with no_random(reproducible=False):
         data = _Painted(dl, pattern, variant, n, seed)
-        d,layers = _look(models, data, layer, target, False, lambda k,o: (maps[k] if k is not None else imgs).append(o))
-        x,mask = (torch.cat(o) for o in zip(*imgs))
-        images = _decoded(data.dl, x)
-    share = Measured(pd.concat([d[d.model==k].assign(image=range(len(mask))) for k in models]).set_index(['model','image']))
-    share.attrs.update(_settings(data, layers, target, seed))
-    return GradCam(images, {k:torch.cat(o) for k,o in maps.items()}, mask, share, _names(data))
-
-# %% ../../nbs/measures/04_attribution.ipynb #4aaad65b
-def _names(data):
-    vocab = getattr(data.dl, 'vocab', None)
-    return [str(o) for o in (range(data.tfm.n_classes) if vocab is None else vocab)]
+        d,places,kept = _each_image(models, data, layer, target, keep=True)
+        images = _decoded(data.dl, torch.cat(kept.x))
+    maps,mask = {k:torch.cat(o) for k,o in kept.maps.items()},torch.cat(kept.mask)
+    rows = [d[d.model==k].assign(image=range(len(mask))) for k in models]
+    share = Measured(pd.concat(rows).set_index(['model','image']))
+    share.attrs.update(_settings(data, places, target, seed))
+    return GradCam(images, maps, mask, share, _names(data))
 
 # %% ../../nbs/measures/04_attribution.ipynb #9562316d
 def _outline(ax, mask):
@@ -436,14 +471,28 @@ def _outline(ax, mask):
     if not mask.any(): return
     ys,xs = (mask.any(d).nonzero() for d in (1,0))
     t,l = ys.min().item(),xs.min().item()
-    ax.add_patch(plt.Rectangle((l-.5,t-.5), xs.max().item()-l+1, ys.max().item()-t+1, fill=False, color='C9', lw=1.5))
+    height,width = ys.max().item()-t+1,xs.max().item()-l+1
+    ax.add_patch(plt.Rectangle((l-.5,t-.5), width, height, fill=False, color='C9', lw=1.5))
 
-# %% ../../nbs/measures/04_attribution.ipynb #0f5a791b
 def _show_map(ax, im, m, mask):
     "A map over a grey image, each on its own scale"
     ax.imshow(im.mean(0), cmap='gray', vmin=0, vmax=1)
     ax.imshow(m/m.max().clamp(min=1e-30), cmap='inferno', alpha=.65, vmin=0, vmax=1)
     _outline(ax, mask)
+
+# %% ../../nbs/measures/04_attribution.ipynb #782e3bde
+@patch
+def _column(self:GradCam, axs, i):
+    im,mask,row = self.images[i],self.mask[i],self.share.xs(i, level='image')
+    label,worn = (self.vocab[row[o].iloc[0]] for o in ('label','picture'))
+    axs[0].imshow(im.permute(1,2,0).squeeze(-1), cmap='gray', vmin=0, vmax=1)
+    axs[0].set_title(label if label==worn else f'{label}, wears {worn}', fontsize='medium')
+    _outline(axs[0], mask)
+    for ax,(k,m) in zip(axs[1:], self.maps.items()):
+        r = row.loc[k]
+        _show_map(ax, im, m[i], mask)
+        ax.set_title(f'→ {self.vocab[r.pred]}', fontsize='medium')
+        ax.set_xlabel('blank map' if r.blank else f'{r.share:.0%}')
 
 # %% ../../nbs/measures/04_attribution.ipynb #d87f2b33
 @patch
@@ -459,17 +508,3 @@ def plot(self:GradCam,
     for ax in axs.flat: ax.set(xticks=[], yticks=[])
     fig.colorbar(plt.cm.ScalarMappable(cmap='inferno'), ax=axs[1:], label='attention / its maximum', shrink=.8)
     return fig
-
-# %% ../../nbs/measures/04_attribution.ipynb #782e3bde
-@patch
-def _column(self:GradCam, axs, i):
-    im,mask,row = self.images[i],self.mask[i],self.share.xs(i, level='image')
-    label,worn = (self.vocab[row[o].iloc[0]] for o in ('label','picture'))
-    axs[0].imshow(im.permute(1,2,0).squeeze(-1), cmap='gray', vmin=0, vmax=1)
-    axs[0].set_title(label if label==worn else f'{label}, wears {worn}', fontsize='medium')
-    _outline(axs[0], mask)
-    for ax,(k,m) in zip(axs[1:], self.maps.items()):
-        r = row.loc[k]
-        _show_map(ax, im, m[i], mask)
-        ax.set_title(f'→ {self.vocab[r.pred]}', fontsize='medium')
-        ax.set_xlabel('blank map' if r.blank else f'{r.share:.0%}')

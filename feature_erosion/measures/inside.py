@@ -29,54 +29,14 @@ class Inside:
 
     def table(self)->Measured: # A row for each model and layer
         "Probe accuracy, ranks, and CKA with the same layer of the first model"
-        first_ = self.cka.models()[0]
-        same = pd.concat({m:self.cka.same_layer(first_, m) for m in self.cka.models()}, names=['model'])
-        return Measured(self.probe[['accuracy']].join(self.rank[['rank','rank_1e-3','effective','limit']]).join(same))
+        models = self.cka.models()
+        same = pd.concat({m:self.cka.same_layer(models[0], m) for m in models}, names=['model'])
+        ranks = self.rank[['rank','rank_1e-3','effective','limit']]
+        return Measured(self.probe[['accuracy']].join(ranks).join(same))
 
     def __repr__(self):
         models = self.cka.models()
         return f"Inside({', '.join(map(str, models))}: {len(self.rank)//len(models)} layers, {self.cka.attrs['n']} images)"
-
-# %% ../../nbs/measures/06_inside.ipynb #6555807f
-def _limited(ax, rank, column):
-    "Hollow triangles on ranks that cannot be larger"
-    layers,d = layer_names(rank),rank[rank.limits(column)!='']
-    if len(d): ax.plot([layers.index(l) for _,l in d.index], d[column], '^', mfc='none', ms=12, color='C7', label='rank at its ceiling')
-
-def _rank_label(column):
-    if column=='rank': return 'numerical rank'
-    return column.replace('_', ', σ/σ₁ > ') if '_1e' in column else f'{column} rank'
-
-# %% ../../nbs/measures/06_inside.ipynb #951d4d59
-@patch
-def plot_layers(self:Inside,
-    column:str='rank', # Which rank, a column of `rank`
-    ax=None # A matplotlib axis, made if `None`
-)->plt.Axes:
-    "Probe accuracy (blue, left) and rank (orange and red, right), crosses before and dots after (Fig. 4 of the paper); hollow triangles are ranks that the images or the sampled features limit"
-    ax = ax or plt.subplots(figsize=(3+.3*len(self.rank)/2,3.8), layout='constrained')[1]
-    right = ax.twinx()
-    layer_lines(self.probe.accuracy, ax, ['C0'], 'probe, ')
-    layer_lines(self.rank[column], right, ['C1','C3'], 'rank, ')
-    _limited(right, self.rank, column)
-    ax.axhline(self.probe.attrs['chance'], color='C0', ls='--', lw=.8)
-    percent(ax, 'linear probe accuracy')
-    right.set(ylim=(0,None), ylabel=_rank_label(column))
-    handles = [h for a in (ax,right) for h in a.get_legend_handles_labels()[0]]
-    ax.legend(handles=handles, loc='lower left', bbox_to_anchor=(0,1.01), ncols=2)
-    return ax
-
-# %% ../../nbs/measures/06_inside.ipynb #187a53c2
-@patch
-def plot(self:Inside,
-    column:str='rank' # Which rank, a column of `rank`
-)->plt.Figure:
-    "Fig. 3 and Fig. 4 of the paper, side by side"
-    k = len(self.rank)/len(self.cka.models())
-    fig,axs = plt.subplots(1, 2, figsize=(8+.35*k,3.6+.12*k), layout='constrained')
-    self.cka.plot(ax=axs[0])
-    self.plot_layers(column, axs[1])
-    return fig
 
 # %% ../../nbs/measures/06_inside.ipynb #c46b9aeb
 def look_inside(
@@ -97,7 +57,48 @@ def look_inside(
     "CKA, ranks and linear probes of all layers of all models: one pass over each of the two sets for each model"
     check_classes(train, test, 'test', 'train')
     fit = ProbeFit(dl_labels(train, n, seed), C, pool, seed=seed, progress=progress)
-    cka,rank,score = cka_meter(estimator, seed=seed),RankMeter(max_features=max_features, seed=seed),ProbeScore(fit, dl_labels(test, n_test, seed))
+    cka,rank = cka_meter(estimator, seed=seed),RankMeter(max_features=max_features, seed=seed)
+    score = ProbeScore(fit, dl_labels(test, n_test, seed))
     visit(models, train, fit, layers, n, max_memory, seed, progress)
     info = visit(models, test, [cka,rank,score], layers, n_test, max_memory, seed, progress)
-    return Inside(*(o.result(bs=info.bs, passes=info.passes, **kw) for o,kw in ((cka,dict(seed=seed)),(rank,{}),(score,{}))))
+    how = dict(bs=info.bs, passes=info.passes)
+    return Inside(cka.result(seed=seed, **how), rank.result(**how), score.result(**how))
+
+# %% ../../nbs/measures/06_inside.ipynb #6555807f
+def _limited(ax, rank, column):
+    "Hollow triangles on ranks that cannot be larger"
+    layers,d = layer_names(rank),rank[column][rank.limits(column)!='']
+    places = [layers.index(l) for l in d.index.get_level_values('layer')]
+    if places: ax.plot(places, d, '^', mfc='none', ms=12, color='C7', label='rank at its ceiling')
+
+# %% ../../nbs/measures/06_inside.ipynb #951d4d59
+@patch
+def plot_layers(self:Inside,
+    column:str='rank', # Which rank, a column of `rank`
+    ax=None # A matplotlib axis, made if `None`
+)->plt.Axes:
+    "Probes (blue, left) and rank (right), crosses before, dots after (Fig. 4 of the paper); hollow triangles: at a ceiling"
+    title = rank_title(column)
+    ax = ax or plt.subplots(figsize=(3+.3*len(self.rank)/2,3.8), layout='constrained')[1]
+    right = ax.twinx()
+    layer_lines(self.probe.accuracy, ax, ['C0'], 'probe, ')
+    layer_lines(self.rank[column], right, ['C1','C3'], 'rank, ')
+    _limited(right, self.rank, column)
+    ax.axhline(self.probe.attrs['chance'], color='C0', ls='--', lw=.8)
+    percent(ax, 'linear probe accuracy')
+    right.set(ylim=(0,None), ylabel=title)
+    handles = [h for a in (ax,right) for h in a.get_legend_handles_labels()[0]]
+    ax.legend(handles=handles, loc='lower left', bbox_to_anchor=(0,1.01), ncols=2)
+    return ax
+
+# %% ../../nbs/measures/06_inside.ipynb #187a53c2
+@patch
+def plot(self:Inside,
+    column:str='rank' # Which rank, a column of `rank`
+)->plt.Figure:
+    "Fig. 3 and Fig. 4 of the paper, side by side"
+    k = len(self.rank)/len(self.cka.models())
+    fig,axs = plt.subplots(1, 2, figsize=(8+.35*k,3.6+.12*k), layout='constrained')
+    self.cka.plot(ax=axs[0])
+    self.plot_layers(column, axs[1])
+    return fig

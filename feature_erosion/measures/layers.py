@@ -35,11 +35,12 @@ def _call_names(model):
 @contextmanager
 def watching(
     model:nn.Module, # Any module
-    see, # `see(layer, module, activations)`, called as soon as a layer is done: what happens to its output later, in place, does no harm
+    see, # `see(layer, module, activations)`, called when a layer is done: what changes its output later, in place, does no harm
     layers=None # Names of calls; by default all
 ):
     "Watch one forward pass; hooks come off when the context ends, however it ends"
-    name,want = _call_names(model),None if layers is None else {o.split('#')[0] for o in layers}
+    name = _call_names(model)
+    want = None if layers is None else {o.split('#')[0] for o in layers}   # modules; all calls of one are counted
     def hook(m, _, out):
         n,x = name(m),layer_tensor(out)
         if x is not None and (layers is None or n in layers): see(n, m, x.detach().as_subclass(torch.Tensor))
@@ -63,17 +64,15 @@ layer_kinds = dict(
     all    = lambda m: True)
 
 # %% ../../nbs/measures/00_layers.ipynb #8e7dbaf1
-def _outermost(names): return [n for n in names if not any(n.startswith(o.split('#')[0]+'.') for o in names if o!=n)]
+def _inside(name, others): return any(name.startswith(o.split('#')[0]+'.') for o in others if o!=name)
 
 def _of_kind(calls, kind):
     res = [n for n,m in calls.items() if layer_kinds[kind](m)]
-    return _outermost(res) if kind=='block' else res
+    return [n for n in res if not _inside(n, res)] if kind=='block' else res   # the outermost blocks
 
-# %% ../../nbs/measures/00_layers.ipynb #c2a9d9c9
 def _default(calls):
     blocks,flat = _of_kind(calls, 'block'),_of_kind(calls, 'conv')+_of_kind(calls, 'linear')
-    inside = lambda n: any(n.startswith(o.split('#')[0]+'.') for o in blocks)
-    return blocks + [n for n in flat if n not in blocks and not inside(n)] or _of_kind(calls, 'leaf')
+    return blocks + [n for n in flat if n not in blocks and not _inside(n, blocks)] or _of_kind(calls, 'leaf')
 
 # %% ../../nbs/measures/00_layers.ipynb #91155e39
 def _selected(calls, sel):
@@ -83,7 +82,8 @@ def _selected(calls, sel):
     if isinstance(sel, type): return [n for n,m in calls.items() if isinstance(m, sel)]
     if isinstance(sel, nn.Module): return [n for n,m in calls.items() if m is sel]
     if callable(sel): return [n for n,m in calls.items() if sel(n, m)]
-    raise ValueError(f"layers={sel!r}: must be one of {', '.join(layer_kinds)}, a name or pattern, a type, a module, or a function `f(name, module)`")
+    raise ValueError(f"layers={sel!r}: must be one of {', '.join(layer_kinds)}, a name or pattern, a type, a module, "
+                     "or a function `f(name, module)`")
 
 # %% ../../nbs/measures/00_layers.ipynb #a8b69b6e
 def _find(calls, layers):
@@ -92,23 +92,23 @@ def _find(calls, layers):
     names = []
     for sel in layers if isinstance(layers, (list,tuple,dict,L)) else [layers]:
         found = _selected(calls, sel)
-        if not found:
-            near = difflib.get_close_matches(str(sel), calls) or list(calls)[:8]
-            raise ValueError(f"layers={sel!r}: no layer of this model. There are {', '.join(near)}, …; or a kind: {', '.join(layer_kinds)}")
+        if not found: raise ValueError(f"layers={sel!r}: no layer of this model. {_there_are(calls, sel)}")
         names += found
     if not names: raise ValueError("layers=[]: choose at least one, or None for the default")
     return names
 
+def _there_are(calls, sel):
+    near = difflib.get_close_matches(str(sel), calls) or list(calls)[:8]
+    return f"There are {', '.join(near)}, …; or a kind: {', '.join(layer_kinds)}"
+
 # %% ../../nbs/measures/00_layers.ipynb #4bd4c6f3
-_mods = nn.modules
+_mods,_pool = nn.modules,nn.modules.pooling
 _second = (_mods.conv._ConvNd, _mods.batchnorm._NormBase, nn.GroupNorm, nn.LocalResponseNorm,
-           nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle,
-           _mods.pooling._MaxPoolNd, _mods.pooling._AvgPoolNd, _mods.pooling._AdaptiveMaxPoolNd, _mods.pooling._AdaptiveAvgPoolNd,
-           nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+           nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
+           _pool._MaxPoolNd, _pool._AvgPoolNd, _pool._AdaptiveMaxPoolNd, _pool._AdaptiveAvgPoolNd)
 _last = (nn.Linear, nn.Bilinear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention,
          nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.TransformerDecoder, nn.TransformerDecoderLayer)
 
-# %% ../../nbs/measures/00_layers.ipynb #fcf69327
 def _declared(m, shape):
     "The axis on which a module's class says its channels are; `None` if it does not"
     if len(shape)<3 or isinstance(m, _second): return 1
@@ -148,8 +148,9 @@ def _chosen(calls, layers):
     return {n:c for n,c in calls.items() if n in names}
 
 def _say(n, c, said):
+    "Note what a user said about call `n`: an axis, or rows and columns of tokens"
     c.said = said
-    if isinstance(said, tuple): c.grid = said   # rows and columns of tokens
+    if isinstance(said, tuple): c.grid = said
     elif isinstance(said, int) and said!=0 and -len(c.shape)<said<len(c.shape): c.axis = said%len(c.shape)
     else: raise ValueError(f"layers: axis {said!r} for {n!r}, which puts out shape {c.shape}; must be 1 for channels first, "
                            "-1 for channels last, or None to work it out")
@@ -171,7 +172,7 @@ def layer_calls(
 def find_layers(
     model:nn.Module, # Any module
     x, # A batch to find out the order with; a tuple if the model takes several inputs
-    layers=None # Kind, type, module, name, pattern, `f(name, module)`, a list of these, or a dict from them to the axis of channels
+    layers=None # Kind, type, module, name, pattern, `f(name, module)`, a list, or a dict from these to the axis of channels
 )->list: # Names
     "Layers of a network, in the order in which they are done"
     return list(layer_calls(model, x, layers))
@@ -198,8 +199,8 @@ def flat(
     x = x.flatten(1)
     return x if idx is None else x[:, idx.to(x.device)]
 
-# %% ../../nbs/measures/00_layers.ipynb #1c48f8fc
 def _to_last(idx, shape):
+    "The same features where channels come last in memory"
     c,places = shape[1],prod(shape[2:])
     return (idx%places)*c + idx//places
 
@@ -210,7 +211,8 @@ def pooled(
 )->torch.Tensor: # Shape `(batch, features)`
     "Average over places: maps to `k`×`k`, others to one"
     if k is None or x.ndim<3: return x.flatten(1)
-    return F.adaptive_avg_pool2d(x, tuple(min(k, o) for o in x.shape[2:])).flatten(1) if x.ndim==4 else x.flatten(2).mean(2)
+    if x.ndim!=4: return x.flatten(2).mean(2)
+    return F.adaptive_avg_pool2d(x, tuple(min(k, o) for o in x.shape[2:])).flatten(1)
 
 # %% ../../nbs/measures/00_layers.ipynb #6412ba1c
 class Meter:
@@ -239,7 +241,9 @@ class Features(Meter):
         max_features:int|None=None, # Keep at most so many, chosen at random but fixed
         pool:int|None=None, # As in `pooled`
         seed:int=0 # Which features
-    ): store_attr(); self.got,self.by_channel = {},pool is not None
+    ):
+        store_attr()
+        self.got,self.by_channel = {},pool is not None
 
     def width(self, shape): return min(pooled(torch.empty(1, *shape), self.pool).shape[1], self.max_features or float('inf'))
     def begin(self, shapes, n): self.n,self.got = n,{}
@@ -247,8 +251,8 @@ class Features(Meter):
     def end_layer(self, model, layer): self.use(model, layer, self.got.pop((model,layer))[0])
 
     def see(self, model, layer, x):
-        x = pooled(x, self.pool) if self.pool else flat(x, pick_features(x[0].numel(), self.max_features, self.seed))
-        if self.pool and (idx := pick_features(x.shape[1], self.max_features, self.seed)) is not None: x = x[:, idx.to(x.device)]
+        if self.pool: x = pooled(x, self.pool)
+        x = flat(x, pick_features(x[0].numel(), self.max_features, self.seed))
         if (model,layer) not in self.got: self.got[model,layer] = x.new_empty(self.n, x.shape[1]),0
         X,i = self.got[model,layer]
         X[i:i+len(x)] = x
@@ -263,16 +267,16 @@ def named_models(
     if not isinstance(models, dict): models = {f'model{i}':m for i,m in enumerate(listify(models))}
     if not models: raise ValueError("models: give a module, a list of modules, or a dict of them by name")
     models = {k:unwrapped(m.model if isinstance(m, Learner) else m) for k,m in models.items()}
-    if bad := [k for k,m in models.items() if not isinstance(m, nn.Module)]: raise ValueError(f"models: {bad[0]!r} is a {type(models[bad[0]]).__name__}, not a module")
+    for k,m in models.items():
+        if not isinstance(m, nn.Module): raise ValueError(f"models: {k!r} is a {type(m).__name__}, not a module")
     return models
 
-# %% ../../nbs/measures/00_layers.ipynb #94b28b31
+# %% ../../nbs/measures/00_layers.ipynb #09c300a4
 def _laid_out(x, model, last):
     "Inputs on the model's device, images in the memory layout wanted"
     fmt = torch.channels_last if last else torch.contiguous_format
     return tuple(o.contiguous(memory_format=fmt) if isinstance(o, torch.Tensor) and o.ndim==4 else o for o in to_model(x, model))
 
-# %% ../../nbs/measures/00_layers.ipynb #09c300a4
 def _survey(model, x, layers):
     "The calls to watch, and whether the network takes channels-last images"
     for last in (True,False):
@@ -285,7 +289,7 @@ def _survey(model, x, layers):
     return calls,last
 
 def _check_batch(n, c, k):
-    turned = getattr(c.module, 'batch_first', True) is False and len(c.shape)==3
+    turned = getattr(c.module, 'batch_first', True) is False and len(c.shape)==3   # even if as long as the batch is large
     if not turned and c.shape and c.shape[0]==k: return
     raise ValueError(f"layers: {n!r} puts out shape {c.shape} for {k} samples; choose layers with the batch first")
 
@@ -295,48 +299,64 @@ def _shape(c):
     s = list(c.shape[1:]) or [1]
     return (s.pop((c.axis or 1)-1),*s)
 
-def _channels_first(x, axis): return x[:,None] if x.ndim<2 else x if axis in (None,1) else x.movedim(axis, 1)
+def _channels_first(x, axis):
+    if x.ndim<2: return x[:,None]
+    return x if axis in (None,1) else x.movedim(axis, 1)
 
 def _check_channels(meters, survey):
     bad = [(n,c) for calls,_ in survey.values() for n,c in calls.items() if c.axis is None]
     if not bad or not any(m.by_channel for m in meters): return
     n,c = bad[0]
-    raise ValueError(f"layers: {n!r} puts out shape {c.shape} for {c.shape[0]} samples, and which axis holds its channels is not "
-                     f"certain; say it, e.g. layers={{{n!r}: 1}} for channels first or {{{n!r}: -1}} for channels last")
+    raise ValueError(f"layers: {n!r} puts out shape {c.shape} for {c.shape[0]} samples, and which axis holds its channels is "
+                     f"not certain; say it, e.g. layers={{{n!r}: 1}} for channels first or {{{n!r}: -1}} for channels last")
 
 # %% ../../nbs/measures/00_layers.ipynb #b6e44f1d
 def _plan(meters, shapes, n, limit):
-    "Passes: lists of `(meter, model, layer)`, each within `limit` bytes"
-    depth = Counter()
-    def nth(k): depth[k[0]] += 1; return depth[k[0]]
-    limit -= (held := sum(m.held(shapes, n) for m in meters))
-    if limit<=0: raise ValueError(f"max_memory: {len(shapes)} layers need {held/1e9:.2f} GB for {n:,} samples before the first is seen; raise it, or use a smaller n or fewer layers")
+    "Passes: lists of `(meter, (model, layer))`, each within `limit` bytes"
+    held = sum(m.held(shapes, n) for m in meters)
+    limit -= held
+    if limit<=0:
+        raise ValueError(f"max_memory: {len(shapes)} layers need {held/1e9:.2f} GB for {n:,} samples before the first is seen; "
+                         "raise it, or use a smaller n or fewer layers")
     passes,room = [[]],limit
-    for b,m,k in [(m.bytes(shapes[k], n),m,k) for k in sorted(shapes, key=nth) for m in meters]:   # from the first layers of all models to the last
-        if b>limit: raise ValueError(f"max_memory: layer {k[1]!r} alone needs {(b+held)/1e9:.2f} GB for {n:,} samples, the limit is {(limit+held)/1e9:.2f}; raise it, or use a smaller n or max_features")
+    for b,m,k in [(m.bytes(shapes[k], n),m,k) for k in _by_depth(shapes) for m in meters]:
+        if b>limit: _too_large(k, b+held, n, limit+held)
         if b>room: passes,room = [*passes, []],limit
-        passes[-1 if b else 0].append((m,k))
+        passes[-1 if b else 0].append((m,k))   # what needs no memory is seen in the first
         room -= b
     return passes
+
+def _too_large(k, b, n, limit):
+    raise ValueError(f"max_memory: layer {k[1]!r} alone needs {b/1e9:.2f} GB for {n:,} samples, the limit is {limit/1e9:.2f}; "
+                     "raise it, or use a smaller n or max_features")
+
+def _by_depth(shapes):
+    "The first layers of all models, then the second of all, …"
+    depth = Counter()
+    def nth(k):
+        depth[k[0]] += 1
+        return depth[k[0]]
+    return sorted(shapes, key=nth)
 
 # %% ../../nbs/measures/00_layers.ipynb #f0aceedd
 class _Enough(Exception): "All layers that are wanted have been seen"
 
 def _forward(model, x, name, jobs, calls):
     "One batch through one network, feeding meters; it stops after the last layer that is wanted"
-    todo,dev = {l for _,(_,l) in jobs},x[0].device.type
+    wanted,dev = {l for _,(_,l) in jobs},x[0].device.type
+    todo = set(wanted)
     def see(n, m, o):
         _check_batch(n, SimpleNamespace(module=m, shape=tuple(o.shape)), len(x[0]))
         o = _channels_first(o if o.dtype==torch.float64 else o.float(), calls[n].axis)
-        with torch.autocast(dev, enabled=False):
+        with torch.autocast(dev, enabled=False):   # the network may use half precision, a measure does not
             for m,(_,l) in jobs:
                 if l==n: m.see(name, n, o.cpu() if dev=='mps' else o)
         todo.discard(n)
         if not todo: raise _Enough
     try:
-        with watching(model, see, {l for _,(_,l) in jobs}): model(*x)
+        with watching(model, see, wanted): model(*x)
     except _Enough: pass
-    if todo: raise ValueError(f"layers: {sorted(todo)[0]!r} of {name!r} did not run on every batch; choose layers that always do")
+    if todo: raise ValueError(f"layers: {min(todo)!r} of {name!r} did not run on every batch; choose layers that always do")
 
 # %% ../../nbs/measures/00_layers.ipynb #f63424f1
 def visit(
@@ -345,7 +365,7 @@ def visit(
     meters:list, # Of `Meter`
     layers=None, # As in `find_layers`
     n:int|None=None, # How many samples; `None` for all
-    max_memory:float=2., # Gigabytes that meters may keep; beyond it the data are passed through several times, some layers at a time
+    max_memory:float=2., # Gigabytes that meters may keep; beyond it data pass several times, some layers at a time
     seed:int=0, # Which samples
     progress:bool=True # Whether to show a bar
 )->SimpleNamespace: # `n`, `bs`, `passes`, and `layers` by model
@@ -358,7 +378,8 @@ def visit(
         b = first(dl)
         survey = {k:_survey(m, tuple(o[:2] for o in split_batch(dl, b, m)[0]), layers) for k,m in models.items()}
         _check_channels(meters, survey)
-        shapes,info.n,info.bs = {(k,l):_shape(c) for k,(ls,_) in survey.items() for l,c in ls.items()},n_samples(dl),n_inputs(b)
+        shapes = {(k,l):_shape(c) for k,(ls,_) in survey.items() for l,c in ls.items()}
+        info.n,info.bs = n_samples(dl),n_inputs(b)
         for m in meters: m.begin(shapes, info.n)
         plan = _plan(meters, shapes, info.n, max_memory*1e9)
         for jobs in plan: _pass(models, dl, jobs, survey, progress)
@@ -367,7 +388,7 @@ def visit(
 
 # %% ../../nbs/measures/00_layers.ipynb #f5f2a5ce
 def _pass(models, dl, jobs, survey, progress):
-    meters = list({id(m):m for m,_ in jobs}.values())
+    meters = list({id(m):m for m,_ in jobs}.values())   # each once
     for b in progress_bar(dl, leave=False) if progress else dl:
         for k,model in models.items():
             mine,(calls,last) = [j for j in jobs if j[1][0]==k],survey[k]

@@ -12,7 +12,6 @@ __all__ = ['unit_scores', 'Dormant', 'dormant_units', 'weight_norm', 'weight_nor
 import inspect, numpy as np, pandas as pd, torch
 from collections import Counter
 from copy import deepcopy
-from matplotlib.ticker import PercentFormatter
 from torch import nn
 from fastcore.all import *
 from fastai.vision.all import Recorder, no_random, plt, to_device
@@ -26,19 +25,18 @@ from ..evalsets import *
 from .layers import *
 from .rank import *
 
-# %% ../../nbs/measures/05_plasticity.ipynb #115719b6
-def _is(kind, m): return layer_kinds[kind](m)
-
 # %% ../../nbs/measures/05_plasticity.ipynb #46a9a340
 def _hidden(model, x):
     "Names of the layers whose units count"
     calls = [(n,c.module) for n,c in layer_calls(model, x).items()]
-    end = max((i for i,(_,m) in enumerate(calls) if _is('linear', m)), default=len(calls))
+    end = max((i for i,(_,m) in enumerate(calls) if layer_kinds['linear'](m)), default=len(calls))
     softmax = nn.Softmax,nn.LogSoftmax,nn.Softmin,nn.Softmax2d
-    acts = [n for n,m in calls[:end] if _is('act', m) and not isinstance(m, softmax)]
+    acts = [n for n,m in calls[:end] if layer_kinds['act'](m) and not isinstance(m, softmax)]
     if acts: return acts
     try: return find_layers(model, x, 'block')
-    except ValueError: raise ValueError("layers=None: no activations among the modules of this network before its output, and no blocks; name layers that put out what comes after the nonlinearity") from None
+    except ValueError:
+        raise ValueError("layers=None: no activations among the modules of this network before its output, and no blocks; "
+                         "name layers that put out what comes after the nonlinearity") from None
 
 # %% ../../nbs/measures/05_plasticity.ipynb #a324640f
 class _NotFinite(ValueError): "A network that diverged"
@@ -55,26 +53,27 @@ class _Activity(Meter):
         if np.isfinite(self.mean[layer]).all(): return
         raise _NotFinite(f"layer {layer!r}: puts out NaN or infinite values; look for a diverged network, or drop these samples")
 
-# %% ../../nbs/measures/05_plasticity.ipynb #cbda40c3
-def _two(model, dl):
-    "Inputs of two samples"
-    with no_random(reproducible=False):
-        dl = fixed_dl(dl)
-        return tuple(o[:2] for o in split_batch(dl, first(dl), model)[0])
-
 # %% ../../nbs/measures/05_plasticity.ipynb #180b9be6
 def unit_scores(
     model, # A module or Learner
     dl, # As in `fixed_dl`
-    layers=None, # As in `find_layers`; `None` for the activations up to the last linear layer, or blocks where there are no such modules
+    layers=None, # As in `find_layers`; `None`: activations up to the last linear layer, or blocks where there are none
     n:int|None=None, # How many samples; `None` for all
     seed:int=0 # Which samples
 )->dict: # Layer → score of each unit, 0 and up, mean 1; shape `(units,)`
     "Each unit's mean |activation| as a share of its layer's (Sokar et al. 2023, def. 3.1)"
-    model = only(named_models(model).values())
-    hidden,meter = _hidden(model, _two(model, dl)) if layers is None else (),_Activity()
-    visit(model, dl, meter, (lambda k,m: k in hidden) if layers is None else layers, n, seed=seed, progress=False)
+    model,meter = only(named_models(model).values()),_Activity()
+    if layers is None:
+        hidden = _hidden(model, _two_inputs(model, dl))
+        layers = lambda name,_: name in hidden   # just these calls: a name alone would find `relu#2` with `relu`
+    visit(model, dl, meter, layers, n, seed=seed, progress=False)
     return {k:h/(h.mean()+1e-9) for k,h in meter.mean.items()}
+
+def _two_inputs(model, dl):
+    "Enough to find a network's layers with"
+    with no_random(reproducible=False):
+        dl = fixed_dl(dl)
+        return tuple(o[:2] for o in split_batch(dl, first(dl), model)[0])
 
 # %% ../../nbs/measures/05_plasticity.ipynb #1c36f4ec
 class Dormant(Measured):
@@ -131,7 +130,8 @@ def weight_norms(
     "Norm of each layer's parameters, their number, and their root mean square"
     model,layers = only(named_models(model).values()),{}
     for n,p in model.named_parameters(): layers.setdefault(n.rpartition('.')[0] or type(model).__name__, []).append(p)
-    df = Measured({'norm':[_l2(ps) for ps in layers.values()], 'params':[sum(p.numel() for p in ps) for ps in layers.values()]}, index=pd.Index(layers, name='layer'))
+    rows = [(_l2(ps),sum(p.numel() for p in ps)) for ps in layers.values()]
+    df = Measured(rows, columns=['norm','params'], index=pd.Index(layers, name='layer'))
     df['rms'] = df.norm/df.params**.5
     return df
 
@@ -189,7 +189,7 @@ def _outputs(model, loss, batches):
 
 def _losses(outputs, loss):
     "What to add up over batches, and what to divide the sum by, for each of them"
-    total,before = _as_sum(loss),None
+    total,before = _as_sum(loss),None   # `total=None`: by the means of batches
     for o in outputs:
         now = o[0].detach(),*o[1:]
         k = _divisor(loss, total, *now) if total else None
@@ -236,7 +236,7 @@ def penultimate(
 )->torch.Tensor: # Shape `(samples, features)`
     "Input of the linear layer that runs last, in eval mode; tokens are averaged"
     model,meter = only(named_models(model).values()),_LastInput()
-    linears = [(n,c.module) for n,c in layer_calls(model, _two(model, dl)).items() if _is('linear', c.module)]
+    linears = [(n,c.module) for n,c in layer_calls(model, _two_inputs(model, dl)).items() if layer_kinds['linear'](c.module)]
     if not linears: raise ValueError(f"model: {type(model).__name__} has no linear layer, so no layer before it")
     name,module = linears[-1]
     hook = module.register_forward_pre_hook(meter.note)
@@ -245,17 +245,21 @@ def penultimate(
     return torch.cat(meter.got)
 
 # %% ../../nbs/measures/05_plasticity.ipynb #1ed3076e
-_measures = dict(dormant=lambda m,dl,loss,n,tau,layers,seed: _dormant(m, dl, tau, layers, n, seed),
-                 weight_norm=lambda m,*_: weight_norm(m),
-                 grad_norm=lambda m,dl,loss,n,tau,layers,seed: grad_norm(m, dl, loss, n, seed),
-                 effective_rank=lambda m,dl,loss,n,tau,layers,seed: _rank(penultimate(m, dl, n, seed)))
-
-def _dormant(*args):
-    "The total, NaN for a network that diverged: the log of a run goes on"
-    try: return dormant_units(*args).total
+def _dormant(model, dl, tau, layers, n, seed, **_):
+    "Share of all units; NaN for a network that diverged, as the log of a run goes on"
+    try: return dormant_units(model, dl, tau, layers, n, seed).total
     except _NotFinite: return float('nan')
 
-def _rank(x): return float(effective_rank(x)) if x.isfinite().all() else float('nan')
+def _weights(model, *_, **__): return weight_norm(model)
+
+def _gradient(model, dl, loss_func, n, seed, **_): return grad_norm(model, dl, loss_func, n, seed)
+
+def _rank(model, dl, n, seed, **_):
+    x = penultimate(model, dl, n, seed)
+    return float(effective_rank(x)) if x.isfinite().all() else float('nan')
+
+_measures = dict(dormant=_dormant, weight_norm=_weights, grad_norm=_gradient, effective_rank=_rank)
+_titles = dict(dormant='dormant units', weight_norm='weight norm', grad_norm='gradient norm', effective_rank='effective rank')
 
 # %% ../../nbs/measures/05_plasticity.ipynb #f246df31
 def plasticity_measures(
@@ -266,12 +270,13 @@ def plasticity_measures(
     tau:float=0., # As in `dormant_units`
     layers=None, # As in `unit_scores`
     seed:int=0, # Which samples
-    measures=('dormant','weight_norm','grad_norm','effective_rank') # Which of them
+    measures=tuple(_measures) # Which of them
 )->dict: # Values by name
     "Share of dormant units, norms of weights and gradient, and effective rank of the penultimate features"
-    if bad := [o for o in listify(measures) if o not in _measures]: raise ValueError(f"measures={bad}: must be among {', '.join(_measures)}")
-    loss_func = loss_func or getattr(model, 'loss_func', None)
-    return {k:_measures[k](model, dl, loss_func, n, tau, layers, seed) for k in listify(measures)}
+    bad = [o for o in listify(measures) if o not in _measures]
+    if bad: raise ValueError(f"measures={bad}: must be among {', '.join(_measures)}")
+    kw = dict(loss_func=loss_func or getattr(model, 'loss_func', None), n=n, tau=tau, layers=layers, seed=seed)
+    return {k:_measures[k](model, dl, **kw) for k in listify(measures)}
 
 # %% ../../nbs/measures/05_plasticity.ipynb #ed45241c
 class PlasticityLog(LoggedCallback):
@@ -280,23 +285,22 @@ class PlasticityLog(LoggedCallback):
     @delegates(plasticity_measures, but='model,dl,loss_func,measures')
     def __init__(self,
         dl=None, # As in `fixed_dl`, with targets; by default the Learner's validation set, without squares
-        measures=('dormant','weight_norm','grad_norm','effective_rank'), # Which of them
+        measures=tuple(_measures), # Which of them
         **kwargs
     ): self.given,self.columns,self.kwargs = dl,listify(measures),kwargs
 
     def before_fit(self):
         super().before_fit()
         if self.run: self.images = self.given or clean_of(self.dls).valid
-    def look(self): return plasticity_measures(self.model, self.images, self.learn.loss_func, measures=self.columns, **self.kwargs)
+    def look(self):
+        kw = dict(measures=self.columns, **self.kwargs)
+        return plasticity_measures(self.model, self.images, self.learn.loss_func, **kw)
 
 # %% ../../nbs/measures/05_plasticity.ipynb #c0426d70
 @patch(as_prop=True)
 def plasticity(self:Recorder):
-    "What `PlasticityLog` saw in the last fit, one row each: phase, iterations and epochs done, and a column for each measure; the first row is before training"
+    "What `PlasticityLog` saw in the last fit: phase, iterations and epochs done, and each measure; first row: before training"
     return pd.DataFrame(getattr(last_fit(self), 'plasticity', []))
-
-# %% ../../nbs/measures/05_plasticity.ipynb #256c489b
-_labels = dict(dormant='dormant units', weight_norm='weight norm', grad_norm='gradient norm', effective_rank='effective rank')
 
 # %% ../../nbs/measures/05_plasticity.ipynb #89c0eb35
 @patch
@@ -304,15 +308,22 @@ def plot_plasticity(self:Recorder,
     measures=None # Columns of `plasticity` to draw; by default all
 )->plt.Figure:
     "What `PlasticityLog` saw in the last fit, one panel for each measure"
-    df,ph = self.plasticity,self.phases
+    df = self.plasticity
     if not len(df): raise ValueError("no measurements in this fit: add `PlasticityLog()` to the callbacks")
-    cols = listify(measures) or [c for c in _labels if c in df]
-    if bad := [c for c in cols if c not in df]: raise ValueError(f"measures={bad}: must be among {', '.join(c for c in _labels if c in df)}")
-    fig,axs = plt.subplots((len(cols)+1)//2, min(2, len(cols)), figsize=(9,2.4*((len(cols)+1)//2)), sharex=True, layout='constrained', squeeze=False)
+    known = [c for c in _titles if c in df]
+    cols = listify(measures) or known
+    if bad := [c for c in cols if c not in known]: raise ValueError(f"measures={bad}: must be among {', '.join(known)}")
+    rows = (len(cols)+1)//2
+    fig,axs = plt.subplots(rows, min(2, len(cols)), figsize=(9,2.4*rows), sharex=True, layout='constrained', squeeze=False)
     for ax in axs.flat[len(cols):]: ax.remove()
-    for i,(c,ax) in enumerate(zip(cols, axs.flat)):
-        shade_phases(ax, [(p if i<2 else '',a,b) for p,a,b in ph[['phase','start_epoch','stop_epoch']].fillna(df.epoch.max()).itertuples(index=False)])
-        ax.plot(df.epoch, df[c], marker='.', color=f'C{i}')
-        ax.set(ylabel=_labels[c], xlim=(0, df.epoch.max()), xlabel='epoch' if i>=len(cols)-2 else None)
-        if c=='dormant': ax.yaxis.set_major_formatter(PercentFormatter(1))
+    for i,(c,ax) in enumerate(zip(cols, axs.flat)): _panel(ax, df, c, f'C{i}', self.phases, top=i<2, bottom=i>=len(cols)-2)
     return fig
+
+def _panel(ax, df, column, color, phases, top, bottom):
+    "One measure over epochs; phases are named at the top, epochs at the bottom"
+    end = df.epoch.max()
+    spans = phases[['phase','start_epoch','stop_epoch']].fillna(end)   # a phase that was cut short has no stop
+    shade_phases(ax, [(p if top else '',a,b) for p,a,b in spans.itertuples(index=False)])
+    ax.plot(df.epoch, df[column], marker='.', color=color)
+    ax.set(ylabel=_titles[column], xlim=(0, end), xlabel='epoch' if bottom else None)
+    if column=='dormant': ax.yaxis.set_major_formatter('{x:.0%}')

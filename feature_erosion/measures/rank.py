@@ -6,7 +6,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/measures/rank.html.md"""
 
 # %% auto #0
 __all__ = ['spectrum', 'tunnel_rtol', 'numerical_rank', 'effective_rank', 'stable_rank', 'srank', 'rankme', 'RankMeter',
-           'LayerRank', 'layer_rank']
+           'LayerRank', 'layer_rank', 'rank_title']
 
 # %% ../../nbs/measures/01_rank.ipynb #d770837b
 import pandas as pd, torch
@@ -27,7 +27,7 @@ def _add_square(S, a):
     _add_square(S[h:,h:], a[h:])
 
 # %% ../../nbs/measures/01_rank.ipynb #1c83f140
-def _gram(x, step=1024):
+def _image_moments(x, step=1024):
     "Products of centred images, and a function that undoes the centring"
     S,v,m2 = (x.new_zeros(s, dtype=torch.float64) for s in [(len(x),len(x)),len(x),()])
     for b in x.split(step, 1):
@@ -40,9 +40,12 @@ def _gram(x, step=1024):
     return S,lambda: S + v[:,None] + v + m2
 
 # %% ../../nbs/measures/01_rank.ipynb #93f3bb27
-class _Cov:
+class _FeatureMoments:
     "Products of centred features, batch by batch"
-    def __init__(self, x): self.n,self.shift,self.mean,self.S = 0,x[0].to(torch.float64, copy=True),0.,x.new_zeros(x.shape[1], x.shape[1], dtype=torch.float64)
+    def __init__(self, x):
+        self.n,self.mean,d = 0,0.,x.shape[1]
+        self.shift = x[0].to(torch.float64, copy=True)   # the batch may be overwritten
+        self.S = x.new_zeros(d, d, dtype=torch.float64)
 
     def add(self, x):
         x,n,k = x-self.shift,self.n,len(x)
@@ -59,8 +62,8 @@ class _Cov:
 # %% ../../nbs/measures/01_rank.ipynb #f7883fe5
 def _moments(x, step=1024):
     "The smaller of Gram matrix and covariance, times the number of images, and a function that undoes the centring"
-    if len(x)<=x.shape[1]: return _gram(x, step)
-    cov = _Cov(x)
+    if len(x)<=x.shape[1]: return _image_moments(x, step)
+    cov = _FeatureMoments(x)
     for b in x.split(step): cov.add(b)
     return cov.moments()
 
@@ -69,16 +72,18 @@ _floor = 1e-7   # relative to the largest singular value: below it `float64` squ
 
 def _sigmas(S, what='x'):
     "Singular values from the lower triangle of a matrix of products"
-    if not S.isfinite().all(): raise ValueError(f"{what}: has NaN or infinite values; look for a diverged network, or drop these samples")
+    if not S.isfinite().all():
+        raise ValueError(f"{what}: has NaN or infinite values; look for a diverged network, or drop these samples")
     ev = torch.linalg.eigvalsh(S).flip(0)
     return ev.where(ev>ev[0]*_floor**2, 0).sqrt()
 
 # %% ../../nbs/measures/01_rank.ipynb #a926a591
-def _matrix(x):
+def _checked(x):
     x = torch.as_tensor(x).detach().as_subclass(torch.Tensor)
+    shape = tuple(x.shape)
     if not x.is_floating_point(): raise ValueError(f"x: dtype {x.dtype}; must be floating point, try `x.float()`")
-    if x.ndim!=2: raise ValueError(f"x: shape {tuple(x.shape)}; must be (samples, features), try `x.flatten(1)`")
-    if len(x)<2 or not x.shape[1]: raise ValueError(f"x: shape {tuple(x.shape)}; must be at least 2 samples of at least 1 feature")
+    if x.ndim!=2: raise ValueError(f"x: shape {shape}; must be (samples, features), try `x.flatten(1)`")
+    if len(x)<2 or not x.shape[1]: raise ValueError(f"x: shape {shape}; must be at least 2 samples of at least 1 feature")
     return x.cpu() if x.device.type=='mps' else x   # which has no `float64`
 
 # %% ../../nbs/measures/01_rank.ipynb #6643ca24
@@ -87,28 +92,29 @@ def spectrum(
     center:bool=True # Whether to subtract the mean of each feature
 )->torch.Tensor: # `min(samples, features)` of them, `float64`, descending; 0 where below `1e-7` of the largest
     "Singular values of features, in a fraction of the time of a singular value decomposition"
-    S,whole = _moments(_matrix(x))
+    S,whole = _moments(_checked(x))
     return _sigmas(S if center else whole())
 
 # %% ../../nbs/measures/01_rank.ipynb #18f86e76
 def tunnel_rtol(
     d:int # Features of which the covariance is taken
 )->float: # For singular values of features
-    "The tolerance of the Tunnel Effect's code, torch's default for a `float32` covariance: .031 for 8,000 features, .0078 for 512"
+    "The tolerance of the Tunnel Effect's code, torch's default for a `float32` covariance: .031 for 8,000 features"
     return (d*torch.finfo(torch.float32).eps)**.5
 
 # %% ../../nbs/measures/01_rank.ipynb #304ee746
 def _check_rtol(rtol, low=_floor):
-    if not low<=rtol<1: raise ValueError(f"rtol={rtol!r}: must be in {low:g}…1, a share of the largest singular value of the features; for one of the covariance give its square root")
-    return rtol
+    if low<=rtol<1: return rtol
+    raise ValueError(f"rtol={rtol!r}: must be in {low:g}…1, a share of the largest singular value of the features; "
+                     "for one of the covariance give its square root")
 
-# %% ../../nbs/measures/01_rank.ipynb #502d3647
 def _values(x, center):
     "Singular values of features; a spectrum stays what it is"
     x = torch.as_tensor(x)
     if x.ndim!=1: return spectrum(x, center)
-    if not len(x) or not x.is_floating_point() or not (x.isfinite() & (x>=0)).all(): raise ValueError("x: a spectrum must be floating point numbers, finite and not negative; try `spectrum(features)`")
-    return x.detach().double().sort(descending=True).values
+    fine = len(x) and x.is_floating_point() and (x.isfinite() & (x>=0)).all()
+    if fine: return x.detach().double().sort(descending=True).values
+    raise ValueError("x: a spectrum must be floating point numbers, finite and not negative; try `spectrum(features)`")
 
 # %% ../../nbs/measures/01_rank.ipynb #e49e2e7f
 def numerical_rank(
@@ -117,9 +123,11 @@ def numerical_rank(
 )->int:
     "How many singular values are above a share of the largest; 0 for constant features"
     x = torch.as_tensor(x)
-    if rtol is None and x.ndim==1: raise ValueError("rtol=None: a spectrum does not tell the number of features; give `tunnel_rtol(features)`, or a share like 1e-3")
+    given = x.ndim==1   # a spectrum, which may be exact below what we get from features
+    if rtol is None and given: raise ValueError("rtol=None: a spectrum does not tell the number of features; "
+                                                "give `tunnel_rtol(features)`, or a share like 1e-3")
     s = _values(x, True)
-    rtol = _check_rtol(tunnel_rtol(x.shape[1]) if rtol is None else rtol, 0 if x.ndim==1 else _floor)
+    rtol = _check_rtol(tunnel_rtol(x.shape[1]) if rtol is None else rtol, 0 if given else _floor)
     return int((s>rtol*s[0]).sum())
 
 # %% ../../nbs/measures/01_rank.ipynb #fe52faec
@@ -148,7 +156,7 @@ def srank(
     center:bool=False # Whether to subtract the mean of each feature; not in the paper
 )->int: # 0 for dead features
     "How many singular values make up all but a share `delta` of their sum (Kumar et al. 2021)"
-    if not 0<delta<1: raise ValueError(f"delta={delta!r}: must be in 0…1, the share of the sum that may be left out; .01 in the paper")
+    if not 0<delta<1: raise ValueError(f"delta={delta!r}: must be in 0…1, a share of the sum to leave out; .01 in the paper")
     c = _values(x, center).cumsum(0)
     return int((c<(1-delta)*c[-1]).sum())+1 if c[-1]>0 else 0
 
@@ -170,12 +178,22 @@ def _limit(rank, n, used, features):
     if rank>=.95*(n-1): return 'images'
     return 'features' if used<features and rank>=.95*used else ''
 
-# %% ../../nbs/measures/01_rank.ipynb #af18942b
 def _ranks(S, whole, n, used, features, rtol, what):
+    "All ranks from a layer's moments, of `used` of its `features` on `n` images"
     s,w = _sigmas(S, what),_sigmas(whole(), what)
-    res = {'rank':numerical_rank(s, ifnone(rtol, tunnel_rtol(used))), 'rank_1e-2':numerical_rank(s, 1e-2), 'rank_1e-3':numerical_rank(s, 1e-3),
-           'effective':effective_rank(s), 'stable':stable_rank(s), 'srank':srank(w), 'rankme':rankme(w)}
+    res = {'rank':numerical_rank(s, ifnone(rtol, tunnel_rtol(used)))}
+    res.update({f'rank_{r}':numerical_rank(s, float(r)) for r in ('1e-2','1e-3')})
+    res.update(effective=effective_rank(s), stable=stable_rank(s), srank=srank(w), rankme=rankme(w))
     return dict(**res, features=features, used=used, n=n, limit=_limit(res['rank'], n, used, features))
+
+# %% ../../nbs/measures/01_rank.ipynb #b19f270c
+class _Rows:
+    "Features of all images"
+    def __init__(self, x, n): self.X,self.i = x.new_empty(n, x.shape[1]),0   # an example of a batch, and how many there will be
+    def add(self, x):
+        self.X[self.i:self.i+len(x)] = x
+        self.i += len(x)
+    def moments(self): return _moments(self.X)
 
 # %% ../../nbs/measures/01_rank.ipynb #ef786625
 class RankMeter(Meter):
@@ -204,21 +222,13 @@ class RankMeter(Meter):
     def see(self, model, layer, x):
         k = model,layer
         x = flat(x, self.idx[self.features[k]])
-        if k not in self.got: self.got[k] = _Rows(x, self.n) if self.n<=2*x.shape[1] else _Cov(x)
+        if k not in self.got: self.got[k] = _Rows(x, self.n) if self.n<=2*x.shape[1] else _FeatureMoments(x)
         self.got[k].add(x)
 
     def end_layer(self, model, layer):
         k,d = (model,layer),self.features[model,layer]
-        self.rows[k] = _ranks(*self.got.pop(k).moments(), self.n, self.used(d), d, self.rtol, f'layer {layer!r} of {model!r}')
-
-# %% ../../nbs/measures/01_rank.ipynb #b19f270c
-class _Rows:
-    "Features of all images"
-    def __init__(self, x, n): self.X,self.i = x.new_empty(n, x.shape[1]),0
-    def add(self, x):
-        self.X[self.i:self.i+len(x)] = x
-        self.i += len(x)
-    def moments(self): return _moments(self.X)
+        kw = dict(n=self.n, used=self.used(d), features=d, rtol=self.rtol, what=f'layer {layer!r} of {model!r}')
+        self.rows[k] = _ranks(*self.got.pop(k).moments(), **kw)
 
 # %% ../../nbs/measures/01_rank.ipynb #8f721aa5
 class LayerRank(Measured):
@@ -245,33 +255,41 @@ def layer_rank(
     models, # A module, a Learner, a list, or a dict by name
     dl, # A fastai or PyTorch `DataLoader`, or a list of batches
     layers=None, # As in `find_layers`
-    n:int|None=None, # How many images; `None` for all. Time grows with the cube of the smaller of images and features: 2,000 are quick
-    max_features:int|None=8000, # Look at so many features of a layer, chosen at random but fixed (the Tunnel Effect's number); `None` for all
+    n:int|None=None, # How many images; `None` for all. Time grows with the cube of images or features, whichever are fewer
+    max_features:int|None=8000, # Features of a layer to look at, random but fixed (the Tunnel Effect's number); `None`: all
     rtol:float|None=None, # As in `numerical_rank`, for the column `rank`
     seed:int=0, # Which images and features
     max_memory:float=2., # Gigabytes to keep; beyond it the data are passed through several times, some layers at a time
     progress:bool=True # Whether to show a bar
-)->LayerRank: # A row for each model and layer: the ranks of this page, `features` of the layer and how many were `used`, `n` images, `limit` of `rank`
+)->LayerRank: # By model and layer: ranks, `features`, how many of them were `used`, `n` images, `limit` of `rank`
     "Ranks of the features of each layer, in eval mode"
     meter = RankMeter(rtol, max_features, seed)
     info = visit(models, dl, meter, layers, n, max_memory, seed, progress)
     return meter.result(bs=info.bs, passes=info.passes)
 
 # %% ../../nbs/measures/01_rank.ipynb #af52e6fe
-_columns = dict(zip(['rank','rank_1e-2','rank_1e-3','effective','stable','srank','rankme'],
-                    ['numerical rank','numerical rank (tolerance .01)','numerical rank (tolerance .001)','effective rank','stable rank','srank','RankMe']))
-_ceilings = dict(images=('^','too few images'), features=('s','too few features sampled'))
+_titles = {'rank':'numerical rank', 'rank_1e-2':'numerical rank (tolerance .01)', 'rank_1e-3':'numerical rank (tolerance .001)',
+           'effective':'effective rank', 'stable':'stable rank', 'srank':'srank', 'rankme':'RankMe'}
+
+def rank_title(
+    column:str # A rank of `LayerRank`
+)->str:
+    "What to call it on an axis"
+    if column in _titles: return _titles[column]
+    raise ValueError(f"column={column!r}: must be one of {', '.join(_titles)}")
 
 # %% ../../nbs/measures/01_rank.ipynb #f0c5623b
+_ceilings = dict(images=('^','too few images'), features=('s','too few features sampled'))
+
 def _ceiling(ax, df, column):
     "Hollow markers on values at their ceiling, and the ceiling"
     why,x = df.limits(column),{l:i for i,l in enumerate(layer_names(df))}
     for k,(marker,label) in _ceilings.items():
-        at = [i for i,w in enumerate(why) if w==k]
-        places = [x[l] for l in df.index.get_level_values('layer')[at]]
-        if at: ax.plot(places, df[column].values[at], marker, ms=11, mfc='none', color='C3', label=label)
+        at = df[column][why==k]
+        places = [x[l] for l in at.index.get_level_values('layer')]
+        if len(at): ax.plot(places, at, marker, ms=11, mfc='none', color='C3', label=label)
     if any(why):
-        top = df[['n','used']].sub([1,0]).min(axis=1).groupby('layer', sort=False).max()
+        top = df[['n','used']].sub([1,0]).min(axis=1).groupby('layer', sort=False).max()   # images less one, or features
         ax.step([x[l] for l in top.index], top, where='mid', ls='--', lw=1, color='C3', alpha=.7)
 
 # %% ../../nbs/measures/01_rank.ipynb #dd4c9087
@@ -280,12 +298,12 @@ def plot(self:LayerRank,
     column:str='rank', # Which rank
     ax=None # A matplotlib axis, made if `None`
 )->plt.Axes:
-    "Rank over layers in forward order; crosses for the first model, dots for the second (Fig. 4 of the paper). Values that cannot be larger have a hollow marker around them, under a dashed ceiling"
-    if column not in _columns: raise ValueError(f"column={column!r}: must be one of {', '.join(_columns)}")
+    "Rank over layers: crosses for the first model, dots for the second (Fig. 4 of the paper); hollow markers at a ceiling"
+    title = rank_title(column)
     ax = layer_lines(self[column], ax)
     _ceiling(ax, self, column)
     ax.margins(y=.1)
     ax.set_ylim(bottom=0)
-    ax.set_ylabel(_columns[column])
+    ax.set_ylabel(title)
     legend_beside(ax)
     return ax
