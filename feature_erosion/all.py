@@ -28,7 +28,7 @@ from .runs.store import Run, RunStore
 from .runs.resume import KeepRun
 from .runs.sweep import mean_interval, sweep
 from .learner import erosion_learner
-from .paper.nets import Net, demo
+from .paper.nets import Net, demo, perceptron
 from .paper.recipes import Recipe, Scale, claims_table, load_paper, load_result, paper, register
 from .paper import figures as _figures   # the paper's own recipes become known
 from .paper.report import report
