@@ -1,5 +1,5 @@
 "The paper's recipes: every preset's code runs, figures share their phases, claims are judged as their rules say."
-import os, subprocess, sys
+import contextlib, io, os, subprocess, sys, time
 from dataclasses import replace
 from functools import lru_cache
 import numpy as np, pandas as pd, pytest, torch
@@ -63,6 +63,16 @@ def test_what_is_to_be_trained_is_known_beforehand(smoke, tmp_path):
     assert plan.left()==(2, pytest.approx(sum(plan.seconds.values()))) and '2 phases to train, about ' in repr(plan)
     two = Plan(todo[:2], n_jobs=2)
     assert two.left()[1]<plan.left()[1]*2   # of the same order, halved
+
+def test_it_says_how_far_it_is(tmp_path, capsys):
+    "Also while the process prints elsewhere"
+    net = Net('perceptron', 'perceptron', 'digits', n=64, n_valid=20, lengths=(1,1,0))
+    store,parts = RunStore(tmp_path),[(recipes['fig6'], Scale((net,), seeds=1))]
+    with recipes_module._Progress(Plan(phases_to_train(store, parts)), every=.05) as p:
+        trained(store, replace(net, lengths=(1,0,0)))
+        with contextlib.redirect_stdout(io.StringIO()): time.sleep(.5)
+    said = capsys.readouterr().out
+    assert said.startswith('2 phases to train, about ') and '1 of 2 phases trained, about ' in said
 
 def test_pictures_of_grad_cam_survive_the_table(smoke):
     d = smoke[0]['gradcam'].tables['cams']

@@ -9,7 +9,7 @@ __all__ = ['recipes', 'Scale', 'Recipe', 'with_control', 'register', 'judged', '
            'claims_table', 'measure_net', 'run_recipe', 'check_scale', 'phases_to_train', 'Plan', 'Unfinished', 'paper']
 
 # %% ../../nbs/paper/01_recipes.ipynb #05925e77
-import contextlib, threading
+import contextlib, sys, threading
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -285,6 +285,7 @@ class _Progress:
     def __init__(self, plan, every=60.): self.plan,self.every,self.stop,self.begun = plan,every,threading.Event(),monotonic()
 
     def __enter__(self):
+        self.out = sys.stdout   # training is silent: meanwhile the process prints elsewhere
         print(self.plan, flush=True)
         self.n,self.all = self.plan.left()
         self.thread = threading.Thread(target=self._watch, daemon=True)
@@ -297,8 +298,8 @@ class _Progress:
         n,left = self.plan.left()
         if n==self.n: return
         self.n,took = n,monotonic()-self.begun
-        if n: print(f'{len(self.plan.seconds)-n} of {len(self.plan.seconds)} phases trained, '
-                    f'about {_hours(took*left/(self.all-left))} left', flush=True)
+        if n: print(f'\n{len(self.plan.seconds)-n} of {len(self.plan.seconds)} phases trained, '
+                    f'about {_hours(took*left/(self.all-left))} left', file=self.out, flush=True)
 
     def __exit__(self, *_):
         self.stop.set()
