@@ -22,7 +22,6 @@ from fastai.vision.all import (Categorize, CategoryMap, CrossEntropyLossFlat, Da
                                image_extensions, progress_bar, to_device)
 from .files import *
 from .loaders import *
-from .patterns import *
 
 # %% ../nbs/08_data.ipynb #b02ac519
 def _rows(x, i):
@@ -30,7 +29,7 @@ def _rows(x, i):
     if not (isinstance(i, torch.Tensor) and i.ndim==1 and i.dtype==torch.int64): return x[i]
     return x.index_select(0, i.to(x.device, non_blocking=True))
 
-# %% ../nbs/08_data.ipynb #2bde07ce
+# %% ../nbs/08_data.ipynb #3ae4dc4a
 def _check_images(x, y, vocab):
     if x.ndim!=4 or x.dtype!=torch.uint8 or x.shape[-1] not in (1,3):
         raise ValueError(f"x: {x.dtype}, shape {tuple(x.shape)}; "
@@ -467,7 +466,7 @@ def _check_parts(path, names):
         raise ValueError(f"path={str(path)!r}: {', '.join(parts)}: called like a part of a data set, not like a class. "
                          "Want train/CLASS/… or CLASS/…; if these are classes, name all: `classes=[…]`")
 
-# %% ../nbs/08_data.ipynb #afc06994
+# %% ../nbs/08_data.ipynb #3182adc3
 def _stray(folders):
     if loose := [o for d in folders for o in _loose_images(d)]:
         warnings.warn(f"{len(loose)} images lie beside the folders of the classes, such as {loose[0]}: "
