@@ -220,7 +220,7 @@ def _look(self:EvalSets, sets, epoch, when):
 # %% ../nbs/11_evalsets.ipynb #b37fbeb6
 @patch(as_prop=True)
 def evals(self:Recorder):
-    "The last fit's evaluations, a row each: phase, iteration in it and in all, epochs done, how many images, a column for each set"
+    "The last fit's evaluations, a row each: phase, iteration in it and in all, epochs done, how many images, then the sets"
     return pd.DataFrame(last_fit(self).evals)
 
 # %% ../nbs/11_evalsets.ipynb #53543d29
