@@ -12,8 +12,8 @@ from copy import deepcopy
 import numpy as np, pandas as pd, torch
 from types import SimpleNamespace
 from fastcore.all import *
-from fastai.vision.all import (DataLoaders, Datasets, Recorder, TensorBase, accuracy, apply,
-                                get_model, mk_metric, no_random, plt, to_detach, to_device)
+from fastai.vision.all import (DataLoaders, Datasets, Recorder, accuracy, apply, get_model, mk_metric, no_random, plt,
+                               to_detach, to_device)
 from .batches import *
 from .loaders import *
 from .callbacks import *
@@ -21,9 +21,6 @@ from .plots import *
 from .patterns import *
 from .distributed import *
 from .phases import *
-
-# %% ../nbs/11_evalsets.ipynb #d9474aca
-def _plain(b): return b.as_subclass(torch.Tensor) if isinstance(b, TensorBase) else b
 
 # %% ../nbs/11_evalsets.ipynb #68cd8343
 def evaluate(
