@@ -1,4 +1,4 @@
-"""`from feature_erosion.all import *`, with fastai's vision names
+"""`from feature_erosion.all import *`: fastai's vision names, and those of this library that an experiment needs
 
 Docs: https://feature-erosion.github.io/feature_erosion/all.html.md"""
 
@@ -7,33 +7,30 @@ Docs: https://feature-erosion.github.io/feature_erosion/all.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/15_all.ipynb #3dd87b54
+# %% ../nbs/15_all.ipynb #5a2fd57f
 from fastai.vision.all import *
-from .patterns import *
-from .data import *
-from .models import *
-from .distributed import *
-from .batches import *
-from .loaders import *
-from .callbacks import *
-from .plots import *
-from .phases import *
-from .evalsets import *
-from .erosion import *
-from .measures.layers import *
-from .measures.rank import *
-from .measures.cka import *
-from .measures.probes import *
-from .measures.attribution import *
-from .measures.plasticity import *
-from .measures.inside import *
+from .patterns import ColorSquare, CornerSquare, InjectPattern, Pattern, Stripes, Texture, Watermark, class_colors
+from .data import cifar10_dls, cifar100_dls, digits_dls, image_folder_dls, tensor_dls
+from .models import archs, create_model, load_weights
+from .callbacks import LoggedCallback, StopOnNaN
+from .phases import CancelPhaseException, PerPhase, Phase, PhaseSchedule
+from .evalsets import EvalSets, evaluate, log_iters, pattern_sets, train_accuracy
+from .erosion import erosion_summary, forgetting, half_life, pattern_reliance, phase_table, relearning_gap
+from .plots import Measured
+from .measures.layers import Meter, find_layers, visit
+from .measures.rank import layer_rank, numerical_rank
+from .measures.cka import layer_cka, linear_cka
+from .measures.probes import layer_probe
+from .measures.attribution import grad_cam, pattern_attention
+from .measures.plasticity import PlasticityLog, dormant_units, plasticity_measures
+from .measures.inside import look_inside
 from .runs.store import Run, RunStore
 from .runs.resume import KeepRun
-from .learner import *
-from .runs.sweep import Sweep, mean_interval, sweep
-from .paper.nets import *
-from .paper.recipes import *
-from .paper.figures import *
-from .paper.report import *
+from .runs.sweep import mean_interval, sweep
+from .learner import erosion_learner
+from .paper.nets import Net, demo, perceptron
+from .paper.recipes import Recipe, Scale, claims_table, load_paper, load_result, paper, register
+from .paper import figures as _figures   # the paper's own recipes become known
+from .paper.report import report
 
 __all__ = [o for o in globals() if not o.startswith('_')]

@@ -21,6 +21,7 @@ from fastai.vision.all import (Categorize, CategoryMap, CrossEntropyLossFlat, Da
                                TensorCategory, TensorImage, TfmdDL, Transform, URLs, default_device, fastai_cfg,
                                image_extensions, progress_bar, to_device)
 from .files import *
+from .names import stats
 from .loaders import *
 
 # %% ../nbs/08_data.ipynb #b02ac519
@@ -321,7 +322,7 @@ class NormalizeRows(Normalize):
         return TensorImage(rows.flatten(-2).sub(mean).div_(std).view(rows.shape).movedim(-1,-3))
 
 # %% ../nbs/08_data.ipynb #1b8f1903
-paper_stats = (.4914,.4822,.4465),(.2023,.1994,.2010) # Mean and standard deviation as Liu et al. (2019) and the paper use them
+paper_stats = stats['cifar'] # Mean and standard deviation as Liu et al. (2019) and the paper use them
 
 # %% ../nbs/08_data.ipynb #d7c4e8e8
 def tensor_dls(

@@ -12,7 +12,8 @@ import atexit, gc, sys, torch
 from contextlib import contextmanager
 from functools import lru_cache
 from fastai.vision.all import num_distrib
-if torch.distributed.is_available(): import torch.distributed.nn.functional   # now: imported later, its functions' defaults would hold the group for ever
+if torch.distributed.is_available():
+    import torch.distributed.nn.functional   # now: imported later, its functions' defaults would hold the group for ever
 
 # %% ../nbs/06_distributed.ipynb #842a92ff
 def _several():
@@ -26,7 +27,7 @@ def _leave_at_exit(): atexit.register(_leave)
 
 def _leave():
     "Leave a gloo group; the last one to hold it joins its threads"
-    if getattr(sys, 'last_value', None) is not None: return   # after an error work may be under way that the others never join: it would wait for them
+    if getattr(sys, 'last_value', None) is not None: return   # after an error: the others may never join what is under way
     if not torch.distributed.is_initialized() or torch.distributed.get_backend()!='gloo': return
     gc.collect()   # models that hold it
     torch.distributed.destroy_process_group()

@@ -13,7 +13,8 @@ from fastcore.all import *
 from fastai.vision.all import CancelEpochException, Learner, event
 
 # %% ../nbs/03_loop.ipynb #825140e5
-originals = dict(_do_fit='299119d303416405', all_batches='98d31c154d1a4a56', _call_one='e30949028df13e88') # SHA-256 of the source of fastai's own, first 16 digits
+originals = dict(   # SHA-256 of the source of fastai's own, first 16 digits
+    _do_fit='299119d303416405', all_batches='98d31c154d1a4a56', _call_one='e30949028df13e88')
 
 # %% ../nbs/03_loop.ipynb #d9e00f2a
 def original(
@@ -41,6 +42,7 @@ def batches_from(
         if i>=done: learn.one_batch(i, b)
         if i==done-1: then()
 
+# %% ../nbs/03_loop.ipynb #66b3506c
 def call_one(
     learn:Learner, # Any
     event_name:str, # As in `Learner._call_one`

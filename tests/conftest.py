@@ -7,7 +7,7 @@ from filelock import FileLock
 
 root = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(root/'nbs/_tools'))
-for o in 'OMP_NUM_THREADS','LOKY_MAX_CPU_COUNT': os.environ.setdefault(o, '1')   # one thread in each process: threads that wait for a busy core cost tenfold
+for o in 'OMP_NUM_THREADS','LOKY_MAX_CPU_COUNT': os.environ.setdefault(o, '1')   # one thread in each process: on busy cores two wait for each other
 
 def pytest_addoption(parser): parser.addoption('--quick', action='store_true', help='leave out the tests marked slow')
 

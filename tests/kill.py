@@ -5,7 +5,7 @@ python tests/kill.py 100 few    the same of a smaller run without"""
 import hashlib, multiprocessing as mp, os, random, signal, sys, tempfile, time
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]/'nbs'/'_tools'))
-from run import forked
+from run_notebooks import forked
 
 moments = 'batch','evaluation','checkpoint begun','checkpoint before rename','checkpoint done','between phases','figure'
 
@@ -34,7 +34,7 @@ def watch(pass_by):
         setattr(obj, name, f)
     around(resume, 'save_folder', 'checkpoint begun', 'checkpoint done')
     around(files, 'sync_folder', 'checkpoint before rename')
-    around(store, 'save_figure', 'figure')
+    around(store, 'write_figure', 'figure')
     around(evalsets.EvalSets, '_look', 'evaluation')
     class Tell(Callback):
         order,run_valid,passive = 5,False,True

@@ -5,7 +5,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from bars import train_to
 from conftest import root
-from run import forked
+from run_notebooks import forked
 
 def process(out, *args):
     "Exit code"

@@ -3,24 +3,33 @@ import pytest
 from conftest import require, root
 from fastcore.nbio import mk_cell, nb_frontmatter, new_nb, read_nb, write_nb
 from nbdev.doclinks import nbglob
-from run import run_notebook
+from run_notebooks import run_notebook
 
 nbs = nbglob(root/'nbs', as_path=True).sorted()
 
-def listed(nb, key):
-    "The words under `key` in the front matter of notebook `nb`"
-    res = nb_frontmatter(read_nb(nb)).get(key) or []
+slow = {'paper/02_figures.ipynb': 'trains what tests/test_paper.py trains for all figures',
+        'tutorials/inside.ipynb': 'CIFAR-10 through five measures; each has a notebook of its own',
+        'tutorials/collapse.ipynb': 'two trainings on CIFAR-10',
+        'tutorials/your_own.ipynb': 'trains on image files, one by one',
+        'tutorials/own_model.ipynb': 'the models of tests/test_layers_of_models.py and test_models.py',
+        'tutorials/cluster.ipynb': 'workers of joblib and dask that import everything'}
+
+def required(nb):
+    "The names in `requires:` of the front matter of notebook `nb`"
+    res = nb_frontmatter(read_nb(nb)).get('requires') or []
     return res.split() if isinstance(res, str) else res
 
 def case(nb):
-    why = nb_frontmatter(read_nb(nb)).get('slow')
-    return pytest.param(nb, id=nb.relative_to(root/'nbs').as_posix(), marks=[pytest.mark.slow(why)] if why else [])
+    name = nb.relative_to(root/'nbs').as_posix()
+    return pytest.param(nb, id=name, marks=[pytest.mark.slow(slow[name])] if name in slow else [])
 
 @pytest.mark.parametrize('nb', [*map(case, nbs)])
 def test_notebook(nb):
-    require(*listed(nb, 'requires'))
+    require(*required(nb))
     fine,said = run_notebook(nb)
     assert fine, said
+
+def test_each_slow_notebook_is_there(): assert {*slow}<={f.relative_to(root/'nbs').as_posix() for f in nbs}
 
 def ran(path, *cells):
     write_nb(new_nb(list(map(mk_cell, cells))), path)
@@ -34,7 +43,7 @@ def test_a_notebook_leaves_nothing_behind(tmp_path):
     "Everything is imported already, in one thread; what one notebook patches the next does not see"
     cells = ["import os, sys\nassert 'fastai.learner' in sys.modules and os.environ['IN_TEST']",
         'from fastai.learner import Learner\nimport torch',
-        "assert not hasattr(Learner, 'left_behind') and torch.get_num_threads()==1\nLearner.left_behind = 1"]
+        "assert not hasattr(Learner, 'left_behind') and torch.get_num_threads()==int(os.environ['OMP_NUM_THREADS'])\nLearner.left_behind = 1"]
     for name in ('one','two'):
         fine,said = ran(tmp_path/f'{name}.ipynb', *cells)
         assert fine, said

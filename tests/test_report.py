@@ -4,7 +4,7 @@ import matplotlib, numpy as np, pandas as pd, pytest
 matplotlib.use('agg')
 import matplotlib.pyplot as plt
 from conftest import Page
-from run import forked
+from run_notebooks import forked
 from PIL import Image
 from feature_erosion.cli import main
 from feature_erosion.paper.report import report
@@ -106,7 +106,7 @@ def test_what_run_json_says_may_be_anything(tmp_path):
     path = results(tmp_path/'r')
     odd = dict(title='\ud800\0\u202e', figure={'a':[1]}, n=float('inf'), preset=[1,2])
     files = {'/dev/zero':'1', '../../etc/passwd':'2', **{f'tables/{i}.csv':'3' for i in range(1000)}, 'figures/fig1.png':4}
-    Run(path).update(config=odd, sessions=[1,'x',None], files=files, created='<b>'*1000, error='x\ny', fit={script:script})
+    Run(path).update(settings=odd, sessions=[1,'x',None], files=files, created='<b>'*1000, error='x\ny', fit={script:script})
     html = report(path).read_text(errors='replace')
     assert '/dev/zero: gone' in html and 'more</li>' in html and html.count('<li>')<60 and '<script' not in html
 

@@ -2,7 +2,7 @@
 import pandas as pd
 import works
 from conftest import root
-from run import forked
+from run_notebooks import forked
 
 def test_the_table_is_that_of_the_tests(tmp_path):
     "`python tests/works.py nbs/works.csv` writes it anew"

@@ -149,7 +149,7 @@ def fit_probe(
     W,b,g = _minimise(Z, y, penalty/(C*len(y)), white, W, b, tol, max_iter)
     return LinearProbe(W/s, b-W@mean/s, classes, C/s**2, g<=tol)
 
-# %% ../../nbs/measures/03_probes.ipynb #7b0aac1d
+# %% ../../nbs/measures/03_probes.ipynb #68166426
 def authors_probe(
     X:torch.Tensor, # Features, shape `(samples, features)`
     y, # Integer labels, shape `(samples,)`

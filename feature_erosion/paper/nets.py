@@ -9,7 +9,7 @@ __all__ = ['Net', 'data_folder', 'net_dls', 'imagenet_indices', 'weights_file', 
            'net_pattern', 'net_phases', 'net_learner', 'fit_net', 'shorter', 'as_trained', 'train_net', 'trained',
            'load_net', 'before_erosion', 'net_seconds', 'open_run', 'keep_net', 'demo']
 
-# %% ../../nbs/paper/00_nets.ipynb #be3b95b7
+# %% ../../nbs/paper/00_nets.ipynb #f41a3b98
 import contextlib, io
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
@@ -20,6 +20,7 @@ from torch import nn
 from fastcore.all import *
 from fastai.data.external import URLs, fastai_path
 from fastai.vision.all import Callback, DataLoaders, Learner, no_random
+from ..names import stats
 from ..files import file_sha
 from ..batches import *
 from ..patterns import *
@@ -54,7 +55,7 @@ class Net:
     sched:str='multi_step' # As in `Phase`, the same in every phase
     lengths:tuple=(160,160,160) # Of pretrain, erode, relearn; 0 leaves a phase out
     unit:str='epochs' # What they count: 'epochs' or 'iters'
-    pattern:str='square' # What is painted: 'square', 'stripes', 'texture', 'watermark' or 'corner'
+    pattern:str='square' # What is painted, as in `find_pattern`
     pattern_size:float=4 # Its size: pixels, or a share of the image
     ratio:float=1. # Share of the training images that are painted in the second phase; 0 for the control, a second phase on clean images
     strength:float=1. # Share of the painted training images that wear their own class's
@@ -64,14 +65,13 @@ class Net:
         object.__setattr__(self, 'ratio', float(self.ratio))
         if len(self.lengths)!=3 or not any(self.lengths):
             raise ValueError(f"lengths={self.lengths}: give three lengths, for pretrain, erode and relearn; 0 leaves a phase out")
-        for k,known in dict(unit=('epochs','iters'), opt=_opts, pattern=_patterns, stats=(None,*_stats)).items():
+        for k,known in dict(unit=('epochs','iters'), opt=_opts, stats=(None,*stats)).items():
             if (v := getattr(self, k)) not in known:
                 raise ValueError(f"{k}={v!r}: must be one of {', '.join(map(str, known))}")
+        find_pattern(self.pattern)
 
 # %% ../../nbs/paper/00_nets.ipynb #e334a5b0
-_stats = dict(half=((.5,)*3,(.5,)*3), imagenet=((.485,.456,.406),(.229,.224,.225)), cifar=paper_stats)
 _opts = dict(sgd={}, adam=dict(opt_func=partial(TorchOptim, opt=torch.optim.Adam)))
-_patterns = dict(square=ColorSquare, stripes=Stripes, texture=Texture, watermark=Watermark, corner=CornerSquare)
 _cifar = dict(cifar10=(cifar10_dls,URLs.CIFAR), cifar100=(cifar100_dls,URLs.CIFAR_100))
 
 # %% ../../nbs/paper/00_nets.ipynb #257c987f
@@ -101,7 +101,7 @@ def net_dls(
     "Its clean data"
     kw = dict(n=net.n, n_valid=net.n_valid, bs=net.bs, seed=seed)
     if net.data=='digits': return digits_dls(**kw)
-    kw.update(pad=net.pad, flip=net.flip, **({'stats':_stats[net.stats]} if net.stats else {}))
+    kw.update(pad=net.pad, flip=net.flip, **({'stats':stats[net.stats]} if net.stats else {}))
     if net.data in _cifar: return _cifar[net.data][0](**kw)
     return image_folder_dls(data_folder(net.data), net.n_classes, size=net.size, **kw)
 
@@ -163,7 +163,7 @@ def net_pattern(
     net:Net # Which network
 )->Pattern:
     "What is painted on its images"
-    return _patterns[net.pattern](net.pattern_size)
+    return find_pattern(net.pattern)(net.pattern_size)
 
 def net_phases(
     net:Net, # Whose lengths and schedule
@@ -183,7 +183,7 @@ def net_learner(
     for k,v in _opts[net.opt].items(): setattr(learn, k, v)
     return learn
 
-# %% ../../nbs/paper/00_nets.ipynb #357c021e
+# %% ../../nbs/paper/00_nets.ipynb #fcceed8e
 def fit_net(
     net:Net, # What to train
     seed:int=0, # Of everything random: same seed, same result
@@ -239,7 +239,7 @@ def load_net(
     run:Run # From `trained`
 )->Learner: # With history and snapshots
     "A trained network in a Learner, as `fit_net` left it"
-    c = run.config
+    c = run.settings
     with contextlib.redirect_stdout(io.StringIO()):
         return fit_net(Net(**c['net']), c['seed'], KeepRun(run, wait=True))
 
@@ -250,13 +250,13 @@ def before_erosion(
     "Name of the phase before 'erode'"
     return 'pretrain' if 'pretrain' in learn.snapshots else 'start'
 
-# %% ../../nbs/paper/00_nets.ipynb #462a4242
+# %% ../../nbs/paper/00_nets.ipynb #47faa2ba
 def _seconds(f, batches):
-    "Of one call, the first left out"
+    "Of one call, after a first one that is slower"
     f(batches[0])
     start = perf_counter()
-    for b in batches[1:]: f(b)
-    return (perf_counter()-start)/(len(batches)-1)
+    for b in batches: f(b)
+    return (perf_counter()-start)/len(batches)
 
 def net_seconds(
     net:Net, # What would be trained
@@ -266,7 +266,7 @@ def net_seconds(
     with no_random(0, reproducible=False):
         learn = net_learner(net, dls := net_dls(net))
         loss,opt = nn.CrossEntropyLoss(),torch.optim.SGD(learn.model.parameters(), 0.)
-        bs = [split_batch(dls.train, b, learn.model) for _,b in zip(range(steps+1), dls.train)]
+        bs = [split_batch(dls.train, b, learn.model) for _,b in zip(range(steps), dls.train)]
     def train(b):
         loss(answer_tensor(learn.model(*b[0])), b[1][0]).backward()
         opt.step(), opt.zero_grad()
@@ -275,7 +275,7 @@ def net_seconds(
     step = _seconds(train, bs)
     return step if net.unit=='iters' else step*len(dls.train) + 4*_seconds(look, bs)*len(dls.valid)   # clean images twice, painted ones, conflicting ones
 
-# %% ../../nbs/paper/00_nets.ipynb #a1fa0b3d
+# %% ../../nbs/paper/00_nets.ipynb #3dc14be1
 def open_run(
     out, # Its folder: new, empty, or with the same run
     **config # As in `RunStore.run`

@@ -16,6 +16,7 @@ from time import monotonic, perf_counter
 import joblib, numpy as np, pandas as pd, torch
 from fastcore.all import *
 from fastai.vision.all import Learner, plt
+from ..names import named
 from ..erosion import *
 from ..runs.store import *
 from ..runs.sweep import *
@@ -149,13 +150,14 @@ def load_result(
     run = Run(folder)
     if not (run.path/'run.json').is_file():
         raise FileNotFoundError(f"folder={str(folder)!r}: no run here; give the folder of one figure, e.g. runs/paper-cpu/fig1")
-    if run.info['status']!='finished' or 'figure' not in run.config:
+    if run.info['status']!='finished' or 'figure' not in run.settings:
         raise ValueError(f"folder={str(folder)!r}: no finished figure; `paper` goes on with it")
-    return Result(_known(run.config['figure']), _tables(run), run.config, run.info['sessions'][-1])
+    return Result(_known(run.settings['figure']), _tables(run), run.settings, run.info['sessions'][-1])
 
 def _known(name):
-    if name in recipes: return recipes[name]
-    raise ValueError(f"figures={[name]}: must be among {', '.join(recipes)}; those of the paper are in feature_erosion.paper.figures")
+    res = named('recipes', name, recipes, 'figures')
+    if isinstance(res, Recipe): return res
+    raise ValueError(f"figures={name!r}: the package that offers it gives {res!r}; must be a Recipe")
 
 # %% ../../nbs/paper/01_recipes.ipynb #d1c0fed5
 def load_paper(
@@ -350,7 +352,7 @@ def _made(run, recipe, scale, store, n_jobs, progress, failed):
     make = partial(_figure, recipe=recipe, scale=scale, store=store, n_jobs=n_jobs, progress=progress)
     try:
         with run.lock(): run.compute(make, {})
-        return Result(recipe, _tables(run), run.config, run.info['sessions'][-1])
+        return Result(recipe, _tables(run), run.settings, run.info['sessions'][-1])
     except RuntimeError as e: failed[recipe.name] = e
 
 def _figure(run, recipe, scale, store, n_jobs, progress):

@@ -148,7 +148,7 @@ class _Folder:
     def __init__(self, path):
         self.path,self.notes = path,[]
         self.info = self.read('run.json', lambda f: Run(path).info) or {}
-        self.config = self.info.get('config', {})
+        self.config = self.info.get('settings', {})
         self.metrics = self.read('metrics.json', load_json) or {}
         self.claims = self.read('tables/claims.csv', _csv)
         self.notes += [f'{_text(f)}: gone' for f in self.info.get('files', {}) if not (path/f).is_file()]

@@ -1,7 +1,7 @@
 """Run notebooks as `nbdev-test` does, each in a process of its own, forked from one that has imported everything.
 
-python nbs/_tools/run.py                                all of them, two at a time
-python nbs/_tools/run.py --save nbs/tutorials/*.ipynb   these, and keep their outputs"""
+python nbs/_tools/run_notebooks.py                                all of them, two at a time
+python nbs/_tools/run_notebooks.py --save nbs/tutorials/*.ipynb   these, and keep their outputs"""
 import multiprocessing as mp, os, sys, tempfile
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from concurrent.futures import ThreadPoolExecutor
