@@ -23,7 +23,8 @@ def unwrapped(
     kinds,fsdp = (nn.DataParallel,nn.parallel.DistributedDataParallel),sys.modules.get('torch.distributed.fsdp')
     if fsdp and isinstance(model, (fsdp.FullyShardedDataParallel, fsdp.FSDPModule)):
         raise ValueError(f"model: a {type(model).__name__}, whose weights lie in pieces on several processes. "
-                         "Gather them in a plain module first, e.g. by torch.distributed.checkpoint.state_dict.get_model_state_dict")
+                         "Gather them in a plain module first, e.g. by "
+                         "torch.distributed.checkpoint.state_dict.get_model_state_dict")
     if hasattr(model, '_orig_mod'): return unwrapped(model._orig_mod)
     return unwrapped(model.module) if isinstance(model, kinds) else model
 

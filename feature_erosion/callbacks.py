@@ -24,7 +24,7 @@ from fastai.vision.all import (AvgSmoothLoss, Callback, CancelFitException, Lear
 class TidyCallback(Callback):
     "A `Callback` that undoes what it did to the Learner when it leaves it, also after an exception or an interrupt"
     def tidy(self): "Undo; may be called twice"
-    def __setattr__(self, name, value):
+    def __setattr__(self, name, value):   # fastai takes a callback off by `cb.learn = None`, whatever happened; no event says so
         if name=='learn' and value is None and self.learn is not None: self.tidy()
         super().__setattr__(name, value)
 
@@ -32,7 +32,7 @@ class TidyCallback(Callback):
 def trains(
     learn:Learner # In `before_fit`
 )->bool:
-    "Whether this is a fit: not `lr_find`, nor a validation or prediction, also where a callback asks for one in the middle of a fit"
+    "Whether this is a fit, and not `lr_find`, a validation or a prediction, also one that a callback asks for during a fit"
     return not hasattr(learn, 'lr_finder') and not learn.lock.locked()   # validation and prediction hold the lock
 
 # %% ../nbs/04_callbacks.ipynb #70059476
@@ -41,6 +41,7 @@ def fit_log(
 )->SimpleNamespace: # `rows`, `iters` and `names` as in `rec`; `phases` and `evals`: lists of dicts
     "Everything recorded in this fit"
     if not hasattr(rec, 'values'): raise ValueError("no fit yet: train first, with `fit_phases` or `fit`")
+    # the Recorder begins each fit with a new list of values, so a log belongs to the fit whose list, and no equal one, it holds
     if not hasattr(rec, '_fit_log') or rec._fit_log.rows is not rec.values:
         names = rec.metric_names.filter(ne('phase'))   # which is shown, but no value of the Recorder's
         rec._fit_log = SimpleNamespace(rows=rec.values, iters=rec.iters, names=names, phases=[], evals=[])
@@ -51,6 +52,7 @@ def last_fit(
     rec:Recorder # Of any Learner
 )->SimpleNamespace: # As `fit_log`
     "The log of the running or last fit: validation and prediction, which train on nothing, are not fits"
+    # a validation, too, makes the Recorder begin a new list of values, but leaves no losses
     if not hasattr(rec, '_fit_log') or (rec._fit_log.rows is not rec.values and rec.losses): return fit_log(rec)
     return rec._fit_log
 
@@ -113,8 +115,8 @@ def precision(
 def _pace(every, learn): return every or (1 if next(learn.model.parameters()).device.type=='cpu' else 50)
 
 def _check_every(every):
-    if every is not None and every<1: raise ValueError(f"every={every}: must be at least 1 iteration, or None for 1 on a CPU and 50 on a GPU")
-    return every
+    if every is None or every>=1: return every
+    raise ValueError(f"every={every}: must be at least 1 iteration, or None for 1 on a CPU and 50 on a GPU")
 
 # %% ../nbs/04_callbacks.ipynb #9829c199
 class StopOnNaN(Callback):
@@ -177,7 +179,7 @@ class _LateLoss(AvgSmoothLoss):
 
 # %% ../nbs/04_callbacks.ipynb #98561e1e
 class FewSyncs(TidyCallback):
-    "Keep the losses of all batches in one array while training, fetched from the GPU once in a while instead of after each batch"
+    "Keep the losses of all batches in one array while training, fetched from the GPU now and then instead of after each batch"
     order,run_valid,passive = Recorder.order+1,False,True   # right after it, before the progress bar
     def __init__(self,
         every:int|None=None # Iterations from one to the next; by default 1 on a CPU and 50 on a GPU

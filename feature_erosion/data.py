@@ -15,21 +15,30 @@ from contextlib import contextmanager
 import numpy as np, torch, torch.nn.functional as F
 from filelock import FileLock
 from fastdownload import FastDownload
-
 from PIL import Image, ImageOps
 from fastcore.all import *
-from fastai.vision.all import (Categorize, CategoryMap, CrossEntropyLossFlat, DataLoaders, IntToFloatTensor, Normalize, TensorCategory,
-                               TensorImage, TfmdDL, Transform, URLs, default_device, fastai_cfg, image_extensions, progress_bar, to_device)
-from .names import stats
+from fastai.vision.all import (Categorize, CategoryMap, CrossEntropyLossFlat, DataLoaders, IntToFloatTensor, Normalize,
+                               TensorCategory, TensorImage, TfmdDL, Transform, URLs, default_device, fastai_cfg,
+                               image_extensions, progress_bar, to_device)
 from .files import *
+from .names import stats
 from .loaders import *
-from .patterns import *
 
 # %% ../nbs/08_data.ipynb #b02ac519
 def _rows(x, i):
     "`x[i]`; for a tensor of integers, not negative, several times as fast, and from any device"
-    if isinstance(i, torch.Tensor) and i.ndim==1 and i.dtype==torch.int64: return x.index_select(0, i.to(x.device, non_blocking=True))
-    return x[i]
+    if not (isinstance(i, torch.Tensor) and i.ndim==1 and i.dtype==torch.int64): return x[i]
+    return x.index_select(0, i.to(x.device, non_blocking=True))
+
+# %% ../nbs/08_data.ipynb #3ae4dc4a
+def _check_images(x, y, vocab):
+    if x.ndim!=4 or x.dtype!=torch.uint8 or x.shape[-1] not in (1,3):
+        raise ValueError(f"x: {x.dtype}, shape {tuple(x.shape)}; "
+                         "want uint8, (samples, height, width, channels) with 1 or 3 channels")
+    if y is None: return
+    if len(y)!=len(x): raise ValueError(f"y: {len(y)} labels for {len(x)} images")
+    if vocab is not None and len(y) and y.max()>=len(vocab):
+        raise ValueError(f"y: labels up to {int(y.max())}, vocab has {len(vocab)} classes")
 
 # %% ../nbs/08_data.ipynb #8c0cbaa5
 class TensorImages:
@@ -43,12 +52,8 @@ class TensorImages:
         value_range:tuple|None=None # As in `to_uint8`; what `test_dl` gets is read in the same way
     ):
         self.x = torch.as_tensor(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x
-        if self.x.ndim!=4 or self.x.dtype!=torch.uint8 or self.x.shape[-1] not in (1,3):
-            raise ValueError(f"x: {self.x.dtype}, shape {tuple(self.x.shape)}; want uint8, (samples, height, width, channels) with 1 or 3 channels")
         self.y = self.targets = None if y is None else torch.as_tensor(int_labels(y))
-        if y is not None and len(self.y)!=len(self.x): raise ValueError(f"y: {len(self.y)} labels for {len(self.x)} images")
-        if y is not None and vocab is not None and len(self.y) and self.y.max()>=len(vocab):
-            raise ValueError(f"y: labels up to {int(self.y.max())}, vocab has {len(vocab)} classes")
+        _check_images(self.x, self.y, vocab)
         self.vocab = CategoryMap(list(vocab), sort=False) if vocab is not None else None
         self.split_idx,self.value_range,self.loss_func = split_idx,value_range,CrossEntropyLossFlat()
 
@@ -109,7 +114,8 @@ def keep_on(
     size,free = ds.x.numel(),_free(device)
     if device.type!='cpu' and free is None: return False
     if free is not None and size>free/2:
-        warnings.warn(f"{size/1e9:.2f} GB of images stay in main memory: more than half of the {free/1e9:.2f} GB free on {device}. Batches are sent one by one; choose a smaller `n` or `size` to keep them there")
+        warnings.warn(f"{size/1e9:.2f} GB of images stay in main memory: more than half of the {free/1e9:.2f} GB free "
+                      f"on {device}. Batches are sent one by one; choose a smaller `n` or `size` to keep them there")
         return False
     ds.x = ds.x.to(device)
     return True
@@ -118,12 +124,15 @@ def keep_on(
 class TensorDL(TfmdDL):
     "A `TfmdDL` over `TensorImages`: one gather a batch, in this process; transforms of batches only"
     def __init__(self, dataset, bs=64, shuffle=False, num_workers=0, **kwargs):
+        # `num_workers` is taken because fastai passes it on, in `dl.new` for one, and has no effect: a batch is
+        # one gather in memory that this process holds, so there is nothing that a worker could do ahead of it
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=0, **kwargs)
 
     def before_iter(self):
         super().before_iter()
         for nm in ('after_item','before_batch'):
-            if any(f.name!='noop' for f in getattr(self, nm).fs): raise ValueError(f"{nm}: a TensorDL makes whole batches at once; add the transform to 'after_batch'")
+            if any(f.name!='noop' for f in getattr(self, nm).fs):
+                raise ValueError(f"{nm}: a TensorDL makes whole batches at once; add the transform to 'after_batch'")
 
     def shuffle_fn(self, idxs):
         perm = torch.randperm(len(idxs), generator=torch.Generator().manual_seed(self.rng.getrandbits(63)))
@@ -133,7 +142,7 @@ class TensorDL(TfmdDL):
         self.randomize()
         self.before_iter()
         idxs = self.get_idxs()
-        torch.empty((), dtype=torch.int64).random_()   # PyTorch's loader draws a seed for its workers here: the same random numbers follow
+        torch.empty((), dtype=torch.int64).random_()   # PyTorch's loader draws its workers' seed here: the same numbers follow
         for b in self.create_batches(idxs): yield self.after_batch(b)
         self.after_iter()
 
@@ -204,22 +213,27 @@ def _from_array(a):
 # %% ../nbs/08_data.ipynb #5d0c7a24
 def _to_bytes(o, size, channels, value_range):
     "`to_uint8`, and what `_scaled` says"
-    name,seen = o if isinstance(o, (str,Path)) else type(o).__name__,None
+    name = o if isinstance(o, (str,Path)) else type(o).__name__
     _check_range(value_range)
-    try: im,short = _open(o)
-    except FileNotFoundError: raise
-    except Exception as e:
-        why = f'{type(e).__name__}{f": {e}" if isinstance(e, ValueError) else ""}'
-        raise ValueError(f"{name}: not a readable image ({why}); replace or remove it") from None
+    im,short = _opened(o, name)
     try:
-        if not isinstance(im, Image.Image):
-            im,seen = _scaled(im, value_range, short)
-            im = _from_array(im)
+        im,seen = (im,None) if isinstance(im, Image.Image) else _narrowed(im, value_range, short)
         _n_pixels(*im.size)
         im = im.convert('RGB' if channels==3 else 'L')
     except ValueError as e: raise ValueError(f"{name}: {e}") from None
     if size is not None and im.size!=size: im = ImageOps.fit(im, size, Image.BILINEAR)
     return np.asarray(im).reshape(im.height, im.width, channels),seen
+
+def _opened(o, name):
+    try: return _open(o)
+    except FileNotFoundError: raise
+    except Exception as e:
+        why = f'{type(e).__name__}{f": {e}" if isinstance(e, ValueError) else ""}'
+        raise ValueError(f"{name}: not a readable image ({why}); replace or remove it") from None
+
+def _narrowed(a, value_range, short):
+    a,seen = _scaled(a, value_range, short)
+    return _from_array(a),seen
 
 # %% ../nbs/08_data.ipynb #1680d23b
 def to_uint8(
@@ -379,10 +393,9 @@ def _load(f, say=False):
     except Exception as e: why = type(e).__name__   # there is no telling what a changed byte does to a header
     if say: warnings.warn(f'{f}: damaged ({why}); the images are decoded again')
 
-# %% ../nbs/08_data.ipynb #dd23d7b2
+# %% ../nbs/08_data.ipynb #aa90e401
 def _decoded_dir(root): return Path(root).resolve().with_name(f'.{Path(root).resolve().name}.decoded')
 
-# %% ../nbs/08_data.ipynb #aa90e401
 def _decode_to(f, files, size, *args):
     "Decode and keep in `f`; a full disk costs the cache, not the images"
     x,note = _decode_all(files, size and (size,size), *args)
@@ -454,6 +467,12 @@ def _check_parts(path, names):
         raise ValueError(f"path={str(path)!r}: {', '.join(parts)}: called like a part of a data set, not like a class. "
                          "Want train/CLASS/… or CLASS/…; if these are classes, name all: `classes=[…]`")
 
+# %% ../nbs/08_data.ipynb #3182adc3
+def _stray(folders):
+    if loose := [o for d in folders for o in _loose_images(d)]:
+        warnings.warn(f"{len(loose)} images lie beside the folders of the classes, such as {loose[0]}: "
+                      "they have no class, and are left out")
+
 # %% ../nbs/08_data.ipynb #ece2d6d3
 def class_files(
     path, # Folder with a folder for each class
@@ -473,12 +492,6 @@ def class_files(
                                         "want a folder for each class, with its images")
     return {k:sorted(res[k]) for k in sorted(res)}
 
-# %% ../nbs/08_data.ipynb #3c5f9d11
-def _stray(folders):
-    if loose := [o for d in folders for o in _loose_images(d)]:
-        warnings.warn(f"{len(loose)} images lie beside the folders of the classes, such as {loose[0]}: "
-                      "they have no class, and are left out")
-
 # %% ../nbs/08_data.ipynb #30b48c0e
 def folder_images(
     path, # The folder the files are in
@@ -489,7 +502,7 @@ def folder_images(
     value_range:tuple|None=None # As in `to_uint8`
 )->TensorImages:
     "All images of the chosen classes, decoded or from the cache"
-    if (gone := [o for o in vocab if o not in files]): raise ValueError(f"path={str(path)!r}: no images of {', '.join(gone[:5])}")
+    if gone := [o for o in vocab if o not in files]: raise ValueError(f"path={str(path)!r}: no images of {', '.join(gone[:5])}")
     y = np.repeat(np.arange(len(vocab)), [len(files[o]) for o in vocab])
     x = cached_images([f for o in vocab for f in files[o]], path, size, channels, value_range)
     return TensorImages(x, y, vocab, value_range=value_range)
@@ -549,7 +562,8 @@ def image_folder_dls(
     "In-memory `DataLoaders` from image files, on a random subset of the classes"
     train,valid = _train_valid(path, n_classes, seed, classes, valid_pct, level, size, channels, value_range)
     stats = stats and tuple(o[:channels] for o in stats)
-    return tensor_dls(train.subset(n, seed), valid.subset(n_valid, seed), bs, ifnone(pad, train.x.shape[1]//8), flip, stats, path, device)
+    train,valid,pad = train.subset(n, seed),valid.subset(n_valid, seed),ifnone(pad, train.x.shape[1]//8)
+    return tensor_dls(train, valid, bs=bs, pad=pad, flip=flip, stats=stats, path=path, device=device)
 
 # %% ../nbs/08_data.ipynb #3c5f9d13
 _damaged = tarfile.TarError,EOFError,zlib.error,lzma.LZMAError
@@ -643,7 +657,8 @@ def cifar10_dls(
     **kwargs
 )->DataLoaders:
     "CIFAR-10 (Krizhevsky 2009) in memory, augmented as in the paper"
-    return image_folder_dls(path or _untar(URLs.CIFAR), n_classes=None, size=None, seed=seed, n=n, n_valid=n_valid, stats=stats, **{'pad':4, **kwargs})
+    return image_folder_dls(path or _untar(URLs.CIFAR), n_classes=None, size=None, seed=seed, n=n, n_valid=n_valid, stats=stats,
+                            **{'pad':4, **kwargs})
 
 # %% ../nbs/08_data.ipynb #5c5c4ec4
 @delegates(cifar10_dls)

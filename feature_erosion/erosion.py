@@ -15,9 +15,7 @@ from fastai.vision.all import Learner, Recorder, plt
 from .loaders import n_labels
 from .callbacks import log_columns
 from .plots import *
-from .patterns import *
-from .phases import *
-from .evalsets import *
+from .evalsets import *   # `recorder.evals`, and with it `recorder.history`
 
 # %% ../nbs/12_erosion.ipynb #099cb010
 def forgetting(
@@ -27,7 +25,8 @@ def forgetting(
 ): # As `before`; NaN where `before` is no better than chance
     "Share of the accuracy above chance that is gone"
     before,after = (np.asarray(o, dtype=float) for o in (before, after))
-    with np.errstate(all='ignore'): res = np.where(before-chance>1e-6, (before-after)/(before-chance), np.nan)   # an accuracy in float32 is not quite 1/10
+    above = before-chance>1e-6   # an accuracy in float32 is not quite 1/10
+    with np.errstate(all='ignore'): res = np.where(above, (before-after)/(before-chance), np.nan)
     return res if res.ndim else float(res)
 
 # %% ../nbs/12_erosion.ipynb #9089e751
@@ -46,22 +45,29 @@ def half_life(
     chance:float # Accuracy of guessing
 )->float: # NaN if it is never reached, or `before` is no better than chance
     "Iterations until clean accuracy is first half-way from `before` to `chance`, interpolated in log-iterations"
-    t,a = np.asarray(iters, dtype=float),np.asarray(acc, dtype=float)
-    if t.shape!=a.shape or t.ndim!=1: raise ValueError(f"iters, acc: shapes {t.shape} and {a.shape}; give one accuracy for each iteration")
-    if (t<0).any(): raise ValueError(f"iters: {t.min():g} is negative; count from the start of the phase")
-    order = [i for i in np.argsort(t, kind='stable') if not np.isnan(a[i])]
-    t,a = np.r_[0,t[order]],np.r_[before,a[order]]
+    t,a = _in_order(iters, acc)
+    t,a = np.r_[0,t],np.r_[before,a]
     if not before>chance or not t.any(): return float('nan')
     t1 = t[t>0][0]
-    u = _reach(np.where(t<=t1, t/t1, 1+np.log(np.maximum(t, t1)/t1)), (before+chance)/2-a)
+    scale = np.where(t<=t1, t/t1, 1+np.log(np.maximum(t, t1)/t1))   # linear up to the first iteration, logarithmic after it
+    u = _reach(scale, (before+chance)/2-a)
     return t1*float(u if u<=1 else np.exp(u-1))
+
+def _in_order(iters, acc):
+    "Evaluations by iteration, without those that are missing"
+    t,a = np.asarray(iters, dtype=float),np.asarray(acc, dtype=float)
+    if t.shape!=a.shape or t.ndim!=1:
+        raise ValueError(f"iters, acc: shapes {t.shape} and {a.shape}; give one accuracy for each iteration")
+    if (t<0).any(): raise ValueError(f"iters: {t.min():g} is negative; count from the start of the phase")
+    order = [i for i in np.argsort(t, kind='stable') if not np.isnan(a[i])]
+    return t[order],a[order]
 
 # %% ../nbs/12_erosion.ipynb #2da10b4c
 def pattern_reliance(
     picture, # Share of conflict images answered with the picture's class: `conflict_picture`
     own # Share answered with their own class: `conflict`
 ): # In 0…1; NaN where neither is ever answered
-    "Of the conflict images answered with one of their two classes, the share that follow the picture (one minus the 'shape bias' of Geirhos et al. 2019)"
+    "Of conflict images answered with one of their two classes, the share that follow the picture (Geirhos et al. 2019)"
     picture,own = (np.asarray(o, dtype=float) for o in (picture, own))
     with np.errstate(all='ignore'): res = picture/(picture+own)
     return res if res.ndim else float(res)
@@ -71,16 +77,23 @@ _sets = ['clean','conflict','conflict_picture']
 
 def _erosion(ev, d, chance):
     "One phase, whose evaluations are `d`"
-    start,last = d.total_iter.iloc[0]-d.iter.iloc[0],d.iloc[-1]
-    base = ev[(ev.total_iter==start) & ev.clean.notna()].groupby('n').clean.last()     # by the weights the phase began with
+    start = d.total_iter.iloc[0]-d.iter.iloc[0]
+    base = ev[(ev.total_iter==start) & ev.clean.notna()].groupby('n').clean.last()   # by the weights the phase began with
     known = d[d.n.isin(base.index)]
-    last = known.iloc[-1] if len(known) else last
+    last = (known if len(known) else d).iloc[-1]
     before = base.get(last.n, np.nan)
-    kept = [(t,(a-chance)/(base[n]-chance)) for t,a,n in zip(known.iter, known.clean, known.n) if base[n]>chance]
-    res = dict(before=before, after=last.clean, lost=100*(before-last.clean), forgetting=forgetting(before, last.clean, chance),
-               half_life=half_life(*zip(*kept), 1., 0.) if kept and before>chance else np.nan)
-    if 'conflict_picture' in d: res.update(follows=last.conflict_picture, reliance=pattern_reliance(last.conflict_picture, last.conflict))
+    half = _half_of_kept(known, base, chance) if before>chance else np.nan
+    res = dict(before=before, after=last.clean, lost=100*(before-last.clean),
+               forgetting=forgetting(before, last.clean, chance), half_life=half)
+    if 'conflict_picture' in d:
+        picture,own = last.conflict_picture,last.conflict
+        res.update(follows=picture, reliance=pattern_reliance(picture, own))
     return {**res, 'n':int(last.n)}
+
+def _half_of_kept(d, base, chance):
+    "Half-life of what is kept above chance, each set of images compared with itself: `base` is its accuracy at first"
+    kept = [(t,(a-chance)/(base[n]-chance)) for t,a,n in zip(d.iter, d.clean, d.n) if base[n]>chance]
+    return half_life(*zip(*kept), 1., 0.) if kept else np.nan
 
 # %% ../nbs/12_erosion.ipynb #025e9c38
 def _evals(o, chance):
@@ -88,13 +101,18 @@ def _evals(o, chance):
     rec = o.recorder if isinstance(o, Learner) else o
     ev = rec if isinstance(rec, pd.DataFrame) else rec.evals
     ev = ev.rename(columns={f'{c}_accuracy':c for c in _sets if c not in ev})
-    if not len(ev): raise ValueError("rec: no evaluations in this fit; use `fit_phases` with data from `inject`, or add `EvalSets`")
-    if 'clean' not in ev: raise ValueError(f"rec: accuracy on a set called 'clean' is needed; there are {', '.join(map(str, ev.columns))}")
-    dls = getattr(rec, 'dls', None)
-    if chance is None and dls is None: raise ValueError("chance=None: there are no data to count classes in; give it, e.g. chance=.1 for ten")
+    if not len(ev):
+        raise ValueError("rec: no evaluations in this fit; use `fit_phases` with data from `inject`, or add `EvalSets`")
+    if 'clean' not in ev:
+        raise ValueError(f"rec: accuracy on a set called 'clean' is needed; there are {', '.join(map(str, ev.columns))}")
+    return ev,_chance(getattr(rec, 'dls', None), chance)
+
+def _chance(dls, chance):
+    if chance is None and dls is None:
+        raise ValueError("chance=None: there are no data to count classes in; give it, e.g. chance=.1 for ten")
     chance = 1/n_labels(dls) if chance is None else chance
     if not 0<=chance<1: raise ValueError(f"chance={chance!r}: must be at least 0 and below 1, e.g. .1 for ten classes")
-    return ev,chance
+    return chance
 
 # %% ../nbs/12_erosion.ipynb #cf3d5063
 class Erosion(Measured):
@@ -103,12 +121,8 @@ class Erosion(Measured):
         ax=None # A matplotlib axis, made if `None`
     )->plt.Axes:
         "From before (ring) to after (dot) in each phase; the diamond is the share that follow the picture"
-        ax = ax or plt.subplots(figsize=(7.5,1+.6*len(self)), layout='constrained')[1]
-        for y,(p,r) in enumerate(self.iterrows()):
-            color = 'C3' if r.after<r.before else 'C2'
-            ax.annotate('', (r.after,y), (r.before,y), arrowprops=dict(arrowstyle='->', color=color, lw=2, shrinkA=5, shrinkB=5))
-            ax.text(1.02, y, _said(r), va='center', transform=ax.get_yaxis_transform())
-        ys = np.arange(len(self))
+        ax,ys = ax or plt.subplots(figsize=(7.5,1+.6*len(self)), layout='constrained')[1],np.arange(len(self))
+        for y,(_,r) in zip(ys, self.iterrows()): _arrow(ax, y, r)
         ax.scatter(self.before, ys, facecolor='none', edgecolor='C0', s=60, label='clean, before', zorder=3)
         ax.scatter(self.after, ys, color='C0', s=60, label='clean, after', zorder=3)
         if 'follows' in self: ax.scatter(self.follows, ys, color='C1', marker='D', label='follows the picture', zorder=3)
@@ -119,10 +133,18 @@ class Erosion(Measured):
         return ax
 
 # %% ../nbs/12_erosion.ipynb #e478442f
+def _arrow(ax, y, r):
+    "One phase of the plot, with what it cost in words"
+    color = 'C3' if r.after<r.before else 'C2'
+    style = dict(arrowstyle='->', color=color, lw=2, shrinkA=5, shrinkB=5)
+    ax.annotate('', (r.after,y), (r.before,y), arrowprops=style)
+    ax.text(1.02, y, _said(r), va='center', transform=ax.get_yaxis_transform())
+
 def _said(r):
     if np.isnan(r.before): return 'no evaluation before'
-    half = '' if np.isnan(r.half_life) or r.lost<=0 else f', half in {r.half_life:.0f} iterations' if r.half_life>=1 else ', half in the first iteration'
-    return f'{-r.lost:+.1f} points{half}'.replace('-', '−')
+    half = f'half in {r.half_life:.0f} iterations' if r.half_life>=1 else 'half in the first iteration'
+    known = r.lost>0 and not np.isnan(r.half_life)
+    return f'{-r.lost:+.1f} points{f", {half}" if known else ""}'.replace('-', '−')
 
 # %% ../nbs/12_erosion.ipynb #df9dfdc0
 def erosion_summary(
@@ -159,6 +181,8 @@ def epochs_to(
     return _reach(np.flatnonzero(ok)+1, acc[ok]-level)
 
 # %% ../nbs/12_erosion.ipynb #7e37aa4b
+def _area(y): return float((y[1:]+y[:-1]).sum()/2)   # trapezoid rule, steps of one epoch
+
 def _curve(o, phase, column):
     "Accuracies at the ends of epochs, from whatever holds them"
     o = o.recorder if isinstance(o, Learner) else o
@@ -167,11 +191,9 @@ def _curve(o, phase, column):
     column = column or first(c for c in ('clean','accuracy') if c in o)
     if column not in o: raise ValueError(f"column={column!r}: must be a column of the history; there are {', '.join(o.columns)}")
     if 'phase' not in o: return o[column].to_numpy(float)
-    if phase not in set(o.phase): raise ValueError(f"phases={phase!r}: no such phase; there are {', '.join(o.phase.dropna().unique())}")
+    if phase not in set(o.phase):
+        raise ValueError(f"phases={phase!r}: no such phase; there are {', '.join(o.phase.dropna().unique())}")
     return o[o.phase==phase][column].to_numpy(float)
-
-# %% ../nbs/12_erosion.ipynb #70c1ae14
-def _area(y): return float((y[1:]+y[:-1]).sum()/2)   # trapezoid rule, steps of one epoch
 
 # %% ../nbs/12_erosion.ipynb #b48defd3
 class RelearningGap(Measured):
@@ -200,15 +222,10 @@ def relearning_gap(
     T = min(len(a), len(b))
     if T<2: raise ValueError(f"scratch, relearn: {len(a)} and {len(b)} epochs; need two or more of each for an area")
     level = .95*a[T-1] if level is None else level
-    rows = [dict(first=c[0], last=c[T-1], area=_area(c[:T]), epochs_to=epochs_to(c[:T], level)) for c in (a,b)]
+    rows = [dict(first=c[0], last=c[-1], area=_area(c), epochs_to=epochs_to(c, level)) for c in (a[:T],b[:T])]
     df = RelearningGap(rows, index=['scratch','relearn'])
     df.attrs.update(level=float(level), epochs=T, left_out=(len(a)-T, len(b)-T), curves=(a.tolist(), b.tolist()))
     return df
-
-# %% ../nbs/12_erosion.ipynb #ce4f488c
-def _reached(curve, level):
-    e = epochs_to(curve, level)
-    return f'{level:.0%} not reached' if np.isnan(e) else f'{level:.0%} after {e:.1f} epochs'
 
 # %% ../nbs/12_erosion.ipynb #c57ffbc9
 def plot_relearning(
@@ -219,12 +236,18 @@ def plot_relearning(
 )->plt.Axes:
     "Two learning curves, the area between them, and the level, dashed"
     ax,T = ax or plt.subplots(figsize=(8,3.5), layout='constrained')[1],min(len(scratch), len(relearn))
-    a,b,x = np.asarray(scratch, dtype=float),np.asarray(relearn, dtype=float),np.arange(1, T+1)
-    ax.fill_between(x, a[:T], b[:T], color='C7', alpha=.3, label=f'gap {_area(a[:T]-b[:T]):+.2f} accuracy · epochs'.replace('-', '−'))
-    for c,y,name in (('C0',a,'from scratch'),('C1',b,'again')): ax.plot(np.arange(1, len(y)+1), y, marker='.', color=c, label=f'{name}: {_reached(y[:T], level)}')
+    a,b = np.asarray(scratch, dtype=float),np.asarray(relearn, dtype=float)
+    gap = f'gap {_area(a[:T]-b[:T]):+.2f} accuracy · epochs'.replace('-', '−')
+    ax.fill_between(np.arange(1, T+1), a[:T], b[:T], color='C7', alpha=.3, label=gap)
+    for color,y,name in (('C0',a,'from scratch'),('C1',b,'again')):
+        ax.plot(np.arange(1, len(y)+1), y, marker='.', color=color, label=f'{name}: {_reached(y[:T], level)}')
     ax.axhline(level, color='C7', ls='--', lw=1)
     ax.yaxis.set_major_formatter('{x:.0%}')
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set(xlabel='epoch', ylabel='accuracy')
-    ax.legend(loc='center left', bbox_to_anchor=(1.01,.5))
+    legend_beside(ax)
     return ax
+
+def _reached(curve, level):
+    e = epochs_to(curve, level)
+    return f'{level:.0%} not reached' if np.isnan(e) else f'{level:.0%} after {e:.1f} epochs'

@@ -12,8 +12,8 @@ from copy import deepcopy
 import numpy as np, pandas as pd, torch
 from types import SimpleNamespace
 from fastcore.all import *
-from fastai.vision.all import (DataLoaders, Datasets, Recorder, TensorBase, accuracy, apply,
-                                get_model, mk_metric, no_random, plt, to_detach, to_device)
+from fastai.vision.all import (DataLoaders, Datasets, Recorder, accuracy, apply, get_model, mk_metric, no_random, plt,
+                               to_detach, to_device)
 from .batches import *
 from .loaders import *
 from .callbacks import *
@@ -22,15 +22,12 @@ from .patterns import *
 from .distributed import *
 from .phases import *
 
-# %% ../nbs/11_evalsets.ipynb #d9474aca
-def _plain(b): return b.as_subclass(torch.Tensor) if isinstance(b, TensorBase) else b
-
 # %% ../nbs/11_evalsets.ipynb #68cd8343
 def evaluate(
     model, # Any module
     dl, # Batches `(x, y)`, read as by `split_batch`; the label is the first target
     metrics=accuracy, # One or more fastai metrics
-    labels:dict|None=None # More labels, in the order of `dl`, by name: the metrics are taken on them as well, where they are not negative
+    labels:dict|None=None # More labels by name, in the order of `dl`; the metrics are taken on them, too, where not negative
 )->dict: # Values by name: `accuracy`, and `name_accuracy` for each of `labels`
     "Metrics of a model on a `DataLoader`, from one pass"
     labels,i = labels or {},0
@@ -73,7 +70,8 @@ def pattern_sets(
     dls = clean_of(dls)
     if pattern is None: raise ValueError("pattern=None: these DataLoaders were not made by `inject`; say which pattern")
     with no_random(reproducible=False):
-        return {v:dls[ds_idx] if v=='clean' else stamp_dl(dls[ds_idx], pattern, v, n, seed=[seed,ds_idx]) for v in names}
+        painted = partial(stamp_dl, dls[ds_idx], pattern, n_classes=n, seed=stamp_seed(seed, ds_idx))
+        return {v:dls[ds_idx] if v=='clean' else painted(variant=v) for v in names}
 
 # %% ../nbs/11_evalsets.ipynb #0b1a55e5
 def _n_injected(dls):
@@ -96,23 +94,19 @@ class EvalSets(LoggedCallback):
     def __init__(self,
         sets:dict, # A `DataLoader` by name, e.g. from `pattern_sets`
         metrics=accuracy, # One or more fastai metrics
-        at='log', # Iterations of each phase at which to look as well: a list, or 'log' for `log_iters` up to the end of the phase's first epoch
+        at='log', # Iterations of each phase to look at as well: a list, or 'log' for `log_iters` of the phase's first epoch
         n:int|None=None, # Samples to look at each epoch, fixed and stratified; `None` for all
         n_at:int|None=1000, # The same for the chosen iterations
         seed:int=0 # Which samples
     ):
-        if not sets: raise ValueError("sets: name at least one, e.g. `pattern_sets(dls, ColorSquare(4))`")
-        if isinstance(at, str) and at!='log': raise ValueError(f"at={at!r}: must be 'log' or a list of iterations")
-        for k,v in dict(n=n, n_at=n_at).items():
-            if v is not None and v<1: raise ValueError(f"{k}={v}: must be at least 1, or None for all")
+        _check_sets(sets, at, n, n_at)
         self.sets,self.metrics,self.at,self.last = sets,L(metrics).map(mk_metric),at,SimpleNamespace()
-        if bare := [k for k,dl in sets.items() if _no_labels(dl.dataset)]:
-            raise ValueError(f"sets: {bare[0]!r} has no labels to compare with; leave it out: CKA and rank need none")
         with no_random(reproducible=False):
             worn = {k:_contradicting(dl.dataset) for k,dl in sets.items()}
             self.whole,self.some = ({k:_Set(dl, o, seed, worn[k]) for k,dl in sets.items()} for o in (n,n_at))
         for s in self.some.values(): s.batches = _Batches(s.dl)
-        self.columns = [self._column(k, t+m.name) for k,s in self.whole.items() for t in ['',*(f'{o}_' for o in s.labels)] for m in self.metrics]
+        kinds = [(k,o) for k,s in self.whole.items() for o in ('', *(f'{l}_' for l in s.labels))]
+        self.columns = [self._column(k, o+m.name) for k,o in kinds for m in self.metrics]
 
     def before_fit(self):
         super().before_fit()
@@ -134,7 +128,10 @@ class EvalSets(LoggedCallback):
         self._at(self.learn.epoch+(self.learn.iter+1)/self.learn.n_iter)
 
     def record(self, epoch): self._look(self.whole, epoch, 'epoch')
-    def state_dict(self): return dict(super().state_dict(), iters=getattr(self, 'iters', 0), points=sorted(getattr(self, 'points', ())))
+    def state_dict(self):
+        iters,points = getattr(self, 'iters', 0),getattr(self, 'points', ())
+        return dict(super().state_dict(), iters=iters, points=sorted(points))
+
     def load_state_dict(self, state):
         super().load_state_dict(state)
         self.iters,self.points = state['iters'],set(state['points'])
@@ -148,9 +145,18 @@ class _Set:
         self.dl = self.batches = subset_dl(dl, n, seed)
         self.labels = {} if stamps is None else {'picture':stamps[self.dl.get_idxs()]}
 
+def _check_sets(sets, at, n, n_at):
+    if not sets: raise ValueError("sets: name at least one, e.g. `pattern_sets(dls, ColorSquare(4))`")
+    if isinstance(at, str) and at!='log': raise ValueError(f"at={at!r}: must be 'log' or a list of iterations")
+    for k,v in dict(n=n, n_at=n_at).items():
+        if v is not None and v<1: raise ValueError(f"{k}={v}: must be at least 1, or None for all")
+    if bare := [k for k,dl in sets.items() if _no_labels(dl.dataset)]:
+        raise ValueError(f"sets: {bare[0]!r} has no labels to compare with; leave it out: CKA and rank need none")
+
 def _no_labels(ds): return len(ds.tls)<=ds.n_inp if isinstance(ds, Datasets) else getattr(ds, 'targets', 0) is None
 
 def _contradicting(ds):
+    "The stamps, if one of them at least is another class than the sample's"
     stamps = getattr(ds, 'stamps', None)
     if stamps is None or not ((stamps>=0) & (stamps!=torch.as_tensor(read_labels(ds.ds)))).any(): return None
     return stamps
@@ -211,7 +217,7 @@ def _look(self:EvalSets, sets, epoch, when):
 # %% ../nbs/11_evalsets.ipynb #b37fbeb6
 @patch(as_prop=True)
 def evals(self:Recorder):
-    "The last fit's evaluations, one row each: phase, iteration in it and in all, epochs done, number of images, and a column for each set"
+    "The last fit's evaluations, a row each: phase, iteration in it and in all, epochs done, how many images, then the sets"
     return pd.DataFrame(last_fit(self).evals)
 
 # %% ../nbs/11_evalsets.ipynb #53543d29
@@ -250,8 +256,9 @@ def plot_collapse(self:Recorder,
 )->plt.Axes:
     "Accuracy on each set over the iterations of one phase, on a logarithmic axis"
     df,sets = _curves(self, sets)
-    if phase is None and df.phase.notna().any(): phase = df.groupby('phase', sort=False)[sets[0]].agg(lambda v: v.iloc[-1]-v.iloc[0]).idxmin()
-    if phase is not None and phase not in df.phase.values: raise ValueError(f"phase={phase!r}: must be one of {', '.join(df.phase.dropna().unique())}")
+    phase = _deepest(df, sets[0]) if phase is None else phase
+    if phase is not None and phase not in df.phase.values:
+        raise ValueError(f"phase={phase!r}: must be one of {', '.join(df.phase.dropna().unique())}")
     if phase is not None: df = df[df.phase==phase]
     ax = ax or plt.subplots(figsize=(8,3.5), layout='constrained')[1]
     ax.set_xscale('symlog', linthresh=1, linscale=.3)
@@ -259,19 +266,27 @@ def plot_collapse(self:Recorder,
     ax.set_xlabel('iteration' if phase is None else f'iteration of phase “{phase}”')
     return curves(df, 'iter', sets, ax)
 
+def _deepest(df, column):
+    "The phase in which `column` falls most from its first look to its last; `None` without phases"
+    if df.phase.isna().all(): return None
+    def change(v): return v.iloc[-1]-v.iloc[0]
+    return df.groupby('phase', sort=False)[column].agg(change).idxmin()
+
 # %% ../nbs/11_evalsets.ipynb #e01226c8
 def train_accuracy(
     level:float=1. # Share of the training images that must be right, in 0…1
 ):
-    "For `Phase(until=…)`: whether the model gets `level` of the training images right, in eval mode and without augmentation; stops looking at the first batch that rules it out"
+    "For `Phase(until=…)`: whether the model gets `level` of the training images right, in eval mode and without augmentation"
     if not 0<level<=1: raise ValueError(f"level={level!r}: must be above 0 and at most 1")
     def until(learn):
-        dl,dev = learn.dls.train,next(learn.model.parameters()).device
-        left = int((1-level)*len(dl.dataset)+1e-9)
+        dl = learn.dls.train
+        left = int((1-level)*len(dl.dataset)+1e-9)   # errors that it may still make: the first batch that has more ends the look
         with evaluating(learn.model), precision(learn), unaugmented(dl):
             for b in dl.new(shuffle=False, drop_last=False):
-                xs,ys = split_batch(dl, b)
-                left -= int((answer_tensor(learn.model(*to_model(xs, learn.model))).argmax(1)!=ys[0].to(dev)).sum())
-                if left<0: return False
+                if (left := left-_n_wrong(learn.model, *split_batch(dl, b)))<0: return False
         return True
     return until
+
+def _n_wrong(model, xs, ys):
+    scores = answer_tensor(model(*to_model(xs, model)))
+    return int((scores.argmax(1)!=ys[0].to(scores.device)).sum())

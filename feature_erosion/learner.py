@@ -13,18 +13,16 @@ from copy import deepcopy
 from fastai.optimizer import detuplify_pg, set_item_pg
 from numbers import Number
 from fastcore.all import *
-from fastai.vision.all import (DataLoaders, Learner, OptimWrapper, accuracy, get_model, no_random)
+from fastai.vision.all import DataLoaders, Learner, OptimWrapper, accuracy, get_model, no_random
 from .batches import *
 from .loaders import *
 from .callbacks import *
-from .patterns import *
 from .models import *
 from .distributed import *
 from .phases import *
 from .evalsets import *
 from .erosion import *
 from .plots import *
-from .measures.layers import *
 from .measures.rank import layer_rank as _layer_rank
 from .measures.cka import layer_cka as _layer_cka
 from .measures.probes import layer_probe as _layer_probe
@@ -33,17 +31,6 @@ from .measures.inside import Inside, look_inside as _look_inside
 from .measures.plasticity import plasticity_measures
 from .runs.store import *
 from .runs.resume import *
-
-# %% ../nbs/13_learner.ipynb #fefa98d8
-def _check_fit(model, dls, n):
-    "Two images through the model: wrong channels or outputs are found before training"
-    with no_random(reproducible=False): x = dls.valid.one_batch()[0][:2].as_subclass(torch.Tensor)
-    with evaluating(model):
-        try: out = model(*to_model((x,), model))
-        except RuntimeError as e: raise ValueError(f"dls: images are {'×'.join(map(str, x.shape[1:]))} (channels×height×width), and the model cannot take them: {str(e).splitlines()[0]}") from None
-    scores = answer_tensor(out)
-    if scores.shape[-1]!=n: raise ValueError(f"arch: the model has {scores.shape[-1]} outputs, the data {n} classes")
-    return [] if isinstance(out, torch.Tensor) else [TensorAnswer()]
 
 # %% ../nbs/13_learner.ipynb #9209a901
 def _is_number(v): return isinstance(v, (Number,torch.Tensor)) and not isinstance(v, bool)
@@ -63,6 +50,19 @@ class TorchOptim(OptimWrapper):
     @property
     def hypers(self): return [_Group(g, self.fwd_map) for g in self.opt.param_groups]
 
+# %% ../nbs/13_learner.ipynb #fefa98d8
+def _check_fit(model, dls, n):
+    "Two images through the model: wrong channels or outputs are found; returns the callbacks that its kind of answer needs"
+    with no_random(reproducible=False): x = dls.valid.one_batch()[0][:2].as_subclass(torch.Tensor)
+    with evaluating(model):
+        try: out = model(*to_model((x,), model))
+        except RuntimeError as e:
+            shape,why = '×'.join(map(str, x.shape[1:])),str(e).splitlines()[0]
+            raise ValueError(f"dls: images are {shape} (channels×height×width), and the model cannot take them: {why}") from None
+    scores = answer_tensor(out)
+    if scores.shape[-1]!=n: raise ValueError(f"arch: the model has {scores.shape[-1]} outputs, the data {n} classes")
+    return [] if isinstance(out, torch.Tensor) else [TensorAnswer()]
+
 # %% ../nbs/13_learner.ipynb #23a04eb1
 @delegates(Learner.__init__, but='dls,model,opt_func,wd_bn_bias')
 def erosion_learner(
@@ -77,7 +77,7 @@ def erosion_learner(
     wd:float=1e-4, # Weight decay, on all parameters
     metrics=accuracy, # One or more metrics
     channels_last:bool=True, # Memory layout of the model; the faster one for convolutions on most hardware
-    compile:bool=False, # Compile the model with `torch.compile`: a slow first batch, quicker ones after it; needs a C++ compiler, or a GPU
+    compile:bool=False, # Use `torch.compile`: a slow first batch, quicker ones after it; needs a C++ compiler, or a GPU
     **kwargs
 )->Learner:
     "A Learner with the paper's optimiser: plain SGD with momentum and weight decay"
@@ -104,10 +104,11 @@ def fit_phases(self:Learner,
     after:Run|None=None, # A finished run of the first phases, as `RunStore.once` gives it: begin at its end
     snapshots='all' # As in `PhaseSchedule`: after which phases to keep the weights in memory
 ):
-    "Train through all phases in one fit. If a phase's data were injected with a pattern, clean, pattern and conflict accuracy are logged on the way"
+    "Train through all phases in one fit; if a phase's data wear a pattern, clean, pattern and conflict accuracy are logged"
     schedule,cbs,nan = PhaseSchedule(phases, snapshots),L(cbs),StopOnNaN()
     phases = schedule.phases
-    self.snapshots,self.injected = getattr(self, 'snapshots', Snapshots()),Unpickled(painted := _painted(self, phases))
+    painted = _painted(self, phases)
+    self.snapshots,self.injected = getattr(self, 'snapshots', Snapshots()),Unpickled(painted)
     if painted and not any(isinstance(o, EvalSets) for o in [*cbs, *self.cbs]): cbs = cbs + EvalSets(pattern_sets(painted))
     kept = any(isinstance(o, KeepRun) for o in [*cbs, *self.cbs])
     if after and not run: raise ValueError("after: needs a `run` to keep what follows in")
@@ -131,7 +132,10 @@ def models_at(self:Learner,
 def _clean(learn, ds_idx=1): return clean_of(learn.dls)[ds_idx]
 
 def _inside(learn, f, phases, *dls, **kwargs):
+    "A measure `f` of the models at `phases`, in the Learner's precision"
     with precision(learn): return f(learn.models_at(*phases), *dls, **kwargs)
+
+def _bar(learn): return hasattr(learn, 'progress')   # the Learner's own progress bar
 
 # %% ../nbs/13_learner.ipynb #d5c796e1
 @patch
@@ -143,7 +147,7 @@ def layer_cka(self:Learner,
     **kwargs
 ):
     "CKA of all pairs of layers of the model at different phases: `.plot()` is Fig. 3 of the paper"
-    return _inside(self, _layer_cka, phases, dl or _clean(self), n=n, progress=hasattr(self, 'progress'), **kwargs)
+    return _inside(self, _layer_cka, phases, dl or _clean(self), n=n, progress=_bar(self), **kwargs)
 
 # %% ../nbs/13_learner.ipynb #2cea883c
 @patch
@@ -155,7 +159,7 @@ def layer_rank(self:Learner,
     **kwargs
 ):
     "Ranks of the model's layers at different phases"
-    return _inside(self, _layer_rank, phases, dl or _clean(self), n=n, progress=hasattr(self, 'progress'), **kwargs)
+    return _inside(self, _layer_rank, phases, dl or _clean(self), n=n, progress=_bar(self), **kwargs)
 
 # %% ../nbs/13_learner.ipynb #02c49dd8
 @patch
@@ -167,7 +171,8 @@ def layer_probe(self:Learner,
     **kwargs
 ):
     "Test accuracy of linear probes on the model's layers at different phases"
-    return _inside(self, _layer_probe, phases, train or _clean(self, 0), test or _clean(self), progress=hasattr(self, 'progress'), **kwargs)
+    train,test = train or _clean(self, 0),test or _clean(self)
+    return _inside(self, _layer_probe, phases, train, test, progress=_bar(self), **kwargs)
 
 # %% ../nbs/13_learner.ipynb #f0a4a764
 @patch
@@ -179,10 +184,14 @@ def look_inside(self:Learner,
     **kwargs
 )->Inside:
     "CKA, ranks and linear probes of the model at different phases, from one pass"
-    return _inside(self, _look_inside, phases, train or _clean(self, 0), test or _clean(self), progress=hasattr(self, 'progress'), **kwargs)
+    train,test = train or _clean(self, 0),test or _clean(self)
+    return _inside(self, _look_inside, phases, train, test, progress=_bar(self), **kwargs)
 
 # %% ../nbs/13_learner.ipynb #536fe13d
-def _injected(learn, pattern): return learn.dls if pattern else getattr(getattr(learn, 'injected', None), 'value', None) or learn.dls
+def _injected(learn, pattern):
+    "The data of the last fit that wear a pattern, unless another `pattern` is asked for"
+    last = getattr(learn, 'injected', Unpickled()).value
+    return learn.dls if pattern else last or learn.dls
 
 # %% ../nbs/13_learner.ipynb #b178f897
 @patch
@@ -204,7 +213,7 @@ def attention(self:Learner,
     **kwargs
 ):
     "How much of its attention the model pays to the pattern at different phases"
-    return _inside(self, pattern_attention, phases, _injected(self, pattern), pattern=pattern, progress=hasattr(self, 'progress'), **kwargs)
+    return _inside(self, pattern_attention, phases, _injected(self, pattern), pattern=pattern, progress=_bar(self), **kwargs)
 
 # %% ../nbs/13_learner.ipynb #5fc2c2b5
 @patch

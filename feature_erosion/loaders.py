@@ -38,7 +38,9 @@ def wrong_label(o):
     return ValueError(f"labels: got {what}; a pattern is chosen by one integer a sample. To paint by class, {do}; "
                       "without, look at rank, CKA or dormant units, which need no labels")
 
-def is_int(o): return isinstance(o, (int,np.integer)) and not isinstance(o, bool)
+def is_int(o):
+    "Whether it is an integer, NumPy's too, and not a boolean"
+    return isinstance(o, (int,np.integer)) and not isinstance(o, bool)
 
 def int_label(o):
     "One sample's label"
@@ -90,10 +92,10 @@ def n_labels(
     dls # `DataLoaders`, a `DataLoader` or a dataset
 )->int: # Number of classes
     "How many classes there are, by `vocab` or `c`; where fastai's `get_c` looks, and of several labels for the last"
-    vocab,places = getattr(dls, 'vocab', None),(getattr(dls, o, None) for o in ('after_item','after_batch'))
+    vocab,places = getattr(dls, 'vocab', None),[getattr(dls, o, None) for o in ('after_item','after_batch')]
     if isinstance(vocab, (list,tuple,L)) and vocab and isinstance(vocab[-1], (list,tuple,L,CollBase)): vocab = vocab[-1]
     if vocab is not None and len(vocab): return len(vocab)
-    c = next((c for o in (dls,*places) if is_int(c := getattr(o, 'c', None)) and c>0), None)
+    c = first([getattr(o, 'c', None) for o in (dls,*places)], lambda c: is_int(c) and c>0)
     if c is None: raise ValueError("n_classes=None: these data name neither a `vocab` nor `c`; "
                                    "pass the number of classes, or set it: `dls.c = 10`")
     return int(c)
@@ -118,21 +120,8 @@ def pick(
     return np.sort(order[:n])
 
 # %% ../nbs/03_loaders.ipynb #06e1a8ac
-class _Idxs:
-    "A `get_idxs` that always answers the same; a class, so that worker processes can be sent it"
-    def __init__(self, idxs): self.idxs = idxs
-    def __call__(self): return self.idxs
-
-class _Whole(ItemTransform):
-    "A function of whole batches among the transforms"
-    _retain = False
-    def __init__(self, f):
-        super().__init__()
-        self.f = f
-    def encodes(self, b): return self.f(b)
-
-# %% ../nbs/03_loaders.ipynb #61bf29dd
 def is_distributed(dl):
+    "Whether it is a `DistributedDL`, fastai's loader of one process's share of another loader; imported only where one may be"
     if not isinstance(vars(dl).get('dl'), DataLoader): return False
     from fastai.distributed import DistributedDL
     return isinstance(dl, DistributedDL)
@@ -144,19 +133,14 @@ def _inner_loaders(dl):
     return [k for k,v in vars(dl).items() if any(isinstance(o, kinds) for o in parts(v))]
 
 def check_dl(dl):
+    "Refuse what cannot be copied with something else about it: other libraries' loaders, and loaders that read from loaders"
     name = f'{type(dl).__module__}.{type(dl).__name__}'
     if not isinstance(dl, DataLoader):
         raise ValueError(f"dl: must be a fastai DataLoader; got {name}. Build one with `DataLoader(ds, bs=…)`")
     if (ks := _inner_loaders(dl)) and not is_distributed(dl):
         raise ValueError(f"dl: {name} reads from other loaders ({', '.join(ks)}); make the change in those, and build it again")
 
-# %% ../nbs/03_loaders.ipynb #f640ba45
-def _batch_fs(dl):
-    "What a loader does with its batches, as a list of transforms"
-    f = dl.after_batch
-    if isinstance(f, Pipeline): return list(f.fs)
-    return [] if getattr(f, '__func__', None) is DataLoader.after_batch else [_Whole(f=f)]
-
+# %% ../nbs/03_loaders.ipynb #61bf29dd
 def loose_dl(dl):
     "A copy of a loader that shares nothing with it that either of them changes while it runs"
     res,f = copy(dl),dl.fake_l
@@ -172,6 +156,26 @@ def _rewrap(dl, inner):
     res.dl,res.fake_l.num_workers = inner,inner.fake_l.num_workers
     for k in 'bs','drop_last','dataset','offs','pin_memory': setattr(res, k, getattr(inner, k))
     return res
+
+# %% ../nbs/03_loaders.ipynb #f640ba45
+class _Idxs:
+    "A `get_idxs` that always answers the same; a class, so that worker processes can be sent it"
+    def __init__(self, idxs): self.idxs = idxs
+    def __call__(self): return self.idxs
+
+class _Whole(ItemTransform):
+    "A function of whole batches among the transforms"
+    _retain = False
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+    def encodes(self, b): return self.f(b)
+
+def _batch_fs(dl):
+    "What a loader does with its batches, as a list of transforms"
+    f = dl.after_batch
+    if isinstance(f, Pipeline): return list(f.fs)
+    return [] if getattr(f, '__func__', None) is DataLoader.after_batch else [_Whole(f=f)]
 
 # %% ../nbs/03_loaders.ipynb #62d5bcf4
 def same_dl(
@@ -276,7 +280,9 @@ def fixed_dl(
     return res
 
 # %% ../nbs/03_loaders.ipynb #6dde3daa
-def n_inputs(b): return len(tensors_in(split_batch([], b)[0])[0])
+def n_inputs(b):
+    "How many samples a batch has, by the length of its first input"
+    return len(tensors_in(split_batch([], b)[0])[0])
 
 def _fixed_list(batches, n):
     dims = {getattr(split_batch([], b)[0][0], 'ndim', None) for b in batches}
@@ -293,12 +299,17 @@ def _first_batches(batches, n):
 
 # %% ../nbs/03_loaders.ipynb #09d6e9ae
 def _fixed_torch(dl, n, seed):
-    if dl.batch_sampler is None or isinstance(dl.dataset, torch.utils.data.IterableDataset): raise ValueError("dl: loads from an iterable; give one over a dataset with a length, or a list of batches")
-    idx = range(len(dl.dataset)) if n is None or n>=len(dl.dataset) else pick(range(len(dl.dataset)), n, seed).tolist()
-    return torch.utils.data.DataLoader(torch.utils.data.Subset(dl.dataset, idx), dl.batch_size or 64, collate_fn=dl.collate_fn, num_workers=dl.num_workers)
+    torch_data,ds = torch.utils.data,dl.dataset
+    if dl.batch_sampler is None or isinstance(ds, torch_data.IterableDataset):
+        raise ValueError("dl: loads from an iterable; give one over a dataset with a length, or a list of batches")
+    idxs = range(len(ds))
+    if n is not None and n<len(ds): idxs = pick(idxs, n, seed).tolist()
+    return torch_data.DataLoader(torch_data.Subset(ds, idxs), dl.batch_size or 64,
+                                 collate_fn=dl.collate_fn, num_workers=dl.num_workers)
 
 # %% ../nbs/03_loaders.ipynb #0eaa47ff
 def n_samples(dl):
+    "How many samples go through in all, of what `fixed_dl` gives"
     if isinstance(dl, list): return sum(map(n_inputs, dl))
     return dl.n if isinstance(dl, DataLoader) else len(dl.dataset)
 

@@ -139,10 +139,13 @@ def archs()->list: # Names for `create_model`
 # %% ../nbs/09_models.ipynb #c7b71795
 def _safetensors():
     try: from safetensors.torch import load_file
-    except ImportError: raise ImportError("reading .safetensors needs the safetensors package: pip install safetensors") from None
+    except ImportError:
+        raise ImportError("reading .safetensors needs the safetensors package: pip install safetensors") from None
     return load_file
 
 # %% ../nbs/09_models.ipynb #a6962457
+class _Lie(ValueError): "A file that claims more than it holds"
+
 class _Inert:
     "Stands for whatever a pickle names"
     def __init__(self, *args, **kwargs): pass
@@ -211,8 +214,6 @@ def _check_claims(file):
     return file
 
 # %% ../nbs/09_models.ipynb #19fa40af
-class _Lie(ValueError): "A file that claims more than it holds"
-
 def _optimiser_parts():
     "What fastai's `learn.save` keeps of an optimiser, besides tensors"
     return [L, np.dtype, np.float64(0).__reduce__()[0], *(type(np.dtype(o)) for o in ('f4','f8','i4','i8','?'))]
@@ -230,8 +231,8 @@ def _read(file):
     except _Lie as e:
         raise ValueError(f"weights: '{file}' {e}; it is damaged, or made to exhaust memory, and was not loaded") from None
     except Exception as e:
-        raise ValueError(f"weights: '{file}' is not a weights file ({type(e).__name__}); it is damaged or holds more than tensors, "
-                         "and was not unpickled. Save `model.state_dict()` with torch.save") from None
+        raise ValueError(f"weights: '{file}' is not a weights file ({type(e).__name__}); it is damaged or holds more than "
+                         "tensors, and was not unpickled. Save `model.state_dict()` with torch.save") from None
 
 # %% ../nbs/09_models.ipynb #a62a8d4c
 _entries = 'state_dict','model_state_dict','model','net'
@@ -250,14 +251,17 @@ def _unwrap(d, names=()):
     return d
 
 # %% ../nbs/09_models.ipynb #c0879285
-def _is_weight(k, v): return isinstance(k, str) and isinstance(v, Tensor) and v.layout==torch.strided and not (v.is_meta or v.is_quantized)
+def _is_weight(k, v):
+    if not (isinstance(k, str) and isinstance(v, Tensor)): return False
+    return v.layout==torch.strided and not (v.is_meta or v.is_quantized)
 
 # %% ../nbs/09_models.ipynb #3ac84587
 def _read_weights(file, model):
     "The state dict in `file`, for `model`"
     sd = _unwrap(_read(file), model.state_dict())
     if isinstance(sd, dict) and sd and all(_is_weight(k,v) for k,v in sd.items()): return sd
-    raise ValueError(f"weights: '{file}' holds {type(sd).__name__}, not names with dense tensors. Save `model.state_dict()` with torch.save")
+    raise ValueError(f"weights: '{file}' holds {type(sd).__name__}, not names with dense tensors. "
+                     "Save `model.state_dict()` with torch.save")
 
 # %% ../nbs/09_models.ipynb #996ff769
 def _size(t): return '×'.join(map(str, t.shape)) or 'a single number'
@@ -282,8 +286,9 @@ def _load(model, sd, file, strict=True):
     have = model.state_dict()
     fits,faults = {k:v for k,v in sd.items() if k in have and v.shape==have[k].shape}, _misfits(have, sd)
     if faults and (strict or not fits):
-        raise ValueError(f"weights: '{file}' does not fit {type(model).__name__}: {_told(faults)}. Create the model as it was when saved "
-                         "(arch, n_out, c_in, width)" + (", or pass strict=False to load what fits" if fits else ""))
+        partly = ", or pass strict=False to load what fits" if fits else ""
+        raise ValueError(f"weights: '{file}' does not fit {type(model).__name__}: {_told(faults)}. "
+                         f"Create the model as it was when saved (arch, n_out, c_in, width){partly}")
     if faults: warn(f"weights: left out of '{file}': {_told(faults)}")
     model.load_state_dict(fits, strict=False)
     return model
@@ -291,7 +296,7 @@ def _load(model, sd, file, strict=True):
 # %% ../nbs/09_models.ipynb #a4f07142
 def load_weights(
     model:nn.Module,
-    file:str|Path, # State dict, bare or as 'state_dict', 'model_state_dict', 'model' (so does `learn.save`), 'net'; or `.safetensors`
+    file:str|Path, # State dict, bare or as 'state_dict', 'model_state_dict', 'model' (fastai's way), 'net'; or `.safetensors`
     strict:bool=True # All or nothing? Otherwise what fits is loaded, with a warning about the rest
 )->nn.Module: # `model`, with the weights of `file`
     "Load weights without running code from `file`; a `model` that they do not fit stays as it was (`ValueError`)"
@@ -345,7 +350,9 @@ def _reset(model, n):
 def _check_idxs(idxs, n):
     "`idxs` as a list, if they are different integers in 0…`n`-1"
     try: res = [operator.index(i) for i in idxs]
-    except TypeError: raise ValueError(f"classes={idxs!r}: indices must be integers; names need weights that come with category names") from None
+    except TypeError:
+        raise ValueError(f"classes={idxs!r}: indices must be integers; "
+                         "names need weights that come with category names") from None
     bad = [i for i in res if not 0<=i<n or res.count(i)>1]
     if res and not bad: return res
     raise ValueError(f"classes={res}: must be one or more different indices in 0…{n-1}" + (f"; look at {bad[0]}" if bad else ""))
@@ -385,14 +392,17 @@ def _fetch(weights):
     "Download member `weights` of an enum if need be; error if its file holds more than tensors"
     try: weights.get_state_dict(check_hash=True, weights_only=True)
     except OSError as e:
-        raise OSError(f"weights={weights!r}: cannot download {weights.url} ({e}). Put the file into the folder 'checkpoints' in {torch.hub.get_dir()}") from e
+        raise OSError(f"weights={weights!r}: cannot download {weights.url} ({e}). "
+                      f"Put the file into the folder 'checkpoints' in {torch.hub.get_dir()}") from e
     except Exception as e:
-        raise ValueError(f"weights={weights!r}: {Path(weights.url).name} in the folder 'checkpoints' in {torch.hub.get_dir()} is damaged or holds more "
-                         f"than tensors ({type(e).__name__}). Delete it and try again") from None
+        raise ValueError(f"weights={weights!r}: {Path(weights.url).name} in the folder 'checkpoints' in {torch.hub.get_dir()} "
+                         f"is damaged or holds more than tensors ({type(e).__name__}). Delete it and try again") from None
 
 # %% ../nbs/09_models.ipynb #ac2f5d0b
 def _torchvision(name, n_out, c_in, width, weights):
-    if c_in!=3: raise ValueError(f"c_in={c_in}: torchvision's '{name}' takes 3 channels. Repeat the channel of your images, or use 'timm/…' or one of {archs()}")
+    if c_in!=3:
+        raise ValueError(f"c_in={c_in}: torchvision's '{name}' takes 3 channels. "
+                         f"Repeat the channel of your images, or use 'timm/…' or one of {archs()}")
     build = get_model_builder(name)
     if weights is None: return build(num_classes=n_out),None
     weights = _weights_enum(name, weights)
@@ -408,21 +418,28 @@ def _import_timm():
 # %% ../nbs/09_models.ipynb #fcd0f374
 def _timm(name, n_out, c_in, width, weights):
     if weights not in (None,True,'DEFAULT'):
-        raise ValueError(f"weights={weights!r}: for timm's '{name}' 'DEFAULT', or a weights file that exists; other weights have a name of their own, like 'timm/resnet50.a1_in1k'")
-    return _import_timm().create_model(name, in_chans=c_in, **({'pretrained':True} if weights else {'num_classes':n_out})),None
+        raise ValueError(f"weights={weights!r}: for timm's '{name}' 'DEFAULT', or a weights file that exists; "
+                         "other weights have a name of their own, like 'timm/resnet50.a1_in1k'")
+    kwargs = dict(pretrained=True) if weights else dict(num_classes=n_out)
+    return _import_timm().create_model(name, in_chans=c_in, **kwargs),None
 
 # %% ../nbs/09_models.ipynb #07afd585
 def _outputs(m): return next((getattr(m, k) for k in ('out_features','out_channels','num_features') if hasattr(m, k)), None)
 
+def _answers(model, n):
+    "Whether `model` has `n` outputs as it is: by a last layer of another kind, by its only linear layer, or nothing to change"
+    _,last = _last_weights(model)
+    if last is None: return True
+    if not isinstance(last, nn.Linear) and _outputs(last)==n: return True
+    return [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]==[n]
+
 def _given(arch, n_out, c_in, width, weights):
     "A copy of a module, or what a function returns, with `n_out` outputs; a head is changed, and nothing else"
-    if weights is not None: raise ValueError(f"weights={weights!r}: with a model or function of your own, give a weights file that exists")
+    if weights is not None:
+        raise ValueError(f"weights={weights!r}: with a model or function of your own, give a weights file that exists")
     model = deepcopy(unwrapped(arch)) if isinstance(arch, nn.Module) else arch()
     if not isinstance(model, nn.Module): raise ValueError(f"arch={arch!r}: must return an nn.Module, not {type(model).__name__}")
-    _,last = _last_weights(model)
-    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    fits = last is None or not isinstance(last, nn.Linear) and _outputs(last)==n_out or [m.out_features for m in linears]==[n_out]
-    if not hasattr(model, 'reset_classifier') and fits: return model,None
+    if not hasattr(model, 'reset_classifier') and _answers(model, n_out): return model,None
     try: return _with_outputs(model, n_out),None
     except ValueError as e: raise ValueError(f"arch: {e}") from None
 
@@ -432,7 +449,9 @@ def _has_timm(name):
     except ImportError: return False
 
 # %% ../nbs/09_models.ipynb #f7f61ed5
-_sources = {'own':(_own, lambda n: n in _archs), 'torchvision':(_torchvision, lambda n: n in _torchvision_names()), 'timm':(_timm, _has_timm)}
+_sources = {'own': (_own, lambda n: n in _archs),
+            'torchvision': (_torchvision, lambda n: n in _torchvision_names()),
+            'timm': (_timm, _has_timm)}   # in this order: what makes a model, and whether it knows a name
 
 # %% ../nbs/09_models.ipynb #263394bf
 def _suggest(arch):
@@ -449,8 +468,9 @@ def _find(arch):
     if lib=='timm': _import_timm()
     for k,(make,has) in _sources.items():
         if lib in ('',k) and has(name): return make,name
-    raise ValueError(f"arch={arch!r}: no such model. Did you mean one of {_suggest(arch)}? Ours are listed by archs(); others are 'torchvision/NAME', "
-                     "'timm/NAME' (pip install \"feature_erosion[timm]\"), a function that returns a model, or a model")
+    raise ValueError(f"arch={arch!r}: no such model. Did you mean one of {_suggest(arch)}? "
+                     "Ours are listed by archs(); others are 'torchvision/NAME', 'timm/NAME' "
+                     "(pip install \"feature_erosion[timm]\"), a function that returns a model, or a model")
 
 # %% ../nbs/09_models.ipynb #e48352bd
 def _source(arch):
@@ -460,20 +480,26 @@ def _source(arch):
     if name in _torchvision_names() and get_model_builder(name) is arch: return _torchvision,name
     if isinstance(arch, nn.Module): return _given,arch
     try: inspect.signature(arch).bind()
-    except TypeError as e: raise ValueError(f"arch={arch!r}: must be a name, a module, or a function that needs no arguments ({e}); see functools.partial") from None
+    except TypeError as e:
+        raise ValueError(f"arch={arch!r}: must be a name, a module, or a function that needs no arguments ({e}); "
+                         "see functools.partial") from None
     return _given,arch
 
 # %% ../nbs/09_models.ipynb #e34d352c
 def _check_args(arch, n_out, c_in, width):
-    if not isinstance(n_out, Integral) or n_out<2: raise ValueError(f"n_out={n_out!r}: must be an integer of at least 2, the number of classes")
-    if not isinstance(c_in, Integral) or c_in<1: raise ValueError(f"c_in={c_in!r}: must be a positive integer, 3 for colour and 1 for grey images")
-    if not (isinstance(width, (int,float)) and 0<width<math.inf): raise ValueError(f"width={width!r}: must be a number above 0, 1 for the published network")
+    if not isinstance(n_out, Integral) or n_out<2:
+        raise ValueError(f"n_out={n_out!r}: must be an integer of at least 2, the number of classes")
+    if not isinstance(c_in, Integral) or c_in<1:
+        raise ValueError(f"c_in={c_in!r}: must be a positive integer, 3 for colour and 1 for grey images")
+    if not (isinstance(width, (int,float)) and 0<width<math.inf):
+        raise ValueError(f"width={width!r}: must be a number above 0, 1 for the published network")
     if width!=1 and arch not in archs(): raise ValueError(f"width={width!r}: only {archs()} can be scaled. Leave width out")
 
 # %% ../nbs/09_models.ipynb #094cc9c8
 def _check_classes(classes, n_out, weights):
     if classes is None: return
-    if weights is None: raise ValueError("classes: picks outputs of pretrained weights, and there are none. Give weights, or leave classes out")
+    if weights is None:
+        raise ValueError("classes: picks outputs of pretrained weights, and there are none. Give weights, or leave classes out")
     if isinstance(classes, str) or len(classes)!=n_out:
         raise ValueError(f"classes={classes!r}: must be a list of n_out={n_out} names or indices. Make n_out its length")
 
@@ -482,12 +508,15 @@ def _class_idx(c, names):
     "Index of class `c`, a name or already an index"
     if not isinstance(c, str) or not names: return c
     if c in names: return names.index(c)
-    raise ValueError(f"classes: the weights know no {c!r}. Did you mean one of {difflib.get_close_matches(c, names) or names[:3]}? "
+    likely = difflib.get_close_matches(c, names) or names[:3]
+    raise ValueError(f"classes: the weights know no {c!r}. Did you mean one of {likely}? "
                      "The names are in weights.meta['categories']")
 
 # %% ../nbs/09_models.ipynb #be5555e5
-def _is_file(weights): return isinstance(weights, Path) or (isinstance(weights, str) and ('/' in weights or Path(weights).is_file()
-                              or Path(weights).suffix in ('.pt','.pth','.th','.bin','.ckpt','.safetensors')))
+def _is_file(weights):
+    if not isinstance(weights, str): return isinstance(weights, Path)
+    if '/' in weights or Path(weights).is_file(): return True
+    return Path(weights).suffix in ('.pt','.pth','.th','.bin','.ckpt','.safetensors')
 
 # %% ../nbs/09_models.ipynb #facc531f
 def _from_file(model, file):
@@ -498,7 +527,7 @@ def _from_file(model, file):
 
 # %% ../nbs/09_models.ipynb #6decd85e
 def create_model(
-    arch:str|Callable|nn.Module, # One of `archs()`, 'torchvision/NAME', 'timm/NAME', a function without required arguments, or a model to copy
+    arch:str|Callable|nn.Module, # One of `archs()`, 'torchvision/NAME', 'timm/NAME', a function to call, or a model to copy
     n_out:int, # Number of classes, at least 2
     c_in:int=3, # Input channels. torchvision's models take 3; a function or model of yours is taken as it is
     width:float=1., # Factor on the channels of one of `archs()`

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from math import ceil
 from numbers import Integral
 from fastcore.all import *
-from fastai.vision.all import (Callback, CancelFitException, CancelTrainException, DataLoaders, Learner, ParamScheduler, Recorder,
-                               SaveModelCallback, SchedCos, SchedExp, SchedLin, TrainEvalCallback, combined_cos,
+from fastai.vision.all import (Callback, CancelFitException, CancelTrainException, DataLoaders, Learner, ParamScheduler,
+                               Recorder, SaveModelCallback, SchedCos, SchedExp, SchedLin, TrainEvalCallback, combined_cos,
                                event, get_model, num_distrib)
 from .files import check_name
 from .callbacks import *
@@ -53,8 +53,22 @@ def one_cycle(
 
 # %% ../nbs/10_phases.ipynb #a48bfa7f
 schedules = dict(constant=constant, multi_step=multi_step, one_cycle=one_cycle,
-    cosine=lambda lr: SchedCos(lr, 0.), linear=lambda lr: SchedLin(lr, 0.), exponential=lambda lr: SchedExp(lr, lr/100))
-for k,v in dict(no='constant', cos='cosine', lin='linear', exp='exponential').items(): schedules[k] = schedules[v] # as in fastai
+    cosine=lambda lr: SchedCos(lr, 0.), linear=lambda lr: SchedLin(lr, 0.),
+    exponential=lambda lr: SchedExp(lr, lr/100))
+_short = dict(no='constant', cos='cosine', lin='linear', exp='exponential')   # fastai's names
+for k,v in _short.items(): schedules[k] = schedules[v]
+
+# %% ../nbs/10_phases.ipynb #66fc03b2
+def _check_phase(name, epochs, iters, sched, opt):
+    if check_name(name, "a phase's name")=='start':
+        raise ValueError("name='start': taken by the weights before the first phase; give another name")
+    if (epochs is None)==(iters is None):
+        raise ValueError(f"epochs={epochs}, iters={iters}: phase {name!r} needs one of the two")
+    if isinstance(length := ifnone(epochs, iters), bool) or not isinstance(length, Integral) or length<1:
+        raise ValueError(f"epochs={epochs!r}, iters={iters!r}: must be a whole number, at least 1")
+    if opt not in ('reset','keep'): raise ValueError(f"opt={opt!r}: must be 'reset' or 'keep'")
+    if isinstance(sched, str) and sched not in schedules:
+        raise ValueError(f"sched={sched!r}: must be one of {', '.join(schedules)}, or a scheduler, e.g. SchedPoly(.1, 0, 2)")
 
 # %% ../nbs/10_phases.ipynb #5edbfb39
 class Phase:
@@ -67,16 +81,10 @@ class Phase:
         sched='multi_step', # One of `schedules` (the paper's by default), a fastai scheduler, or a dict by hyper-parameter
         opt:str='reset', # 'reset': a fresh optimiser, without the momentum of the phase before; 'keep': go on with it
         iters:int|None=None, # How long, in iterations (batches), also across or inside epochs
-        until=None, # `f(learn) -> bool`, asked after each epoch: end the phase when true; `epochs` or `iters` is then the most it may take
+        until=None, # `f(learn) -> bool`, asked after each epoch: end the phase when true, at the latest after its length
         wd:float|None=None # Weight decay; by default the Learner's
     ):
-        if check_name(name, "a phase's name")=='start': raise ValueError("name='start': taken by the weights before the first phase; give another name")
-        if (epochs is None)==(iters is None): raise ValueError(f"epochs={epochs}, iters={iters}: phase {name!r} needs one of the two")
-        if isinstance(length := ifnone(epochs, iters), bool) or not isinstance(length, Integral) or length<1:
-            raise ValueError(f"epochs={epochs!r}, iters={iters!r}: must be a whole number, at least 1")
-        if opt not in ('reset','keep'): raise ValueError(f"opt={opt!r}: must be 'reset' or 'keep'")
-        if isinstance(sched, str) and sched not in schedules:
-            raise ValueError(f"sched={sched!r}: must be one of {', '.join(schedules)}, or a scheduler, e.g. SchedPoly(.1, 0, 2)")
+        _check_phase(name, epochs, iters, sched, opt)
         epochs,iters = (o if o is None else int(o) for o in (epochs,iters))   # NumPy's integers too
         store_attr()
 
@@ -203,7 +211,8 @@ class _PhaseColumn(TidyCallback):
         self.logs_to(log)
 
     def _complete(self, log, names):
-        for _ in range(len(names)-1-len(log)): log.insert(len(log)-self.recorder.add_time, _Blank('nan'))   # validation was cut short
+        missing = len(names)-1-len(log)   # where validation was cut short
+        for _ in range(missing): log.insert(len(log)-self.recorder.add_time, _Blank('nan'))
         p,phases = self.learn.phase,list(self.learn.phase_schedule.phases)
         log.insert(names.index('phase'), _PhaseNo.of(phases.index(p)+1, p.name))
         for a,b in L(o.repeats().items() for o in self.learn.cbs if hasattr(type(o), 'repeats')).concat():
@@ -216,6 +225,13 @@ class _PhaseColumn(TidyCallback):
         self.logs_to = None
         names = self.recorder.metric_names
         if 'phase' in names: names.remove('phase')   # whoever reads values later finds names that fit
+
+# %% ../nbs/10_phases.ipynb #2048cd1c
+def _chosen(snapshots, names):
+    if isinstance(snapshots, str) and snapshots=='all': return names
+    if [o for o in listify(snapshots) if o not in names]:
+        raise ValueError(f"snapshots={snapshots!r}: must be 'all', or a list of names among {', '.join(names[:20])}")
+    return listify(snapshots)
 
 # %% ../nbs/10_phases.ipynb #fa18c42d
 class PhaseSchedule(TidyCallback):
@@ -230,14 +246,16 @@ class PhaseSchedule(TidyCallback):
             got = f'{truncstr(repr(bad[0]), 60)}, a {type(bad[0]).__name__}'
             raise ValueError(f"phases: want `Phase`s, e.g. Phase('pretrain', 160, dls); got {got}")
         names = self.phases.attrgot('name')
-        if not names or len(set(names))<len(names): raise ValueError(f"phases: need one or more, with different names; got {list(names)}")
+        if not names or len(set(names))<len(names):
+            raise ValueError(f"phases: need one or more, with different names; got {list(names)}")
         self.keeps = _chosen(snapshots, ['start',*names])
 
     def before_fit(self):
         "Take over; check that the fit is long enough and all data have the same classes"
         self.run = trains(self.learn)
         if not self.run: return
-        if self.n_epoch<(need := n_epochs(self.phases, self.dls)): raise ValueError(f"n_epoch={self.n_epoch}: these phases need {need} epochs")
+        if self.n_epoch<(need := n_epochs(self.phases, self.dls)):
+            raise ValueError(f"n_epoch={self.n_epoch}: these phases need {need} epochs")
         _one_lead(self.phases, self.learn.cbs)
         _same_classes(self.phases, self.dls)
         self.own_dls,self.todo,self.cancelled,self.rejoins = self.learn.dls,list(self.phases),False,False
@@ -260,6 +278,7 @@ class PhaseSchedule(TidyCallback):
 
     def after_train(self):
         "A phase that ends inside an epoch still logs its training loss"
+        # the Recorder leaves the loss of a cancelled epoch out; this one ends where it was meant to
         if self.cut and hasattr(self, 'recorder'): self.recorder.cancel_train = False
         self.cut,self.epochs = False,self.epochs+1
 
@@ -268,6 +287,8 @@ class PhaseSchedule(TidyCallback):
         self.tidy()
 
     def __setattr__(self, name, value):
+        # the column comes and goes with this callback: in `before_fit` it would be too late, since who is told of an event
+        # is settled before the event; and no event is sure to come when it leaves
         if name=='learn' and value is not None: value.add_cb(self._column)
         elif name=='learn' and self.learn is not None: self.learn.remove_cb(self._column)
         super().__setattr__(name, value)
@@ -363,7 +384,8 @@ _counts = 'iters','epochs','cancelled','cut','was_cut','factors','left_at'
 def state_dict(self:PhaseSchedule)->dict:
     "Which phase runs (`None`: between two), which have begun, and how far it is"
     p = self.learn.phase
-    return dict(phase=p and p.name, begun=[o.name for o in self.phases if o not in self.todo], **{k:getattr(self, k, None) for k in _counts})
+    begun = [o.name for o in self.phases if o not in self.todo]
+    return dict(phase=p and p.name, begun=begun, **{k:getattr(self, k, None) for k in _counts})
 
 @patch
 def load_state_dict(self:PhaseSchedule,
@@ -416,12 +438,6 @@ def check_classes(
                       "right for a new task on the same outputs, wrong for the same task")
 
 # %% ../nbs/10_phases.ipynb #0e1ead01
-def _chosen(snapshots, names):
-    if isinstance(snapshots, str) and snapshots=='all': return names
-    if [o for o in listify(snapshots) if o not in names]:
-        raise ValueError(f"snapshots={snapshots!r}: must be 'all', or a list of names among {', '.join(names[:20])}")
-    return listify(snapshots)
-
 def _one_lead(phases, cbs):
     "A hyper-parameter has one schedule"
     own = {k for p in phases for k in p.scheds(1.)}
@@ -435,10 +451,13 @@ def _one_lead(phases, cbs):
 def _same_classes(phases, dls):
     for p in phases:
         if p.dls is None: continue
-        if len(p.dls.train)==0: raise ValueError(f"dls: phase {p.name!r} has no batch to train on; choose a smaller batch size")
+        if len(p.dls.train)==0:
+            raise ValueError(f"dls: phase {p.name!r} has no batch to train on; choose a smaller batch size")
         try: a,b = n_labels(dls),n_labels(p.dls)
         except ValueError: a = b = None
-        if a!=b: raise ValueError(f"dls: phase {p.name!r} has {b} classes, the Learner's data have {a}; use a model and data with the same classes")
+        if a!=b:
+            raise ValueError(f"dls: phase {p.name!r} has {b} classes, the Learner's data have {a}; "
+                             "use a model and data with the same classes")
         check_classes(first([dls, *phases.attrgot('dls')], class_names), p.dls, f'phase {p.name!r}')
 
 # %% ../nbs/10_phases.ipynb #9e7fa503
@@ -453,7 +472,7 @@ class PerPhase(Callback):
         for k in ('remove_on_fetch','_only_train_loop'):
             if hasattr(cb, k): setattr(self, k, getattr(cb, k))
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name, value):   # the callback inside is never added to the Learner, so it is told here whose it is
         if name=='learn': self.watcher.learn = value
         super().__setattr__(name, value)
 
