@@ -296,7 +296,7 @@ def _painted(dl, pattern, variant, seed):
         if pattern is None: return dl,dl.dataset.stamps,None
         raise ValueError("pattern: this loader's images are painted already; leave it out, or give the clean loader")
     if pattern is None: raise ValueError("pattern=None: these images are not painted; say which pattern, e.g. `ColorSquare(4)`")
-    dl = stamp_dl(dl, pattern, variant, seed=[seed,1])   # the stamps of `pattern_sets`
+    dl = stamp_dl(dl, pattern, variant, seed=stamp_seed(seed, 1))   # the stamps of `pattern_sets`
     stamps = torch.as_tensor(read_labels(dl.dataset.ds)) if variant=='clean' else dl.dataset.stamps
     return dl,stamps,variant
 
