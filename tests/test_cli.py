@@ -35,7 +35,7 @@ def test_fig1(tmp_path, capsys):
     run = Run(tmp_path/'o')
     acc = run.table('accuracy').set_index('phase')
     assert list(acc.index)==['start','pretrain','erode','relearn'] and {'clean','pattern','conflict','conflict_picture'}<={*acc}
-    assert run.status=='finished' and run.settings['ratio']==.5 and run.settings['net']['lengths']==[2,1,1]
+    assert run.status=='finished' and run.settings['net']['ratio']==.5 and run.settings['net']['lengths']==[2,1,1]
     assert run.info['sessions'][0]['torch']==torch.__version__
     h = run.table('history')
     assert h.phase.tolist()==['pretrain','pretrain','erode','relearn']
