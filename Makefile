@@ -1,22 +1,27 @@
-# make demo | test | docs | bench | readme | clean. The first one makes .venv; PYTHON=... picks another interpreter.
+# make demo | test | test-all | docs | bench | readme | clean. The first one makes .venv; PYTHON=... picks another interpreter.
 PYTHON ?= python3
 PY := .venv/bin/python
+jobs ?= 2
+PYTEST = $(PY) -m pytest -n $(jobs) --dist worksteal
 
-.PHONY: demo test docs bench readme clean
+.PHONY: demo test test-all docs bench readme clean
 
 demo: .venv/ready
 	$(PY) -m feature_erosion.cli demo --out runs/demo
 
-test: .venv/ready
-	$(PY) -m pytest
+test: .venv/dev
+	$(PYTEST) --quick
 
-docs: .venv/ready
+test-all: test
+	$(PYTEST) -m slow
+
+docs: .venv/dev
 	$(PY) nbs/_tools/docs.py
 
-readme: .venv/ready
+readme: .venv/dev
 	$(PY) nbs/_tools/readme.py
 
-bench: .venv/ready
+bench: .venv/dev
 	$(PY) -m pip install --quiet --editable '.[dev,bench]'
 	$(PY) tests/bench/run.py $(if $(only),only=$(only)) $(if $(repeats),repeats=$(repeats))
 
@@ -29,8 +34,13 @@ clean:
 	@test ! -e .venv/unfinished || rm -rf .venv
 	@mkdir -p .venv && rm -f $@ && touch .venv/unfinished
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --editable '.[dev]'
+	$(PY) -m pip install --quiet --editable .
 	@mv .venv/unfinished $@
+
+# What tests and documentation need besides
+.venv/dev: .venv/ready
+	$(PY) -m pip install --quiet --editable '.[dev]'
+	@touch $@
 
 define check
 import configparser, sys

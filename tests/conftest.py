@@ -1,9 +1,38 @@
-"What the tests share: the checkout, copies of it, and which data are on this machine."
-import os, shutil, subprocess, sys
+"What the tests share: the checkout, copies of it, which data are on this machine, and what is left out when and why."
+import os, re, shutil, subprocess, sys
+from contextlib import contextmanager
 from pathlib import Path
 import pytest
+from filelock import FileLock
 
 root = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(root/'nbs/_tools'))
+for o in 'OMP_NUM_THREADS','LOKY_MAX_CPU_COUNT': os.environ.setdefault(o, '1')   # one thread in each process: on busy cores two wait for each other
+
+def pytest_addoption(parser): parser.addoption('--quick', action='store_true', help='leave out the tests marked slow')
+
+def pytest_collection_modifyitems(config, items):
+    for o in items if config.getoption('--quick') else []:
+        if m := o.get_closest_marker('slow'): o.add_marker(pytest.mark.skip(reason=f'slow: {m.args[0]}'))
+
+needs = re.findall(r'^\| `([\w-]+)` \|', (root/'CONTRIBUTING.md').read_text('utf-8'), re.M)
+
+def why(rep): return rep.longrepr[2].removeprefix('Skipped: ')
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    "A test may be skipped only for what the table in CONTRIBUTING.md lists"
+    rep = yield
+    if rep.skipped and not any(re.search(rf'\b{o}\b', why(rep)) for o in needs):
+        rep.outcome,rep.longrepr = 'failed',f'skipped for a reason that is not listed in CONTRIBUTING.md: {why(rep)}'
+    return rep
+
+def pytest_terminal_summary(terminalreporter):
+    "Each skipped test under the reason why"
+    by = {}
+    for o in terminalreporter.getreports('skipped'): by.setdefault(why(o), []).append(o.nodeid.removeprefix('tests/'))
+    if by: terminalreporter.section('left out')
+    for reason,names in sorted(by.items()): terminalreporter.line('\n    '.join([reason, *sorted(names)]))
 
 def data_path(name):
     "Where the data called `name` would be"
@@ -17,6 +46,13 @@ def require(*names):
     missing = [f'{o} ({p})' for o,p in paths.items() if not p.exists()]
     if missing: pytest.skip(f'needs {", ".join(missing)}')
     return list(paths.values())
+
+@pytest.fixture(scope='session', autouse=True)
+def no_waiting_for_the_disk():
+    "What is left after a power cut no test can tell, so none waits for the disk; processes that tests start do"
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(os, 'fsync', lambda fd: None)
+        yield
 
 @pytest.fixture(scope='session')
 def cifar10(): return require('cifar10')[0]
@@ -34,16 +70,24 @@ def python(*args, cwd=root):
     assert not r.returncode, r.stdout
     return r.stdout
 
+@contextmanager
+def shared(factory, name):
+    "The path `name`, the same for all workers that test side by side, for one at a time"
+    base = factory.getbasetemp()
+    out = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base)/name
+    with FileLock(f'{out}.lock'): yield out
+
 def snapshot(): return {f: f.stat().st_mtime_ns for d in (root, root/'nbs', root/'feature_erosion') for f in d.glob('*') if f.name[0]!='.'}
 
 @pytest.fixture(scope='session')
 def site(tmp_path_factory):
     "The documentation, built aside once for all tests; `docs.py` fails on any warning"
     pytest.importorskip('smalldocs', reason='smalldocs needs Python 3.11')
-    out,before = tmp_path_factory.mktemp('docs')/'the site', snapshot()
-    said = python('nbs/_tools/docs.py', '--out', out)
-    assert 'warning' not in said.lower()
-    assert snapshot() == before, 'building the documentation changed the checkout'
+    with shared(tmp_path_factory, 'the site') as out:
+        if out.exists(): return out
+        before = snapshot()
+        assert 'warning' not in python('nbs/_tools/docs.py', '--out', out).lower()
+        assert snapshot() == before, 'building the documentation changed the checkout'
     return out
 
 @pytest.fixture

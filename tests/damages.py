@@ -76,7 +76,7 @@ def reads(folder):
     import hashlib
     from feature_erosion.all import RunStore
     run = RunStore(folder)['a']
-    return dict(history=lambda: run.history().to_dict('list'), evals=lambda: run.evals().to_dict('list'), metrics=lambda: run.metrics, numbers=lambda: run.table('numbers').to_dict('list'),
+    return dict(history=lambda: run.history.to_dict('list'), evals=lambda: run.evals.to_dict('list'), metrics=lambda: run.metrics, numbers=lambda: run.table('numbers').to_dict('list'),
                 weights=lambda: {k:v.tolist() for k,v in sorted(run.weights('pretrain').items())}, status=lambda: run.status,
                 figure=lambda: [run.damaged(f) or hashlib.sha256((run.path/f).read_bytes()).hexdigest() for f in ('figures/phases.png','figures/phases.svg') if run.info['files']])
 

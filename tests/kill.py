@@ -4,6 +4,8 @@ python tests/kill.py 100 many   a hundred kills of a run with real callbacks; th
 python tests/kill.py 100 few    the same of a smaller run without"""
 import hashlib, multiprocessing as mp, os, random, signal, sys, tempfile, time
 from pathlib import Path
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]/'nbs'/'_tools'))
+from run_notebooks import forked
 
 moments = 'batch','evaluation','checkpoint begun','checkpoint before rename','checkpoint done','between phases','figure'
 
@@ -32,7 +34,7 @@ def watch(pass_by):
         setattr(obj, name, f)
     around(resume, 'save_folder', 'checkpoint begun', 'checkpoint done')
     around(files, 'sync_folder', 'checkpoint before rename')
-    around(store, 'save_figure', 'figure')
+    around(store, 'write_figure', 'figure')
     around(evalsets.EvalSets, '_look', 'evaluation')
     class Tell(Callback):
         order,run_valid,passive = 5,False,True
@@ -118,16 +120,13 @@ def fingerprint(folder):
     return res
 
 def start(folder, log, *args):
-    ctx = mp.get_context('forkserver')
-    ctx.set_forkserver_preload(['feature_erosion.all'])
-    p = ctx.Process(target=run_quietly, args=(str(folder), str(log), *args))
+    p = forked(run_quietly, str(folder), str(log), *args)
     p.start()
     return p
 
 def run_quietly(folder, log, *args):
     fd = os.open(log, os.O_WRONLY|os.O_CREAT|os.O_APPEND)
     os.dup2(fd, 1), os.dup2(fd, 2)
-    mp.set_start_method('fork', force=True)   # of the loaders' workers: else each imports everything
     train(args[0], folder, *args[1:])
 
 def main(kills=10, seed=0, folder=None, what='few'):

@@ -4,7 +4,7 @@ import numpy as np, pytest, torch, torchvision
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from fastai.vision.all import set_seed
-from feature_erosion.attribution import attention_share, cam_layer, compare_cams, grad_cam, max_share, pattern_attention, pattern_mask
+from feature_erosion.measures.attribution import attention_share, cam_layer, compare_cams, grad_cam, max_share, pattern_attention, pattern_mask
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import pattern_sets
 from feature_erosion.models import create_model

@@ -1,16 +1,15 @@
 "Runs that are stopped and go on with progress bars, as they are by default: on a terminal, in a log file, in a notebook."
-import multiprocessing as mp, os, pty, re, threading
+import os, pty, re, threading
 import nbformat, pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from bars import train_to
 from conftest import root
+from run_notebooks import forked
 
 def process(out, *args):
     "Exit code"
-    ctx = mp.get_context('forkserver')
-    ctx.set_forkserver_preload(['feature_erosion.all'])
-    p = ctx.Process(target=train_to, args=(str(out), *map(str, args[:1]), *args[1:]))
+    p = forked(train_to, str(out), *map(str, args[:1]), *args[1:])
     p.start(), p.join()
     return p.exitcode
 
@@ -63,6 +62,7 @@ def run_cell(folder, stop=None):
     except CellExecutionError as e: return f'{e.ename}: {e.evalue}'
     return ''.join(o.get('text', '') for o in nb.cells[0].outputs)
 
+@pytest.mark.slow('two Jupyter kernels that import everything')
 def test_in_a_notebook(tmp_path, whole):
     assert "KeyboardInterrupt: run 'a' stopped after 8 iterations in phase 'pretrain'; start it again" in run_cell(tmp_path/'cut', 8)
     again = run_cell(tmp_path/'cut')

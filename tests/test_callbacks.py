@@ -3,7 +3,7 @@ import json
 import numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from fastai.callback.all import CSVLogger, EarlyStoppingCallback, ParamScheduler, ReduceLROnPlateau, SaveModelCallback, SchedLin
-from fastai.vision.all import SGD, Callback, Learner, ValueMetric, accuracy, partial, set_seed
+from fastai.vision.all import SGD, Callback, CancelValidException, Learner, ValueMetric, accuracy, partial, set_seed
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import EvalSets, pattern_sets
 from feature_erosion.learner import erosion_learner
@@ -233,6 +233,19 @@ def test_tensorboard(learn, dls):
     assert np.allclose([v for _,v in read('clean')], clean, atol=1e-6)
     rates = dict(read('lr_0'))   # one for each step, and fastai writes it again at each validation batch
     assert list(rates)==list(range(1,15)) and np.allclose(list(rates.values()), lrs(learn))
+
+class CutValidation(Callback):
+    "Validation of the second epoch ends before it begins"
+    def before_validate(self):
+        if self.epoch==1: raise CancelValidException
+
+def test_a_row_cut_short_keeps_its_columns(dls, tmp_path, capsys):
+    learn = erosion_learner(dls, net(), path=tmp_path)
+    with learn.no_bar(): learn.fit_phases(painted(dls), cbs=[CSVLogger(), CutValidation()])
+    rows = pd.read_csv(tmp_path/'history.csv')
+    assert rows.phase.tolist()==['learn','learn','erode','erode'] and rows.epoch.tolist()==[0,1,2,3]
+    assert rows[['valid_loss','accuracy']].isna().any(axis=1).tolist()==[i==1 for i in range(len(rows))]
+    assert all(rows.train_loss.notna())
 
 @works(what='`WandbCallback`, offline', how="works: evaluation sets and the phase's number are in its log")
 def test_wandb(learn, dls, monkeypatch):

@@ -2,7 +2,7 @@
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
-from feature_erosion.cka import cka, hsic, layer_cka, linear_cka, rbf_cka
+from feature_erosion.measures.cka import cka, hsic, layer_cka, linear_cka, rbf_cka
 from feature_erosion.models import create_model
 
 def hsic0(K, L):

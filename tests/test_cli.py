@@ -35,7 +35,7 @@ def test_fig1(tmp_path, capsys):
     run = Run(tmp_path/'o')
     acc = run.table('accuracy').set_index('phase')
     assert list(acc.index)==['start','pretrain','erode','relearn'] and {'clean','pattern','conflict','conflict_picture'}<={*acc}
-    assert run.status=='finished' and run.config['ratio']==.5 and run.config['net']['lengths']==[2,1,1]
+    assert run.status=='finished' and run.settings['net']['ratio']==.5 and run.settings['net']['lengths']==[2,1,1]
     assert run.info['sessions'][0]['torch']==torch.__version__
     h = run.table('history')
     assert h.phase.tolist()==['pretrain','pretrain','erode','relearn']
@@ -51,7 +51,7 @@ def test_weights_skip_pretraining(tmp_path):
 def test_folder(folder, tmp_path, capsys):
     main(['run','fig1','--data',str(folder),'--image-size','16','--arch','resnet20','--width','.25','--bs','16','--out',str(tmp_path/'o'),'--epochs','1','--size','.25','--pattern','stripes'])
     run = Run(tmp_path/'o')
-    assert 'chance 33%' in capsys.readouterr().out and run.config['net']['size']==16 and run.config['net']['pattern']=='stripes'
+    assert 'chance 33%' in capsys.readouterr().out and run.settings['net']['size']==16 and run.settings['net']['pattern']=='stripes'
 
 @pytest.mark.parametrize('args,words', [
     (['--arch','resnet21'], "arch='resnet21'"), (['--data','nowhere'], "data='nowhere'"), (['--size','17'], 'the image is 16×16; choose a smaller size'),
@@ -111,6 +111,7 @@ def test_help():
     assert r.returncode==0 and '--weights FILE' in r.stdout and 'default: vgg19' in r.stdout
     assert subprocess.run([sys.executable, '-m', 'feature_erosion.cli'], capture_output=True, text=True).returncode==2
 
+@pytest.mark.slow('CIFAR-10 on the command line; on digits it is tested above')
 def test_main_job_on_cifar(tmp_path, cifar10, resnet20):
     "The public ResNet-20 forgets CIFAR-10 within sixty iterations"
     assert main(['run','fig1','--data','cifar10','--arch','resnet20','--weights',str(resnet20),'--stats','imagenet','--bs','128','--n-valid','500','--sched','constant',

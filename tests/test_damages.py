@@ -2,6 +2,7 @@
 import pandas as pd, pytest
 from damages import damages
 
+@pytest.mark.slow('trains again after each of forty damages')
 @pytest.mark.filterwarnings('ignore')
 def test_damages(tmp_path):
     "Every fifth of those in the table of the documentation; `python tests/damages.py FILE.csv` makes all"

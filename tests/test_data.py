@@ -1,5 +1,5 @@
 "Data on disk: real photographs, CIFAR-100's layout, two processes at once."
-import os, random, subprocess, sys, time
+import os, random, time
 import numpy as np, pytest, torch
 from PIL import Image
 from fastai.vision.all import ImageDataLoaders, Normalize, aug_transforms, imagenet_stats
@@ -7,6 +7,7 @@ from feature_erosion.data import (CropFlip, NormalizeRows, cached_images, cifar1
                                   keep_on)
 from feature_erosion.files import save_atomic
 from feature_erosion.patterns import ColorSquare, class_colors
+from run_notebooks import forked
 
 def write(f, pix):
     f.parent.mkdir(parents=True, exist_ok=True)
@@ -27,22 +28,24 @@ def test_cifar100_layout(tmp_path):
 def test_two_processes_decode_once(tmp_path):
     "The second waits for the first and reads what it wrote"
     for i,p in enumerate(pixels(6)): write(tmp_path/'train'/f'{i}.png', p)
-    src = '''
-import sys, time, feature_erosion.data as d
-from pathlib import Path
-root,decode = Path(sys.argv[1]),d._decode_all
-def slow(*args):
-    time.sleep(1); print('decoded', flush=True)
-    return decode(*args)
-d._decode_all = slow
-(root/f'ready{sys.argv[2]}').touch()
-while len(list(root.glob('ready*')))<2: time.sleep(.01)
-print(d.cached_images(sorted((root/'train').glob('*.png')), root/'train').sum())
-'''
-    ps = [subprocess.Popen([sys.executable, '-W', 'ignore', '-c', src, tmp_path, str(i)], stdout=subprocess.PIPE, text=True) for i in range(2)]
-    outs = [p.communicate(timeout=120)[0].split() for p in ps]
-    assert sorted(map(len, outs))==[1,2]                        # one of them decoded
-    assert {o[-1] for o in outs}=={str(pixels(6).sum())}        # both have the pixels
+    ps = [forked(decode_slowly, tmp_path, i) for i in range(2)]
+    for p in ps: p.start()
+    for p in ps: p.join(120)
+    assert [p.exitcode for p in ps]==[0,0]
+    assert len(list(tmp_path.glob('decoded*')))==1                                                  # one of them decoded
+    assert [(tmp_path/f'sum{i}').read_text() for i in range(2)]==[str(pixels(6).sum())]*2           # both have the pixels
+
+def decode_slowly(folder, i):
+    import feature_erosion.data as d
+    decode = d._decode_all
+    def slow(*args):
+        time.sleep(1)
+        (folder/f'decoded{i}').touch()
+        return decode(*args)
+    d._decode_all = slow
+    (folder/f'ready{i}').touch()
+    while len(list(folder.glob('ready*')))<2: time.sleep(.01)
+    (folder/f'sum{i}').write_text(str(d.cached_images(sorted((folder/'train').glob('*.png')), folder/'train').sum()))
 
 def test_read_only_folder_does_without_cache(tmp_path, monkeypatch):
     write(tmp_path/'train'/'0.png', pixels(1)[0])

@@ -50,7 +50,7 @@ def test_pictures_have_alt_texts(site, tmp_path):
 
 def test_each_figure_of_a_cell_has_its_own_alt_text(site, pages):
     page = (site/'patterns.html.md').read_text('utf-8')
-    for word in 'Stripes','Texture','Watermark','CornerSquare': assert f'alt="{word}, ' in pages['patterns.html'] and f'![{word}, ' in page
+    for word in 'clean','conflict','shuffled','pattern_only': assert f'alt="{word}, ' in pages['patterns.html'] and f'![{word}, ' in page
 
 def test_address_in_each_docstring_exists(site):
     urls = [u for f in (root/'feature_erosion').rglob('*.py') for u in re.findall(rf'^Docs: {re.escape(doc_url)}(\S+?)"*$', f.read_text('utf-8'), re.M)]

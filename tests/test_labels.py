@@ -10,7 +10,8 @@ from fastai.text.data import LMDataLoader, SortedDL
 from fastai.vision.all import (CategoryBlock, DataBlock, DataLoader, DataLoaders, ImageBlock, IndexSplitter, IntToFloatTensor,
                                MaskBlock, MultiCategoryBlock, PointBlock, RegressionBlock, TfmdDL, Transform, get_c, set_seed)
 from feature_erosion.data import TensorDL, TensorImages, digits_dls
-from feature_erosion.patterns import ColorSquare, InjectPattern, assign_stamps, n_labels, read_labels, same_dl, stamp_dl
+from feature_erosion.loaders import n_labels, read_labels, same_dl
+from feature_erosion.patterns import ColorSquare, InjectPattern, assign_stamps, stamp_dl
 
 def works(kind, what, how): return pytest.mark.works(kind=kind, what=what, how=how)
 

@@ -6,16 +6,16 @@ import numpy as np, pytest, timm, torch, torchvision
 from fastai.vision.all import (Adam, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, SGD, accuracy, set_seed)
 from torch import nn
 from torch.nn import functional as F
-from feature_erosion.attribution import cam_layer, grad_cam
+from feature_erosion.measures.attribution import cam_layer, grad_cam
 from feature_erosion.batches import TensorAnswer, answer_tensor, evaluating, split_batch
-from feature_erosion.cka import layer_cka
+from feature_erosion.measures.cka import layer_cka
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import evaluate
 from feature_erosion.models import create_model, load_weights, restrict_outputs
-from feature_erosion.plasticity import dormant_units, grad_norm, penultimate, plasticity_measures, unit_scores
-from feature_erosion.probes import dl_labels, layer_probe
-from feature_erosion.rank import layer_rank
-from feature_erosion.representations import Features, layer_calls, visit
+from feature_erosion.measures.plasticity import dormant_units, grad_norm, penultimate, plasticity_measures, unit_scores
+from feature_erosion.measures.probes import dl_labels, layer_probe
+from feature_erosion.measures.rank import layer_rank
+from feature_erosion.measures.layers import Features, layer_calls, visit
 
 def works(kind, what, how): return pytest.mark.works(kind=kind, what=what, how=how)
 def case(*args, what, how, kind='models'): return pytest.param(*args, marks=works(kind, what, how), id=what)
@@ -145,6 +145,23 @@ def test_cam_of_gap_vit():
     assert cam_layer(m, x)[2]==(4,6)
     close(grad_cam(m, x), cam_by_hand(tokens.unflatten(1, (4,6)), lambda A: m.forward_head(A.flatten(1, 2)), x))
 
+@works('models', 'Grad-CAM of a TNT, tokens within tokens', 'refused: asks for a layer and its rows and columns; works with them')
+def test_cam_of_tnt():
+    set_seed(0)
+    m,x = timm.create_model('tnt_s_patch16_224', img_size=64, num_classes=3).eval(),torch.randn(2, 3, 64, 64)
+    with pytest.raises(ValueError, match='name a `layer` with maps'): grad_cam(m, x)
+    acts = {}
+    hook = m.blocks[-1].norm_out.register_forward_hook(lambda _,i,o: acts.update(tokens=o.detach()))
+    m(x)
+    hook.remove()
+    def rest(A):
+        "The last block again, with other normalised tokens than its own"
+        normed = torch.cat([acts['tokens'][:,:1], A.flatten(1, 2)], 1)
+        hook = m.blocks[-1].norm_out.register_forward_hook(lambda *_: normed)
+        try: return m(x)
+        finally: hook.remove()
+    close(grad_cam(m, x, layer={'blocks.11.norm_out':(4,4)}), cam_by_hand(acts['tokens'][:,1:].unflatten(1, (4,4)), rest, x))
+
 def test_cam_of_convolutions_is_captums():
     from captum.attr import LayerGradCam
     set_seed(0)
@@ -242,6 +259,20 @@ def test_wrapped(wrap):
     w(dl[0][0])
     for f,t in zip(measures, want): assert f(w).equals(t)
     assert torch.equal(grad_cam(w, dl[0][0][:2]), maps) and evaluate(w, dl)==evaluate(m, dl)
+
+@pytest.mark.filterwarnings('ignore:.*NO_SHARD')
+@works('models', 'A model in pieces on several processes (FSDP, `fully_shard`)', 'refused: says how to gather it')
+def test_sharded(tmp_path):
+    import torch.distributed as dist
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+    dist.init_process_group('gloo', init_method=f'file://{tmp_path}/meet', rank=0, world_size=1)
+    try:
+        mesh = dist.device_mesh.init_device_mesh('cpu', (1,))
+        for shard in (lambda m: FullyShardedDataParallel(m, device_id=torch.device('cpu')), lambda m: fully_shard(m, mesh=mesh)):
+            m = shard(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(3600, 10)))
+            for measure in (layer_rank, layer_cka):
+                with pytest.raises(ValueError, match='in pieces on several processes. Gather them'): measure(m, data(), progress=False)
+    finally: dist.destroy_process_group()
 
 @works('models', 'A block inside that was compiled', 'works: its layers are seen')
 def test_compiled_inside():

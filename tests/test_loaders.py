@@ -8,13 +8,14 @@ from fastai.vision.all import (SGD, BCEWithLogitsLossFlat, CategoryBlock, CrossE
                                DataLoaders, DiceMulti, FlipItem, ImageBlock, Learner, MaskBlock, MSELossFlat,
                                MultiCategoryBlock, RegressionBlock, TensorImage, TfmdDL, ToTensor, accuracy, accuracy_multi,
                                get_image_files, mae, partial, set_seed)
-from feature_erosion.cka import layer_cka
+from feature_erosion.measures.cka import layer_cka
 from feature_erosion.data import TensorImages, digits_dls, tensor_dls
-from feature_erosion.evalsets import EvalSets, evaluate, pattern_sets, subset_dl
+from feature_erosion.evalsets import EvalSets, evaluate, pattern_sets
+from feature_erosion.loaders import subset_dl
 from feature_erosion.learner import erosion_learner
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase, check_classes, class_names
-from feature_erosion.rank import layer_rank
+from feature_erosion.measures.rank import layer_rank
 
 works,loads = partial(pytest.mark.works, kind='labels'),partial(pytest.mark.works, kind='loaders')
 

@@ -1,20 +1,49 @@
 "Every notebook runs, each in a process of its own: what it patches into fastai ends with it. Front matter `requires: [cifar10]` skips one where those data are missing."
-import subprocess, sys
-from pathlib import Path
 import pytest
 from conftest import require, root
-from fastcore.nbio import nb_frontmatter, read_nb
+from fastcore.nbio import mk_cell, nb_frontmatter, new_nb, read_nb, write_nb
 from nbdev.doclinks import nbglob
+from run_notebooks import run_notebook
 
 nbs = nbglob(root/'nbs', as_path=True).sorted()
+
+slow = {'paper/02_figures.ipynb': 'trains what tests/test_paper.py trains for all figures',
+        'tutorials/inside.ipynb': 'CIFAR-10 through five measures; each has a notebook of its own',
+        'tutorials/collapse.ipynb': 'two trainings on CIFAR-10',
+        'tutorials/your_own.ipynb': 'trains on image files, one by one',
+        'tutorials/own_model.ipynb': 'the models of tests/test_layers_of_models.py and test_models.py',
+        'tutorials/cluster.ipynb': 'workers of joblib and dask that import everything'}
 
 def required(nb):
     "The names in `requires:` of the front matter of notebook `nb`"
     res = nb_frontmatter(read_nb(nb)).get('requires') or []
     return res.split() if isinstance(res, str) else res
 
-@pytest.mark.parametrize('nb', nbs, ids=[f.relative_to(root/'nbs').as_posix() for f in nbs])
+def case(nb):
+    name = nb.relative_to(root/'nbs').as_posix()
+    return pytest.param(nb, id=name, marks=[pytest.mark.slow(slow[name])] if name in slow else [])
+
+@pytest.mark.parametrize('nb', [*map(case, nbs)])
 def test_notebook(nb):
     require(*required(nb))
-    r = subprocess.run([Path(sys.executable).with_name('nbdev-test'), nb, '--n-workers', '0'], cwd=root, capture_output=True, text=True)
-    assert r.returncode==0 and 'Success' in r.stdout, r.stdout+r.stderr
+    fine,said = run_notebook(nb)
+    assert fine, said
+
+def test_each_slow_notebook_is_there(): assert {*slow}<={f.relative_to(root/'nbs').as_posix() for f in nbs}
+
+def ran(path, *cells):
+    write_nb(new_nb(list(map(mk_cell, cells))), path)
+    return run_notebook(path)
+
+def test_a_notebook_that_fails(tmp_path):
+    fine,said = ran(tmp_path/'bad.ipynb', '#| eval: false\n1/0', 'a = 2', 'assert a==3, "a is two"')
+    assert not fine and 'AssertionError: a is two' in said and 'ZeroDivisionError' not in said
+
+def test_a_notebook_leaves_nothing_behind(tmp_path):
+    "Everything is imported already, in one thread; what one notebook patches the next does not see"
+    cells = ["import os, sys\nassert 'fastai.learner' in sys.modules and os.environ['IN_TEST']",
+        'from fastai.learner import Learner\nimport torch',
+        "assert not hasattr(Learner, 'left_behind') and torch.get_num_threads()==int(os.environ['OMP_NUM_THREADS'])\nLearner.left_behind = 1"]
+    for name in ('one','two'):
+        fine,said = ran(tmp_path/f'{name}.ipynb', *cells)
+        assert fine, said

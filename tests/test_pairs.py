@@ -2,6 +2,7 @@
 import pandas as pd, pytest, torch
 from pairs import compare
 
+@pytest.mark.slow('trains some sixty pairs')
 @pytest.mark.filterwarnings('ignore')
 def test_changed_pairs(tmp_path):
     "Each trains by itself; and each change that is in the script changes the weights, so that it would have been wrong to share"

@@ -5,14 +5,16 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from fastai.callback.all import CSVLogger, GradientAccumulation, GradientClip, MixUp, SaveModelCallback
 from fastai.vision.all import CrossEntropyLossFlat, Learner, SGD, accuracy, set_seed
+from feature_erosion.callbacks import LoggedCallback
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import EvalSets, evaluating, pattern_sets
 from feature_erosion.learner import erosion_learner
 from feature_erosion.models import create_model
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase
-from feature_erosion.plasticity import (Dormant, Erosion, LoggedCallback, PlasticityLog, dormant_units, epochs_to, erosion_summary, forgetting, grad_norm,
-                                        half_life, pattern_reliance, penultimate, plasticity_measures, relearning_gap, unit_scores, weight_norm, weight_norms)
+from feature_erosion.erosion import Erosion, epochs_to, erosion_summary, forgetting, half_life, pattern_reliance, relearning_gap
+from feature_erosion.measures.plasticity import (Dormant, PlasticityLog, dormant_units, grad_norm, penultimate,
+                                                 plasticity_measures, unit_scores, weight_norm, weight_norms)
 
 quick = settings(max_examples=60, deadline=None)
 share = st.floats(0, 1, allow_subnormal=False)

@@ -5,8 +5,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from fastai.vision.all import CategoryMap, Learner, SGD, accuracy, set_seed
 from feature_erosion.data import digits_dls
-from feature_erosion.probes import dl_labels, fit_probe, layer_probe, probe_features
-from feature_erosion.representations import Features, visit
+from feature_erosion.measures.probes import dl_labels, fit_probe, layer_probe, probe_features
+from feature_erosion.measures.layers import Features, visit
 
 def objective(X, y, W, b, C):
     "What scikit-learn minimises: C times the sum of cross-entropies, and half the squared norm of the weights"

@@ -1,5 +1,5 @@
 "The files of the project agree with one another."
-import json, re, tarfile
+import json, os, re, subprocess, sys, tarfile
 from configparser import ConfigParser
 from email import message_from_string
 import pytest
@@ -52,6 +52,22 @@ def test_source_archive_can_be_built_from(copy):
     python('-c', 'import setuptools.build_meta as b; b.build_sdist(".")', cwd=copy)
     names = {o.partition('/')[2] for o in tarfile.open(next(copy.glob('*.tar.gz'))).getnames()}
     assert {'settings.ini', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE', 'feature_erosion/_modidx.py'} <= names
+
+skips = """import pytest
+def test_other(): pytest.skip('no time')
+def test_data(): pytest.skip('needs resnet20 (nowhere)')
+@pytest.mark.slow('an hour')
+def test_long(): 1/0"""
+
+def test_what_is_left_out_is_told(tmp_path):
+    "With the reason; one that CONTRIBUTING.md does not list is a failure"
+    (tmp_path/'test_skips.py').write_text(skips)
+    run = lambda *args: subprocess.run([sys.executable, '-m', 'pytest', '-p', 'conftest', '-c', root/'pyproject.toml', '--rootdir', tmp_path, tmp_path, *args],
+        env={**os.environ, 'PYTHONPATH':str(root/'tests')}, capture_output=True, text=True).stdout
+    quick,whole = run('--quick'),run('-m', 'slow')
+    assert 'not listed in CONTRIBUTING.md: no time' in quick and '1 failed, 2 skipped' in quick
+    assert 'needs resnet20 (nowhere)\n    test_skips.py::test_data\nslow: an hour\n    test_skips.py::test_long\n' in quick
+    assert 'ZeroDivisionError' in whole and '1 failed, 2 deselected' in whole
 
 def tree(path, glob): return {f.relative_to(path).as_posix(): f.read_text('utf-8') for f in sorted(path.rglob(glob))}
 

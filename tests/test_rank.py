@@ -4,9 +4,9 @@ from copy import deepcopy
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from fastai.vision.all import plt
-from feature_erosion import rank
-from feature_erosion.rank import *
-from feature_erosion.representations import pick_features
+from feature_erosion.measures import rank
+from feature_erosion.measures.rank import *
+from feature_erosion.measures.layers import pick_features
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 sizes,seeds = st.integers(2, 60),st.integers(0, 10**6)
@@ -175,7 +175,7 @@ def test_any_batch_size_and_path(n, d, batch, scale, mean, seed):
 @pytest.mark.parametrize('n', [30,60,100])
 def test_kept_and_summed_agree(n):
     x = randn(n, 60, 0)*torch.arange(1, 61)**-1.+2
-    kept,summed = rank._Rows(x, n),rank._Cov(x)
+    kept,summed = rank._Rows(x, n),rank._FeatureMoments(x)
     for m in kept,summed:
         for b in x.split(32): m.add(b)
     (S,whole),(T,other) = kept.moments(),summed.moments()

@@ -31,6 +31,7 @@ def test_sidebar_leads_everywhere(browser, url):
         assert len(links)>=len(list((root/'nbs').glob('[0-9]*.ipynb'))) and all(o.startswith(url) for o in links)
         assert not [o for o in links if p.page.request.get(o).status!=200]
 
+@pytest.mark.slow('every page, at two widths')
 @pytest.mark.parametrize('width,scheme', [(1280,'light'), (390,'dark')])
 def test_every_page(browser, url, site, width, scheme):
     "Nothing goes wrong, nothing comes from elsewhere, nothing sticks out at the right, and each picture is there and has an alt text"
@@ -53,6 +54,7 @@ def test_dark_mode_stays(browser, url):
         p.page.goto(url+'patterns.html')
         assert p.js(light)==dark!=before
 
+@pytest.mark.slow('the contrast of each text on four pages, in both themes')
 @pytest.mark.parametrize('scheme', ['light','dark'])
 def test_text_can_be_read(browser, url, scheme):
     "Contrast of at least 4.5 to 1 (WCAG 2, AA)"

@@ -7,10 +7,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastai.vision.all import Callback, OptimWrapper, SaveModelCallback, set_seed
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import EvalSets, pattern_sets
-from feature_erosion.learner import FewSyncs, StopOnNaN, erosion_learner
+from feature_erosion.callbacks import FewSyncs, StopOnNaN
+from feature_erosion.learner import erosion_learner
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase
-from feature_erosion.representations import watching
+from feature_erosion.measures.layers import watching
 
 bench = Path(__file__).parent/'bench'
 

@@ -11,12 +11,12 @@ from feature_erosion.data import _unpack, digits_dls, extract, to_uint8
 from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase
-from feature_erosion.report import report
+from feature_erosion.paper.report import report
 from feature_erosion.files import load_json, save_folder, save_json
 from feature_erosion.runs.resume import KeepRun
 from feature_erosion.runs.store import RunStore, environment, git_revision, pack, unpack
 
-@pytest.mark.parametrize('what,kills', [('few',7), ('many',2)])
+@pytest.mark.parametrize('what,kills', [('few',7), pytest.param('many', 2, marks=pytest.mark.slow('a run with many callbacks, killed, and trained to its end twice more'))])
 def test_kills(what, kills):
     "`python tests/kill.py 100 many` is the long version"
     hits = kill.main(kills, what=what)
@@ -57,7 +57,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     learn = fit(tmp_path)
     assert same(learn, whole) and learn.recorder.history.equals(whole.recorder.history) and learn.recorder.evals.equals(whole.recorder.evals)
     run = RunStore(tmp_path)['a']
-    assert run.status=='finished' and run.history().clean.tolist()==whole.recorder.history.clean.tolist() and len(run.info['sessions'])==3
+    assert run.status=='finished' and run.history.clean.tolist()==whole.recorder.history.clean.tolist() and len(run.info['sessions'])==3
 
 def test_a_finished_run_is_loaded_not_computed(tmp_path):
     first = fit(tmp_path)
@@ -117,7 +117,7 @@ def test_two_processes_compute_once(tmp_path, dies):
     for p in both: p.join()
     assert sorted(p.exitcode for p in both)==([-signal.SIGKILL,0] if dies else [0,0]) and len((tmp_path/'a'/'log.txt').read_text().split())==1+dies
     (run,),(whole,) = RunStore(tmp_path/'a'),RunStore(tmp_path/'whole')
-    assert run.status=='finished' and all(torch.equal(v, run.weights()[k]) for k,v in whole.weights().items()) and run.history().equals(whole.history())
+    assert run.status=='finished' and all(torch.equal(v, run.weights()[k]) for k,v in whole.weights().items()) and run.history.equals(whole.history)
 
 def flip(f):
     b = bytearray(f.read_bytes())
@@ -210,7 +210,7 @@ def test_image_bomb(tmp_path):
 def test_config_with_unknown_fields_or_code(tmp_path):
     run = RunStore(tmp_path).run('a', lr=.1)
     save_json(run.path/'run.json', dict(load_json(run.path/'run.json'), hook='__import__("os").mkdir("pwned")'))
-    with pytest.raises(ValueError, match='unknown fields hook'): run.config
+    with pytest.raises(ValueError, match='unknown fields hook'): run.settings
 
 @pytest.mark.parametrize('name', ['a/b', '../a', '/a', 'a\\b', '..', '.a', 'a\0b', ''])
 def test_run_names(tmp_path, name):

@@ -1,7 +1,6 @@
 "Sweeps on loky, dask and ray, with workers that die."
 import os, signal, sys, time, warnings
 from functools import partial
-from pathlib import Path
 import joblib, numpy as np, pytest
 from fastai.vision.all import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
@@ -23,7 +22,7 @@ def always_dies(a, seed):
 
 def beside_a_killer(a, seed, run):
     "a=1 kills its worker while a=0 is at work beside it; a=0 comes to its end at the third attempt, if it lives"
-    other = next(o for o in run.store if o.config['a']==0)
+    other = next(o for o in run.store if o.settings['a']==0)
     if a==0: time.sleep(1 if run.info['tries']>2 else 60)
     while other.info['tries']<run.info['tries']: time.sleep(.01)
     if a==1: os.kill(os.getpid(), signal.SIGKILL)
@@ -46,19 +45,23 @@ def test_loky_loses_a_worker(tmp_path):
     check(df, tmp_path)
     assert (df.threads==max(1, joblib.cpu_count()//2)).all()
 
+@pytest.mark.slow('workers that import everything, twice')
 def test_a_point_that_always_dies(tmp_path):
     with pytest.warns(UserWarning) as w: df = sweep(always_dies, dict(a=[0,1,2]), store=tmp_path, n_jobs=2, attempts=2, progress=False)
     assert df.status.tolist()==['finished','failed','finished'] and 'its worker died 2 times' in df.error[1] and any('1 of 3 points failed' in str(o.message) for o in w)
 
+@pytest.mark.slow('six workers that import everything, one after the other')
 def test_a_neighbour_is_not_blamed(tmp_path):
     with pytest.warns(UserWarning): df = sweep(beside_a_killer, dict(a=[0,1]), store=tmp_path, n_jobs=2, progress=False)
     assert df.status.tolist()==['finished','failed'] and 'its worker died 3 times' in df.error[1]
 
+@pytest.mark.slow('workers that import everything, twice')
 def test_workers_that_cannot_begin(tmp_path):
     "No point is ever begun: an error, not one attempt after the other for ever"
     with pytest.warns(UserWarning, match='a worker was lost') as w, pytest.raises(TerminatedWorkerError): sweep(DiesOnArrival(), dict(a=[0,1]), store=tmp_path, n_jobs=2, attempts=2, progress=False)
     assert sum('a worker was lost' in str(o.message) for o in w)==1
 
+@pytest.mark.slow('a cluster of workers that import everything')
 def test_dask_loses_a_worker(tmp_path):
     distributed = pytest.importorskip('distributed')
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster, distributed.Client(cluster):

@@ -1,7 +1,8 @@
 """What works with what: the situations that tests are marked with, as a table.
 
 python tests/works.py nbs/works.csv     after a marker was added or changed"""
-import sys
+import io, sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 class Collect:
@@ -14,10 +15,12 @@ def situations():
     "A row each: kind, what, how, and the test that holds it"
     import pandas as pd, pytest
     c,here = Collect(),Path(__file__).parent
-    assert pytest.main(['--collect-only', '-qq', str(here)], plugins=[c])==0
+    with redirect_stdout(io.StringIO()) as said: assert pytest.main(['--collect-only', '-qq', str(here)], plugins=[c])==0, said.getvalue()
     return pd.DataFrame(c.rows)[['kind','what','how','test']].drop_duplicates().sort_values(['kind','what','test']).reset_index(drop=True)
 
-if __name__=='__main__':
+def main(out):
     df = situations()
-    df.to_csv(sys.argv[1], index=False)
+    df.to_csv(out, index=False)
     print(f'{len(df)} situations')
+
+if __name__=='__main__': main(sys.argv[1])

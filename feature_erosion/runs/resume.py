@@ -19,6 +19,7 @@ from ..files import *
 from ..patterns import *
 from ..distributed import *
 from ..loop import *
+from ..callbacks import *
 from ..phases import *
 from ..evalsets import *
 from .keys import *
@@ -29,7 +30,8 @@ from .state import FitState, declares, is_passive, loader_state, put, set_loader
 def get_rng():
     "All random numbers to come, as plain values"
     kind,keys,*more = np.random.get_state()
-    return dict(python=random.getstate(), numpy=[kind,keys.tolist(),*more], torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return dict(python=random.getstate(), numpy=[kind,keys.tolist(),*more], torch=torch.get_rng_state(), cuda=cuda)
 
 def set_rng(
     s # From `get_rng`
@@ -46,21 +48,26 @@ def _loaders(*dls):
     return L(getattr(dl, 'dl', dl) for d in dls if d is not None for dl in d.loaders).unique()
 
 # %% ../../nbs/runs/03_resume.ipynb #738e730c
-def _settings(o):
-    if declares(o, 'describe'): return o.describe()
-    return {k:describe(vars(o)[k]) for k in inspect.signature(type(o).__init__).parameters if k in vars(o)}
+def _cb_settings(cb):
+    if declares(cb, 'describe'): return cb.describe()
+    return {k:describe(vars(cb)[k]) for k in inspect.signature(type(cb).__init__).parameters if k in vars(cb)}
 
-def _callbacks(learn):
-    "Callbacks that may change the training or what is measured"
-    return [dict(_settings(o), callback=type(o).__name__) for o in learn.cbs.sorted('order') if not is_passive(o) and not isinstance(o, (EvalSets,PhaseSchedule))]
+def _cbs_settings(learn):
+    "Of callbacks that may change the training; evaluation sets and phases have entries of their own"
+    cbs = [o for o in learn.cbs.sorted('order') if not is_passive(o) and not isinstance(o, (EvalSets,PhaseSchedule))]
+    return [dict(_cb_settings(o), callback=type(o).__name__) for o in cbs]
 
 # %% ../../nbs/runs/03_resume.ipynb #02742e26
-def _data_config(dls):
+_pipes = 'after_item','before_batch','after_batch'
+
+def _data_settings(dls):
     if dls is None: return None
     dl,ds = dls.train,dls.train.dataset
     stamps = getattr(ds, 'stamps', None)
-    return dict(n=len(ds), n_valid=len(dls.valid.dataset) if len(dls.loaders)>1 else 0, bs=getattr(dl, 'bs', None) or getattr(dl, 'batch_size', None), pattern=describe(getattr(dls, 'pattern', None)),
-                painted=int((stamps>=0).sum()) if stamps is not None else 0, content=_content(ds), transforms=[describe(getattr(dl, o, None)) for o in ('after_item','before_batch','after_batch')])
+    return dict(n=len(ds), n_valid=len(dls.valid.dataset) if len(dls.loaders)>1 else 0,
+                bs=getattr(dl, 'bs', None) or getattr(dl, 'batch_size', None),
+                pattern=describe(getattr(dls, 'pattern', None)), painted=int((stamps>=0).sum()) if stamps is not None else 0,
+                content=_content(ds), transforms=[describe(getattr(dl, o, None)) for o in _pipes])
 
 def _content(ds):
     "A hash of images and labels that are in memory"
@@ -68,31 +75,36 @@ def _content(ds):
     with suppress(TypeError,ValueError): return key_of([hash_tensor(v) for v in held]) if held else None
 
 # %% ../../nbs/runs/03_resume.ipynb #22c46e55
-def _phase_config(p):
-    return dict({k:describe(getattr(p, k)) for k in ('name','epochs','iters','lr','sched','opt','wd','until')}, data=_data_config(p.dls))
+def _phase_settings(p):
+    own = {k:describe(getattr(p, k)) for k in ('name','epochs','iters','lr','sched','opt','wd','until')}
+    return dict(own, data=_data_settings(p.dls))
 
-def _eval_config(learn):
-    return [dict(sets={k:_set_config(s.dl) for k,s in o.whole.items()}, at=o.at, n=[o._sizes(s) for s in (o.whole,o.some)], metrics=list(o.metrics.attrgot('name'))) for o in learn.cbs if isinstance(o, EvalSets)]
+def _evals_settings(learn):
+    def of(o): return dict(sets={k:_evalset_settings(s.dl) for k,s in o.whole.items()}, at=o.at,
+                           n=[o._sizes(s) for s in (o.whole,o.some)], metrics=list(o.metrics.attrgot('name')))
+    return [of(o) for o in learn.cbs if isinstance(o, EvalSets)]
 
-def _set_config(dl):
+def _evalset_settings(dl):
     tfm = first(o for o in getattr(dl.after_batch, 'fs', []) if isinstance(o, InjectPattern))
     return dict(pattern=describe(tfm and tfm.pattern), images=len(dl.get_idxs()))
 
 # %% ../../nbs/runs/03_resume.ipynb #f0188620
-def fit_config(
+def fit_settings(
     learn:Learner, # In `before_fit`
     phases:list # Of `Phase`; empty for a fit without
 )->dict:
-    "What was set for a fit, as JSON shows it"
-    m = get_model(learn.model)
-    model = dict(name=type(m).__name__, parameters=sum(p.numel() for p in m.parameters()), layers=key_of(repr(m)), trained=sum(p.requires_grad for p in m.parameters()))
-    opt = dict(opt=describe(learn.opt_func), lr=describe(learn.lr), wd=learn.wd, wd_bn_bias=learn.wd_bn_bias, train_bn=learn.train_bn)
-    return dict(model=model, **opt, loss=describe(learn.loss_func), data=_data_config(learn.dls), phases=[_phase_config(p) for p in phases], epochs=None if phases else learn.n_epoch,
-                callbacks=_callbacks(learn), evals=_eval_config(learn), processes=max(1, num_distrib()))
+    "What a fit is set to, as JSON shows it"
+    return dict(model=_model_settings(get_model(learn.model)), opt=describe(learn.opt_func), lr=describe(learn.lr), wd=learn.wd,
+                wd_bn_bias=learn.wd_bn_bias, train_bn=learn.train_bn, loss=describe(learn.loss_func),
+                data=_data_settings(learn.dls),
+                phases=[_phase_settings(p) for p in phases], epochs=None if phases else learn.n_epoch,
+                callbacks=_cbs_settings(learn), evals=_evals_settings(learn), processes=max(1, num_distrib()))
 
-def _seed():
-    "What PyTorch was seeded with; `None` if nobody did: then it is a large random number"
-    return s if (s := torch.initial_seed())<2**32 else None
+def _model_settings(m):
+    return dict(name=type(m).__name__, parameters=sum(p.numel() for p in m.parameters()), layers=key_of(repr(m)),
+                trained=sum(p.requires_grad for p in m.parameters()))
+
+def _seed(): return s if (s := torch.initial_seed())<2**32 else None
 
 def _json(o): return json.loads(json.dumps(o))
 
@@ -110,12 +122,14 @@ class KeepRun(TidyCallback):
     ):
         if not minutes>=0: raise ValueError(f"minutes={minutes!r}: must be 0 (each batch) or more")
         if not epochs>=1: raise ValueError(f"epochs={epochs!r}: must be at least 1")
-        self.folder,self.minutes,self.epochs,self.base,self.strict,self.wait = run,minutes,epochs,after,strict,wait
-        self.active,self.heard,self.old_signals,self.idle,self.took = False,None,{},False,False
+        self.kept,self.minutes,self.epochs,self.base,self.strict,self.wait = run,minutes,epochs,after,strict,wait
+        self.active,self.heard,self.old_signals = False,None,{}
+        self.idle,self.took = False,False   # whether the run was finished before; whether it began with checkpoints of `after`
 
     def __setattr__(self, name, value):
+        "`fit` looks up `_do_fit` before it calls `before_fit`, so it is replaced when a Learner takes the callback"
         super().__setattr__(name, value)
-        if name=='learn' and value is not None: value._do_fit = self._do_fit   # now: `fit` looks it up before `before_fit`
+        if name=='learn' and value is not None: value._do_fit = self._do_fit
 
     def before_fit(self):
         self.run = trains(self.learn)
@@ -128,7 +142,7 @@ class KeepRun(TidyCallback):
     def before_train(self): self.epoch_random = self._random()
 
     def before_batch(self):
-        if self.idle and self.main: self.folder.begin()   # something of it was damaged
+        if self.idle and self.main: self.kept.begin()   # it was finished, but something of it was damaged
         self.idle = False
 
     def after_batch(self):
@@ -144,6 +158,7 @@ class KeepRun(TidyCallback):
         if self.heard: self._leave()
 
     def after_cancel_fit(self):
+        "Somebody ended the fit: on purpose, or because of a loss that is no number"
         if not isfinite(loss := self._loss()): self.broken = f'loss is {loss} at iteration {self.learn.train_iter}'
 
     def after_fit(self):
@@ -166,7 +181,7 @@ def _do_fit(self:KeepRun):
 
 @patch
 def _rest(self:KeepRun, state):
-    "The interrupted epoch is begun as it was, and what was done is left out"
+    "The rest of the interrupted epoch; later ones are whole"
     vars(self.learn).pop('all_batches')
     self._set_random(state['epoch_random'])
     batches_from(self.learn, state['at'][1], partial(self.restore, state))
@@ -187,7 +202,8 @@ def _set_random(self:KeepRun, s):
 @patch
 def state(self:KeepRun)->dict:
     "Everything but the weights"
-    return dict(self.fit_state.get(), at=self.at, random=self._random(), epoch_random=getattr(self, 'epoch_random', None), rows=[dict(o) for o in self.rows], counts=dict(self.counts))
+    return dict(self.fit_state.state_dict(), at=self.at, random=self._random(), epoch_random=getattr(self, 'epoch_random', None),
+                rows=[dict(o) for o in self.rows], counts=dict(self.counts))
 
 @patch
 def restore(self:KeepRun,
@@ -196,8 +212,9 @@ def restore(self:KeepRun,
 ):
     "Put everything as it was"
     if weights is not None: get_model(self.learn.model).load_state_dict(weights)
-    self.at,self.rows,self.counts,self.epoch_random = tuple(state['at']),[dict(o) for o in state['rows']],dict(state['counts']),state['epoch_random']
-    self.fit_state.put(state)
+    self.at,self.epoch_random = tuple(state['at']),state['epoch_random']
+    self.rows,self.counts = [dict(o) for o in state['rows']],dict(state['counts'])
+    self.fit_state.load_state_dict(state)
     self._set_random(state['random'])
 
 # %% ../../nbs/runs/03_resume.ipynb #618bd5cf
@@ -206,13 +223,13 @@ def save(self:KeepRun):
     "Write a checkpoint, then delete all but the two newest"
     settle(self.learn)   # losses that are still on their way from the GPU
     state,self.saved_at = self.state(),time.monotonic()
-    if not self.main or not isfinite(self._loss()) or not _finite(get_model(self.learn.model)): return   # a good one is not followed by a bad one
-    folder = self.folder.path/'last'
+    if not self.main or not isfinite(self._loss()) or not _finite(get_model(self.learn.model)): return
+    last = self.kept.path/'last'
     with self._writing():
-        folder.mkdir(exist_ok=True)
-        names = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
-        self._write(folder/str((names or [0])[-1]+1), state)
-        for n in names[:-1]: remove_folder(folder/str(n))
+        last.mkdir(exist_ok=True)
+        numbers = sorted(int(p.name) for p in last.iterdir() if p.name.isdigit())
+        self._write(last/str((numbers or [0])[-1]+1), state)
+        for n in numbers[:-1]: remove_folder(last/str(n))
 
 def _finite(model): return all(p.isfinite().all() for p in model.parameters())
 
@@ -222,7 +239,8 @@ def _write(self:KeepRun, path, state):
     "One checkpoint; `level` says how far it is"
     self._tell_late(state)
     level = [len(self._ended()), state['train_iter'], *self.at]
-    save_folder(path, pack(snapshot(self.learn.model), state), level=level, iteration=state['train_iter'], phase=self._phase(), rows=len(state['rows']))
+    about = dict(level=level, iteration=state['train_iter'], phase=self._phase(), rows=len(state['rows']))
+    save_folder(path, pack(snapshot(self.learn.model), state), **about)
 
 @patch
 def _ended(self:KeepRun): return [p.name for p in self.phases if p.name in self.done]
@@ -235,21 +253,24 @@ def _phase(self:KeepRun): return p.name if (p := getattr(self.learn, 'phase', No
 def _writing(self:KeepRun):
     "Say what to do if the disk is full or read-only"
     try: yield
-    except OSError as e: raise OSError(e.errno, f"run {self.folder.name!r}: cannot write to {self.folder.path} ({e.strerror or e}). What was kept before is whole: make room or mend the folder, and start again; it goes on from its last checkpoint") from None
+    except OSError as e:
+        raise OSError(e.errno, f"run {self.kept.name!r}: cannot write to {self.kept.path} ({e.strerror or e}). "
+                      "What was kept before is whole: make room or mend the folder, and start again; "
+                      "it goes on from its last checkpoint") from None
 
 # %% ../../nbs/runs/03_resume.ipynb #2b762639
 @patch
 def after_phase(self:KeepRun):
     "Keep a phase's end"
     p = self.learn.phase
-    if self.broken or not self.learn.phase_schedule.complete or self.at[1]: return
+    if self.broken or not self.learn.phase_schedule.complete or self.at[1]: return   # stopped before its end
     self._end_row()
     self.done.append(p.name)
     self.learn.phase = None
-    try: state = self.state()   # between two phases
+    try: state = self.state()
     finally: self.learn.phase = p
     if not self.main: return
-    with self._writing(): self._write(self.folder.path/'phases'/p.name, state)
+    with self._writing(): self._write(self.kept.path/'phases'/p.name, state)
 
 # %% ../../nbs/runs/03_resume.ipynb #7418c673
 @patch
@@ -258,19 +279,24 @@ def _open(self:KeepRun):
     self.phases = list(self.learn.phase_schedule.phases) if hasattr(self.learn, 'phase_schedule') else []
     self.loaders = list(_loaders(self.learn.dls, *L(self.phases).attrgot('dls')))
     self.fit_state,self.done = FitState(self.learn, self.loaders),[]
-    if self.phases: self.learn.snapshots.run = self.folder
+    if self.phases: self.learn.snapshots.run = self.kept
     if hasattr(self, 'recorder') and isinstance(self.recorder.losses, list): self.recorder.losses = Losses(self.recorder.losses)
-    config,error = _json(fit_config(self.learn, self.phases)),None
+    self._claim_for_all(_json(fit_settings(self.learn, self.phases)))
+    self._tell_unkept()
+
+@patch
+def _claim_for_all(self:KeepRun, settings):
+    "The first process claims the run; what it is refused for, all of them are"
+    error = None
     if self.main:
-        try: self._claim(config, _seed())
+        try: self._claim(settings, _seed())
         except (ValueError,OSError) as e: error = str(e)
     if error := agree(error): raise ValueError(error)
-    self._tell_unkept()
 
 @patch
 def _tell_unkept(self:KeepRun):
     if not (bad := self.fit_state.unkept()): return
-    msg = f"run {self.folder.name!r}: not kept, so a run that goes on may differ: {'; '.join(bad)}"
+    msg = f"run {self.kept.name!r}: not kept, so a run that goes on may differ: {'; '.join(bad)}"
     if self.strict: raise ValueError(msg)
     warnings.warn(msg)
 
@@ -278,37 +304,51 @@ def _tell_unkept(self:KeepRun):
 def _tell_late(self:KeepRun, state):
     new = [o for o in self.fit_state.late(state) if o not in self.told]
     self.told += new
-    if new: warnings.warn(f"run {self.folder.name!r}: {'; '.join(new)}")
+    if new: warnings.warn(f"run {self.kept.name!r}: {'; '.join(new)}")
 
 # %% ../../nbs/runs/03_resume.ipynb #5f905af7
 @patch
-def _claim(self:KeepRun, config, seed):
-    run = self.folder
+def _claim(self:KeepRun, settings, seed):
+    run = self.kept
     with self._writing():
         try: run.lock().acquire(timeout=-1 if self.wait else 0)
-        except Timeout: raise ValueError(f"run {run.name!r}: another process works on it; wait for it, or give this one another name") from None
+        except Timeout:
+            raise ValueError(f"run {run.name!r}: another process works on it; wait for it, "
+                             "or give this one another name") from None
         self.locked = True
-        if run.info['fit'] is not None: self._refuse(run.info, config, seed)
-        if self.base is not None: self._check_base(config)
+        if run.info['fit'] is not None: self._refuse(run.info, settings, seed)
+        if self.base is not None: self._check_base(settings)
         self.was,self.idle = run.info,run.info['status']=='finished'
         if self.idle: return   # it will be loaded, and stays as it is
-        if self.was['recipe'] is None: run.begin()
-        run.update(fit=config, seed=seed, phases=[p.name for p in self.phases], status='running')
+        if self.was['recipe'] is None: run.begin()   # a recipe's run has begun with its function
+        run.update(fit=settings, seed=seed, phases=[p.name for p in self.phases], status='running')
 
 @patch
-def _refuse(self:KeepRun, info, config, seed):
-    diff = differences(info['fit'], config) + ([f"seed: was {info['seed']}, is {seed}"] if seed!=info['seed'] else [])
-    if diff: raise ValueError(f"run {self.folder.name!r} was begun with other settings: {'; '.join(diff[:5])}. Give this one another name, or delete the old one")
+def _refuse(self:KeepRun, info, settings, seed):
+    diff = differences(info['fit'], settings)
+    if seed!=info['seed']: diff.append(f"seed: was {info['seed']}, is {seed}")
+    if diff: raise ValueError(f"run {self.kept.name!r} was begun with other settings: {'; '.join(diff[:5])}. "
+                              "Give this one another name, or delete the old one")
 
 # %% ../../nbs/runs/03_resume.ipynb #2493cf37
 @patch
-def _check_base(self:KeepRun, config):
+def _check_base(self:KeepRun, settings):
     "The run to begin after has trained the first of these phases, in the same way"
-    info = self.base.info
-    n = len(info['phases'])
-    if info['status']!='finished' or not n or not self.base._ended()[1:]==info['phases']: raise ValueError(f"after: run {self.base.name!r} is {self.base.status} and has ended {', '.join(self.base._ended()) or 'no phase'}; want one whose phases are all done")
-    seen = dict(evals=None)   # what is looked at decides nothing
-    if diff := differences({**info['fit'], **seen}, {**config, **seen, 'phases':config['phases'][:n]}): raise ValueError(f"after: run {self.base.name!r} was trained with other settings: {'; '.join(diff[:5])}")
+    base,info = self.base,self.base.info
+    n,ended = len(info['phases']),base._ended()
+    if info['status']!='finished' or not n or ended[1:]!=info['phases']:
+        raise ValueError(f"after: run {base.name!r} is {base.status} and has ended {', '.join(ended) or 'no phase'}; "
+                         "want one whose phases are all done")
+    unseen = dict(evals=None)
+    if diff := differences({**info['fit'], **unseen}, {**settings, **unseen, 'phases':settings['phases'][:n]}):
+        raise ValueError(f"after: run {base.name!r} was trained with other settings: {'; '.join(diff[:5])}")
+
+@patch
+def _take_base(self:KeepRun):
+    "Its checkpoints become this run's own: the same files, without copying them where the disk can"
+    self.took = True
+    for p in self.base._ended():
+        with self._writing(): link_folder(self.base.path/'phases'/p, self.kept.path/'phases'/p)
 
 # %% ../../nbs/runs/03_resume.ipynb #6514dfa5
 @patch
@@ -325,31 +365,26 @@ def _resume(self:KeepRun):
 
 @patch
 def _choose(self:KeepRun):
-    if self.base is not None and not self.folder._checkpoints(): self._take_base()
-    good = self.folder._checkpoints()
+    "The furthest checkpoint that is whole; `None` if there is none at all"
+    if self.base is not None and not self.kept._checkpoints(): self._take_base()
+    good = self.kept._checkpoints()
     bad = [f for f in self._all_checkpoints() if f not in good]
-    for f in [*bad, *good]:
+    for f in [*bad, *good]:   # the bad ones again, for their message
         try:
             unpack(f)
             return f
         except ValueError as e:
             bad.append(f)
             warnings.warn(f"{e}. It stays where it is; the checkpoint before it is used")
-    if bad: raise ValueError(f"run {self.folder.name!r}: none of its checkpoints can be read, see the warnings; nothing was deleted. Mend them, or give this run another name to begin again")
+    if bad: raise ValueError(f"run {self.kept.name!r}: none of its checkpoints can be read, see the warnings; "
+                             "nothing was deleted. Mend them, or give this run another name to begin again")
 
-# %% ../../nbs/runs/03_resume.ipynb #2e23248e
 @patch
 def _all_checkpoints(self:KeepRun):
     "Folders of checkpoints, also those that cannot be read"
-    names = [f for f in self.folder.path.glob('last/*') if f.name.isdigit()] + [self.folder.path/'phases'/p for p in ('start', *self.folder.info['phases'])]
+    names = [f for f in self.kept.path.glob('last/*') if f.name.isdigit()]
+    names += [self.kept.path/'phases'/p for p in ('start', *self.kept.info['phases'])]
     return [f for f in names if f.exists()]
-
-@patch
-def _take_base(self:KeepRun):
-    "Its checkpoints become this run's own: the same files, without copying them where the disk can"
-    self.took = True
-    for p in self.base._ended():
-        with self._writing(): link_folder(self.base.path/'phases'/p, self.folder.path/'phases'/p)
 
 # %% ../../nbs/runs/03_resume.ipynb #062e5918
 @patch
@@ -358,28 +393,19 @@ def _save_start(self:KeepRun):
     state = self.state()
     if self.main:
         with self._writing():
-            self._write(self.folder.path/'phases'/'start', state)
-            self.folder.rewrite()
+            self._write(self.kept.path/'phases'/'start', state)
+            self.kept.rewrite()
 
 @patch
 def _load(self:KeepRun, weights, state):
+    "What was appended to the history since the checkpoint will be computed again, and goes"
     self.restore(state, weights)
     if self.phases: self._load_snapshots(state)
     if not self.main: return
     if not self.idle:
-        with self._writing(): self.folder.rewrite(*self.rows)
+        with self._writing(): self.kept.rewrite(*self.rows)
     if state['train_iter']: print(self._greeting(state), flush=True)
 
-@patch
-def _greeting(self:KeepRun, state):
-    if self.took: return f"run {self.folder.name!r} begins at the end of run {self.base.name!r}, after {state['train_iter']} iterations"
-    if self.was['status']!='finished': return f"run {self.folder.name!r} goes on after {state['train_iter']} iterations"
-    made = self.was['sessions'][-1] if self.was['sessions'] else {}
-    how = ', '.join(f'{k} {made[k]}' for k in ('feature_erosion','torch','device') if k in made)
-    again = f"delete it, `RunStore({str(self.folder.path.parent)!r}).delete({self.folder.name!r})`, or give another name"
-    return f"run {self.folder.name!r} is finished and was loaded: made {self.was['created'][:16].replace('T', ' ')} with {how}. To train it again, {again}"
-
-# %% ../../nbs/runs/03_resume.ipynb #8858eb31
 @patch
 def _load_snapshots(self:KeepRun, state):
     "Weights at the ends of phases"
@@ -388,7 +414,19 @@ def _load_snapshots(self:KeepRun, state):
     self.done = [o for o in s['begun'] if o!=s['phase']]
     for name in ('start', *self.done):
         if name in self.learn.phase_schedule.keeps:
-            with suppress(ValueError): self.learn.snapshots[name] = unpack(self.folder.path/'phases'/name, state=False)[0]
+            with suppress(ValueError): self.learn.snapshots[name] = unpack(self.kept.path/'phases'/name, state=False)[0]
+
+# %% ../../nbs/runs/03_resume.ipynb #8858eb31
+@patch
+def _greeting(self:KeepRun, state):
+    run,n = self.kept,state['train_iter']
+    if self.took: return f"run {run.name!r} begins at the end of run {self.base.name!r}, after {n} iterations"
+    if self.was['status']!='finished': return f"run {run.name!r} goes on after {n} iterations"
+    made = self.was['sessions'][-1] if self.was['sessions'] else {}
+    how = ', '.join(f'{k} {made[k]}' for k in ('feature_erosion','torch','device') if k in made)
+    again = f"delete it, `RunStore({str(run.path.parent)!r}).delete({run.name!r})`, or give another name"
+    when = self.was['created'][:16].replace('T', ' ')
+    return f"run {run.name!r} is finished and was loaded: made {when} with {how}. To train it again, {again}"
 
 # %% ../../nbs/runs/03_resume.ipynb #61aeff42
 _not_tables = 'iters','names','phases','rows'
@@ -409,18 +447,21 @@ def _flush(self:KeepRun):
 def _epoch_rows(self:KeepRun, log):
     done = self.counts.get('epochs', 0)
     if len(log.rows)<=done or len(log.iters)<len(log.rows): return []
-    cols,self.counts['epochs'] = log.names[1:-1] if self.recorder.add_time else log.names[1:],len(log.rows)
-    return [dict(table='epochs', phase=self._phase(), iters=it, **dict(zip(cols, plain(list(row))))) for row,it in zip(log.rows[done:], log.iters[done:])]
+    self.counts['epochs'] = len(log.rows)
+    cols = log.names[1:-1] if self.recorder.add_time else log.names[1:]
+    return [dict(table='epochs', phase=self._phase(), iters=it, **dict(zip(cols, plain(list(row)))))
+            for row,it in zip(log.rows[done:], log.iters[done:])]
 
 @patch
-def _end_row(self:KeepRun): self._write_rows([dict(table='phases', **fit_log(self.recorder).phases[-1])] if hasattr(self, 'recorder') else [])
+def _end_row(self:KeepRun):
+    if hasattr(self, 'recorder'): self._write_rows([dict(table='phases', **fit_log(self.recorder).phases[-1])])
 
 @patch
 def _write_rows(self:KeepRun, rows):
     rows = _json(plain(rows))
     self.rows += rows
     if self.main and rows:
-        with self._writing(): self.folder.append(*rows)
+        with self._writing(): self.kept.append(*rows)
 
 # %% ../../nbs/runs/03_resume.ipynb #450f8ef1
 @patch
@@ -431,10 +472,11 @@ def _finish(self:KeepRun):
     if len(self._ended())<len(self.phases) or not self.phases: self.save()
     if not self.main: return
     with self._writing():
-        self.folder.save_metrics(self._last_values())
-        if hasattr(self, 'recorder') and len(self.recorder.evals): self.folder.save_figure('phases', self.recorder.plot_phases().figure)
-        self.folder._note('history.jsonl')
-        if self.was['recipe'] is None: self.folder.update(status='finished', error=None)   # a recipe ends when its function does
+        self.kept.save_metrics(self._last_values())
+        rec = getattr(self, 'recorder', None)
+        if rec and len(rec.evals): self.kept.save_figure('phases', rec.plot_phases().figure)
+        self.kept._note('history.jsonl')
+        if self.was['recipe'] is None: self.kept.update(status='finished', error=None)
 
 @patch
 def _last_values(self:KeepRun):
@@ -464,11 +506,12 @@ def _listen(self:KeepRun):
 def _hear(self:KeepRun, number, frame):
     if self.heard: raise KeyboardInterrupt
     self.heard = number
-    print(f'run {self.folder.name!r}: stopping after this batch; press Ctrl-C again to stop at once', flush=True)
+    print(f'run {self.kept.name!r}: stopping after this batch; press Ctrl-C again to stop at once', flush=True)
 
 @patch
 def _leave(self:KeepRun):
-    msg = f"run {self.folder.name!r} stopped after {self.learn.train_iter} iterations{f' in phase {p!r}' if (p := self._phase()) else ''}; start it again to go on from there"
+    where = f' in phase {p!r}' if (p := self._phase()) else ''
+    msg = f"run {self.kept.name!r} stopped after {self.learn.train_iter} iterations{where}; start it again to go on from there"
     raise KeyboardInterrupt(msg) if self.heard==signal.SIGINT else Terminated(msg)
 
 # %% ../../nbs/runs/03_resume.ipynb #1c9adfb4
@@ -485,12 +528,15 @@ def tidy(self:KeepRun):
 @patch
 def _note_end(self:KeepRun):
     e = sys.exc_info()[1]
-    stopped = e is None or isinstance(e, (KeyboardInterrupt,SystemExit))
     try:
-        if self.broken: self.folder.update(status='failed', error=self.broken)
-        elif self.folder.info['status']=='running' and not (e is None and self.was['recipe']): self.folder.update(status='stopped' if stopped else 'failed', error=None if e is None else f'{type(e).__name__}: {e}'[:1000])
+        if self.broken: self.kept.update(status='failed', error=self.broken)
+        elif self.kept.info['status']=='running' and not (e is None and self.was['recipe']): self.kept.update(**_ended_by(e))
     except (OSError,ValueError): pass   # the error that stopped it matters more
-    finally: self.folder.lock().release(); self.locked = False
+    finally: self.kept.lock().release(); self.locked = False
+
+def _ended_by(e):
+    stopped = e is None or isinstance(e, (KeyboardInterrupt,SystemExit))
+    return dict(status='stopped' if stopped else 'failed', error=None if e is None else f'{type(e).__name__}: {e}'[:1000])
 
 # %% ../../nbs/runs/03_resume.ipynb #06b3bc44
 @patch

@@ -16,8 +16,10 @@ from functools import singledispatch
 from pathlib import Path, PurePath
 from torch import nn
 from fastcore.all import *
-from fastai.vision.all import (CSVLogger, Callback, DataLoader, DataLoaders, Learner, MixedPrecision, ProgressCallback, Recorder, TensorBase, TrainEvalCallback, get_model)
+from fastai.vision.all import (CSVLogger, Callback, DataLoader, DataLoaders, Learner, MixedPrecision, ProgressCallback, Recorder,
+                               TensorBase, TrainEvalCallback, get_model)
 from ..files import save_atomic
+from ..callbacks import *
 from ..phases import *
 
 # %% ../../nbs/runs/02_state.ipynb #5503d780
@@ -44,53 +46,70 @@ class Keeper:
 
     def all(self, d): return {k:self(v, k) for k,v in d.items()}
 
-    def most(self, d):
-        "The same; what cannot be kept, and has been named, is left as it will be found"
-        return {k:self._or_left(v, k) for k,v in d.items()}
+    def items(self, vs, names=None): return [self(v, i if names is None else names) for i,v in enumerate(vs)]
 
-    def _or_left(self, v, name):
+    def most(self, d):
+        "The same as `all`; what cannot be kept, and has been named, is left as it will be found"
+        return {k:self.or_left(v, k) for k,v in d.items()}
+
+    def or_left(self, v, name):
         try: return self(v, name)
         except Unkept: return _tagged('ref')
 
-    def refuse(self, v, why='cannot be kept'): raise Unkept(f"{'.'.join(filter(None, self.path))} is a {type(v).__name__}: {why}")
+    def refuse(self, v, why='cannot be kept'):
+        raise Unkept(f"{'.'.join(filter(None, self.path))} is a {type(v).__name__}: {why}")
 
 # %% ../../nbs/runs/02_state.ipynb #32ea3021
-_code = (types.FunctionType,types.MethodType,types.BuiltinFunctionType,types.ModuleType,type,partial,np.ufunc,enum.Enum,re.Pattern,torch.autocast)
+_code = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType, type,
+         partial, np.ufunc, enum.Enum, re.Pattern, torch.autocast)
 
 def _name(o): return f"{getattr(o, '__module__', '')}.{getattr(o, '__qualname__', type(o).__name__)}"
 
+def _has_state(v): return all(callable(getattr(v, o, None)) for o in ('state_dict','load_state_dict'))
+
+def _has_hidden(v):
+    "Whether an object holds more than its `__dict__` shows"
+    if isinstance(v, (io.IOBase,types.GeneratorType,list,dict,tuple,set)) or not hasattr(v, '__dict__'): return True
+    return any(getattr(c, '__slots__', ()) for c in type(v).__mro__)
+
 @singledispatch
 def _keep(v, k):
-    "What has no kind of its own: code stays as it is, objects are kept by their attributes"
+    "What has no kind of its own"
     if isinstance(v, _code): return _tagged('code', name=_name(v))
-    if all(callable(getattr(v, o, None)) for o in ('state_dict','load_state_dict')): return _tagged('object', state=k(v.state_dict(), ''))
-    hidden = isinstance(v, (io.IOBase,types.GeneratorType)) or any(getattr(c, '__slots__', ()) for c in type(v).__mro__)
-    if hidden or not hasattr(v, '__dict__') or isinstance(v, (list,dict,tuple,set)): k.refuse(v)
+    if _has_state(v): return _tagged('object', state=k(v.state_dict(), ''))
+    if _has_hidden(v): k.refuse(v)
     return _tagged('vars', cls=_name(type(v)), vars=k.all(vars(v)))
 
+# %% ../../nbs/runs/02_state.ipynb #9f20222f
 def _keeps(f, *kinds):
     for o in kinds: _keep.register(o, f)
 
-# %% ../../nbs/runs/02_state.ipynb #9f20222f
 def _exactly(cls, f): return lambda v, k: f(v, k) if type(v) is cls else k.refuse(v)
 
-_keeps(lambda v, k: next(t(v) for t in (bool,int,float,str) if type(v) is t or t is not bool and isinstance(v, t)), bool, int, float, str)
+def _plain_tensor(v): return v.detach().cpu().as_subclass(torch.Tensor).clone()
+
+def _number(v, k): return next(t(v) for t in (bool,int,float,str) if type(v) is t or t is not bool and isinstance(v, t))
+def _tuple(v, k): return tuple(k.items(v)) if type(v) is tuple else _tagged('tuple', items=k.items(v))
+def _range(v, k): return _tagged(type(v).__name__, items=k.items((v.start,v.stop,v.step), ''))
+def _tensor(v, k):
+    p = _plain_tensor(v)
+    return p if v.device.type=='cpu' else _tagged('tensor', value=p, device=str(v.device))
+
+_keeps(_number, bool, int, float, str)
 _keeps(lambda v, k: None, type(None))
-_keeps(lambda v, k: _tagged('tensor', value=_plain_tensor(v), device=str(v.device)) if v.device.type!='cpu' else _plain_tensor(v), torch.Tensor)
+_keeps(_tensor, torch.Tensor)
 _keeps(lambda v, k: _tagged('array', value=torch.from_numpy(v.copy())), np.ndarray)
 _keeps(lambda v, k: _tagged('scalar', dtype=str(v.dtype), value=v.item()), np.generic)
-_keeps(_exactly(list, lambda v, k: [k(o, i) for i,o in enumerate(v)]), list)
-_keeps(lambda v, k: _tagged('L', items=[k(o, i) for i,o in enumerate(v)]), L)
-_keeps(lambda v, k: tuple(k(o, i) for i,o in enumerate(v)) if type(v) is tuple else _tagged('tuple', items=[k(o, i) for i,o in enumerate(v)]), tuple)
-_keeps(lambda v, k: _tagged(type(v).__name__, items=[k(o, '') for o in v]), set, frozenset)
-_keeps(_exactly(deque, lambda v, k: _tagged('deque', items=[k(o, i) for i,o in enumerate(v)], maxlen=v.maxlen)), deque)
+_keeps(_exactly(list, lambda v, k: k.items(v)), list)
+_keeps(lambda v, k: _tagged('L', items=k.items(v)), L)
+_keeps(_tuple, tuple)
+_keeps(lambda v, k: _tagged(type(v).__name__, items=k.items(v, '')), set, frozenset)
+_keeps(_exactly(deque, lambda v, k: _tagged('deque', items=k.items(v), maxlen=v.maxlen)), deque)
 _keeps(lambda v, k: _tagged('path', value=str(v)), PurePath)
 _keeps(lambda v, k: _tagged(type(v).__name__, value=str(v).removeprefix('torch.')), torch.device, torch.dtype)
-_keeps(lambda v, k: _tagged(type(v).__name__, items=[k(o, '') for o in (v.start,v.stop,v.step)]), range, slice)
+_keeps(_range, range, slice)
 _keeps(lambda v, k: _tagged('bytes', value=bytes(v).hex()), bytes, bytearray)
 _keeps(lambda v, k: _tagged('complex', value=[v.real, v.imag]), complex)
-
-def _plain_tensor(v): return v.detach().cpu().as_subclass(torch.Tensor).clone()
 
 # %% ../../nbs/runs/02_state.ipynb #3cbe1e03
 _dicts = {'dict':dict, 'OrderedDict':OrderedDict, 'Counter':Counter, 'defaultdict':defaultdict, 'AttrDict':AttrDict}
@@ -99,24 +118,16 @@ _dicts = {'dict':dict, 'OrderedDict':OrderedDict, 'Counter':Counter, 'defaultdic
 def _(v, k):
     if _dicts.get(type(v).__name__) is not type(v): k.refuse(v)
     if type(v) is dict and all(type(o) in (str,int) for o in v) and _tag not in v: return k.all(v)
-    return _tagged(type(v).__name__, items=[[k(o, 'key'), k(p, o)] for o,p in v.items()], factory=_name(v.default_factory) if type(v) is defaultdict else None)
-
-# %% ../../nbs/runs/02_state.ipynb #38c0896f
-_keeps(lambda v, k: _tagged('numpy', state=k(v.bit_generator.state)), np.random.Generator)
-_keeps(lambda v, k: _tagged('numpy_old', state=k(v.get_state(legacy=False))), np.random.RandomState)
-_keeps(lambda v, k: _tagged('python', state=v.getstate()), random.Random)
-_keeps(lambda v, k: _tagged('torch', state=v.get_state()), torch.Generator)
-_keeps(lambda v, k: _tagged('loader', state=loader_state(v, k)), DataLoader, torch.utils.data.DataLoader)
-_keeps(lambda v, k: _tagged('loaders', state=[loader_state(o, k) for o in v.loaders]), DataLoaders)
-_keeps(lambda v, k: _tagged('ref'), torch.utils.data.Dataset, Learner, Callback)
-_keeps(lambda v, k: _tagged('module', cls=_name(type(v)), state=module_state(v, k)), nn.Module)
+    items = [[k(o, 'key'), k(p, o)] for o,p in v.items()]
+    return _tagged(type(v).__name__, items=items, factory=_name(v.default_factory) if type(v) is defaultdict else None)
 
 # %% ../../nbs/runs/02_state.ipynb #7549e595
 _inner = set(vars(nn.Module())) | {'training'}
 
 def _attributes(m):
     "Attributes of a module and its layers that are neither parameters, buffers nor layers"
-    return {(n,a):v for n,l in m.named_modules() for a,v in vars(l).items() if a not in _inner and a[0]!='_' and not callable(v)}
+    def is_ours(a, v): return a not in _inner and a[0]!='_' and not callable(v)
+    return {(n,a):v for n,l in m.named_modules() for a,v in vars(l).items() if is_ours(a, v)}
 
 def buffers(
     m:nn.Module # Any
@@ -134,8 +145,9 @@ def module_state(
     k = k or Keeper()
     k.refs |= {id(o) for o in (*m.parameters(), *m.buffers())}
     tensors = {**m.state_dict(), **buffers(m)} if weights else buffers(m)
-    return dict(tensors={n:_plain_tensor(v) for n,v in tensors.items() if isinstance(v, torch.Tensor)}, frozen=[n for n,p in m.named_parameters() if not p.requires_grad],
-                attrs=[[n, a, k._or_left(v, f'{n}.{a}'.lstrip('.'))] for (n,a),v in _attributes(m).items()])
+    return dict(tensors={n:_plain_tensor(v) for n,v in tensors.items() if isinstance(v, torch.Tensor)},
+                frozen=[n for n,p in m.named_parameters() if not p.requires_grad],
+                attrs=[[n, a, k.or_left(v, f'{n}.{a}'.lstrip('.'))] for (n,a),v in _attributes(m).items()])
 
 def set_module_state(
     m:nn.Module, # Like the one that it is from
@@ -149,14 +161,23 @@ def set_module_state(
     for n,a,v in s['attrs']: _put_attr(m.get_submodule(n), a, v, f'{n}.{a}')
 
 # %% ../../nbs/runs/02_state.ipynb #2ce27e7e
-def _pipeline(dl):
-    "A loader, its sampler, its datasets from the outside in, and its transforms"
-    res,ds = [dl,getattr(dl, 'sampler', None)],getattr(dl, 'dataset', None)
-    while ds is not None and all(ds is not o for o in res): res,ds = [*res,ds],vars(ds).get('ds', vars(ds).get('dataset')) if hasattr(ds, '__dict__') else None
-    tls = getattr(ds if ds is not None else res[-1], 'tls', None) if len(res)>2 else None
-    pipes = [getattr(dl, o, None) for o in ('after_item','before_batch','after_batch')] + [getattr(t, 'tfms', None) for t in L(tls)]
-    return [o for o in (*res, *(f for p in pipes for f in getattr(p, 'fs', ()))) if hasattr(o, '__dict__')]
+def _datasets(dl):
+    "Its datasets, from the outside in"
+    res,ds = [],getattr(dl, 'dataset', None)
+    while ds is not None and all(ds is not o for o in res):
+        res.append(ds)
+        ds = vars(ds).get('ds', vars(ds).get('dataset')) if hasattr(ds, '__dict__') else None
+    return res
 
+def _pipeline(dl):
+    "A loader, its sampler, its datasets, and its transforms"
+    sets = _datasets(dl)
+    pipes = [getattr(dl, o, None) for o in ('after_item','before_batch','after_batch')]
+    pipes += [getattr(t, 'tfms', None) for t in L(getattr(sets[-1], 'tls', None) if sets else None)]
+    tfms = [f for p in pipes for f in getattr(p, 'fs', ())]
+    return [o for o in (dl, getattr(dl, 'sampler', None), *sets, *tfms) if hasattr(o, '__dict__')]
+
+# %% ../../nbs/runs/02_state.ipynb #abbabd4b
 _random = (np.random.Generator,np.random.RandomState,random.Random,torch.Generator)
 
 def loader_state(
@@ -165,7 +186,7 @@ def loader_state(
 )->list: # Of dicts
     "Where its random generators stand, and the numbers that its datasets and transforms count"
     k = k or Keeper()
-    def mine(i, v): return isinstance(v, _random) or i>1 and type(v) in (bool,int,float)
+    def mine(i, v): return isinstance(v, _random) or i>1 and type(v) in (bool,int,float)   # a loader's own numbers are settings
     return [{a:k(v, a) for a,v in vars(o).items() if mine(i, v)} for i,o in enumerate(_pipeline(dl))]
 
 def set_loader_state(
@@ -176,13 +197,23 @@ def set_loader_state(
     for o,s in zip(_pipeline(dl), state):
         for a,v in s.items(): _put_attr(o, a, v, a)
 
+# %% ../../nbs/runs/02_state.ipynb #38c0896f
+_keeps(lambda v, k: _tagged('numpy', state=k(v.bit_generator.state)), np.random.Generator)
+_keeps(lambda v, k: _tagged('numpy_old', state=k(v.get_state(legacy=False))), np.random.RandomState)
+_keeps(lambda v, k: _tagged('python', state=v.getstate()), random.Random)
+_keeps(lambda v, k: _tagged('torch', state=v.get_state()), torch.Generator)
+_keeps(lambda v, k: _tagged('loader', state=loader_state(v, k)), DataLoader, torch.utils.data.DataLoader)
+_keeps(lambda v, k: _tagged('loaders', state=[loader_state(o, k) for o in v.loaders]), DataLoaders)
+_keeps(lambda v, k: _tagged('ref'), torch.utils.data.Dataset, Learner, Callback)
+_keeps(lambda v, k: _tagged('module', cls=_name(type(v)), state=module_state(v, k)), nn.Module)
+
 # %% ../../nbs/runs/02_state.ipynb #24a289bc
 class Lost(ValueError):
     "Something that was kept and has no place in the new start"
 
 def put(p, old=None, name=''):
     "The value that was kept as `p`, in the place of `old`"
-    if (kind := _kind(p)) is not None: return _puts[kind](p, old, name)
+    if (kind := _kind(p)) is not None: return _put_kind(kind, p, old, name)
     if isinstance(p, torch.Tensor): return _put_tensor(p, old)
     if isinstance(p, dict): return {k:put(v, old.get(k) if isinstance(old, dict) else None, f'{name}.{k}') for k,v in p.items()}
     if isinstance(p, (list,tuple)): return type(p)(_put_items(p, old, name))
@@ -199,18 +230,53 @@ def _put_items(items, old, name):
     return [put(v, olds[i] if i<len(olds) else None, f'{name}.{i}') for i,v in enumerate(items)]
 
 def _put_attr(o, a, v, name):
-    if a in vars(o) or _kind(v) not in ('ref','code'): vars(o)[a] = put(v, vars(o).get(a), name)   # `setattr` of a callback warns of names that its Learner has
+    "Not by `setattr`: a callback's warns of names that its Learner has"
+    if a in vars(o) or _kind(v) not in ('ref','code'): vars(o)[a] = put(v, vars(o).get(a), name)
+
+# %% ../../nbs/runs/02_state.ipynb #589b10ad
+_anew = dict(
+    path      = lambda p, name: Path(p['value']),
+    device    = lambda p, name: torch.device(p['value']),
+    dtype     = lambda p, name: getattr(torch, p['value']),
+    tensor    = lambda p, name: p['value'].to(p['device']) if torch.cuda.is_available() else p['value'].clone(),
+    array     = lambda p, name: p['value'].numpy().copy(),
+    scalar    = lambda p, name: np.dtype(p['dtype']).type(p['value']),
+    bytes     = lambda p, name: bytes.fromhex(p['value']),
+    complex   = lambda p, name: complex(*p['value']),
+    range     = lambda p, name: range(*p['items']),
+    slice     = lambda p, name: slice(*_put_items(p['items'], None, name)),
+    set       = lambda p, name: set(_put_items(p['items'], None, name)),
+    frozenset = lambda p, name: frozenset(_put_items(p['items'], None, name)))
 
 # %% ../../nbs/runs/02_state.ipynb #7446095a
-def _need(old, name, p):
-    if old is None: raise Lost(f"{name}: a {p.get('cls', p[_tag])} that was made during training has no place to go back to: make it in `__init__` or `before_fit`, or give its callback state_dict/load_state_dict")
-    return old
-
-def _put_vars(p, old, name):
-    o = _need(old, name, p)
+def _put_vars(o, p, name):
     for a in set(vars(o))-set(p['vars']): del vars(o)[a]
     for a,v in p['vars'].items(): _put_attr(o, a, v, f'{name}.{a}')
-    return o
+
+def _put_loaders(o, p, name):
+    for dl,s in zip(o.loaders, p['state']): set_loader_state(dl, s)
+
+_in_place = dict(
+    vars      = _put_vars,
+    numpy     = lambda o, p, name: setattr(o.bit_generator, 'state', put(p['state'])),
+    numpy_old = lambda o, p, name: o.set_state(put(p['state'])),
+    python    = lambda o, p, name: o.setstate(p['state']),
+    torch     = lambda o, p, name: o.set_state(p['state']),
+    object    = lambda o, p, name: o.load_state_dict(put(p['state'])),
+    module    = lambda o, p, name: set_module_state(o, p['state']),
+    loader    = lambda o, p, name: set_loader_state(o, p['state']),
+    loaders   = _put_loaders)
+
+def _need(old, name, p):
+    if old is not None: return old
+    raise Lost(f"{name}: a {p.get('cls', p[_tag])} that was made during training has no place to go back to: "
+               "make it in `__init__` or `before_fit`, or give its callback state_dict/load_state_dict")
+
+# %% ../../nbs/runs/02_state.ipynb #9bc86b5f
+def _put_tuple(p, old, name):
+    "A `torch.Size`, or a named tuple, whose class the old one has"
+    if not hasattr(old, '_fields'): return torch.Size(p['items'])
+    return type(old)(*_put_items(p['items'], old, name))
 
 def _put_dict(p, old, name):
     olds = dict(old) if isinstance(old, dict) else {}
@@ -219,30 +285,25 @@ def _put_dict(p, old, name):
     builtin = {_name(o):o for o in (list,dict,set,int,float,str,type(None))}.get(p['factory'])
     return defaultdict(builtin or _need(old, name, p).default_factory, items)
 
-# %% ../../nbs/runs/02_state.ipynb #589b10ad
-def _then(f): return lambda p, old, name: (f(p, o := _need(old, name, p)), o)[1]
+_around = dict(
+    L     = lambda p, old, name: L(_put_items(p['items'], old, name)),
+    deque = lambda p, old, name: deque(_put_items(p['items'], old, name), p['maxlen']),
+    tuple = _put_tuple, **{k:_put_dict for k in _dicts})
 
-_puts = dict(
-    ref=lambda p, old, name: old, code=lambda p, old, name: old, vars=_put_vars,
-    path=lambda p, old, name: Path(p['value']), device=lambda p, old, name: torch.device(p['value']), dtype=lambda p, old, name: getattr(torch, p['value']),
-    range=lambda p, old, name: range(*p['items']), slice=lambda p, old, name: slice(*_put_items(p['items'], None, name)),
-    tensor=lambda p, old, name: p['value'].to(p['device']) if torch.cuda.is_available() else p['value'].clone(),
-    array=lambda p, old, name: p['value'].numpy().copy(), scalar=lambda p, old, name: np.dtype(p['dtype']).type(p['value']),
-    L=lambda p, old, name: L(_put_items(p['items'], old, name)), tuple=lambda p, old, name: type(_need(old, name, p))(*_put_items(p['items'], old, name)) if hasattr(old, '_fields') else torch.Size(p['items']),
-    set=lambda p, old, name: set(_put_items(p['items'], None, name)), frozenset=lambda p, old, name: frozenset(_put_items(p['items'], None, name)),
-    deque=lambda p, old, name: deque(_put_items(p['items'], old, name), p['maxlen']),
-    bytes=lambda p, old, name: bytes.fromhex(p['value']), complex=lambda p, old, name: complex(*p['value']),
-    numpy=_then(lambda p, o: setattr(o.bit_generator, 'state', put(p['state']))), numpy_old=_then(lambda p, o: o.set_state(put(p['state']))),
-    python=_then(lambda p, o: o.setstate(p['state'])), torch=_then(lambda p, o: o.set_state(p['state'])),
-    object=_then(lambda p, o: o.load_state_dict(put(p['state']))), module=_then(lambda p, o: set_module_state(o, p['state'])),
-    loader=_then(lambda p, o: set_loader_state(o, p['state'])), loaders=_then(lambda p, o: [set_loader_state(*a) for a in zip(o.loaders, p['state'])]),
-    **{k:_put_dict for k in _dicts})
+def _put_kind(kind, p, old, name):
+    if kind in ('ref','code'): return old
+    if kind in _anew: return _anew[kind](p, name)
+    if kind in _around: return _around[kind](p, old, name)
+    _in_place[kind](_need(old, name, p), p, name)
+    return old
 
 # %% ../../nbs/runs/02_state.ipynb #900a1d13
-def declares(cb, name): return name in dir(type(cb))   # `hasattr` would ask the Learner too
+def declares(cb, name):
+    "Whether a callback's class has it; `hasattr` would ask the Learner too"
+    return name in dir(type(cb))
 
 _looking = TrainEvalCallback,Recorder,ProgressCallback,CSVLogger
-_loggers = {f'fastai.callback.{o}' for o in ('tensorboard','wandb','comet','neptune')}   # not imported: their packages are optional
+_loggers = {f'fastai.callback.{o}' for o in ('tensorboard','wandb','comet','neptune')}   # by name: their packages are optional
 
 def is_passive(cb):
     "Whether it only looks on"
@@ -300,8 +361,9 @@ def _(rec, k):
     log = fit_log(rec)
     tables = {n:v for n,v in vars(log).items() if n not in ('rows','iters','names')}
     losses = torch.tensor([float(o) for o in rec.losses])
-    return dict(lrs=[float(o) for o in rec.lrs], iters=list(rec.iters), losses=losses, values=[list(k(list(o))) for o in rec.values], tables=k(tables),
-                metrics=[k(vars(m), m.name) for m in (rec.smooth_loss, rec.loss, *rec.metrics)])
+    metrics = [k(vars(m), m.name) for m in (rec.smooth_loss, rec.loss, *rec.metrics)]
+    return dict(lrs=[float(o) for o in rec.lrs], iters=list(rec.iters), losses=losses,
+                values=[list(k(list(o))) for o in rec.values], tables=k(tables), metrics=metrics)
 
 @set_state.register(Recorder)
 def _(rec, s):
@@ -314,8 +376,9 @@ def _(rec, s):
 
 # %% ../../nbs/runs/02_state.ipynb #a3a7ab36
 _stateless = (TrainEvalCallback,ProgressCallback)
-_fastai_own = set("""dls model loss_func opt_func lr splitter path model_dir wd wd_bn_bias train_bn moms default_cbs metrics cbs training create_mbar logger opt lock
-    n_epoch epoch iter n_iter dl x y xb yb pred loss loss_grad train_iter pct_train smooth_loss final_record scaler snapshots injected phase arch n_out""".split())
+_fastai_own = set("""dls model loss_func opt_func lr splitter path model_dir wd wd_bn_bias train_bn moms default_cbs metrics cbs
+    training create_mbar logger opt lock n_epoch epoch iter n_iter dl x y xb yb pred loss loss_grad train_iter
+    pct_train smooth_loss final_record scaler snapshots injected phase arch n_out""".split())
 
 class FitState:
     "All state of a Learner in a fit, but the weights"
@@ -326,69 +389,43 @@ class FitState:
         self.learn,self.loaders,self.loss = learn,L(loaders),learn.loss_func
         cbs = [o for o in learn.cbs.sorted('order') if not isinstance(o, _stateless) and not declares(o, 'keeps_run')]
         names = [o.name for o in cbs]
-        self.cbs = {f'{n}{names[:i].count(n) or ""}':o for i,(n,o) in enumerate(zip(names, cbs))}   # the same names next time; the schedule first
+        self.cbs = {f'{n}{names[:i].count(n) or ""}':o for i,(n,o) in enumerate(zip(names, cbs))}   # the same names next time
         self.had = {n:set(vars(o)) for n,o in self.cbs.items()}
 
-# %% ../../nbs/runs/02_state.ipynb #838361a5
-@patch
-def keeper(self:FitState, path=''):
-    l = self.learn
-    k = Keeper([l, l.model, get_model(l.model), l.opt, l.dls, getattr(l, 'dl', None), l.loss_func, self.loss, l.splitter, *l.cbs, *l.metrics, *self.loaders])
-    k.path = [path] if path else []
-    return k
+    @property
+    def model(self): return get_model(self.learn.model)
 
-@patch
-def _extra(self:FitState):
-    "What callbacks have left on the Learner"
-    return {a:v for a,v in vars(self.learn).items() if a not in _fastai_own and a[0]!='_' and not callable(v) and not isinstance(v, Callback)}
+    def keeper(self, path=''):
+        "A `Keeper` that knows what belongs to the fit itself"
+        l = self.learn
+        refs = l,l.model,self.model,l.opt,l.dls,getattr(l, 'dl', None),l.loss_func,self.loss,l.splitter
+        k = Keeper([*refs, *l.cbs, *l.metrics, *self.loaders])
+        k.path = [path] if path else []
+        return k
+
+    def _extra(self):
+        "What callbacks have left on the Learner"
+        def is_theirs(a, v): return a not in _fastai_own and a[0]!='_' and not callable(v) and not isinstance(v, Callback)
+        return {a:v for a,v in vars(self.learn).items() if is_theirs(a, v)}
 
 # %% ../../nbs/runs/02_state.ipynb #cf7a7429
 @patch
-def get(self:FitState):
-    "As plain values"
-    l,model = self.learn,get_model(self.learn.model)
-    return dict(callbacks={n:get_state(o, self.keeper(type(o).__name__)) for n,o in self.cbs.items()}, model=module_state(model, self.keeper(), weights=False),
-                loss=_loss_state(self.loss, self.keeper('loss_func')), opt=Keeper()(l.opt.state_dict()), held=_held(l.opt, model), grads=_grads(model), learner=self.keeper('Learner').most(self._extra()),
-                train_iter=getattr(l, 'train_iter', 0), pct_train=getattr(l, 'pct_train', 0.), smooth_loss=Keeper()(getattr(l, 'smooth_loss', None)))
+def state_dict(self:FitState)->dict:
+    "All of it, as plain values"
+    l = self.learn
+    callbacks = {n:get_state(o, self.keeper(type(o).__name__)) for n,o in self.cbs.items()}
+    return dict(callbacks=callbacks, model=module_state(self.model, self.keeper(), weights=False),
+                loss=_loss_state(self.loss, self.keeper('loss_func')), opt=Keeper()(l.opt.state_dict()),
+                held=_held(l.opt, self.model), grads=_grads(self.model), learner=self.keeper('Learner').most(self._extra()),
+                train_iter=getattr(l, 'train_iter', 0), pct_train=getattr(l, 'pct_train', 0.),
+                smooth_loss=Keeper()(getattr(l, 'smooth_loss', None)))
 
-# %% ../../nbs/runs/02_state.ipynb #1b029217
-@patch
-def put(self:FitState, s):
-    "Put everything back; the phase schedule first, which makes the optimiser that the rest goes into"
-    l,model = self.learn,get_model(self.learn.model)
-    l.train_iter,l.pct_train = s['train_iter'],s['pct_train']
-    if s['smooth_loss'] is not None: l.smooth_loss = put(s['smooth_loss'])
-    for n,p in model.named_parameters(): p.requires_grad_(n in s['held'])   # an optimiser takes what can be trained when it is made
-    if 'recorder' in s['callbacks']: set_state(l.recorder, s['callbacks']['recorder'])   # the schedule takes the span of its phase from it
-    for n,o in s['callbacks'].items():
-        if n in self.cbs and n!='recorder': self._put_callback(self.cbs[n], o)
-    set_module_state(model, s['model'])
-    if s['loss'] is not None: put(s['loss'], self.loss, 'loss_func')
-    for a,v in s['learner'].items(): _put_attr(l, a, v, f'Learner.{a}')
-    set_opt(l.opt, s['opt'])
-    _set_grads(model, s['grads'])
-
-@patch
-def _put_callback(self:FitState, cb, s):
-    "A copy of the model that was made during training is made again"
-    model = get_model(self.learn.model)
-    for a,v in s.get('attrs', {}).items():
-        if _kind(v)=='module' and a not in vars(cb) and v['cls']==_name(type(model)): vars(cb)[a] = deepcopy(model)
-    set_state(cb, s)
-
-# %% ../../nbs/runs/02_state.ipynb #5d798446
-def _loss_state(f, k): return None if isinstance(f, _code) else k._or_left(f, '')
+def _loss_state(f, k): return None if isinstance(f, _code) else k.or_left(f, '')
 
 def _held(opt, model):
     "Names of the parameters that an optimiser has"
     own = {id(p) for ps in opt.param_lists for p in ps}
     return [n for n,p in model.named_parameters() if id(p) in own]
-
-def set_opt(opt, s):
-    "fastai's optimisers take over what they are given; keep the kind of its containers"
-    s = put(s)
-    if 'hypers' in s: s['hypers'] = L(s['hypers'])
-    opt.load_state_dict(s)
 
 # %% ../../nbs/runs/02_state.ipynb #dd988013
 def _grads(model):
@@ -400,17 +437,59 @@ def _set_grads(model, s):
     for n,p in model.named_parameters():
         p.grad = s['values'][n].to(p) if n in s['values'] else torch.zeros_like(p) if n in s['zero'] else None
 
+# %% ../../nbs/runs/02_state.ipynb #1b029217
+@patch
+def load_state_dict(self:FitState,
+    s:dict # From `state_dict`
+):
+    "Put everything back"
+    self._put_progress(s)
+    for n,p in self.model.named_parameters(): p.requires_grad_(n in s['held'])
+    if 'recorder' in s['callbacks']: set_state(self.learn.recorder, s['callbacks']['recorder'])
+    for n,o in s['callbacks'].items():
+        if n in self.cbs and n!='recorder': self._put_callback(self.cbs[n], o)
+    set_module_state(self.model, s['model'])
+    if s['loss'] is not None: put(s['loss'], self.loss, 'loss_func')
+    for a,v in s['learner'].items(): _put_attr(self.learn, a, v, f'Learner.{a}')
+    set_opt(self.learn.opt, s['opt'])
+    _set_grads(self.model, s['grads'])
+
+@patch
+def _put_progress(self:FitState, s):
+    l = self.learn
+    l.train_iter,l.pct_train = s['train_iter'],s['pct_train']
+    if s['smooth_loss'] is not None: l.smooth_loss = put(s['smooth_loss'])
+
+@patch
+def _put_callback(self:FitState, cb, s):
+    "A copy of the model that was made during training is made again"
+    for a,v in s.get('attrs', {}).items():
+        if _kind(v)=='module' and a not in vars(cb) and v['cls']==_name(type(self.model)): vars(cb)[a] = deepcopy(self.model)
+    set_state(cb, s)
+
+def set_opt(opt, s):
+    "fastai's optimisers take over what they are given; keep the kind of its containers"
+    s = put(s)
+    if 'hypers' in s: s['hypers'] = L(s['hypers'])
+    opt.load_state_dict(s)
+
 # %% ../../nbs/runs/02_state.ipynb #fcacbc6a
 @patch
 def unkept(self:FitState)->list: # One line each
     "What cannot be kept of this fit"
-    model = get_model(self.learn.model)
-    parts = [(type(o).__name__, a, v) for o in self.cbs.values() if not is_passive(o) for a,v in _parts(o)]
-    parts += [(type(model).__name__, f'{n}.{a}'.lstrip('.'), v) for (n,a),v in _attributes(model).items()] + [('Learner', a, v) for a,v in self._extra().items()]
-    parts += [] if isinstance(self.loss, _code) else [('loss_func', a, v) for a,v in getattr(self.loss, '__dict__', {}).items()]
-    return [msg for owner,a,v in parts if (msg := self._why_not(owner, a, v))]
+    return [msg for owner,a,v in self._parts() if (msg := self._why_not(owner, a, v))]
 
-def _parts(cb):
+@patch
+def _parts(self:FitState):
+    "All that is asked whether it can be kept: the owner's name, the attribute, the value"
+    for o in self.cbs.values():
+        if not is_passive(o): yield from ((type(o).__name__, a, v) for a,v in _callback_parts(o))
+    for (n,a),v in _attributes(self.model).items(): yield type(self.model).__name__,f'{n}.{a}'.lstrip('.'),v
+    for a,v in self._extra().items(): yield 'Learner',a,v
+    if not isinstance(self.loss, _code):
+        for a,v in getattr(self.loss, '__dict__', {}).items(): yield 'loss_func',a,v
+
+def _callback_parts(cb):
     if get_state.dispatch(type(cb)) is not get_state.dispatch(object): return []   # known here
     return [('state_dict()', cb.state_dict())] if declares(cb, 'state_dict') else list(_own(cb).items())
 
@@ -422,12 +501,14 @@ def _why_not(self:FitState, owner, a, v):
 # %% ../../nbs/runs/02_state.ipynb #bd9e1c74
 @patch
 def late(self:FitState,
-    s:dict # From `get`
+    s:dict # From `state_dict`
 )->list: # One line each
     "What was made during training and cannot be made again by a new start"
-    model = _name(type(get_model(self.learn.model)))
-    new = [(o,a,v) for n,o in self.cbs.items() for a,v in s['callbacks'][n].get('attrs', {}).items() if a not in self.had[n]]
-    return [f'{type(o).__name__}.{a} was made during training: a run that goes on has no place for it; make it in `__init__` or `before_fit`, or give {type(o).__name__} state_dict/load_state_dict'
-            for o,a,v in new if _kind(v) in _in_place and v.get('cls')!=model]
+    model = _name(type(self.model))
+    new = [(type(o).__name__,a,v) for n,o in self.cbs.items()
+           for a,v in s['callbacks'][n].get('attrs', {}).items() if a not in self.had[n]]
+    return [_late_message(cb, a) for cb,a,v in new if _kind(v) in _in_place and v.get('cls')!=model]
 
-_in_place = 'vars','object','module','numpy','numpy_old','python','torch','loader','loaders'
+def _late_message(cb, a):
+    return (f'{cb}.{a} was made during training: a run that goes on has no place for it; '
+            f'make it in `__init__` or `before_fit`, or give {cb} state_dict/load_state_dict')

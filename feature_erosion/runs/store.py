@@ -44,14 +44,15 @@ def pack(
     _check_plain(state)
     more = {k:v for k,v in weights.items() if not isinstance(v, torch.Tensor)}
     tensors = {k:v.detach().cpu().contiguous() for k,v in weights.items() if k not in more}
-    tied = {k:v.clone() for k,v in tensors.items()} if _share_memory(tensors) else tensors   # safetensors wants each to have its own
-    return {'model.safetensors':save_tensors(tied), 'state.pt':lambda f: torch.save(dict(state, more=plain(more)), f)}
+    if _share_memory(tensors): tensors = {k:v.clone() for k,v in tensors.items()}   # safetensors wants each to have its own
+    return {'model.safetensors':save_tensors(tensors), 'state.pt':lambda f: torch.save(dict(state, more=plain(more)), f)}
 
 def _check_plain(o, path='state'):
-    "What would not load again is not written: with the first checkpoint, before the first batch"
+    "A `TypeError` with the way to what would not load again"
     if type(o) in (dict,list,tuple):
         for k,v in o.items() if type(o) is dict else enumerate(o): _check_plain(v, f'{path}.{k}')
-    elif o is not None and type(o) not in (bool,int,float,str,torch.Tensor): raise TypeError(f'{path}: a {type(o).__name__} is not plain')
+    elif o is not None and type(o) not in (bool,int,float,str,torch.Tensor):
+        raise TypeError(f'{path}: a {type(o).__name__} is not plain')
 
 def _share_memory(tensors):
     at = [t.untyped_storage().data_ptr() for t in tensors.values() if t.numel()]
@@ -63,17 +64,19 @@ def unpack(
     state:bool=True # Whether to read it, or the weights only
 )->tuple: # Weights (a dict of tensors), state
     "Read a checkpoint; a damaged one, or one with code in it, is a `ValueError`"
-    files = load_folder(path, *(('model.safetensors','state.pt') if state else ('model.safetensors',)))
+    files = load_folder(path, 'model.safetensors', *(['state.pt'] if state else []))
     try:
         s = torch.load(io.BytesIO(files['state.pt']), map_location='cpu', weights_only=True) if state else {}
         return {**load_tensors(files['model.safetensors']), **s.pop('more', {})},s
-    except Exception as e: raise ValueError(f"{path}: not a checkpoint of plain tensors; nothing in it was executed ({type(e).__name__}: {str(e).splitlines()[0]})") from None
+    except Exception as e:
+        why = f'{type(e).__name__}: {str(e).splitlines()[0]}'
+        raise ValueError(f"{path}: not a checkpoint of plain tensors; nothing in it was executed ({why})") from None
 
 # %% ../../nbs/runs/01_store.ipynb #29b7a707
 def git_revision(
     folder='.' # Of the checkout, or one in it
 )->str|None: # 40 or 64 hexadecimal digits; `None` where there is none
-    "The commit that is checked out, read from git's own files: `git` itself would obey the settings that it finds there"
+    "The commit that is checked out"
     folder = Path(folder).resolve()
     git = first(p/'.git' for p in (folder, *folder.parents) if (p/'.git').is_dir())
     if git is None: return None
@@ -98,33 +101,37 @@ def environment()->dict: # Versions, hardware, threads, git revision
     import fastai, torchvision
     mods = dict(torch=torch, torchvision=torchvision, fastai=fastai)
     return dict(python=platform.python_version(), feature_erosion=__version__, **{k:v.__version__ for k,v in mods.items()},
-                system=f'{platform.system()} {platform.machine()}', processor=_processor(), cpus=os.cpu_count(), threads=torch.get_num_threads(),
+                system=f'{platform.system()} {platform.machine()}', processor=_processor(),
+                cpus=os.cpu_count(), threads=torch.get_num_threads(),
                 device=torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu', git=git_revision())
 
 @lru_cache
 def _processor():
-    try: return first(o.split(':',1)[1].strip() for o in open('/proc/cpuinfo') if o.startswith('model name')) or platform.processor()
-    except OSError: return platform.processor()
+    try: lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError: lines = []   # not on Linux
+    return first(o.split(':',1)[1].strip() for o in lines if o.startswith('model name')) or platform.processor()
 
 # %% ../../nbs/runs/01_store.ipynb #68e112f0
 run_format = 2 # Version of the layout of a run's folder
 
 # %% ../../nbs/runs/01_store.ipynb #4afb66c8
 _none = type(None)
-_fields = dict(format=int, name=str, created=str, status=str, error=(str,_none), config=dict, recipe=(dict,_none), fit=(dict,_none), seed=(int,_none),
-               phases=list, sessions=list, files=dict, tries=int)
+_fields = dict(format=int, name=str, created=str, status=str, error=(str,_none), settings=dict,
+               recipe=(dict,_none), fit=(dict,_none), seed=(int,_none), phases=list, sessions=list, files=dict, tries=int)
 
 _check_name = partial(check_name, what="a run's name")
-
-def _now(): return time.strftime('%Y-%m-%dT%H:%M:%S%z')
 
 def _check_info(info, f):
     "The fields of a run.json, no more and no less, of the right types"
     if not isinstance(info.get('format'), int): raise ValueError(f"{f}: not the run.json of a run")
-    if info['format']!=run_format: raise ValueError(f"{f}: format {info['format']}, this version reads {run_format}: use the version of feature_erosion that wrote it")
-    if bad := set(info)-set(_fields): raise ValueError(f"{f}: unknown fields {', '.join(sorted(bad))}; known are {', '.join(_fields)}")
-    if bad := [k for k,t in _fields.items() if k not in info or not isinstance(info[k], t)]: raise ValueError(f"{f}: missing or wrong fields {', '.join(bad)}")
-    for k in info['phases']: check_name(k, "a phase's name", str(f))
+    if info['format']!=run_format:
+        raise ValueError(f"{f}: format {info['format']}, this version reads {run_format}: "
+                         "use the version of feature_erosion that wrote it")
+    unknown = sorted(set(info)-set(_fields))
+    wrong = [k for k,t in _fields.items() if k not in info or not isinstance(info[k], t)]
+    if unknown: raise ValueError(f"{f}: unknown fields {', '.join(unknown)}; known are {', '.join(_fields)}")
+    if wrong: raise ValueError(f"{f}: missing or wrong fields {', '.join(wrong)}")
+    for k in info['phases']: check_name(k, "a phase's name", str(f))   # they are names of folders
     return info
 
 # %% ../../nbs/runs/01_store.ipynb #b78315c7
@@ -144,24 +151,82 @@ class Run:
 @patch(as_prop=True)
 def info(self:Run)->dict:
     "What `run.json` says"
-    return _check_info(load_json(self.path/'run.json'), self.path/'run.json')
+    f = self.path/'run.json'
+    said = load_json(f)
+    if 'config' in said: said['settings'] = said.pop('config')   # its name at first
+    return _check_info(said, f)
 
 @patch
 def update(self:Run, **kwargs):
     "Change fields of `run.json`"
     save_json(self.path/'run.json', _check_info({**self.info, **kwargs}, self.path/'run.json'))
 
-# %% ../../nbs/runs/01_store.ipynb #004537d3
 @patch(as_prop=True)
-def config(self:Run)->dict:
-    "The settings it was made with"
-    return self.info['config']
+def settings(self:Run)->dict:
+    "What it was made with"
+    return self.info['settings']
 
-@patch(as_prop=True)
-def status(self:Run)->str:
-    "'new', 'running', 'finished', 'stopped' (by hand), 'failed' (with an error) or 'killed'"
-    s = self.info['status']
-    return 'killed' if s=='running' and not self.is_busy() else s
+# %% ../../nbs/runs/01_store.ipynb #8b302b9e
+class RunStore:
+    "A folder of runs"
+    def __init__(self,
+        path='runs' # The folder, made when the first run is
+    ): self.path = Path(path)
+
+    def __iter__(self): return (Run(p) for p in sorted(self.path.glob('[!.]*')) if (p/'run.json').exists())
+    def __len__(self): return len(list(iter(self)))
+    def __contains__(self, name): return (self.path/_check_name(name)/'run.json').exists()
+    def __getitem__(self, name):
+        if name in self: return Run(self.path/name)
+        raise KeyError(f"no run {name!r} in {self.path}; there are {', '.join(o.name for o in self) or 'none'}")
+    __repr__ = basic_repr('path')
+
+# %% ../../nbs/runs/01_store.ipynb #5b0c18ef
+def _now(): return time.strftime('%Y-%m-%dT%H:%M:%S%z')
+
+@patch
+def _make(self:RunStore, name, settings, recipe=None):
+    "A new run, or the one that another process has just made"
+    p,new = self.path/_check_name(name),name not in self
+    if new: _check_empty(p)
+    info = dict(format=run_format, name=name, created=_now(), status='new', error=None, settings=settings, recipe=recipe,
+                fit=None, seed=None, phases=[], sessions=[], files={}, tries=0)
+    with writing(self.path, 'path'):
+        p.mkdir(parents=True, exist_ok=True)
+        save_json(p/'run.json', info, new)
+        (p/'phases').mkdir(exist_ok=True)
+    return Run(p)
+
+_own_files = r'run\.json|history\.jsonl|metrics\.json'
+
+def _just_begun(p): return p.name=='run.json' or p.name=='phases' and p.is_dir() and not any(p.iterdir())
+
+def _check_empty(path):
+    "What is there already is somebody else's, unless another process is making this very run"
+    if not os.path.lexists(path): return
+    if path.is_dir() and all(is_part(p, _own_files) or _just_begun(p) for p in path.iterdir()): return
+    raise ValueError(f"{path} is neither empty nor a run; nothing there was touched. "
+                     f"Give a folder of its own, e.g. {free_name(path/'run', '')}")
+
+# %% ../../nbs/runs/01_store.ipynb #26a9c5bb
+@patch
+def run(self:RunStore,
+    name:str, # Name of its folder
+    **settings # To keep with it; anything JSON can hold
+)->Run:
+    "A run, new or as it is; one that has other settings is refused, and so is a folder that holds something else"
+    settings = as_json(settings)
+    if name in self and self[name].info['status']!='new': return self._same(self[name], settings)
+    run = self._make(name, settings)
+    if diff := differences(run.settings, settings):
+        raise ValueError(f"run {name!r} was made by another process just now, with other settings: {'; '.join(diff[:5])}")
+    return run
+
+@patch
+def _same(self:RunStore, run, settings):
+    if not (diff := differences(run.settings, settings)): return run
+    raise ValueError(f"run {run.name!r} has other settings: {'; '.join(diff[:5])}. Give this one another name, "
+                     f"or delete the old one: `RunStore({str(self.path)!r}).delete({run.name!r})`")
 
 # %% ../../nbs/runs/01_store.ipynb #b06ced2f
 @patch
@@ -180,7 +245,6 @@ def is_busy(self:Run)->bool:
     except Timeout: return True
     except OSError: return _is_held(self.path/'.lock')
 
-# %% ../../nbs/runs/01_store.ipynb #677db1a5
 @contextmanager
 def _held(lock, timeout=-1):
     lock.acquire(timeout=timeout)
@@ -195,6 +259,13 @@ def _is_held(f):
         return False
     except (ImportError,OSError): return True
 
+# %% ../../nbs/runs/01_store.ipynb #004537d3
+@patch(as_prop=True)
+def status(self:Run)->str:
+    "'new', 'running', 'finished', 'stopped' (by hand), 'failed' (with an error) or 'killed'"
+    s = self.info['status']
+    return 'killed' if s=='running' and not self.is_busy() else s
+
 # %% ../../nbs/runs/01_store.ipynb #558ea82d
 def _chained(rows, prev=''):
     "Rows as lines; each `sum` depends on all rows before it"
@@ -208,14 +279,18 @@ def _unchain(f):
     rows,prev = [],''
     lines = f.read_text(errors='replace').split('\n')[:-1] if f.exists() else []   # a line without its end was cut off by a crash
     for i,l in enumerate(lines):
-        try:
-            o = json.loads(l)
-            claimed = o.pop('sum')
-            prev = next(_chained([o], prev))[0]
-        except (ValueError,KeyError,TypeError,AttributeError): claimed = None
+        o,claimed = _row(l)
+        prev = next(_chained([o], prev))[0]
         if claimed!=prev: raise ValueError(f"{f}: damaged: line {i+1} is not what was written")
         rows.append(o)
     return rows,prev
+
+def _row(line):
+    "A row and the sum that it claims; `None` for both if it is no row"
+    try:
+        o = json.loads(line)
+        return o,o.pop('sum')
+    except (ValueError,KeyError,TypeError,AttributeError): return None,None
 
 # %% ../../nbs/runs/01_store.ipynb #0977cd74
 @patch
@@ -239,41 +314,47 @@ def rewrite(self:Run, *rows):
 # %% ../../nbs/runs/01_store.ipynb #37c52e3d
 @patch
 def rows(self:Run)->list: # Of dicts
-    "All rows of the history; of a damaged one those that the furthest checkpoint holds, with a warning"
-    try:
-        rows,_ = _unchain(self.path/'history.jsonl')
-        if self.damaged('history.jsonl'): raise ValueError(f"{self.path/'history.jsonl'}: damaged: it is not what was written (SHA-256)")
-        if len(rows)<(n := max([o.get('rows', 0) for o in self._checkpoints().values()], default=0)): raise ValueError(f"{self.path/'history.jsonl'}: cut off: {len(rows)} of at least {n} rows")
-        return rows
+    "All rows of `history.jsonl`; of a damaged one those that the furthest checkpoint holds, with a warning"
+    try: return self._whole_rows()
     except ValueError as e:
         for f in self._checkpoints():
-            with suppress(ValueError): return _told(unpack(f)[1]['rows'], f'{e}. Its rows are taken from {f}')
+            with suppress(ValueError): return _warned(unpack(f)[1]['rows'], f'{e}. Its rows are taken from {f}')
         raise
 
-# %% ../../nbs/runs/01_store.ipynb #575f3c9b
-def _told(res, msg):
+@patch
+def _whole_rows(self:Run):
+    f = self.path/'history.jsonl'
+    rows,_ = _unchain(f)
+    if self.damaged(f.name): raise ValueError(f"{f}: damaged: it is not what was written (SHA-256)")
+    least = max([o.get('rows', 0) for o in self._checkpoints().values()], default=0)
+    if len(rows)<least: raise ValueError(f"{f}: cut off: {len(rows)} of at least {least} rows")
+    return rows
+
+def _warned(res, msg):
     warnings.warn(msg)
     return res
 
+# %% ../../nbs/runs/01_store.ipynb #575f3c9b
 @patch
 def _checkpoints(self:Run):
     "What checkpoints say of themselves, by folder, the furthest first; unreadable ones are left out"
+    last = [f for f in self.path.glob('last/[0-9]*') if re.fullmatch(r'\d+', f.name)]
     res = {}
-    for f in (*self.path.glob('last/[0-9]*'), *(self.path/'phases'/k for k in self._ended())):
-        if not re.fullmatch(r'\d+', f.name) and f.parent.name=='last': continue
-        try: res[f] = read_about(f)
-        except ValueError: pass
+    for f in (*last, *(self.path/'phases'/k for k in self._ended())):
+        with suppress(ValueError): res[f] = read_about(f)
     return dict(sorted(res.items(), key=lambda o: o[1].get('level', []), reverse=True))
 
 @patch
-def _ended(self:Run): return [p for p in ('start', *self.info['phases']) if (self.path/'phases'/p).exists()]
+def _ended(self:Run):
+    "Phases that have ended, and 'start'"
+    return [p for p in ('start', *self.info['phases']) if (self.path/'phases'/p).exists()]
 
 # %% ../../nbs/runs/01_store.ipynb #8fb00f9b
 @patch
 def table(self:Run,
     name:str # 'epochs', 'evals', 'phases', what a callback has logged, or a file in `tables/`
 )->pd.DataFrame:
-    "A table: a file, or one kind of rows of the history"
+    "A table: a file, or one kind of rows of `history.jsonl`"
     f = self.path/'tables'/f'{_check_name(name)}.csv'
     if f.is_file() or f'tables/{f.name}' in self.info['files']: return self._read_table(f)
     return pd.DataFrame([{k:v for k,v in o.items() if k!='table'} for o in self.rows() if o['table']==name])
@@ -283,21 +364,15 @@ def _read_table(self:Run, f):
     if self.damaged(f'tables/{f.name}'): raise ValueError(f"{f}: damaged or gone: it is not what was written (SHA-256)")
     return pd.read_csv(f)
 
-@patch
-def history(self:Run):
+@patch(as_prop=True)
+def history(self:Run)->pd.DataFrame:
     "One row an epoch, as `learn.recorder.history`"
     return self.table('epochs').rename_axis('epoch')
 
-@patch
-def evals(self:Run):
+@patch(as_prop=True)
+def evals(self:Run)->pd.DataFrame:
     "All evaluations, as `learn.recorder.evals`"
     return self.table('evals')
-
-@patch(as_prop=True)
-def metrics(self:Run)->dict:
-    "The last evaluation, or what the run's function returned; empty before that"
-    f = self.path/'metrics.json'
-    return load_json(f) if f.exists() or f.name in self.info['files'] else {}
 
 # %% ../../nbs/runs/01_store.ipynb #2bbaf4c2
 @patch
@@ -316,7 +391,8 @@ def save_table(self:Run,
     "Write `tables/NAME.csv`"
     folder = self.path/'tables'
     folder.mkdir(exist_ok=True)
-    save_atomic(folder/f'{_check_name(name)}.csv', lambda o: o.write(df.to_csv(index=False, float_format='%.6g').encode()))
+    text = df.to_csv(index=False, float_format='%.6g')
+    save_atomic(folder/f'{_check_name(name)}.csv', lambda o: o.write(text.encode()))
     self._note(f'tables/{name}.csv')
 
 @patch
@@ -325,25 +401,33 @@ def save_figure(self:Run,
     fig:plt.Figure # Closed afterwards
 ):
     "Write `figures/NAME.png` and `.svg`"
-    save_figure(fig, self.path/'figures', _check_name(name))
+    write_figure(fig, self.path/'figures', _check_name(name))
     plt.close(fig)
     self._note(*(f'figures/{name}.{o}' for o in ('png','svg')))
 
-# %% ../../nbs/runs/01_store.ipynb #1e244084
+# %% ../../nbs/runs/01_store.ipynb #32e7e270
 @patch
 def _note(self:Run, *files):
     "Write down the checksums of files that will not change any more"
-    self.update(files={**self.info['files'], **{f:file_sha(self.path/f) for f in files if (self.path/f).exists()}})
+    sums = {f:file_sha(self.path/f) for f in files if (self.path/f).exists()}
+    self.update(files={**self.info['files'], **sums})
 
-# %% ../../nbs/runs/01_store.ipynb #32e7e270
 @patch
 def damaged(self:Run,
     *files # Paths below the folder; by default all that are known
 )->list: # Of paths
     "Files that are not what was written, or gone"
     known = self.info['files']
-    return [f for f in files or known if f in known and (not (self.path/f).is_file() or file_sha(self.path/f)!=known[f])]
+    def bad(f): return not (self.path/f).is_file() or file_sha(self.path/f)!=known[f]
+    return [f for f in files or known if f in known and bad(f)]
 
+@patch(as_prop=True)
+def metrics(self:Run)->dict:
+    "The last evaluation, or what the run's function returned; empty before that"
+    f = self.path/'metrics.json'
+    return load_json(f) if f.exists() or f.name in self.info['files'] else {}
+
+# %% ../../nbs/runs/01_store.ipynb #1e244084
 @patch
 def weights(self:Run,
     phase:str|None=None # A phase that has ended, or 'start'; by default the last one
@@ -351,87 +435,25 @@ def weights(self:Run,
     "The model's weights at a phase's end, from safetensors"
     ended = self._ended()
     if phase is None and ended: phase = ended[-1]
-    if phase not in ended: raise ValueError(f"phase={phase!r}: must be one of {', '.join(ended) or 'none: no phase has ended yet'}")
+    if phase not in ended:
+        raise ValueError(f"phase={phase!r}: must be one of {', '.join(ended) or 'none: no phase has ended yet'}")
     return unpack(self.path/'phases'/phase, state=False)[0]
 
 # %% ../../nbs/runs/01_store.ipynb #52373500
-_own_files = r'run\.json|history\.jsonl|metrics\.json'
-
 @patch
 def tidy_up(self:Run):
     "Delete what was being written when a process was killed: by its name, where a run writes it"
     remove_parts(self.path, _own_files)
-    for d,names in dict(phases=r'[^/]+', last=r'\d+', tables=r'[^/]+\.csv', figures=r'[^/]+\.(png|svg)').items(): remove_parts(self.path/d, names)
+    below = dict(phases=r'[^/]+', last=r'\d+', tables=r'[^/]+\.csv', figures=r'[^/]+\.(png|svg)')
+    for d,names in below.items(): remove_parts(self.path/d, names)
 
 @patch
 def begin(self:Run):
     "Note that it is started, and on what"
     self.tidy_up()
     files = {k:v for k,v in self.info['files'].items() if k!='history.jsonl'}   # it will grow
-    self.update(status='running', error=None, files=files, sessions=[*self.info['sessions'], dict(started=_now(), **environment())])
-
-# %% ../../nbs/runs/01_store.ipynb #8b302b9e
-class RunStore:
-    "A folder of runs"
-    def __init__(self,
-        path='runs' # The folder, made when the first run is
-    ): self.path = Path(path)
-
-    def __iter__(self): return (Run(p) for p in sorted(self.path.glob('[!.]*')) if (p/'run.json').exists())
-    def __len__(self): return len(list(iter(self)))
-    def __contains__(self, name): return (self.path/_check_name(name)/'run.json').exists()
-    def __getitem__(self, name):
-        if name not in self: raise KeyError(f"no run {name!r} in {self.path}; there are {', '.join(o.name for o in self) or 'none'}")
-        return Run(self.path/name)
-    __repr__ = basic_repr('path')
-
-# %% ../../nbs/runs/01_store.ipynb #26a9c5bb
-@patch
-def run(self:RunStore,
-    name:str, # Name of its folder
-    **config # Settings to keep with it; anything JSON can hold
-)->Run:
-    "A run, new or as it is; one that has other settings is refused, and so is a folder that holds something else"
-    config = as_json(config)
-    if name in self and self[name].info['status']!='new':   # one that never began may be changed
-        if diff := differences(self[name].config, config): raise ValueError(f"run {name!r} has other settings: {'; '.join(diff[:5])}. Give this one another name, or delete the old one: `RunStore({str(self.path)!r}).delete({name!r})`")
-        return self[name]
-    run = self._make(name, config)
-    if diff := differences(run.config, config): raise ValueError(f"run {name!r} was made by another process just now, with other settings: {'; '.join(diff[:5])}")
-    return run
-
-# %% ../../nbs/runs/01_store.ipynb #5b0c18ef
-@patch
-def _make(self:RunStore, name, config=None, recipe=None):
-    p,new = self.path/_check_name(name),name not in self
-    if new: _check_empty(p)
-    info = dict(format=run_format, name=name, created=_now(), status='new', error=None, config=config or {}, recipe=recipe,
-                fit=None, seed=None, phases=[], sessions=[], files={}, tries=0)
-    with writing(self.path, 'path'):
-        p.mkdir(parents=True, exist_ok=True)
-        save_json(p/'run.json', info, new)   # another process may have been quicker
-        (p/'phases').mkdir(exist_ok=True)
-    return Run(p)
-
-def _just_begun(p): return p.name=='run.json' or p.name=='phases' and p.is_dir() and not any(p.iterdir())
-
-def _check_empty(path):
-    "What is there already is somebody else's: a run begins in a folder of its own"
-    if not os.path.lexists(path): return
-    if path.is_dir() and all(is_part(p, _own_files) or _just_begun(p) for p in path.iterdir()): return
-    raise ValueError(f"{path} is neither empty nor a run; nothing there was touched. Give a folder of its own, e.g. {free_name(path/'run', '')}")
-
-# %% ../../nbs/runs/01_store.ipynb #46f2ab26
-@patch
-def runs(self:RunStore)->pd.DataFrame: # A row each: status, created, settings, `epochs` done, and the metrics
-    "All runs; filter and compare them as any DataFrame"
-    return pd.DataFrame.from_dict({o.name:o.summary() for o in self}, orient='index').rename_axis('run')
-
-@patch
-def summary(self:Run)->dict:
-    "What it is and how it stands, in one row"
-    i = self.info
-    return dict(status=self.status, created=i['created'], phases=', '.join(self._ended()), epochs=len(self.history()), **flat(i['config']) if i['config'] else {}, **self.metrics)
+    sessions = [*self.info['sessions'], dict(started=_now(), **environment())]
+    self.update(status='running', error=None, files=files, sessions=sessions)
 
 # %% ../../nbs/runs/01_store.ipynb #eee90077
 @patch
@@ -442,15 +464,28 @@ def delete(self:RunStore,
     run = self[name]
     if run.path.is_symlink(): raise ValueError(f"name={name!r}: {run.path} is a link; delete it by hand")
     if run.is_busy(): raise ValueError(f"name={name!r}: a process works on this run; stop it first")
+    files = 'run.json','history.jsonl','metrics.json','error.txt','.lock',*run.info['files']
     run.tidy_up()
     for d in ('phases','last'):
         for p in (run.path/d).glob('*'): remove_folder(p)
-    for f in ('run.json','history.jsonl','metrics.json','error.txt','.lock', *run.info['files']): (run.path/f).unlink(missing_ok=True)
+    for f in files: (run.path/f).unlink(missing_ok=True)
     for d in ('phases','last','tables','figures','.'):
         with suppress(OSError): (run.path/d).rmdir()
 
+# %% ../../nbs/runs/01_store.ipynb #46f2ab26
+@patch
+def runs(self:RunStore)->pd.DataFrame: # A row each: status, created, settings, `epochs` done, and the metrics
+    "All runs"
+    return pd.DataFrame.from_dict({o.name:o.summary() for o in self}, orient='index').rename_axis('run')
+
+@patch
+def summary(self:Run)->dict:
+    "What it is and how it stands, in one row"
+    about = dict(status=self.status, created=self.info['created'], phases=', '.join(self._ended()), epochs=len(self.history))
+    return dict(about, **flat(self.settings) if self.settings else {}, **self.metrics)
+
 # %% ../../nbs/runs/01_store.ipynb #6ee006fe
-def _title(fn): return re.sub(r'\W', '_', getattr(base_function(fn), '__name__', type(fn).__name__)).strip('_') or 'run'
+def _title(fn): return re.sub(r'\W', '_', function_name(fn)).strip('_') or 'run'
 
 def _readable(fn, settings):
     "A name for people, without the key"
@@ -466,7 +501,6 @@ def recipe_runs(self:RunStore, fn, many, files=()):
 
 @patch
 def _recipe_run(self:RunStore, fn, told, settings):
-    "One that cannot be compared gets a name that nobody has"
     name,told = _readable(fn, settings),dict(told, name=_title(fn))
     if 'untold' in told: return self._make(free_name(self.path/name, '-untold').name, settings, told)
     key = key_of([told, sorted(settings.items())])
@@ -482,7 +516,8 @@ def once(self:RunStore,
 )->Run: # Finished; what `fn` returned is in its `metrics`
     "Compute something once: the same call again, in this process or another, finds it"
     run, = self.recipe_runs(fn, [settings], files)
-    if why := run.info['recipe'].get('untold'): warnings.warn(f'{_title(fn)} is computed again, whatever is here already: {why}')
+    if why := run.info['recipe'].get('untold'):
+        warnings.warn(f'{_title(fn)} is computed again, whatever is here already: {why}')
     with run.lock():   # whoever comes second waits
         if run.result() is None: run.compute(fn, settings)
     return run
@@ -505,9 +540,7 @@ def compute(self:Run,
     "Call a function and keep what it returns, or its error"
     self.begin()
     self.update(tries=self.info['tries']+1)
-    try:
-        with no_random(settings['seed'], reproducible=False) if 'seed' in settings else nullcontext():
-            self.save_metrics(numbers(fn(**settings, **self._as_argument(fn)), settings))
+    try: self.save_metrics(self._call(fn, settings))
     except BaseException as e:
         self._failed(e)
         if type(e) is SystemExit: raise RuntimeError(f'{_title(fn)} called sys.exit({e.code!r})') from e
@@ -517,12 +550,16 @@ def compute(self:Run,
 
 # %% ../../nbs/runs/01_store.ipynb #6377f3c5
 @patch
-def _as_argument(self:Run, fn): return {'run':self} if 'run' in inspect.signature(fn).parameters else {}
+def _call(self:Run, fn, settings):
+    "The numbers that a function returns; seeded if it has a seed"
+    own = {'run':self} if 'run' in inspect.signature(fn).parameters else {}
+    with no_random(settings['seed'], reproducible=False) if 'seed' in settings else nullcontext():
+        return numbers(fn(**settings, **own), settings)
 
 @patch
 def _failed(self:Run, e):
     "Keep the error; a run that was told to stop has none"
-    stopped = isinstance(e, (KeyboardInterrupt,SystemExit)) and type(e) is not SystemExit
+    stopped = isinstance(e, (KeyboardInterrupt,SystemExit)) and type(e) is not SystemExit   # `sys.exit` is an error
     if not stopped: save_atomic(self.path/'error.txt', lambda f: f.write(traceback.format_exc().encode()))
     self.update(status='stopped' if stopped else 'failed', error=f'{type(e).__name__}: {e}'[:1000])
 
@@ -534,8 +571,10 @@ def numbers(
     "Numbers by name, as JSON can hold them; a `TypeError` or `ValueError` that names what is none"
     if isinstance(res, Learner): res = _last_row(res.recorder)
     if isinstance(res, pd.Series): res = res.to_dict()
-    if not isinstance(res, (dict,type(None))): raise TypeError(f"the function must return a Learner or a dict of numbers; got {type(res).__name__}")
-    if bad := set(res or {}) & {*taken,'seed','status','error','run'}: raise ValueError(f"the function returned {', '.join(sorted(bad))}: these names are taken; choose others")
+    if not isinstance(res, (dict,type(None))):
+        raise TypeError(f"the function must return a Learner or a dict of numbers; got {type(res).__name__}")
+    bad = set(res or {}) & {*taken,'seed','status','error','run'}
+    if bad: raise ValueError(f"the function returned {', '.join(sorted(bad))}: these names are taken; choose others")
     return {str(k):_one_number(k, v) for k,v in (res or {}).items()}
 
 def _last_row(rec):
@@ -544,7 +583,9 @@ def _last_row(rec):
 
 def _one_number(k, v):
     if isinstance(v, (torch.Tensor,np.ndarray,np.generic)):
-        if v.size!=1 if not isinstance(v, torch.Tensor) else v.numel()!=1: raise TypeError(f"the function returned {k} of shape {tuple(v.shape)}: want one number; keep more of them with `run.save_table`")
+        if np.prod(v.shape)!=1:
+            raise TypeError(f"the function returned {k} of shape {tuple(v.shape)}: want one number; "
+                            "keep more of them with `run.save_table`")
         v = v.item()
-    if not isinstance(v, (bool,int,float,str,type(None))): raise TypeError(f"the function returned {k}, a {type(v).__name__}: want a number")
-    return v
+    if isinstance(v, (bool,int,float,str,type(None))): return v
+    raise TypeError(f"the function returned {k}, a {type(v).__name__}: want a number")

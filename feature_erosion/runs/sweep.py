@@ -15,7 +15,7 @@ from joblib.parallel import get_active_backend
 from scipy import stats
 from fastcore.all import *
 from fastai.vision.all import plt, progress_bar
-from ..representations import Measured
+from ..measures.layers import Measured
 from .keys import *
 from .store import *
 
@@ -23,11 +23,17 @@ from .store import *
 def _grid(grid, seeds):
     "All combinations, the last name fastest, seeds innermost"
     if 'seed' in grid or 'run' in grid: raise ValueError("grid: 'seed' and 'run' are given by the sweep; use `seeds=`")
-    if bad := [k for k,v in grid.items() if isinstance(v, str) or not is_listy(v) and not isinstance(v, (range,np.ndarray)) or not len(v)]: raise ValueError(f"grid: {', '.join(bad)} must be lists of one or more values")
-    seeds = list(range(seeds) if isinstance(seeds, int) else seeds)
-    if not seeds or not all(isinstance(s, int) and s>=0 for s in seeds) or len(set(seeds))<len(seeds): raise ValueError(f"seeds={seeds!r}: must be a number of seeds, at least 1, or a list of different whole numbers")
+    if bad := [k for k,v in grid.items() if not _is_values(v)]:
+        raise ValueError(f"grid: {', '.join(bad)} must be lists of one or more values")
     points = [dict(zip(grid, v)) for v in itertools.product(*grid.values())]
-    return [dict(plain(p), seed=s) for p in points for s in seeds]
+    return [dict(plain(p), seed=s) for p in points for s in _seeds(seeds)]
+
+def _is_values(v): return not isinstance(v, str) and (is_listy(v) or isinstance(v, (range,np.ndarray))) and len(v)>0
+
+def _seeds(seeds):
+    res = list(range(seeds) if isinstance(seeds, int) else seeds)
+    if res and all(isinstance(s, int) and s>=0 for s in res) and len(set(res))==len(res): return res
+    raise ValueError(f"seeds={seeds!r}: must be a number of seeds, at least 1, or a list of different whole numbers")
 
 # %% ../../nbs/runs/04_sweep.ipynb #c139182d
 @contextmanager
@@ -51,6 +57,109 @@ def _failed(run, error):
     run.update(status='failed', error=error)
     return dict(status='failed', error=error)
 
+# %% ../../nbs/runs/04_sweep.ipynb #41f699ea
+_lost = 'TerminatedWorkerError','BrokenProcessPool','KilledWorker','WorkerCrashedError','RayActorError','ActorDiedError'
+
+def _is_lost_worker(e):
+    "By name: loky, dask and ray each have their own, and need not be installed"
+    return bool({o.__name__ for o in type(e).__mro__} & set(_lost))
+
+class _Work:
+    "Points with their runs, and the results so far"
+    def __init__(self, fn, points, runs, threads, attempts):
+        store_attr()
+        self.results = {}
+
+    def todo(self): return [i for i in range(len(self.points)) if i not in self.results]
+
+    def now(self):
+        "What to compute next: a last attempt at the end, alone"
+        todo = self.todo()
+        last = [i for i in todo if self.runs[i].info['tries']>=max(1, self.attempts-1)]
+        return [i for i in todo if i not in last] or last[:1]
+
+    def progress(self):
+        "What has been begun, and what has been finished"
+        infos = [r.info for r in self.runs]
+        return [(i['tries'], i['status']=='finished') for i in infos]
+
+    def take_finished(self):
+        for i in self.todo():
+            if (res := self.runs[i].result()) is not None: self.results[i] = dict(status='finished', **res)
+
+# %% ../../nbs/runs/04_sweep.ipynb #58e89c1d
+def _caller(fn, threads, attempts):
+    "A closure, which is sent to workers by value, with a function of a script or notebook in it"
+    def call(i, point, path): return i,_point(fn, point, path, threads, attempts)
+    return call
+
+@patch
+def collect(self:_Work, n_jobs, bar):
+    "Compute what is to be computed now; results come as they are done, but ray's backend hands over all at the end"
+    call,now = joblib.delayed(_caller(self.fn, self.threads, self.attempts)),self.now()
+    how = 'generator_unordered' if get_active_backend()[0].supports_return_generator else 'list'
+    res = joblib.Parallel(n_jobs=n_jobs, return_as=how)(call(i, self.points[i], str(self.runs[i].path)) for i in now)
+    for i,o in progress_bar(res, total=len(now)) if bar else res: self.results[i] = o
+
+@patch
+def finish(self:_Work, n_jobs, bar):
+    "All of it"
+    idle = 0
+    while self.todo():
+        before = self.progress()
+        try: self.collect(n_jobs, bar)
+        except Exception as e:
+            idle = 0 if self.progress()!=before else idle+1
+            if not _is_lost_worker(e) or idle>=self.attempts: raise
+            warnings.warn(f'a worker was lost ({type(e).__name__}); the sweep goes on with what is left')
+            self.take_finished()
+
+# %% ../../nbs/runs/04_sweep.ipynb #63e9e6e4
+def _check_call(fn, point):
+    run = {'run':None} if 'run' in inspect.signature(fn).parameters else {}
+    try: inspect.signature(fn).bind(**point, **run)
+    except TypeError as e: raise ValueError(f"fn: it cannot be called with {', '.join(point)} ({e})") from None
+
+def _backend():
+    backend = get_active_backend()[0]
+    if type(backend).__name__!='ThreadingBackend': return backend
+    raise ValueError("parallel_config('threading'): threads share one random state, so that results would depend on chance; "
+                     "use 'loky', 'dask' or 'ray'")
+
+def _share(backend, n_jobs, n):
+    "Threads for each worker of this machine; elsewhere workers have their own"
+    if type(backend).__name__ not in ('LokyBackend','MultiprocessingBackend','SequentialBackend'): return None
+    return max(1, joblib.cpu_count()//max(1, min(joblib.effective_n_jobs(n_jobs), n)))
+
+def _forget_tries(run):
+    "A new call is a new chance"
+    if run.info['tries'] and not run.is_busy(): run.update(tries=0)
+
+# %% ../../nbs/runs/04_sweep.ipynb #0ae46d44
+def _tell_new(runs):
+    "Points that are computed again, although the store has them: how many, and why"
+    new = [r for r in runs if r.info['status']=='new']
+    if not new: return
+    if why := new[0].info['recipe'].get('untold'):
+        warnings.warn(f'all {len(new)} points are computed, whatever the store has, '
+                      f'and the next call will compute them again: {why}')
+        return
+    old = _earlier(runs[0].store, {r.name for r in runs})
+    again = [(r,o) for r in new if (o := old.get(_point_of(r.info)))]
+    if again: warnings.warn(f"{len(again)} of {len(runs)} points are computed again: {'; '.join(_changes(*again[0])[:3])}")
+
+def _point_of(info): return json.dumps([info['recipe'] and info['recipe'].get('name'), sorted(info['settings'].items())])
+
+def _earlier(store, names):
+    "Finished runs of recipes, by function and settings"
+    infos = [r.info for r in store if r.name not in names]
+    return {_point_of(i):i for i in infos if i['recipe'] and i['status']=='finished'}
+
+def _changes(run, old):
+    parts = 'function','files','versions'
+    was,now = ({k:i['recipe'].get(k) for k in parts} for i in (old, run.info))
+    return differences(was, now) or ['it could not be compared']
+
 # %% ../../nbs/runs/04_sweep.ipynb #f07bcae9
 class Sweep(Measured):
     "What `sweep` returns: a row for each point, its settings, `seed`, numbers, `status`, `run`"
@@ -62,93 +171,29 @@ def sweep(
     seeds=1, # How many, or which: each point is computed with each; the global random state is seeded with it
     store='runs', # Folder of the runs; for a cluster one that all its machines see
     n_jobs:int=-1, # How many at a time; -1 for as many as there are cores, or workers of the cluster
-    threads:int|None=None, # PyTorch threads for each; by default the cores divided by the jobs, on a cluster what its workers are set to
+    threads:int|None=None, # PyTorch threads for each; by default the cores divided by the jobs, on a cluster the workers' own
     attempts:int=3, # How often a point may lose its worker
     files=(), # Files and folders that the function reads: their changes count, too
     progress:bool=True # Whether to show a bar, with the time that is left
 )->Sweep: # A row each
     "Compute a function on a grid, over `joblib`: on this machine's cores, or where `joblib.parallel_config` says"
-    backend,points = get_active_backend()[0],_grid(grid, seeds)
-    if type(backend).__name__=='ThreadingBackend': raise ValueError("parallel_config('threading'): threads share one random state, so that results would depend on chance; use 'loky', 'dask' or 'ray'")
+    backend,points = _backend(),_grid(grid, seeds)
     _check_call(fn, points[0])
-    runs,results,idle = RunStore(store).recipe_runs(fn, points, files),{},0
+    runs = RunStore(store).recipe_runs(fn, points, files)
     _tell_new(runs)
-    threads = threads or _share(backend, n_jobs, len(points))   # also for what is tried again alone: other threads, other last digits
     for r in runs: _forget_tries(r)
-    while todo := [i for i in range(len(points)) if i not in results]:
-        before = _progress(runs)
-        now = _now(todo, runs, attempts)
-        try: _collect(fn, points, now, runs, results, n_jobs, threads, attempts, progress)
-        except Exception as e:
-            idle = 0 if _progress(runs)!=before else idle+1
-            if not _is_lost_worker(e) or idle>=attempts: raise   # also if workers die before they begin
-            warnings.warn(f'a worker was lost ({type(e).__name__}); the sweep goes on with what is left')
-            _take_finished(runs, results)
-    return _report(Sweep([dict(points[i], **results[i], run=r.name) for i,r in enumerate(runs)]), list(grid))
+    threads = threads or _share(backend, n_jobs, len(points))   # the same for what is tried again alone: else other last digits
+    work = _Work(fn, points, runs, threads, attempts)
+    work.finish(n_jobs, progress)
+    rows = [dict(points[i], **work.results[i], run=r.name) for i,r in enumerate(runs)]
+    return _report(Sweep(rows), list(grid))
 
-# %% ../../nbs/runs/04_sweep.ipynb #0ae46d44
-def _check_call(fn, point):
-    "Wrong names are found before anything is computed"
-    try: inspect.signature(fn).bind(**point, **({'run':None} if 'run' in inspect.signature(fn).parameters else {}))
-    except TypeError as e: raise ValueError(f"fn: it cannot be called with {', '.join(point)} ({e})") from None
-
-def _tell_new(runs):
-    "Points that are computed again, although the store has them: how many, and what has changed"
-    new = [r for r in runs if r.info['status']=='new']
-    if not new: return
-    if why := new[0].info['recipe'].get('untold'): warnings.warn(f'all {len(new)} points are computed, whatever the store has, and the next call will compute them again: {why}'); return
-    old = _earlier(runs[0].store, {r.name for r in runs})
-    again = [(r,o) for r in new if (o := old.get(_same(r.info)))]
-    if again: warnings.warn(f"{len(again)} of {len(runs)} points are computed again: {'; '.join(_changes(*again[0])[:3])}")
-
-def _same(info): return json.dumps([info['recipe'] and info['recipe'].get('name'), sorted(info['config'].items())])
-
-def _earlier(store, names): return {_same(i):i for r in store if r.name not in names and (i := r.info)['recipe'] and i['status']=='finished'}
-
-def _changes(run, old):
-    parts = 'function','files','versions'
-    return differences(*({k:i['recipe'].get(k) for k in parts} for i in (old, run.info))) or ['it could not be compared']
-
-# %% ../../nbs/runs/04_sweep.ipynb #63e9e6e4
-def _forget_tries(run):
-    if run.info['tries'] and not run.is_busy(): run.update(tries=0)
-
-def _share(backend, n_jobs, n):
-    "Threads for each worker of this machine"
-    if type(backend).__name__ not in ('LokyBackend','MultiprocessingBackend','SequentialBackend'): return None
-    return max(1, joblib.cpu_count()//max(1, min(joblib.effective_n_jobs(n_jobs), n)))
-
-def _collect(fn, points, todo, runs, results, n_jobs, threads, attempts, progress):
-    def numbered(i, path): return i,_point(fn, points[i], path, threads, attempts)
-    how = 'generator_unordered' if get_active_backend()[0].supports_return_generator else 'list'   # ray's backend hands over all at the end
-    gen = joblib.Parallel(n_jobs=n_jobs, return_as=how)(joblib.delayed(numbered)(i, str(runs[i].path)) for i in todo)
-    for i,res in progress_bar(gen, total=len(todo)) if progress else gen: results[i] = res
-
-# %% ../../nbs/runs/04_sweep.ipynb #41f699ea
-_lost = 'TerminatedWorkerError','BrokenProcessPool','KilledWorker','WorkerCrashedError','RayActorError','ActorDiedError'
-
-def _is_lost_worker(e): return bool({o.__name__ for o in type(e).__mro__} & set(_lost))
-
-def _now(todo, runs, attempts):
-    "A lost worker takes loky's others with it: the last attempt of whoever may be to blame comes at the end, alone"
-    last = [i for i in todo if runs[i].info['tries']>=max(1, attempts-1)]
-    return [i for i in todo if i not in last] or last[:1]
-
-def _progress(runs):
-    "What has been begun, and what has been finished"
-    return [(i['tries'],i['status']=='finished') for r in runs for i in [r.info]]
-
-def _take_finished(runs, results):
-    "What the lost workers' neighbours have finished meanwhile"
-    for i,r in enumerate(runs):
-        if i not in results and (res := r.result()) is not None: results[i] = dict(status='finished', **res)
-
-# %% ../../nbs/runs/04_sweep.ipynb #81464b78
 def _report(df, names):
     "Say at the end which points failed, and why"
     df.attrs.update(names=names)
     bad = df[df.status=='failed']
-    if len(bad): warnings.warn(f'{len(bad)} of {len(df)} points failed; the same call tries them again. ' + '; '.join(f'{r.run}: {r.error}' for r in bad.head(5).itertuples()))
+    why = '; '.join(f'{r.run}: {r.error}' for r in bad.head(5).itertuples())
+    if len(bad): warnings.warn(f'{len(bad)} of {len(df)} points failed; the same call tries them again. {why}')
     return df
 
 # %% ../../nbs/runs/04_sweep.ipynb #bb94ade8
@@ -168,15 +213,24 @@ def summary(self:Sweep,
     level:float=.95 # Of the interval
 )->pd.DataFrame: # A row for each point of the grid; `n`, `mean`, `low`, `high` for each number
     "Mean and interval over seeds"
-    names = self.attrs['names']
-    nums = [c for c in self.columns if c not in (*names,'seed','status','error','run') and pd.api.types.is_numeric_dtype(self[c])]
-    done = pd.DataFrame(self[self.status=='finished'])
+    names,done = self.attrs['names'],pd.DataFrame(self[self.status=='finished'])
     groups = done.groupby(names, sort=False, dropna=False) if names else [((), done)]
-    rows = {k:{(c,o):v for c in nums for o,v in zip(('n','mean','low','high'), mean_interval(d[c], level))} for k,d in groups}
-    res = pd.DataFrame(rows.values())
+    rows = {k:_intervals(d[self._numbers()], level) for k,d in groups}
+    res = pd.DataFrame(rows.values(), index=_point_index(rows, names))
     res.columns = pd.MultiIndex.from_tuples(res.columns)
-    res.index = pd.MultiIndex.from_tuples(rows, names=names) if len(names)>1 else pd.Index([k[0] if isinstance(k, tuple) and k else k for k in rows], name=names[0] if names else None)
     return res
+
+@patch
+def _numbers(self:Sweep):
+    others = {*self.attrs['names'],'seed','status','error','run'}
+    return [c for c in self.columns if c not in others and pd.api.types.is_numeric_dtype(self[c])]
+
+def _intervals(df, level):
+    return {(c,o):v for c in df.columns for o,v in zip(('n','mean','low','high'), mean_interval(df[c], level))}
+
+def _point_index(points, names):
+    if len(names)>1: return pd.MultiIndex.from_tuples(points, names=names)
+    return pd.Index([k[0] if isinstance(k, tuple) and k else k for k in points], name=names[0] if names else None)
 
 # %% ../../nbs/runs/04_sweep.ipynb #cd0658a0
 @patch
@@ -187,15 +241,23 @@ def plot_means(self:Sweep,
     ax=None # A matplotlib axis, made if `None`
 )->plt.Axes:
     "Means over seeds, with their 95% intervals"
-    ax,s = ax or plt.subplots(figsize=(5,3.5), layout='constrained')[1],self.summary()
-    if list(s.index.names)!=[x]: raise ValueError(f"x={x!r}: this sweep is over {', '.join(self.attrs['names'])}; select rows so that one name is left, or plot `summary()`")
-    for i,y in enumerate(ys):
-        if y not in s.columns.get_level_values(0): raise ValueError(f"ys: {y!r} is not among {', '.join(dict.fromkeys(s.columns.get_level_values(0)))}")
-        d = s[y]
-        ax.plot(d.index, d['mean'], marker='.', color=f'C{i}', label=y.replace('_',' '))
-        ax.fill_between(d.index, d.low.fillna(d['mean']), d.high.fillna(d['mean']), color=f'C{i}', alpha=.2, lw=0)
+    s = self.summary()
+    self._check_names(s, x, ys)
+    ax = ax or plt.subplots(figsize=(5,3.5), layout='constrained')[1]
+    for i,y in enumerate(ys): _plot_mean(ax, s[y], y.replace('_',' '), f'C{i}')
     if log: ax.set_xscale('symlog', linthresh=min(v for v in s.index if v>0))
-    ax.set_xlabel(x)
-    ax.set_ylabel('mean and 95% interval')
+    ax.set(xlabel=x, ylabel='mean and 95% interval')
     ax.legend()
     return ax
+
+def _plot_mean(ax, d, label, color):
+    ax.plot(d.index, d['mean'], marker='.', color=color, label=label)
+    ax.fill_between(d.index, d.low.fillna(d['mean']), d.high.fillna(d['mean']), color=color, alpha=.2, lw=0)
+
+@patch
+def _check_names(self:Sweep, s, x, ys):
+    if list(s.index.names)!=[x]:
+        raise ValueError(f"x={x!r}: this sweep is over {', '.join(self.attrs['names'])}; "
+                         "select rows so that one name is left, or plot `summary()`")
+    known = list(dict.fromkeys(s.columns.get_level_values(0)))
+    if bad := [y for y in ys if y not in known]: raise ValueError(f"ys: {bad[0]!r} is not among {', '.join(known)}")

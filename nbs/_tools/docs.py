@@ -1,6 +1,7 @@
 "Build the documentation site: with Quarto where it is installed, with smalldocs elsewhere. A warning, a broken link, or a picture without an alt text is an error."
 import io, os, re, shutil, subprocess, sys, tempfile, warnings
 from base64 import b64decode
+from functools import cache
 from html import unescape
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urldefrag
@@ -8,6 +9,7 @@ from urllib.parse import unquote, urldefrag
 from fastcore.nbio import read_nb, write_nb
 from fastcore.script import call_parse
 from fastcore.xtras import working_directory
+import nbdev.config
 from nbdev.config import get_config, nbpath2html
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
@@ -39,6 +41,7 @@ def alt_of(opts, n):
     alts = opts.get('fig-alt')
     return {**opts, 'fig-alt': alts[n] if n<len(alts) else None} if isinstance(alts, list) else opts
 
+nbdev.config._load_toml = cache(nbdev.config._load_toml)   # it reads pyproject.toml five thousand times
 _figure,_output = notebook.figure,llms.output
 notebook.figure = lambda img, opts, n: _figure(img, alt_of(opts, n), n)
 llms.output = lambda out, name, files, folder, opts, n, caption: _output(out, name, files, folder, alt_of(opts, n), n, caption)

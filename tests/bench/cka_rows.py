@@ -2,7 +2,7 @@
 import warnings
 import torch
 from common import alternate, batches, networks, peak_mb, timed
-from feature_erosion.cka import layer_cka
+from feature_erosion.measures.cka import layer_cka
 
 layers = ['conv','linear']
 def names(model): return [n for n,m in model.named_modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
@@ -44,7 +44,7 @@ def cases(n=2000, bs=128):
 
 def exact(acts, sizes):
     "The same estimator in float64, from the same float32 activations: HSIC₁ over batches"
-    from feature_erosion.cka import u_center
+    from feature_erosion.measures.cka import u_center
     H = 0
     for rows in sizes:
         V = torch.stack([u_center((a:=x[rows].double()-x[rows].double().mean(0))@a.T).flatten() for x in acts])
@@ -54,7 +54,7 @@ def exact(acts, sizes):
 
 def error(models, data, **kw):
     "Largest difference to all-float64, on the same activations"
-    from feature_erosion.representations import Features, visit
+    from feature_erosion.measures.layers import Features, visit
     got = []
     visit(models, data, Features(lambda m,l,X: got.append((m,l,X))), layers, progress=False, max_memory=8)
     res,acts = ours(models, data, **kw),{(m,l):X for m,l,X in got}

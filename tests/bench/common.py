@@ -45,7 +45,7 @@ def batches(n=2000, bs=128):
     "Normalised test images and labels, in the default memory layout"
     store = Path(os.environ.get('BENCH_TMP') or tempfile.gettempdir())/f'bench_images_{os.getuid()}_{real}_{n}.pt'
     if not store.exists():
-        from feature_erosion.evalsets import subset_dl
+        from feature_erosion.loaders import subset_dl
         dl = subset_dl(data().valid, n)
         torch.save([torch.cat([b[i].as_subclass(torch.Tensor) for b in dl]).contiguous() for i in (0,1)], store)
     x,y = torch.load(store, weights_only=True)

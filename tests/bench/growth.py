@@ -19,15 +19,15 @@ def network(n_layers, d=256): return torch.nn.Sequential(torch.nn.Flatten(), tor
 def noise(n): return [(torch.randn(128,3,8,8),torch.zeros(128).long())]*-(-n//128)   # one batch again and again, so that images take no memory
 
 def cka(n_layers=10, n=2000):
-    from feature_erosion.cka import layer_cka
+    from feature_erosion.measures.cka import layer_cka
     layer_cka(network(n_layers), noise(n), ['linear'], progress=False)
 
 def rank(n_layers=10, n=2000):
-    from feature_erosion.rank import layer_rank
+    from feature_erosion.measures.rank import layer_rank
     layer_rank(network(n_layers), noise(n), ['linear'], progress=False)
 
 def probe(n_classes, n=4000, d=128):
-    from feature_erosion.probes import probe_features
+    from feature_erosion.measures.probes import probe_features
     y = torch.arange(n)%n_classes
     X = torch.randn(n_classes, d)[y]*.5+torch.randn(n, d)
     probe_features({('m','x'):X}, y, {('m','x'):X[:500]}, y[:500], C=1., progress=False)

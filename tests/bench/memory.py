@@ -57,7 +57,7 @@ def log(out):
 
 def train(a):
     from feature_erosion import __file__ as package
-    from feature_erosion.paper import Net, fit_net
+    from feature_erosion.paper.nets import Net, fit_net
     from feature_erosion.runs.resume import KeepRun
     from feature_erosion.runs.store import RunStore
     print(package, flush=True)

@@ -4,8 +4,8 @@ from fastai.vision.all import imagenet_stats
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 from common import data, networks
-from feature_erosion.probes import dl_labels, probe_features
-from feature_erosion.representations import Features, visit
+from feature_erosion.measures.probes import dl_labels, probe_features
+from feature_erosion.measures.layers import Features, visit
 
 def features(pool, n, n_test):
     (net,_),dls,res = networks(),data(),[]

@@ -1,6 +1,6 @@
 "Numerical rank from `spectrum` against a singular value decomposition; `python tests/bench/rank_rows.py` on two threads"
 import time, torch
-from feature_erosion.rank import spectrum, numerical_rank
+from feature_erosion.measures.rank import spectrum, numerical_rank
 
 def features(n, d, seed=0):
     "Features whose spread falls off like a power of their number"

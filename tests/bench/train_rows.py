@@ -6,7 +6,8 @@ from fastai.vision.all import Learner, SGD
 from common import alternate, data, networks, quiet
 from data_rows import bs, fastai_dls, files, images
 from feature_erosion.data import TensorImages, paper_stats, tensor_dls
-from feature_erosion.evalsets import evaluate, pattern_sets, subset_dl
+from feature_erosion.evalsets import evaluate, pattern_sets
+from feature_erosion.loaders import subset_dl
 from feature_erosion.learner import erosion_learner
 from feature_erosion.models import create_model
 from feature_erosion.patterns import ColorSquare

@@ -1,0 +1,47 @@
+"The how-to pages, done as their readers do: files of a package of their own, installed beside this one, and found by name."
+import os, re, subprocess, sys
+import pandas as pd, pytest
+from conftest import root
+from fastcore.nbio import read_nb
+
+def files(page):
+    "The files that a page shows: cells and blocks that begin with a comment with a file's name"
+    cells = read_nb(root/f'nbs/howto/{page}.ipynb').cells
+    texts = [c.source for c in cells if c.cell_type=='code']
+    texts += [t for c in cells if c.cell_type=='markdown' for t in re.findall(r'^```\w*\n(.*?)^```', c.source, re.M|re.S)]
+    return {m[1]:t for t in texts if (m := re.match(r'# ([\w.]+\.(?:py|toml))\n', t))}
+
+def installed(page, tmp_path):
+    "The environment in which the page's package is installed"
+    (src := tmp_path/'src').mkdir()
+    for name,text in files(page).items(): (src/name).write_text(text)
+    pip = sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-build-isolation', '--no-index'
+    subprocess.run([*pip, '--target', tmp_path/'site', src], check=True)
+    return os.environ | dict(PYTHONPATH=os.pathsep.join([str(tmp_path/'site'), str(root)]))
+
+def run(env, cwd, *args):
+    r = subprocess.run([sys.executable, *args], env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert not r.returncode, r.stdout
+    return r.stdout
+
+@pytest.mark.parametrize('page', ['pattern','measure','recipe'])
+def test_at_most_two_files(page): assert 1<=len(files(page))<=2
+
+def test_pattern(tmp_path):
+    env,cli = installed('pattern', tmp_path),('-m', 'feature_erosion.cli', 'run', 'fig1')
+    small = '--data', 'digits', '--n', '64', '--n-valid', '60', '--arch', 'resnet20', '--width', '.25', '--iters', '2'
+    run(env, tmp_path, *cli, *small, '--pattern', 'disc', '--size', '8', '--out', 'out')
+    assert list(pd.read_csv(tmp_path/'out/tables/history.csv').phase.unique())==['pretrain','erode','relearn']
+    r = subprocess.run([sys.executable, *cli, '--pattern', 'disk'], env=env, capture_output=True, text=True)
+    assert r.returncode==2 and "'disk'" in r.stderr and 'disc' in r.stderr
+
+def test_recipe(tmp_path):
+    said = run(installed('recipe', tmp_path), tmp_path, '-m', 'feature_erosion.cli', 'paper', 'sizes', '--preset', 'smoke', '--jobs', '1')
+    assert 'A square of 8 pixels' in said
+    assert sorted(pd.read_csv(tmp_path/'runs/paper-smoke/sizes/tables/erosion.csv')['size'].unique())==[2,4,8]
+
+def test_measure(tmp_path):
+    (tmp_path/'zeros.py').write_text(files('measure')['zeros.py'])
+    code = ("import torch; from torch import nn; from zeros import layer_zeros; m = nn.Sequential(nn.Flatten(), nn.ReLU());"
+            "x = torch.tensor([[-1.,2.,3.,-4.]]*3); print(layer_zeros(m, [(x,torch.zeros(3))]).zeros.item())")
+    assert run(os.environ | dict(PYTHONPATH=os.pathsep.join([str(tmp_path), str(root)])), tmp_path, '-W', 'ignore', '-c', code).strip().endswith('0.5')
