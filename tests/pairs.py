@@ -11,6 +11,7 @@ from torch import nn
 from fastai.vision.all import *
 from fastai.callback.mixup import MixUp
 from feature_erosion.all import *
+from feature_erosion.phases import n_epochs
 import helper_module
 {before}
 class Net(nn.Module):
