@@ -19,6 +19,8 @@ import torch
 from torch import nn
 from fastcore.all import *
 from fastai.data.external import URLs, fastai_path
+from fastai.callback.channelslast import ChannelsLast
+from fastai.callback.fp16 import MixedPrecision
 from fastai.vision.all import Callback, DataLoaders, Learner, no_random
 from ..names import stats
 from ..files import file_sha
@@ -50,6 +52,7 @@ class Net:
     pad:int=None # Random crops: padding in pixels; by default an eighth of the side
     flip:bool=True # Random left-right flips
     bs:int=64 # Batch size
+    bf16:bool=False # Mixed precision (bfloat16), channels last: about twice as fast on a CPU that has it
     opt:str='sgd' # 'sgd', with momentum .9, or 'adam'; both with weight decay 1e-4
     lr:float=.1 # Learning rate to begin each phase with
     sched:str='multi_step' # As in `Phase`, the same in every phase
@@ -158,6 +161,16 @@ def net_files(
     data = [] if net.data=='digits' else [data_folder(net.data)]
     return data + [Path(f) for f in [_weights(net)] if f and Path(f).is_file()]
 
+# %% ../../nbs/paper/00_nets.ipynb #d1307d83
+def _autocast(device, on=True): return torch.autocast(device.type, torch.bfloat16, enabled=on)
+
+class _Bf16(MixedPrecision):
+    "On the Learner's device: fastai's own asks for CUDA, and changes nothing on a CPU"
+    def __init__(self): super().__init__('bf16')
+    def before_fit(self):
+        super().before_fit()
+        self.autocast = _autocast(self.dls.device)
+
 # %% ../../nbs/paper/00_nets.ipynb #9821fcc3
 def net_pattern(
     net:Net # Which network
@@ -178,10 +191,10 @@ def net_learner(
     net:Net, # What to train
     dls:DataLoaders # From `net_dls`
 )->Learner: # Before any training
-    "The network in a Learner, with its optimiser"
+    "The network in a Learner, with its optimiser and precision"
     learn = erosion_learner(dls, lr=net.lr, **_model_args(net, list(dls.vocab)))
     for k,v in _opts[net.opt].items(): setattr(learn, k, v)
-    return learn
+    return learn.add_cbs([ChannelsLast(), _Bf16()] if net.bf16 else [])
 
 # %% ../../nbs/paper/00_nets.ipynb #fcceed8e
 def fit_net(
@@ -266,9 +279,11 @@ def net_seconds(
     with no_random(0, reproducible=False):
         learn = net_learner(net, dls := net_dls(net))
         loss,opt = nn.CrossEntropyLoss(),torch.optim.SGD(learn.model.parameters(), 0.)
+        if net.bf16: learn.model.to(memory_format=torch.channels_last)
         bs = [split_batch(dls.train, b, learn.model) for _,b in zip(range(steps), dls.train)]
     def train(b):
-        loss(answer_tensor(learn.model(*b[0])), b[1][0]).backward()
+        with _autocast(dls.device, net.bf16): l = loss(answer_tensor(learn.model(*b[0])), b[1][0])
+        l.backward()
         opt.step(), opt.zero_grad()
     def look(b):
         with torch.no_grad(): learn.model(*b[0])
