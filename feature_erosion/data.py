@@ -47,7 +47,7 @@ class TensorImages:
     def __init__(self,
         x, # Images, uint8, shape `(samples, height, width, channels)`
         y=None, # Integer labels, shape `(samples,)`; `None` for a test set without labels
-        vocab=None, # Name of each class
+        vocab:list=None, # Name of each class
         split_idx:int=1, # 0: augmented as a training set, 1: not
         value_range:tuple|None=None # As in `to_uint8`; what `test_dl` gets is read in the same way
     ):
@@ -333,7 +333,7 @@ def tensor_dls(
     flip:bool=True, # Random left-right flips
     stats=None, # Mean and standard deviation of each channel; `None` to leave images in 0…1
     path='.', # Where a Learner keeps its files
-    device=None # By default fastai's default device
+    device:torch.device=None # By default fastai's default device
 )->DataLoaders:
     "In-memory `DataLoaders`: crop, flip, then (after `inject`) paint, normalise"
     if not 1<=bs<=len(train): raise ValueError(f"bs={bs}: must be between 1 and the {len(train)} training samples")
@@ -555,7 +555,7 @@ def image_folder_dls(
     pad:int|None=None, # Random crops: padding in pixels; by default an eighth of the side
     bs:int=64, # Batch size; twice that for validation
     flip:bool=True, # Random left-right flips
-    device=None, # By default fastai's default device
+    device:torch.device=None, # By default fastai's default device
     level:int=1, # As in `class_files`
     value_range:tuple|None=None # As in `to_uint8`
 )->DataLoaders:

@@ -118,7 +118,7 @@ def _chance(dls, chance):
 class Erosion(Measured):
     "What each phase did to the clean accuracy, and what the network went by at its end"
     def plot(self,
-        ax=None # A matplotlib axis, made if `None`
+        ax:plt.Axes=None # A matplotlib axis, made if `None`
     )->plt.Axes:
         "From before (ring) to after (dot) in each phase; the diamond is the share that follow the picture"
         ax,ys = ax or plt.subplots(figsize=(7.5,1+.6*len(self)), layout='constrained')[1],np.arange(len(self))
@@ -204,7 +204,7 @@ class RelearningGap(Measured):
         return self.area['scratch']-self.area['relearn']
 
     def plot(self,
-        ax=None # A matplotlib axis, made if `None`
+        ax:plt.Axes=None # A matplotlib axis, made if `None`
     )->plt.Axes:
         "Both curves, the area between them, the level"
         return plot_relearning(*self.attrs['curves'], self.attrs['level'], ax)
@@ -232,7 +232,7 @@ def plot_relearning(
     scratch, # Accuracies at the ends of epochs
     relearn, # The same for learning again
     level:float, # Accuracy to reach
-    ax=None # A matplotlib axis, made if `None`
+    ax:plt.Axes=None # A matplotlib axis, made if `None`
 )->plt.Axes:
     "Two learning curves, the area between them, and the level, dashed"
     ax,T = ax or plt.subplots(figsize=(8,3.5), layout='constrained')[1],min(len(scratch), len(relearn))

@@ -233,7 +233,7 @@ def _curves(rec, sets):
 def plot_phases(self:Recorder,
     sets:list|None=None, # Columns of `evals` to draw; by default all that lie in 0…1
     x:str|None=None, # 'epoch' or 'total_iter'; by default epochs, unless a phase ended inside one
-    ax=None # A matplotlib axis, made if `None`
+    ax:plt.Axes=None # A matplotlib axis, made if `None`
 )->plt.Axes:
     "Accuracy on each set over the last fit, with its phases (Fig. 1, 2 and 5 of the paper)"
     (df,sets),ph = _curves(self, sets),self.phases
@@ -252,7 +252,7 @@ def plot_phases(self:Recorder,
 def plot_collapse(self:Recorder,
     phase:str|None=None, # Which phase; by default the one in which the first set falls deepest
     sets:list|None=None, # Columns of `evals` to draw; by default all that lie in 0…1
-    ax=None # A matplotlib axis, made if `None`
+    ax:plt.Axes=None # A matplotlib axis, made if `None`
 )->plt.Axes:
     "Accuracy on each set over the iterations of one phase, on a logarithmic axis"
     df,sets = _curves(self, sets)

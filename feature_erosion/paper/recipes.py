@@ -82,7 +82,7 @@ def judged(
     claim:str, # What is claimed
     paper:str, # What the paper says
     x, # Values, one for each seed; NaN for one that never got there
-    yes, # Level that every seed must reach, and a lesser one that some must for 'in part'; or what every seed must be: '>0', '<0' or '≠0'
+    yes, # Level that each seed must reach, and one that some must for 'in part'; or what each must be: '>0', '<0' or '≠0'
     fmt:str='.0%', # Of the numbers
     net:str='', # Which network
     none:str='–' # What to write for NaN
@@ -124,7 +124,7 @@ class Result:
         "The figure, in the paper's layout"
         return self.recipe.plot(self.tables)
 
-    def claims(self)->pd.DataFrame: # A row each: `claim`, what the `paper` says, `ours`, `n` seeds, their `mean`, `least` and `most`, `rule`, `agrees`
+    def claims(self)->pd.DataFrame: # A row each, as from `judged`
         "Claim by claim, what the paper says and what we found"
         return pd.DataFrame(self.recipe.claims(self.tables)).assign(figure=self.recipe.name)
 
@@ -166,8 +166,8 @@ def load_paper(
     "All figures that are there"
     there = [f for f in recipes if (Path(folder)/f/'run.json').is_file()]
     res = {f:load_result(Path(folder)/f) for f in there if Run(Path(folder)/f).info['status']=='finished'}
-    if not res: raise FileNotFoundError(f"folder={str(folder)!r}: no figures here; give the folder that `paper` wrote, e.g. runs/paper-cpu")
-    return res
+    if res: return res
+    raise FileNotFoundError(f"folder={str(folder)!r}: no figures here; give the folder that `paper` wrote, e.g. runs/paper-cpu")
 
 def claims_table(
     results:dict # From `paper` or `load_paper`
@@ -229,7 +229,8 @@ def check_scale(
     scale:Scale # To be looked at
 ):
     "Find what is wrong or missing before anything is computed; the error says where to get it"
-    if len(set(scale.nets))<len(scale.nets): raise ValueError(f"nets: they must differ; got {', '.join(o.name for o in scale.nets)}")
+    if len(set(scale.nets))<len(scale.nets):
+        raise ValueError(f"nets: they must differ; got {', '.join(o.name for o in scale.nets)}")
     missing = {str(e):type(e) for net in scale.nets for f in _checks(recipe, net) for e in [_error(f)] if e}
     if missing: raise first(missing.values())(f"{recipe.name} needs {' And it needs '.join(missing)}")
 
@@ -338,7 +339,8 @@ def _chosen(preset, figures, images):
     "Pairs of a recipe and its scale"
     rs = [_known(f) if isinstance(f, str) else f for f in (listify(figures) or recipes)]
     known = list(dict.fromkeys(k for r in rs for k in r.scales))
-    if bad := [r.name for r in rs if preset not in r.scales]: raise ValueError(f"preset={preset!r}: must be one of {', '.join(known)}; {', '.join(bad)} has no such scale")
+    if bad := [r.name for r in rs if preset not in r.scales]:
+        raise ValueError(f"preset={preset!r}: must be one of {', '.join(known)}; {', '.join(bad)} has no such scale")
     mine = lambda n: replace(n, data=str(images)) if images and n.weights=='imagenet' else n
     return [(r, replace(s, nets=tuple(map(mine, s.nets)))) for r in rs for s in [r.scales[preset]]]
 

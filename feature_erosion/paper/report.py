@@ -66,30 +66,37 @@ def _grid(df, most=6, most_cols=60):
     nums = [is_numeric_dtype(o) and not is_bool_dtype(o) for o in df.dtypes]
     gap = h.Tr(h.Td(f'… {n-2*most:,} more rows …', colspan=len(nums), klass='gap'))
     rows = _rows(df, nums) if n<=2*most else [*_rows(df[:most], nums), gap, *_rows(df[-most:], nums)]
-    return h.Div(h.Table(h.Thead(_row([re.sub('^Unnamed: .*', '', str(o)) for o in df], nums, h.Th)), h.Tbody(*rows)), klass='scroll')
+    names = [re.sub('^Unnamed: .*', '', str(o)) for o in df]
+    return h.Div(h.Table(h.Thead(_row(names, nums, h.Th)), h.Tbody(*rows)), klass='scroll')
 
 # %% ../../nbs/paper/03_report.ipynb #7c5cc056
 def _size(df): return f"{len(df):,} row{'s'*(len(df)!=1)} × {df.shape[1]} columns"
 
 def _pairs(d):
     "Names and values as HTML"
-    return h.Div(h.Table(h.Tbody(*(h.Tr(h.Th(k, scope='row'), h.Td(_text(v))) for k,v in _leaves(d).items())), klass='pairs'), klass='scroll')
+    rows = (h.Tr(h.Th(k, scope='row'), h.Td(_text(v))) for k,v in _leaves(d).items())
+    return h.Div(h.Table(h.Tbody(*rows), klass='pairs'), klass='scroll')
 
 # %% ../../nbs/paper/03_report.ipynb #7179ae90
 def _verdict(v):
     "'yes', 'no', 'partly' for anything else, '' for nothing"
     s = _text(v).strip().lower().removesuffix('.0')
-    return 'yes' if s in ('yes','true','1','agrees') else 'no' if s in ('no','false','0','differs') else 'partly' if s!='–' else ''
+    if s in ('yes','true','1','agrees'): return 'yes'
+    if s in ('no','false','0','differs'): return 'no'
+    return '' if s=='–' else 'partly'
 
 def _badge(text, verdict): return h.Span(text, klass=f'badge {verdict}')
 
-def _agrees(v): return _badge(dict(yes='agrees', no='differs').get(_verdict(v)) or _text(v), _verdict(v)) if _verdict(v) else '–'
+def _agrees(v):
+    said = _verdict(v)
+    return _badge(dict(yes='agrees', no='differs').get(said) or _text(v), said) if said else '–'
 
 # %% ../../nbs/paper/03_report.ipynb #5b61e31e
 def _with_interval(df):
     "Mean, low and high as one column"
     if not {'mean','low','high'} <= {*df}: return df
-    vals = [_text(m) if l!=l or h!=h else f'{_text(m)} ({_text(l)} to {_text(h)})' for m,l,h in df[['mean','low','high']].itertuples(index=False)]
+    def text(m, l, h): return _text(m) if l!=l or h!=h else f'{_text(m)} ({_text(l)} to {_text(h)})'
+    vals = [text(*o) for o in df[['mean','low','high']].itertuples(index=False)]
     return df.assign(mean=vals).rename(columns={'mean':'mean (interval)'}).drop(columns=['low','high'])
 
 def _claims(df):
@@ -176,7 +183,7 @@ class _Folder:
 
 # %% ../../nbs/paper/03_report.ipynb #b4fc7e2e
 def _small(f, most=20*2**20):
-    if f.stat().st_size>most: raise ValueError(f'not read: it has {f.stat().st_size/2**20:.0f} MB, the limit is {most/2**20:.0f} MB')
+    if (n := f.stat().st_size)>most: raise ValueError(f'not read: it has {n/2**20:.0f} MB, the limit is {most/2**20:.0f} MB')
     return f
 
 def _csv(f): return pd.read_csv(f, low_memory=False)
@@ -266,9 +273,12 @@ def parts(self:_Folder, figures):
 
 # %% ../../nbs/paper/03_report.ipynb #64bf72eb
 def _facts(facts, status):
-    shown = {k:_duration(v) if k=='seconds' and isinstance(v, (int,float)) else _text(v) for k,v in facts.items()}
     badge = [_badge(status, dict(finished='yes', failed='no').get(status, 'partly'))] if status else []
-    return h.P(*badge, *(h.Span(h.B(dict(seconds='took').get(k, k.replace('_',' '))), f' {v}') for k,v in shown.items()), klass='facts')
+    return h.P(*badge, *(_fact(k, v) for k,v in facts.items()), klass='facts')
+
+def _fact(k, v):
+    if k=='seconds' and isinstance(v, (int,float)): k,v = 'took',_duration(v)
+    return h.Span(h.B(k.replace('_',' ')), f' {_text(v)}')
 
 def _notes(notes, most=30):
     more = [f'… and {len(notes)-most:,} more'] if len(notes)>most else []
@@ -298,7 +308,9 @@ def _run_row(path):
             return {k:_day(v) if k=='created' else v for k,v in dict(run=path.name, **Run(path).summary()).items()}
     except Exception: return dict(run=path.name, status='cannot be read')
 
-def _overview(paths): return h.Section(h.H2('Runs'), h.Div(_grid(pd.DataFrame([_run_row(o) for o in paths]), 100), klass='runs'), id='runs')
+def _overview(paths):
+    rows = pd.DataFrame([_run_row(o) for o in paths])
+    return h.Section(h.H2('Runs'), h.Div(_grid(rows, 100), klass='runs'), id='runs')
 
 # %% ../../nbs/paper/03_report.ipynb #312cb307
 _colours = """
@@ -391,15 +403,20 @@ _media = """
 _policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 def _head(title):
-    return h.Head(h.Meta(charset='utf-8'), h.Meta(http_equiv='Content-Security-Policy', content=_policy), h.Meta(name='viewport', content='width=device-width, initial-scale=1'),
-                  h.Title(title), h.Link(rel='icon', href='data:,'), h.Style(h.Safe(_colours + _layout + _boxes + _media)))
+    policy = h.Meta(http_equiv='Content-Security-Policy', content=_policy)
+    wide = h.Meta(name='viewport', content='width=device-width, initial-scale=1')
+    style = h.Style(h.Safe(_colours + _layout + _boxes + _media))
+    return h.Head(h.Meta(charset='utf-8'), policy, wide, h.Title(title), h.Link(rel='icon', href='data:,'), style)
 
 # %% ../../nbs/paper/03_report.ipynb #85973af2
 def _lead(kinds, claims):
-    n = [f"{len(v)} {w}{'s'*(len(v)!=1)}" for (k,v),w in zip(kinds.items(), ('figure','run')) if v]
-    return h.P(' · '.join([*n, *([c.replace('agree', 'claims agree with the paper')] if (c := claims and _count(*claims)) else [])]), klass='lead')
+    parts = [f"{len(v)} {k}{'s'*(len(v)!=1)}" for k,v in kinds.items() if v]
+    if claims and (c := _count(*claims)): parts.append(c.replace('agree', 'claims agree with the paper'))
+    return h.P(' · '.join(parts), klass='lead')
 
-def _contents(entries): return h.Nav(h.Ul(*(h.Li(h.A(t, href=f'#{i}'), h.Small(f' {n}')) for i,t,n in entries)), aria_label='Contents')
+def _contents(entries):
+    items = (h.Li(h.A(t, href=f'#{i}'), h.Small(f' {n}')) for i,t,n in entries)
+    return h.Nav(h.Ul(*items), aria_label='Contents')
 
 # %% ../../nbs/paper/03_report.ipynb #50bff4e7
 def _is_shown(sec): return any(o.tag=='figure' or o.role=='note' for o in sec if o is not None)
@@ -437,7 +454,8 @@ def _page(path, kinds):
 
 # %% ../../nbs/paper/03_report.ipynb #bda4a990
 def _check_file(out):
-    if out.suffix.lower() not in ('.html','.htm'): raise ValueError(f"out={str(out)!r}: the report is a page: give a name that ends in .html")
+    if out.suffix.lower() not in ('.html','.htm'):
+        raise ValueError(f"out={str(out)!r}: the report is a page: give a name that ends in .html")
     if out.is_dir(): raise ValueError(f"out={str(out)!r}: this is a folder: give the name of a file")
     return out
 

@@ -238,7 +238,7 @@ def plot_means(self:Sweep,
     x:str, # A name of the grid
     *ys, # Names of numbers
     log:bool=False, # A logarithmic x-axis, linear near 0
-    ax=None # A matplotlib axis, made if `None`
+    ax:plt.Axes=None # A matplotlib axis, made if `None`
 )->plt.Axes:
     "Means over seeds, with their 95% intervals"
     s = self.summary()
