@@ -64,7 +64,7 @@ def _dots(X):
     "Dot products of samples, without the features' mean where that is large; whether features are constant"
     K = _gram(X).double()
     size = K.trace()
-    if K.sum() > .9*len(X)*size: K = _gram(X-X.mean(0)).double()   # else rounding drowns what is left after centring
+    if K.sum() > .99*len(X)*size: K = _gram(X-X.mean(0)).double()   # centring would leave less than five of seven digits
     return K,bool(K.trace()-K.sum()/len(X) <= 1e-12*size)   # they vary by less than a millionth of their size
 
 # %% ../../nbs/measures/02_cka.ipynb #625a6328
