@@ -147,7 +147,7 @@ def _picture(self:Pattern, c, n, shape):
 
 # %% ../nbs/08_patterns.ipynb #a6956008
 @patch
-def table(self:Pattern,
+def pictures(self:Pattern,
     n:int, # Number of classes
     shape:tuple # `(channels, height, width)` of the images
 )->tuple: # rows, columns (slices), pictures `(n, channels, rows, columns)`, opacities `(n, 1, rows, columns)`
@@ -166,11 +166,11 @@ def table(self:Pattern,
 def paint(
     x:torch.Tensor, # Images: uint8 in 0…255 or floats in 0…1, shape `(batch, channels, height, width)`
     stamps:torch.Tensor, # The class whose picture each image gets, or -1 for none, shape `(batch,)`
-    table:tuple, # What `Pattern.table` returned, on the device of `x`
+    pictures:tuple, # What `Pattern.pictures` returned, on the device of `x`
     background:float|None=None # Replace the image by this grey before painting (in 0…1)
 )->torch.Tensor: # A new tensor like `x`
     "Paint each image's picture on a copy of it"
-    rows,cols,pic,alpha = table
+    rows,cols,pic,alpha = pictures
     x = x.clone() if background is None else torch.full_like(x, background*(1 if x.is_floating_point() else 255))
     idx,scale = stamps.clamp(min=0),1 if x.is_floating_point() else 255
     a = alpha[idx]*(stamps>=0)[:,None,None,None]
@@ -188,7 +188,7 @@ def show(self:Pattern,
     **kwargs
 ):
     "Show every class's picture on a grey image"
-    x = paint(torch.full((n,*shape), .6), torch.arange(n), self.table(n, shape))
+    x = paint(torch.full((n,*shape), .6), torch.arange(n), self.pictures(n, shape))
     show_images([TensorImage(o) for o in x], nrows=nrows, imsize=imsize, **kwargs)
 
 # %% ../nbs/08_patterns.ipynb #637aeb39
@@ -360,7 +360,7 @@ class InjectPattern(ItemTransform):
     ):
         super().__init__()
         _check_pattern(pattern)
-        self.pattern,self.n_classes,self.background,self._tables = pattern,n_classes,background,{}
+        self.pattern,self.n_classes,self.background,self._made = pattern,n_classes,background,{}
 
     def setups(self, dl:DataLoader):
         if self.n_classes is None: self.n_classes = n_labels(dl)
@@ -382,17 +382,17 @@ def _paint(self:InjectPattern, x, stamps):
     im,ids = x.as_subclass(torch.Tensor),torch.as_tensor(stamps).as_subclass(torch.Tensor)
     if im.ndim==3: return type(x)(self._paint(x[None], ids.reshape(1) if ids.numel()==1 else ids[None])[0])
     if ids.ndim!=1 or ids.is_floating_point(): raise wrong_label(ids[0])
-    return paint(im, ids.to(im.device), self._table(im), self.background).as_subclass(type(x))
+    return paint(im, ids.to(im.device), self._pictures(im), self.background).as_subclass(type(x))
 
 @patch
-def _table(self:InjectPattern, x):
+def _pictures(self:InjectPattern, x):
     "All classes' pictures for images of this size, on their device"
     key = tuple(x.shape[1:]),x.device
-    if key not in self._tables:
+    if key not in self._made:
         self._check(x)
-        rows,cols,*pictures = self.pattern.table(self.n_classes, key[0])
-        self._tables[key] = rows,cols,*(to_device(o, x.device) for o in pictures)
-    return self._tables[key]
+        rows,cols,*pics = self.pattern.pictures(self.n_classes, key[0])
+        self._made[key] = rows,cols,*(to_device(o, x.device) for o in pics)
+    return self._made[key]
 
 @patch
 def _check(self:InjectPattern, x):

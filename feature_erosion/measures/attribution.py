@@ -279,7 +279,7 @@ def pattern_mask(
     shape:tuple # `(channels, height, width)` of the images
 )->torch.Tensor: # Bool, shape `(batch, height, width)`
     "Where each image is painted"
-    rows,cols,_,alpha = pattern.table(n, shape)
+    rows,cols,_,alpha = pattern.pictures(n, shape)
     stamps = torch.as_tensor(stamps).as_subclass(torch.Tensor).long().cpu()
     if len(stamps) and not -1<=stamps.min()<=stamps.max()<n:
         raise ValueError(f"stamps: {stamps.min()}…{stamps.max()}; must be in 0…{n-1}, or -1 for no picture")

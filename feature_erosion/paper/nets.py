@@ -296,11 +296,11 @@ def net_seconds(
 # %% ../../nbs/paper/00_nets.ipynb #3dc14be1
 def open_run(
     out, # Its folder: new, empty, or with the same run
-    **config # As in `RunStore.run`
+    **settings # As in `RunStore.run`
 )->Run:
     "A run at a given place; what is wrong with that is told before anything is computed"
     out = Path(out).resolve()
-    try: return RunStore(out.parent).run(out.name, **config)
+    try: return RunStore(out.parent).run(out.name, **settings)
     except ValueError as e: raise ValueError(f"out={str(out)!r}: {e}") from None
 
 # %% ../../nbs/paper/00_nets.ipynb #76ceaf05

@@ -116,7 +116,7 @@ class Result:
     def __init__(self,
         recipe:Recipe, # What made it
         tables:dict, # A DataFrame by name
-        config:dict|None=None, # What it was made with, as JSON has it
+        settings:dict|None=None, # What it was made with, as JSON has it
         environment:dict|None=None # What it was made on
     ): store_attr()
 

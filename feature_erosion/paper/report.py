@@ -155,7 +155,7 @@ class _Folder:
     def __init__(self, path):
         self.path,self.notes = path,[]
         self.info = self.read('run.json', lambda f: Run(path).info) or {}
-        self.config = self.info.get('settings', {})
+        self.full = self.info.get('settings', {})
         self.metrics = self.read('metrics.json', load_json) or {}
         self.claims = self.read('tables/claims.csv', _csv)
         self.notes += [f'{_text(f)}: gone' for f in self.info.get('files', {}) if not (path/f).is_file()]
@@ -206,16 +206,16 @@ def files(self:_Folder):
 # %% ../../nbs/paper/03_report.ipynb #3522c057
 @patch(as_prop=True)
 def title(self:_Folder):
-    names = [_text(self.config[k]) for k in ('figure','title') if self.config.get(k)]
+    names = [_text(self.full[k]) for k in ('figure','title') if self.full.get(k)]
     return re.sub(r'^fig(ure)?[ _-]?(?=\d)', 'Figure ', ': '.join(names), flags=re.I) or self.path.resolve().name
 
 @patch(as_prop=True)
 def facts(self:_Folder):
     "Single values, for the line below the title"
     name,i = self.path.resolve().name,self.info
-    where = {'folder':name} if self.config.get('figure', name)!=name else {}   # one of several of a figure
+    where = {'folder':name} if self.full.get('figure', name)!=name else {}   # one of several of a figure
     when = dict(created=_day(i['created']), seed=i['seed'], sessions=len(i['sessions'])) if i else {}
-    more = dict(preset=self.config.get('preset'), seconds=self.metrics.get('seconds'))
+    more = dict(preset=self.full.get('preset'), seconds=self.metrics.get('seconds'))
     return {k:v for k,v in {**where, **when, **more}.items() if v is not None}
 
 # %% ../../nbs/paper/03_report.ipynb #635ab3e6
@@ -227,7 +227,7 @@ def status(self:_Folder):
 
 # %% ../../nbs/paper/03_report.ipynb #9939bf15
 @patch(as_prop=True)
-def settings(self:_Folder): return {k:v for k,v in self.config.items() if k not in ('figure','title','preset')}
+def settings(self:_Folder): return {k:v for k,v in self.full.items() if k not in ('figure','title','preset')}
 
 @patch(as_prop=True)
 def versions(self:_Folder):

@@ -76,7 +76,7 @@ def alternate(fs, repeats=3, more=7):
     return res
 
 def compared(ours, peer):
-    "Median of peer ÷ ours, pair by pair, and an interval that holds the true one in 95 of 100 cases; with fewer than six pairs their range, which holds it less often"
+    "Median of peer ÷ ours, turn by turn, and an interval that holds the true one in 95 of 100 cases; with few turns their range: in 75 for three"
     x = sorted(p/o for o,p in zip(ours, peer, strict=True))
     k = max(1, int(binom.ppf(.025, len(x), .5)))   # order statistics: the number of pairs below the true median is binomial
     return dict(ratio=median(x), low=x[k-1], high=x[-k])

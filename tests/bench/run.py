@@ -23,7 +23,7 @@ def line(r):
     goal = '' if r.get('target') is None else f"≥ {r['target']:g} {'✓' if r['ratio']>=r['target'] else '✗'}"
     return f"| {r['name']} | {spread(r['ours_s'])} | {r['peer']} | {spread(r['peer_s'])} | {len(r['ours_s'])} | {r['ratio']:.2f} ({r['low']:.2f}–{r['high']:.2f}) | {goal} | {mb} | {r.get('check') or ''} |"
 
-head = '''| what | seconds, median (min–max) | peer | seconds | pairs | peer ÷ ours | target | MB more, ours / peer | check |
+head = '''| what | seconds, median (min–max) | peer | seconds | turns | peer ÷ ours | target | MB more, ours / peer | check |
 |---|---|---|---|---|---|---|---|---|'''
 
 def about(m): return f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, torch {m['torch']}, fastai {m['fastai']}, scikit-learn {m['sklearn']}, Python {m['python']}; {m['device']}; {m['data']}"
@@ -43,8 +43,8 @@ def measure(names, repeats):
     for n in names:
         if n=='growth': continue
         for r in importlib.import_module(n).rows(repeats):
-            rows.append(dict(module=n, **r) if r.get('skipped') else dict(module=n, **r, **compared(r['ours_s'], r['peer_s'])))
-            print(line(r), flush=True)
+            rows.append(dict(module=n, **r, **({} if r.get('skipped') else compared(r['ours_s'], r['peer_s']))))
+            print(line(rows[-1]), flush=True)
     growth = importlib.import_module('growth').points() if 'growth' in names else None
     if growth: print(importlib.import_module('growth').table(growth))
     return rows,growth
