@@ -1,4 +1,4 @@
-"""What the paper's eight figures measure, draw and claim, from seconds to the paper's own scale
+"""What the paper's eight figures measure, plot and claim, at any scale from seconds to the paper's own
 
 Docs: https://feature-erosion.github.io/feature_erosion/paper/figures.html.md"""
 
@@ -59,25 +59,25 @@ def _panels(n, width=5., height=3.4):
 
 # %% ../../nbs/paper/02_figures.ipynb #5ad33e0d
 def measured_dl(
-    net:Net, # Whose data
-    seed:int, # Which classes, and which images if not all
-    scale:Scale # How many
+    net:Net, # Network whose data to use
+    seed:int, # Determines classes, and images if not all are used
+    scale:Scale # Determines the number of images
 ):
     "Clean test images to measure on"
     return net_dls(replace(net, n_valid=scale.n_test), seed).valid
 
 def _train_accuracy(learn, phase):
-    "On the clean training images, as they are"
+    "Accuracy on the clean training images, without augmentation"
     train = clean_of(learn.dls).train
     with learn.at_phase(phase), unaugmented(train): return evaluate(learn.model, subset_dl(train, None))['accuracy']
 
 def phase_ends(
     learn:Learner, # From `fit_net`
-    net:Net, # What it is
-    seed:int, # Which seed
-    scale:Scale # How many test images
+    net:Net, # The network
+    seed:int, # Its seed
+    scale:Scale # Determines the number of test images
 )->pd.DataFrame: # A row for each phase: `train_accuracy`, and accuracy on `clean` images and on those with their `pattern`
-    "How good the network is at the end of each phase"
+    "Accuracies of the network at the end of each phase"
     sets = pattern_sets(net_dls(replace(net, n_valid=scale.n_test), seed), net_pattern(net), ('clean','pattern'))
     rows = []
     for p in list(dict.fromkeys([before_erosion(learn), *learn.recorder.phases.phase])):
@@ -88,7 +88,7 @@ def phase_ends(
 def forgotten(
     ends:pd.DataFrame # As from `phase_ends`, one network and seed
 )->float:
-    "Share of the accuracy above chance that the second phase took"
+    "Share of the accuracy above chance lost in the second phase"
     before,after = ends[ends.phase!='erode'].iloc[0],ends[ends.phase=='erode'].iloc[0]
     return forgetting(before.clean, after.clean, before.chance)
 
@@ -100,7 +100,7 @@ def _forgotten(ends, *by):
 _sets = ['clean','pattern','conflict','conflict_picture']
 
 def curve_tables(learn, net, seed, scale):
-    "Accuracies over all phases, where phases begin and end, and what holds at their ends"
+    "Accuracies over all phases, the limits of phases, and accuracies at their ends"
     c = learn.recorder.evals[['phase','when','iter','epoch',*_sets]]
     ph = learn.recorder.phases[['phase','start_epoch','stop_epoch']]
     res = dict(curves=c, phases=ph, ends=phase_ends(learn, net, seed, scale))
@@ -150,7 +150,7 @@ def _plot_rates(ax, t, net):
 
 # %% ../../nbs/paper/02_figures.ipynb #34f66006
 def plot_curves(t):
-    "A panel for each network; for one at several learning rates, what is forgotten at each"
+    "A panel for each network; with several learning rates, forgetting at each"
     nets = list(t['curves'].net.unique())
     fig,axs = _panels(len(nets))
     for ax,n in zip(axs, nets):
@@ -161,7 +161,7 @@ def plot_curves(t):
 
 # %% ../../nbs/paper/02_figures.ipynb #a9ea862c
 def collapse_claims(t):
-    "For each network: what is forgotten, how soon, what the control forgets, and what the network goes by instead"
+    "For each network: how much it forgets, how soon, how much the control forgets, and what it relies on instead"
     e = t['ends']
     rows = lambda net,d: _rate_claims(net, d) if d.lr.nunique()>1 else _collapse(net, d, t['curves'][t['curves'].net==net])
     return [row for net,d in e.groupby('net', sort=False) for row in rows(net, d)]
@@ -199,7 +199,7 @@ def _spearman(a, b): return a.corr(b, method='spearman') if a.nunique()>1 and b.
 
 # %% ../../nbs/paper/02_figures.ipynb #1fd45f2b
 def cka_tables(learn, net, seed, scale):
-    "CKA of all layers before the second phase with all layers after it, on test images: 2,000 if there are as many"
+    "CKA of all layers before the second phase with all layers after it, on up to 2,000 test images"
     dl = measured_dl(net, seed, scale)
     c = learn.layer_cka(before_erosion(learn), 'erode', dl=dl, n=min(2000, len(dl.dataset))).between()
     return dict(cka=c.rename_axis(index='before', columns='after').stack().rename('cka').reset_index())
@@ -226,7 +226,7 @@ def _diagonal(d): return d[d.before==d.after].cka.to_numpy()
 def _early_less_late(v): return v[:len(v)//3].mean()-v[-(len(v)//3):].mean()
 
 def cka_claims(t):
-    "How alike each layer is to itself, after squares and after the control, and whether early layers keep more"
+    "How similar each layer is to itself before, after squares and after the control, and whether early layers change less"
     return [row for net,d in t['cka'].groupby('net', sort=False) for row in _cka_claims(net, d[d.ratio>0], d[d.ratio==0])]
 
 def _cka_claims(net, sq, control):
@@ -240,7 +240,7 @@ def _cka_claims(net, sq, control):
 
 # %% ../../nbs/paper/02_figures.ipynb #5cd08aec
 class SpectrumMeter(Features):
-    "Singular values of each layer's features, centred, for `visit`: one spectrum instead of the seven ranks of `RankMeter`"
+    "Singular values of each layer's centred features, for `visit`: one spectrum instead of the seven ranks of `RankMeter`"
     def __init__(self,
         max_features:int=8000, # As in `Features`
         seed:int=0 # As in `Features`
@@ -255,7 +255,7 @@ class SpectrumMeter(Features):
 
 # %% ../../nbs/paper/02_figures.ipynb #5e4f1b27
 def layer_tables(learn, net, seed, scale):
-    "Rank and probe accuracies of each layer, before and after the second phase; what the control begins with is measured once"
+    "Rank and probe accuracies of each layer, before and after the second phase; the shared start is measured only once"
     models = dict(zip(('before','after'), learn.models_at(before_erosion(learn), 'erode').values()))
     if net.ratio==0: models.pop('before')
     dl,train,meter = measured_dl(net, seed, scale),clean_of(learn.dls).train,SpectrumMeter()
@@ -314,7 +314,7 @@ def _layer_claims(net, sq, control):
 
 # %% ../../nbs/paper/02_figures.ipynb #8d46cef4
 def relearning_tables(learn, net, seed, scale):
-    "Learning curves of the first and the third phase, and what holds at the ends of phases"
+    "Learning curves of the first and third phase, and accuracies at the ends of phases"
     c = learn.recorder.evals
     c = c[(c.when=='epoch') & c.phase.isin(['pretrain','relearn'])]
     c = c.assign(of_phase=c.groupby('phase').cumcount()+1)[['phase','of_phase','clean']]
@@ -329,7 +329,7 @@ def _main(d):
     return d[d.squares==d.squares.max()],d[d.squares==0]
 
 def plot_relearning(t):
-    "Learning curves, and how much lower the third phase ends, by how long the squares stayed"
+    "Learning curves, and how much lower the third phase ends, by the length of the phase with squares"
     fig,axs = plt.subplots(1, 2, figsize=(11,3.8), layout='constrained')
     sq,control = _main(t['curves'])
     for d,phase,color,label in ((sq,'pretrain','before','from scratch'), (control,'relearn','control','third phase, control'),
@@ -388,13 +388,13 @@ def relearning_claims(t):
 
 # %% ../../nbs/paper/02_figures.ipynb #0ddbb965
 def ratio_tables(learn, net, seed, scale):
-    "What holds at the ends of phases"
+    "Accuracies at the ends of phases"
     return dict(ends=phase_ends(learn, net, seed, scale))
 
 def _by_ratio(t): return _forgotten(t['ends'], 'net', 'ratio', 'seed')
 
 def plot_ratios(t):
-    "Forgetting against the share of training images that wear a square, on a logarithmic axis: a dot for each network"
+    "Forgetting against the share of training images with a square, on a logarithmic axis: a dot for each network"
     fig,(zero,ax) = plt.subplots(1, 2, figsize=(7.5,3.8), layout='constrained', sharey=True, width_ratios=(1,8))
     for i,(net,d) in enumerate(_by_ratio(t).groupby('net', sort=False)):
         rest,none = d[d.ratio>0],d[d.ratio==0]
@@ -419,7 +419,7 @@ def _bend(o, r):
     return f[r]-(f[0.]+r*(f[1.]-f[0.]))
 
 def ratio_claims(t):
-    "Rise, bend, and what a modest ratio does"
+    "Rise, bend, and the effect of a modest ratio"
     return [row for net,d in _by_ratio(t).groupby('net', sort=False) for row in _ratio_claims(net, d, _modest(d))]
 
 def _ratio_claims(net, d, r):
@@ -441,7 +441,7 @@ def sharp_layer(
     return last(n for n,c in layer_calls(model, x).items() if len(c.shape)==4 and 2*c.shape[2]>=x.shape[2])
 
 def _raw(maps, size):
-    "Maps before they were scaled up: scaling is linear, and can be undone"
+    "Maps before scaling up; scaling is linear, so it can be undone"
     u,v = (torch.linalg.pinv(_upsampling(k, m)) for k,m in zip(size, maps.shape[1:]))
     return (u @ maps.double() @ v.T).clamp(min=0)
 
@@ -481,12 +481,12 @@ def _attention(cams):
     return pd.DataFrame(rows)
 
 def cam_tables(learn, net, seed, scale):
-    "Attention to the square on images that wear their class's, before and after, at two layers; and some maps"
+    "Attention to the square on images with their class's square, before and after, at two layers; and some maps"
     dl = measured_dl(net, seed, scale)
     x,n = dl.one_batch()[0][:2].as_subclass(torch.Tensor),min(1000, len(dl.dataset))
     layers = dict(last=None, sharp=sharp_layer(learn.model, x))
     att = [_attention(_look(learn, net, seed, scale, l, n)).assign(at=k) for k,l in layers.items()]
-    if seed>0: return dict(attention=pd.concat(att))   # maps of one seed are enough to show
+    if seed>0: return dict(attention=pd.concat(att))   # maps of one seed are enough for the figure
     cams = [_cam_rows(_look(learn, net, seed, scale, l, 6)).assign(at=k) for k,l in layers.items()]
     return dict(attention=pd.concat(att), cams=pd.concat(cams))
 
@@ -500,7 +500,7 @@ def _uri(a):
 def _from_uri(s): return torch.from_numpy(np.asarray(Image.open(io.BytesIO(base64.b64decode(s.partition(',')[2]))))/255).float()
 
 def _cam_rows(cams):
-    "Pictures and maps as text"
+    "Images and maps as text"
     d = cams.share.reset_index()
     d['picture_of'] = [_uri(cams.images[i].permute(1,2,0)) for i in d.image]
     d['mask'] = [_uri(cams.mask[i].float()) for i in d.image]
@@ -511,7 +511,7 @@ def _cam_rows(cams):
 def load_cams(
     d:pd.DataFrame # Rows of the table `cams` of one network and seed
 )->GradCam:
-    "The maps, to plot them"
+    "Load maps for plotting"
     one = d[d.model==d.model.iloc[0]]
     maps = {k:torch.stack([_from_uri(s) for s in o['map']]) for k,o in d.groupby('model', sort=False)}
     share = Measured(d.set_index(['model','image'])[['label','picture','pred','share','area','most','blank']])
@@ -519,7 +519,7 @@ def load_cams(
     return GradCam(images.permute(0,3,1,2), maps, mask>.5, share, one.vocab.iloc[0].split('|'))
 
 def plot_cams(t):
-    "Maps of the first network and seed: what it saw before and after, at the last layer and at a sharper one"
+    "Maps of the first network and seed, before and after, at the last layer and at a sharper one"
     d = t['cams']
     d = d[(d.net==d.net.iloc[0]) & (d.ratio>0) & (d.seed==d.seed.iloc[0])]
     where = dict(last='', sharp=', earlier layer')
@@ -527,7 +527,7 @@ def plot_cams(t):
 
 # %% ../../nbs/paper/02_figures.ipynb #2cc3f0b4
 def cam_claims(t):
-    "Attention after the squares, against before and against the control"
+    "Attention after squares, compared with before and with the control"
     return [row for net,d in t['attention'].groupby('net', sort=False) for row in _cam_claims(net, d)]
 
 def _cam_claims(net, d):
@@ -583,13 +583,13 @@ def rank_claims(t):
 
 # %% ../../nbs/paper/02_figures.ipynb #fc19065a
 def _lengths(net, *squares):
-    "The same with other lengths of squares"
+    "The same network with other lengths of the phase with squares"
     return tuple(replace(net, lengths=(net.lengths[0],l,net.lengths[2])) for l in squares)
 
 def _adam(net): return with_control(replace(net, opt='adam', lr=1e-3))
 
 def _scales(vgg, res, given, photos, squares, ratios, **kw):
-    "By figure"
+    "Scales by figure"
     both,arms = with_control(vgg),(*with_control(vgg), *_lengths(vgg, *squares), *_adam(vgg))
     one = Scale(both, **kw)
     some = lambda *nets: replace(one, nets=nets)

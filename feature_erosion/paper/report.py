@@ -1,4 +1,4 @@
-"""One HTML page that tells what a run, or a folder of runs, has found
+"""Show the results of a run, or a folder of runs, on one HTML page
 
 Docs: https://feature-erosion.github.io/feature_erosion/paper/report.html.md"""
 
@@ -32,7 +32,7 @@ def _number(v):
 _most_chars = 400
 
 def _text(v):
-    "A value as a reader wants it"
+    "A value in readable form"
     if v is None: return '–'
     if isinstance(v, bool): return 'yes' if v else 'no'
     if isinstance(v, float): return _number(v)
@@ -79,7 +79,7 @@ def _pairs(d):
 
 # %% ../../nbs/paper/03_report.ipynb #7179ae90
 def _verdict(v):
-    "'yes', 'no', 'partly' for anything else, '' for nothing"
+    "'yes', 'no', 'partly' for anything else, '' for no value"
     s = _text(v).strip().lower().removesuffix('.0')
     if s in ('yes','true','1','agrees'): return 'yes'
     if s in ('no','false','0','differs'): return 'no'
@@ -123,7 +123,7 @@ _pictures = dict(png=('png',_check_png), svg=('svg+xml',_check_svg))
 
 # %% ../../nbs/paper/03_report.ipynb #e41a8c24
 class _Figures:
-    "Figures as data, as long as there is room in the page"
+    "Figures as data, up to the page's size limit"
     def __init__(self): self.left = _most_page
 
     def embed(self, f):
@@ -137,7 +137,7 @@ class _Figures:
 # %% ../../nbs/paper/03_report.ipynb #4adfd2bf
 @patch
 def of(self:_Figures, path, title, noting, check=noop):
-    "Each figure of a run once: `NAME.png`, or `NAME.svg` if there is none that can be read"
+    "Each figure of a run once: `NAME.png`, or `NAME.svg` if there is no readable PNG"
     files = [f for f in (path/'figures').glob('*') if f.suffix[1:] in _pictures and f.is_file() and f.name[0]!='.']
     done,res = set(),{}
     for f in sorted(files, key=lambda f: (_natural(f.stem), f.suffix)):
@@ -151,7 +151,7 @@ def of(self:_Figures, path, title, noting, check=noop):
 
 # %% ../../nbs/paper/03_report.ipynb #b63d3fa1
 class _Folder:
-    "A run's folder, and what could not be read"
+    "A run's folder, with notes on what could not be read"
     def __init__(self, path):
         self.path,self.notes = path,[]
         self.info = self.read('run.json', lambda f: Run(path).info) or {}
@@ -165,7 +165,7 @@ class _Folder:
             with self.noting(f): return how(self.check(_small(f)))
 
     def check(self, f):
-        "A file that the run has finished must be what it wrote"
+        "Check that a finished file has not changed since it was written"
         sha = self.info.get('files', {}).get(f.relative_to(self.path).as_posix()) if hasattr(self, 'info') else None
         if sha and file_sha(f)!=sha: raise ValueError('damaged: it is not what was written (SHA-256)')
         return f
@@ -198,7 +198,7 @@ def _tables(f):
 # %% ../../nbs/paper/03_report.ipynb #ccc6aec7
 @patch
 def files(self:_Folder):
-    "Tables in `tables/`, or else in `history.jsonl`"
+    "Tables from `tables/`, otherwise from `history.jsonl`"
     names = sorted((o.stem for o in (self.path/'tables').glob('*.csv') if o.name!='claims.csv' and o.name[0]!='.'), key=_natural)
     if names: return {n:df for n in names if (df := self.read(f'tables/{n}.csv', _csv)) is not None}
     return {f'history: {k}':df for k,df in (self.read('history.jsonl', _tables) or {}).items()}
@@ -213,7 +213,7 @@ def title(self:_Folder):
 def facts(self:_Folder):
     "Single values, for the line below the title"
     name,i = self.path.resolve().name,self.info
-    where = {'folder':name} if self.full.get('figure', name)!=name else {}   # one of several of a figure
+    where = {'folder':name} if self.full.get('figure', name)!=name else {}   # one of several folders of a figure
     when = dict(created=_day(i['created']), seed=i['seed'], sessions=len(i['sessions'])) if i else {}
     more = dict(preset=self.full.get('preset'), seconds=self.metrics.get('seconds'))
     return {k:v for k,v in {**where, **when, **more}.items() if v is not None}
@@ -231,12 +231,12 @@ def settings(self:_Folder): return {k:v for k,v in self.full.items() if k not in
 
 @patch(as_prop=True)
 def versions(self:_Folder):
-    "Those of the last session"
+    "Versions in the last session"
     return first(o for o in self.info.get('sessions', [])[::-1] if isinstance(o, dict)) or {}
 
 # %% ../../nbs/paper/03_report.ipynb #4bbbcd5f
 def _part(title, content, info='', open=True):
-    "Something to fold and unfold"
+    "A foldable part of the page"
     return h.Details(h.Summary(h.H3(title), h.Small(info)), content, open=open)
 
 def _table_part(title, df): return _part(title, _grid(df), _size(df), open=len(df)<=12)
@@ -244,7 +244,7 @@ def _table_part(title, df): return _part(title, _grid(df), _size(df), open=len(d
 # %% ../../nbs/paper/03_report.ipynb #bbdf796a
 @patch
 def numbers(self:_Folder):
-    "Tables, the short ones open"
+    "Tables, with short ones unfolded"
     if self.claims is not None: yield _part('Claims', _claims(self.claims), _count(self.claims))
     tables,last = self.files(),{k:v for k,v in self.metrics.items() if k!='seconds'}
     if last and 'accuracy' not in tables: yield _part('Last evaluation', _pairs(last))
@@ -252,7 +252,7 @@ def numbers(self:_Folder):
 
 # %% ../../nbs/paper/03_report.ipynb #e148a572
 def _verdicts(df):
-    "How many claims agree, differ, or neither"
+    "How many claims agree, differ, or do neither"
     v = [_verdict(o) for o in df['agrees']] if 'agrees' in df else []
     return [v.count(o) for o in ('yes','no','partly')]
 
@@ -287,7 +287,7 @@ def _notes(notes, most=30):
 # %% ../../nbs/paper/03_report.ipynb #0badfe40
 @patch
 def section(self:_Folder, figures, id):
-    "All of it, under a heading"
+    "All parts under a heading"
     parts,status = list(self.parts(figures)),self.status()
     return h.Section(h.H2(self.title), _facts(self.facts, status), _notes(self.notes), *parts, id=id)
 
@@ -296,7 +296,7 @@ def _kind(path):
     if (path/'run.json').is_file(): return 'figure' if (path/'tables'/'claims.csv').is_file() else 'run'
 
 def _folders(path):
-    "The folder itself and those in it: figures with their claims, then other runs"
+    "The folder itself and its subfolders: figures with their claims, then other runs"
     subs = sorted((o for o in path.iterdir() if o.name[0]!='.' and o.is_dir()), key=lambda o: _natural(o.name))
     return {k:[o for o in (path, *subs) if _kind(o)==k] for k in ('figure','run')}
 
@@ -304,7 +304,7 @@ def _folders(path):
 def _run_row(path):
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')   # its section tells
+            warnings.simplefilter('ignore')   # shown in its section
             return {k:_day(v) if k=='created' else v for k,v in dict(run=path.name, **Run(path).summary()).items()}
     except Exception: return dict(run=path.name, status='cannot be read')
 
@@ -422,21 +422,21 @@ def _contents(entries):
 def _is_shown(sec): return any(o.tag=='figure' or o.role=='note' for o in sec if o is not None)
 
 def _sections(kinds):
-    "Folders with their sections; of several runs only those with more to show than their row in the table"
+    "Folders with their sections; with several runs, only those with more to show than their row in the table"
     figures,folders = _Figures(),[_Folder(o) for v in kinds.values() for o in v]
     res = [(o, o.section(figures, f's{i}')) for i,o in enumerate(folders)]
     return [(o,s) for o,s in res if len(res)==1 or o.claims is not None or _is_shown(s)]
 
 # %% ../../nbs/paper/03_report.ipynb #8708d8db
 def _single(sec):
-    "A page for one folder: its title is the page's, its parts are the contents"
+    "A page for one folder: its title is the page's title, its parts are the contents"
     sec[0].tag,parts = 'h1',[o for o in sec if o is not None and o.tag=='details']
     for i,o in enumerate(parts): o.id,o[0][0].tag,o.open = f'p{i}','h2',o.open or o[0][0][0]=='Settings'
     return h.Main(*sec[:2], _contents([(o.id, o[0][0][0], '') for o in parts]), *sec[2:])
 
 # %% ../../nbs/paper/03_report.ipynb #085533c8
 def _several(title, kinds, secs):
-    "A page for several: figures, the table of runs, runs"
+    "A page for several folders: figures, the table of runs, runs"
     runs = [(o,s) for o,s in secs if o.path in kinds['run']]
     claims = [o.claims for o,_ in secs if o.claims is not None]
     table = [(None,_overview(kinds['run']))] if kinds['run'] else []
@@ -463,7 +463,7 @@ def _check_file(out):
 def report(
     path, # A run's folder, or a folder of runs
     out=None # The page; by default `report.html` in that folder
-)->Path: # Where it is
+)->Path: # Path of the page
     "Write one self-contained HTML page: figures, tables, settings, versions"
     path = Path(path)
     if not path.is_dir(): raise ValueError(f"path={str(path)!r}: no such folder; give a run's folder, or a folder of runs")
