@@ -20,8 +20,13 @@ def spread(s): return f'{sec(st.median(s))} ({sec(min(s))}–{sec(max(s))})'
 def line(r):
     if r.get('skipped'): return f"| {r['name']} | skipped: {r['skipped']} | {r['peer']} | | | | | | |"
     mb = f"{r['ours_mb']:+.0f} / {r['peer_mb']:+.0f}" if r.get('peer_mb') is not None else f"{r['ours_mb']:+.0f} / –" if r.get('ours_mb') is not None else ''
-    goal = '' if r.get('target') is None else f"≥ {r['target']:g} {'✓' if r['ratio']>=r['target'] else '✗'}"
+    goal = '' if r.get('target') is None else f"≥ {r['target']:g} {verdict(r)}"
     return f"| {r['name']} | {spread(r['ours_s'])} | {r['peer']} | {spread(r['peer_s'])} | {len(r['ours_s'])} | {r['ratio']:.2f} ({r['low']:.2f}–{r['high']:.2f}) | {goal} | {mb} | {r.get('check') or ''} |"
+
+def verdict(r):
+    "Met or missed where the whole interval is on one side of the target, and more than one turn was taken"
+    sure = len(r['ours_s'])>1
+    return 'met' if sure and r['low']>=r['target'] else 'missed' if sure and r['high']<r['target'] else 'not clear'
 
 head = '''| what | seconds, median (min–max) | peer | seconds | turns | peer ÷ ours | target | MB more, ours / peer | check |
 |---|---|---|---|---|---|---|---|---|'''
