@@ -1,4 +1,4 @@
-"""`from feature_erosion.all import *`: fastai's vision names, and those of this library that an experiment needs
+"""`from feature_erosion.all import *` brings fastai's vision names and the names from this library that an experiment needs
 
 Docs: https://feature-erosion.github.io/feature_erosion/all.html.md"""
 
@@ -30,7 +30,7 @@ from .runs.sweep import mean_interval, sweep
 from .learner import erosion_learner
 from .paper.nets import Net, demo, perceptron
 from .paper.recipes import Recipe, Scale, claims_table, load_paper, load_result, paper, register
-from .paper import figures as _figures   # the paper's own recipes become known
+from .paper import figures as _figures   # registers the paper's recipes
 from .paper.report import report
 
 __all__ = [o for o in globals() if not o.startswith('_')]

@@ -1,4 +1,4 @@
-"""What of a batch goes into a model, and what comes out of it
+"""Split batches into inputs and targets, and find the scores in a model's output
 
 Docs: https://feature-erosion.github.io/feature_erosion/batches.html.md"""
 
@@ -18,8 +18,8 @@ from fastai.vision.all import Callback, no_random
 # %% ../nbs/02_batches.ipynb #55fd098c
 def unwrapped(
     model:nn.Module # A module, compiled by `torch.compile` or in a wrapper of distributed training, or neither
-)->nn.Module: # As it was before
-    "The module inside its wrappers; a `ValueError` if it lies in pieces on several processes"
+)->nn.Module: # The original module
+    "The module inside its wrappers; a `ValueError` if it is sharded over several processes"
     kinds,fsdp = (nn.DataParallel,nn.parallel.DistributedDataParallel),sys.modules.get('torch.distributed.fsdp')
     if fsdp and isinstance(model, (fsdp.FullyShardedDataParallel, fsdp.FSDPModule)):
         raise ValueError(f"model: a {type(model).__name__}, whose weights lie in pieces on several processes. "
@@ -30,7 +30,7 @@ def unwrapped(
 
 # %% ../nbs/02_batches.ipynb #52956b65
 def as_written():
-    "Compiled code calls no hooks: in this context, modules run as they are written"
+    "Compiled code calls no hooks: in this context, modules run uncompiled"
     return torch.compiler.set_stance('force_eager') if 'torch._dynamo' in sys.modules else nullcontext()
 
 # %% ../nbs/02_batches.ipynb #c925644f
@@ -50,7 +50,7 @@ def evaluating(
 def _plain(o): return o.as_subclass(torch.Tensor) if isinstance(o, torch.Tensor) else o
 
 def _takes(model):
-    "How many inputs `model` cannot do without, and whether it takes any number"
+    "How many inputs `model` requires, and whether it takes any number"
     ps = L(inspect.signature(unwrapped(model).forward).parameters.values())
     needed = ps.filter(lambda p: p.kind<=p.POSITIONAL_OR_KEYWORD and p.default is p.empty)
     return len(needed),any(p.kind==p.VAR_POSITIONAL for p in ps)
@@ -69,10 +69,10 @@ def _n_inp(dl, b, model):
 
 # %% ../nbs/02_batches.ipynb #30c70a6b
 def split_batch(
-    dl, # Where the batch is from; its `n_inp` says how many of its parts are inputs
+    dl, # The batch's loader; its `n_inp` says how many parts are inputs
     b, # Batch: a tensor, tuple or list
-    model=None # Who takes the inputs, to find out whether it takes as many
-)->tuple: # Inputs and targets, each a tuple, of plain tensors
+    model=None # The model, to find out how many inputs it takes
+)->tuple: # Inputs and targets, each a tuple of plain tensors
     "Inputs and targets of a batch"
     if isinstance(b, torch.Tensor): return (_plain(b),),()
     if isinstance(b, dict):
@@ -86,9 +86,9 @@ def split_batch(
 # %% ../nbs/02_batches.ipynb #b54fec92
 def to_model(
     xs, # Inputs, a tuple as from `split_batch`
-    model # Any module; without parameters and buffers it takes inputs as they are
+    model # Any module; without parameters and buffers, inputs stay as they are
 )->tuple:
-    "Inputs on a model's device, floating point ones in the type of its weights"
+    "Inputs on a model's device, floating point ones in the dtype of its weights"
     p = first([*model.parameters(), *model.buffers()], lambda o: o.is_floating_point())
     if p is None: return tuple(xs)
     return tuple(_moved(o, p) for o in xs)
@@ -109,7 +109,7 @@ def _described(out):
 def answer_tensor(
     out # What a model returned
 )->torch.Tensor:
-    "The scores in a model's answer: the tensor itself, `logits` or `out` of a dictionary or object, or the only tensor there is"
+    "The scores in a model's output: the tensor itself, `logits` or `out` of a dictionary or object, or the only tensor"
     if isinstance(out, torch.Tensor): return _plain(out)
     named = [out.get(k) if isinstance(out, dict) else getattr(out, k, None) for k in ('logits','out')]
     tensors = L(named).filter(risinstance(torch.Tensor))[:1] or L(_parts(out)).filter(risinstance(torch.Tensor))
@@ -119,7 +119,7 @@ def answer_tensor(
 
 # %% ../nbs/02_batches.ipynb #2f31d025
 def tensors_in(
-    out # What a module put out or takes in: a tensor, tuple, list or dictionary, nested as may be
+    out # Output or input of a module: a tensor, tuple, list or dictionary, possibly nested
 )->list:
     "All tensors in it, in order; `logits` and `out` of a dictionary come first"
     if isinstance(out, torch.Tensor): return [out]
@@ -127,13 +127,13 @@ def tensors_in(
     return [t for o in out for t in tensors_in(o)] if isinstance(out, (tuple,list)) else []
 
 def layer_tensor(
-    out # What a module put out
+    out # Output of a module
 )->torch.Tensor|None: # As it is in `out`; `None` if there is none
     "The first floating point tensor of a layer's output"
     return first(tensors_in(out), lambda o: o.is_floating_point())
 
 # %% ../nbs/02_batches.ipynb #f719cc4a
 class TensorAnswer(Callback):
-    "Train a model that answers with more than a tensor, on the one that `answer_tensor` finds; auxiliary heads do not count"
+    "Train a model that returns more than a tensor, using the one that `answer_tensor` finds; ignores auxiliary heads"
     order = -5
     def after_pred(self): self.learn.pred = answer_tensor(self.learn.pred)

@@ -1,4 +1,4 @@
-"""What callbacks have in common that look on, log, or guard a fit
+"""Base classes and callbacks that observe, log, or guard a fit
 
 Docs: https://feature-erosion.github.io/feature_erosion/callbacks.html.md"""
 
@@ -22,9 +22,9 @@ from fastai.vision.all import (AvgSmoothLoss, Callback, CancelFitException, Lear
 
 # %% ../nbs/05_callbacks.ipynb #a803a85e
 class TidyCallback(Callback):
-    "A `Callback` that undoes what it did to the Learner when it leaves it, also after an exception or an interrupt"
+    "A `Callback` that undoes its changes when it is removed from the Learner, even after an exception or an interrupt"
     def tidy(self): "Undo; may be called twice"
-    def __setattr__(self, name, value):   # fastai takes a callback off by `cb.learn = None`, whatever happened; no event says so
+    def __setattr__(self, name, value):   # fastai removes a callback by `cb.learn = None`, without an event
         if name=='learn' and value is None and self.learn is not None: self.tidy()
         super().__setattr__(name, value)
 
@@ -32,34 +32,34 @@ class TidyCallback(Callback):
 def trains(
     learn:Learner # In `before_fit`
 )->bool:
-    "Whether this is a fit, and not `lr_find`, a validation or a prediction, also one that a callback asks for during a fit"
+    "Whether this is a fit, not `lr_find`, validation or prediction, even those that a callback starts during a fit"
     return not hasattr(learn, 'lr_finder') and not learn.lock.locked()   # validation and prediction hold the lock
 
 # %% ../nbs/05_callbacks.ipynb #70059476
 def fit_log(
-    rec:Recorder # Of a Learner that is fitting
+    rec:Recorder # Recorder of a Learner during a fit
 )->SimpleNamespace: # `rows`, `iters` and `names` as in `rec`; `phases` and `evals`: lists of dicts
     "Everything recorded in this fit"
     if not hasattr(rec, 'values'): raise ValueError("no fit yet: train first, with `fit_phases` or `fit`")
-    # the Recorder begins each fit with a new list of values, so a log belongs to the fit whose list, and no equal one, it holds
+    # the Recorder begins each fit with a new list of values, so a log belongs to the fit if it holds that very list
     if not hasattr(rec, '_fit_log') or rec._fit_log.rows is not rec.values:
-        names = rec.metric_names.filter(ne('phase'))   # which is shown, but no value of the Recorder's
+        names = rec.metric_names.filter(ne('phase'))   # displayed, but not one of the Recorder's values
         rec._fit_log = SimpleNamespace(rows=rec.values, iters=rec.iters, names=names, phases=[], evals=[])
     return rec._fit_log
 
 # %% ../nbs/05_callbacks.ipynb #949ea9ca
 def last_fit(
-    rec:Recorder # Of any Learner
+    rec:Recorder # Recorder of any Learner
 )->SimpleNamespace: # As `fit_log`
-    "The log of the running or last fit: validation and prediction, which train on nothing, are not fits"
-    # a validation, too, makes the Recorder begin a new list of values, but leaves no losses
+    "The log of the current or last fit; validation and prediction do not count as fits"
+    # validation also makes the Recorder begin a new list of values, but leaves no losses
     if not hasattr(rec, '_fit_log') or (rec._fit_log.rows is not rec.values and rec.losses): return fit_log(rec)
     return rec._fit_log
 
 # %% ../nbs/05_callbacks.ipynb #c6451644
 class LoggedCallback(TidyCallback):
     "Values measured before training and after each epoch: columns of the Recorder's table, next to the metrics"
-    order,run_valid,columns,table = Recorder.order-5,False,(),'logged'   # right before the Recorder, whose table it fills
+    order,run_valid,columns,table = Recorder.order-5,False,(),'logged'   # right before the Recorder, to fill its table
     def look(self)->dict: "Values by column"
     def record(self, epoch): self.log(self.look(), epoch)
 
@@ -76,7 +76,7 @@ class LoggedCallback(TidyCallback):
         self.fresh = False
 
     def after_validate(self):
-        if self.done==self.learn.epoch: return   # a callback that predicts inside this event brings us here again
+        if self.done==self.learn.epoch: return   # a prediction inside this event gets here again
         self.done = self.learn.epoch
         self.record(self.learn.epoch+1)
 
@@ -89,15 +89,15 @@ class LoggedCallback(TidyCallback):
         if hasattr(self, 'mine'): self.learn.metrics = L(m for m in self.learn.metrics if m not in self.mine)
 
 # %% ../nbs/05_callbacks.ipynb #bb3e6a20
-log_columns = 'phase','when','iter','total_iter','epoch','n' # What a row of the log holds beside what was measured
+log_columns = 'phase','when','iter','total_iter','epoch','n' # Columns of the log besides the measurements
 
 @patch
 def log(self:LoggedCallback,
     vals:dict, # Values by column
     epoch, # Epochs done
-    **more # What else to keep with them
+    **more # Other values to store with them
 ):
-    "Keep the newest values in `last`, and all of this fit with the Recorder"
+    "Store the newest values in `last`, and all values of this fit in the Recorder's log"
     self.last.__dict__.update(vals)
     phase = getattr(self.learn, 'phase', None)
     row = dict(phase=phase and phase.name, **more, total_iter=self.learn.train_iter, epoch=epoch, **vals)
@@ -107,7 +107,7 @@ def log(self:LoggedCallback,
 def precision(
     learn # A Learner
 ):
-    "Autocast as the Learner's mixed precision does it, if it does"
+    "Autocast like the Learner's mixed precision, if it has any"
     cast = first(getattr(o, 'autocast', None) for o in learn.cbs if isinstance(o, MixedPrecision))
     return copy(cast) if cast else nullcontext()
 
@@ -120,11 +120,11 @@ def _check_every(every):
 
 # %% ../nbs/05_callbacks.ipynb #9829c199
 class StopOnNaN(Callback):
-    "End the fit at the first loss that is not finite: before it reaches the weights where each loss is looked at"
-    order = MixedPrecision.order+10   # after autocast is left
+    "End the fit at the first loss that is not finite; if every loss is checked, before it reaches the weights"
+    order = MixedPrecision.order+10   # after autocast has ended
     run_valid,passive = False,True
     def __init__(self,
-        every:int|None=None # Iterations from look to look; by default 1, on a GPU 50, so that no step waits for the one before
+        every:int|None=None # Iterations between checks; by default 1, on a GPU 50, so that steps need not wait
     ): self.every,self.error = _check_every(every),None
 
     def before_fit(self): self.error,self.recent = None,[]
@@ -136,7 +136,7 @@ class StopOnNaN(Callback):
     def settle(self): self.look()   # before a checkpoint
 
     def look(self):
-        "At the losses since the last look, all at once"
+        "Check all losses since the last check at once"
         recent,self.recent = self.recent,[]
         if not recent or (losses := torch.stack([o[0] for o in recent])).isfinite().all(): return
         loss,(_,it,lr) = next((v,o) for v,o in zip(losses.tolist(), recent) if not isfinite(v))
@@ -146,9 +146,9 @@ class StopOnNaN(Callback):
 
 # %% ../nbs/05_callbacks.ipynb #f692a18b
 class Losses(MutableSequence):
-    "A list of 0-d tensors that takes 4 bytes for each: numbers in an array, which are tensors again when they are read"
+    "A list of 0-d tensors that takes 4 bytes for each: stored as numbers in an array, read as tensors"
     def __init__(self,
-        losses=() # Of single precision, as the Recorder's are
+        losses=() # In single precision, like the Recorder's
     ):
         self.done,self.late = array('f'),[]
         self.extend(losses)
@@ -156,10 +156,10 @@ class Losses(MutableSequence):
     def insert(self, i, loss):
         if i<len(self.done): return self.fold().done.insert(i, float(loss))
         self.late.append(loss)
-        if loss.device.type=='cpu': self.fold()   # on a GPU it stays until somebody reads
+        if loss.device.type=='cpu': self.fold()   # on a GPU it stays there until it is read
 
     def fold(self):
-        "Fetch what is still on the GPU, all at once"
+        "Fetch all losses still on the GPU at once"
         if self.late: self.done.extend(torch.stack(self.late).tolist())
         self.late = []
         return self
@@ -171,7 +171,7 @@ class Losses(MutableSequence):
 
 # %% ../nbs/05_callbacks.ipynb #1b594fdb
 class _LateLoss(AvgSmoothLoss):
-    "The same numbers, on the device where the loss is"
+    "The same numbers, computed on the loss's device"
     def accumulate(self, learn):
         self.count += 1
         loss = to_detach(learn.loss.mean(), cpu=False)
@@ -179,10 +179,10 @@ class _LateLoss(AvgSmoothLoss):
 
 # %% ../nbs/05_callbacks.ipynb #98561e1e
 class FewSyncs(TidyCallback):
-    "Keep the losses of all batches in one array while training, fetched from the GPU now and then instead of after each batch"
-    order,run_valid,passive = Recorder.order+1,False,True   # right after it, before the progress bar
+    "Store all losses in one array while training, and fetch them from the GPU occasionally instead of after each batch"
+    order,run_valid,passive = Recorder.order+1,False,True   # right after the Recorder, before the progress bar
     def __init__(self,
-        every:int|None=None # Iterations from one to the next; by default 1 on a CPU and 50 on a GPU
+        every:int|None=None # Iterations between fetches; by default 1 on a CPU and 50 on a GPU
     ): self.every = _check_every(every)
 
     def before_fit(self):
@@ -198,22 +198,22 @@ class FewSyncs(TidyCallback):
         self.learn.smooth_loss = self.shown
 
     def fetch(self):
-        "All losses since the last time in one go"
+        "Fetch all losses since the last call at once"
         self.losses.fold()
         if self.pace>1 and self.losses: self.learn.smooth_loss = self.shown = self.losses[-1]
 
     def _swap(self, new):
         old = self.recorder.smooth_loss
-        vars(self.recorder)['smooth_loss'] = new   # the Recorder warns of its own name: the Learner has a `smooth_loss` too
+        vars(self.recorder)['smooth_loss'] = new   # setattr would warn: the Learner has a `smooth_loss`, too
         return old
 
     def after_train(self): self.fetch()
     def settle(self): self.fetch()
     def after_fit(self): self.tidy()
-    def state_dict(self): return {}   # the Recorder's is all
+    def state_dict(self): return {}   # the Recorder's state is enough
     def load_state_dict(self, state): pass
     def tidy(self):
-        "The Recorder has a list of tensors, and its own smooth loss, again"
+        "Give the Recorder back a list of tensors and its own smooth loss"
         if not hasattr(self, 'losses'): return
         self.fetch()
         self.recorder.losses = self.losses[:]

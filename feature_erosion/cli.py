@@ -36,7 +36,7 @@ def _parser():
 def _number(s): return int(s) if s.isdecimal() else float(s)
 
 def _one_of(kind, own):
-    "The type of an argument: a name of this library's own, or one that an installed package offers"
+    "The type of an argument: a name from this library, or one that an installed package offers"
     def name(s):
         if s in own or s in offered(kind): return s
         raise argparse.ArgumentTypeError(f"invalid choice: {s!r} (choose from {', '.join([*own, *offered(kind)])})")
@@ -111,7 +111,7 @@ def _training_args(add):
 
 # %% ../nbs/15_cli.ipynb #b20b83ae
 def _lengths(a):
-    "Length of each phase, and its unit"
+    "The length of each phase, and its unit"
     if a.epochs and a.iters: raise ValueError("epochs, iters: give one of the two")
     given,unit = (a.iters,'iters') if a.iters else (a.epochs or [160],'epochs')
     phases = 'erode and relearn (the weights replace pretrain)' if a.weights else 'pretrain, erode and relearn'
@@ -124,7 +124,7 @@ def _lengths(a):
 _fields = 'arch','data','width','weights','n','n_valid','n_classes','stats','bs','lr','sched','pattern','ratio','strength'
 
 def _net(a):
-    "Arguments as a `Net`"
+    "Turn arguments into a `Net`"
     lengths,unit = _lengths(a)
     from feature_erosion.paper.nets import Net
     folder = dict(n_classes=None) if a.data in data_sets else dict(size=a.image_size)
@@ -176,10 +176,10 @@ def run_report(
 
 # %% ../nbs/15_cli.ipynb #4254898f
 def main(
-    args:list|None=None # By default the command line's
+    args:list|None=None # By default from the command line
 )->int: # Exit code: 0, or 2 for bad input
     "The console script"
-    warnings.filterwarnings('ignore', '.torch.jit')   # a message of torch about itself
+    warnings.filterwarnings('ignore', '.torch.jit')   # an internal warning of torch
     a = _parser().parse_args(args)
     try: a.do(a)
     except (ValueError, OSError, ImportError) as e:

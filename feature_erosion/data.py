@@ -1,4 +1,4 @@
-"""Small images whole in memory, a batch in one gather, as ordinary fastai `DataLoaders`
+"""Ordinary fastai `DataLoaders` that keep small images in memory and make a batch in one gather
 
 Docs: https://feature-erosion.github.io/feature_erosion/data.html.md"""
 
@@ -26,7 +26,7 @@ from .loaders import *
 
 # %% ../nbs/09_data.ipynb #b02ac519
 def _rows(x, i):
-    "`x[i]`; for a tensor of integers, not negative, several times as fast, and from any device"
+    "`x[i]`, several times as fast for a tensor of non-negative integers, which may be on any device"
     if not (isinstance(i, torch.Tensor) and i.ndim==1 and i.dtype==torch.int64): return x[i]
     return x.index_select(0, i.to(x.device, non_blocking=True))
 
@@ -42,14 +42,14 @@ def _check_images(x, y, vocab):
 
 # %% ../nbs/09_data.ipynb #8c0cbaa5
 class TensorImages:
-    "Images and labels in memory; an integer gives a sample, a list or tensor of integers a batch"
+    "Images and labels in memory; an integer index gives a sample, a list or tensor of integers a batch"
     n_inp,plain_targets = 1,True
     def __init__(self,
         x, # Images, uint8, shape `(samples, height, width, channels)`
         y=None, # Integer labels, shape `(samples,)`; `None` for a test set without labels
-        vocab=None, # Name of each class
+        vocab:list=None, # Name of each class
         split_idx:int=1, # 0: augmented as a training set, 1: not
-        value_range:tuple|None=None # As in `to_uint8`; what `test_dl` gets is read in the same way
+        value_range:tuple|None=None # As in `to_uint8`; also used for the items of `test_dl`
     ):
         self.x = torch.as_tensor(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x
         self.y = self.targets = None if y is None else torch.as_tensor(int_labels(y))
@@ -62,10 +62,10 @@ class TensorImages:
         x = TensorImage(_rows(self.x, i).movedim(-1,-3))
         return (x,) if self.y is None else (x, TensorCategory(self.y[i]))
     def take(self, i):
-        "The samples `i`, as another dataset"
+        "The samples `i` as a new dataset"
         y = None if self.y is None else self.y[i]
         return TensorImages(self.x[i], y, self.vocab, self.split_idx, self.value_range)
-    def new_empty(self): return self.take([])   # a slice would be pickled with all of the images
+    def new_empty(self): return self.take([])   # a slice would be pickled with all the images
     def decode(self, o, full=True): return (o[0], *(Categorize(self.vocab, sort=False).decode(y) for y in o[1:]))
     __repr__ = basic_repr('x_shape,c,split_idx')
 
@@ -85,17 +85,17 @@ def x_shape(self:TensorImages):
 def set_split_idx(self:TensorImages,
     i:int # 0: augment as a training set, 1: do not
 ):
-    "As in fastai's `Datasets`: for a while, behave as the training or the validation set"
+    "As in fastai's `Datasets`: temporarily behave as the training or validation set"
     old,self.split_idx = self.split_idx,i
     try: yield self
     finally: self.split_idx = old
 
 @patch
 def subset(self:TensorImages,
-    n:int|None, # How many samples; `None` for all
+    n:int|None, # Number of samples; `None` for all
     seed=0, # Same seed, same samples
 )->TensorImages:
-    "`n` samples, chosen at random with the classes' shares kept"
+    "`n` samples, chosen at random with class proportions preserved"
     if n is None: return self
     return self.take(pick(self.y, n, seed, stratify=True))
 
@@ -104,9 +104,9 @@ def _free(device): return torch.cuda.mem_get_info(device)[0] if device.type=='cu
 
 # %% ../nbs/09_data.ipynb #737d3f12
 def keep_on(
-    ds, # `TensorImages`, maybe within a `StampedDataset`; other datasets stay where they are
-    device:torch.device # A GPU, or 'cpu' to fetch them back
-)->bool: # Whether they are there now
+    ds, # `TensorImages`, possibly inside a `StampedDataset`; other datasets stay where they are
+    device:torch.device # A GPU, or 'cpu' to move them back
+)->bool: # Whether they are on `device` now
     "Move images to a GPU if they fit in half of its free memory; otherwise they stay where they are, with a warning"
     while not isinstance(ds, TensorImages):
         if (ds := getattr(ds, 'ds', None)) is None: return False
@@ -122,10 +122,10 @@ def keep_on(
 
 # %% ../nbs/09_data.ipynb #ab0a5dc1
 class TensorDL(TfmdDL):
-    "A `TfmdDL` over `TensorImages`: one gather a batch, in this process; transforms of batches only"
+    "A `TfmdDL` over `TensorImages`: one gather per batch, in this process; batch transforms only"
     def __init__(self, dataset, bs=64, shuffle=False, num_workers=0, **kwargs):
-        # `num_workers` is taken because fastai passes it on, in `dl.new` for one, and has no effect: a batch is
-        # one gather in memory that this process holds, so there is nothing that a worker could do ahead of it
+        # `num_workers` is accepted because fastai passes it on, for example in `dl.new`, but has no effect: a batch is
+        # one gather in this process's memory, so a worker could prepare nothing in advance
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=0, **kwargs)
 
     def before_iter(self):
@@ -142,7 +142,7 @@ class TensorDL(TfmdDL):
         self.randomize()
         self.before_iter()
         idxs = self.get_idxs()
-        torch.empty((), dtype=torch.int64).random_()   # PyTorch's loader draws its workers' seed here: the same numbers follow
+        torch.empty((), dtype=torch.int64).random_()   # as PyTorch's loader draws its workers' seed: later random numbers match
         for b in self.create_batches(idxs): yield self.after_batch(b)
         self.after_iter()
 
@@ -155,7 +155,7 @@ class TensorDL(TfmdDL):
         keep_on(self.dataset, torch.device(device))
 
     def _send(self, b):
-        "To the device, without waiting for it"
+        "Send to the device, without waiting for it"
         if self.device is None or self.device.type=='cpu': return b
         return to_device(b, self.device, non_blocking=self.device.type=='cuda')
 
@@ -164,14 +164,14 @@ class TensorDL(TfmdDL):
         return super().new(dataset, cls, **kwargs)
 
 # %% ../nbs/09_data.ipynb #5d0c7a21
-_wide_modes = 'I','F','I;16','I;16B','I;16L','I;16N'   # of PIL: more than 8 bits
+_wide_modes = 'I','F','I;16','I;16B','I;16L','I;16N'   # PIL modes with more than 8 bits
 
 def _n_pixels(w, h):
     most = Image.MAX_IMAGE_PIXELS or float('inf')
     if w*h>most: raise ValueError(f'{w}×{h} pixels are more than PIL.Image.MAX_IMAGE_PIXELS={most}')
 
 def _open(o):
-    "An image, upright, as PIL's or, where it has more than 8 bits, as an array; and whether its file format has 16 bits"
+    "An upright PIL image, or an array if it has more than 8 bits; and whether its file format has 16 bits"
     im = Image.open(o) if isinstance(o, (str,Path)) else o
     if not isinstance(im, Image.Image): return np.asarray(im),False
     _n_pixels(*im.size)
@@ -182,7 +182,7 @@ def _open(o):
 
 # %% ../nbs/09_data.ipynb #5d0c7a22
 def _meaning(a, short):
-    "The values of black and white that the type of an array stands for"
+    "The values of black and white for an array's type"
     if short or (a.dtype.kind=='u' and a.dtype.itemsize==2): return 0,65535
     if a.dtype==bool: return 0,1
     if a.dtype.kind=='f' and 0<=a.min() and a.max()<=1: return 0,1
@@ -190,7 +190,7 @@ def _meaning(a, short):
     raise ValueError(f"{what} (values {a.min():.6g}…{a.max():.6g}); pass `value_range=(black, white)`, the same for all images")
 
 def _scaled(a, value_range, short):
-    "An array as bytes, with its black, white, smallest and largest value if it had more than 8 bits"
+    "An array as bytes, plus its black, white, smallest and largest value if it had more than 8 bits"
     if a.dtype==np.uint8: return a,None
     if a.dtype.kind not in 'buif' or not a.size:
         raise ValueError(f"an array of {a.dtype}, shape {a.shape}; want numbers, (height, width[, channels])")
@@ -212,7 +212,7 @@ def _from_array(a):
 
 # %% ../nbs/09_data.ipynb #5d0c7a24
 def _to_bytes(o, size, channels, value_range):
-    "`to_uint8`, and what `_scaled` says"
+    "`to_uint8`, plus the values from `_scaled`"
     name = o if isinstance(o, (str,Path)) else type(o).__name__
     _check_range(value_range)
     im,short = _opened(o, name)
@@ -240,14 +240,14 @@ def to_uint8(
     o, # File, PIL image, or array `(height, width[, channels])`
     size:tuple|None=None, # `(width, height)`: scaled and centre-cropped to it if it differs
     channels:int=3, # 3: RGB, 1: grey
-    value_range:tuple|None=None # Black and white in images of more than 8 bits, the rest is cut off; by default as in the table
+    value_range:tuple|None=None # Black and white in images of more than 8 bits, others are clipped; by default as in the table
 )->np.ndarray: # uint8, shape `(height, width, channels)`
-    "Any image as bytes, lossless unless it must be scaled"
+    "Convert any image to bytes, lossless unless it must be scaled"
     return _to_bytes(o, size, channels, value_range)[0]
 
 # %% ../nbs/09_data.ipynb #5d0c7a27
 def _note(seen, n):
-    "A sentence on what was scaled, '' if nothing was"
+    "A sentence about what was scaled, '' if nothing was"
     if not seen: return ''
     lo,hi,low,high = (f(o) for f,o in zip((min,max,min,max), zip(*seen)))
     hint = '' if hi-lo<2*(high-low) or high==low else f'; `value_range=({low:g}, {high:g})` would tell them better apart'
@@ -281,7 +281,7 @@ def _test_set(self:TensorDL, items):
 # %% ../nbs/09_data.ipynb #243dec5c
 class CropFlip(Transform):
     "Pad with zeros, crop at random to the old size, flip left-right at random; on training batches"
-    split_idx,order = 0,5   # on bytes: before IntToFloatTensor
+    split_idx,order = 0,5   # works on bytes, before IntToFloatTensor
     def __init__(self,
         pad:int=4, # Pixels on each side
         flip:bool=True # Whether to flip half of the images
@@ -299,13 +299,13 @@ class CropFlip(Transform):
 
 # %% ../nbs/09_data.ipynb #ae36ead2
 def _window(windows, top, left):
-    "One of each image's windows; in main memory NumPy moves rows faster than PyTorch"
+    "Pick a window of each image; in main memory NumPy copies rows faster than PyTorch"
     i = torch.arange(len(windows), device=windows.device)
     if windows.device.type!='cpu': return windows[i,top,left]
     return torch.from_numpy(windows.numpy()[i.numpy(),top.numpy(),left.numpy()])
 
 def _mirror(x, chosen, shared):
-    "The chosen images left-right; on a GPU without asking it how many these are"
+    "Flip the chosen images left-right, on a GPU without synchronising to count them"
     if x.device.type!='cpu': return torch.where(chosen[:,None,None,None], x.flip(2), x)
     i,x = chosen.nonzero()[:,0],x.clone() if shared else x
     x.numpy()[i.numpy()] = x.index_select(0, i).flip(2).numpy()
@@ -313,7 +313,7 @@ def _mirror(x, chosen, shared):
 
 # %% ../nbs/09_data.ipynb #b81140be
 class NormalizeRows(Normalize):
-    "`Normalize`, to the last bit, in a fraction of the time where channels come last in memory"
+    "`Normalize` with bit-identical results, in a fraction of the time if channels come last in memory"
     def encodes(self, x:TensorImage):
         rows = x.as_subclass(torch.Tensor).movedim(-3,-1)
         *_,w,c = rows.shape
@@ -322,7 +322,7 @@ class NormalizeRows(Normalize):
         return TensorImage(rows.flatten(-2).sub(mean).div_(std).view(rows.shape).movedim(-1,-3))
 
 # %% ../nbs/09_data.ipynb #1b8f1903
-paper_stats = stats['cifar'] # Mean and standard deviation as Liu et al. (2019) and the paper use them
+paper_stats = stats['cifar'] # Mean and standard deviation used by Liu et al. (2019) and the paper
 
 # %% ../nbs/09_data.ipynb #d7c4e8e8
 def tensor_dls(
@@ -332,10 +332,10 @@ def tensor_dls(
     pad:int=4, # Random crops: pixels of padding on each side
     flip:bool=True, # Random left-right flips
     stats=None, # Mean and standard deviation of each channel; `None` to leave images in 0…1
-    path='.', # Where a Learner keeps its files
-    device=None # By default fastai's default device
+    path='.', # Where a Learner saves its files
+    device:torch.device=None # By default fastai's default device
 )->DataLoaders:
-    "In-memory `DataLoaders`: crop, flip, then (after `inject`) paint, normalise"
+    "In-memory `DataLoaders` that crop, flip, paint (after `inject`) and normalise"
     if not 1<=bs<=len(train): raise ValueError(f"bs={bs}: must be between 1 and the {len(train)} training samples")
     train.split_idx,valid.split_idx = 0,1
     tfms = [CropFlip(pad, flip), IntToFloatTensor(), *([NormalizeRows.from_stats(*stats, cuda=False)] if stats else [])]
@@ -348,7 +348,7 @@ def digits_dls(
     n_valid:int|None=None, # Validation samples; `None` for all 360
     bs:int=64, # Batch size
     channels:int=3, # 3: RGB, so that squares have colours; 1: grey
-    seed:int=0 # Which digits are validation, and which are chosen
+    seed:int=0 # Determines the split, and which digits are chosen
 )->DataLoaders:
     "Handwritten digits, 16×16, four fifths for training"
     from sklearn.datasets import load_digits
@@ -365,7 +365,7 @@ def decode_images(
     channels:int=3, # 3: RGB, 1: grey
     value_range:tuple|None=None # As in `to_uint8`
 )->np.ndarray: # uint8, shape `(files, height, width, channels)`
-    "Decode files, with a progress bar; a warning says what was scaled because it had more than 8 bits"
+    "Decode files, with a progress bar; a warning reports images scaled because they had more than 8 bits"
     return _say(*_decode_all(files, size and (size,size), channels, value_range))
 
 # %% ../nbs/09_data.ipynb #d32ff570
@@ -380,24 +380,24 @@ def _fingerprint(files, root, *args):
 def _crc(x, note): return zlib.crc32(np.ascontiguousarray(x), zlib.crc32(repr((x.shape, x.dtype.str, note)).encode()))
 
 def _keep(o, x, note):
-    "The images, what was said about them, and a checksum, one after the other"
+    "Write the images, the note and a checksum, one after the other"
     for a in (x, np.array(note), np.array(_crc(x, note))): np.save(o, a, allow_pickle=False)
 
 def _load(f, say=False):
-    "What `_keep` wrote, or `None`"
+    "Read what `_keep` wrote, or return `None`"
     try:
         with open(f, 'rb') as o: x,note,crc = (np.load(o, allow_pickle=False) for _ in range(3))
         if _crc(x, str(note))==int(crc): return x,str(note)
         why = 'a byte has changed'
     except FileNotFoundError: return
-    except Exception as e: why = type(e).__name__   # there is no telling what a changed byte does to a header
+    except Exception as e: why = type(e).__name__   # a changed byte can do anything to a header
     if say: warnings.warn(f'{f}: damaged ({why}); the images are decoded again')
 
 # %% ../nbs/09_data.ipynb #aa90e401
 def _decoded_dir(root): return Path(root).resolve().with_name(f'.{Path(root).resolve().name}.decoded')
 
 def _decode_to(f, files, size, *args):
-    "Decode and keep in `f`; a full disk costs the cache, not the images"
+    "Decode and cache in `f`; if the disk is full, the images are still returned"
     x,note = _decode_all(files, size and (size,size), *args)
     try: save_atomic(f, partial(_keep, x=x, note=note))
     except OSError as e: warnings.warn(f'{f}: not kept for the next time ({e.strerror})')
@@ -411,7 +411,7 @@ def cached_images(
     channels:int=3, # As in `decode_images`
     value_range:tuple|None=None # As in `to_uint8`
 )->np.ndarray: # uint8, shape `(files, height, width, channels)`
-    "`decode_images`, once"
+    "`decode_images` with a cache"
     args = size,channels,value_range and tuple(value_range)
     f = _decoded_dir(root)/f'{_fingerprint(files, root, *args)}.npy'
     if kept := _load(f): return _say(*kept)
@@ -419,7 +419,7 @@ def cached_images(
     try:
         f.parent.mkdir(exist_ok=True)
         lock.acquire()
-    except OSError: return decode_images(files, *args)   # a read-only folder: do without
+    except OSError: return decode_images(files, *args)   # a read-only folder: no cache
     try: return _say(*(_load(f, say=True) or _decode_to(f, files, *args)))
     finally: lock.release()
 
@@ -430,7 +430,7 @@ def _subfolders(path): return [o for o in _in(path) if o.is_dir()]
 def _loose_images(path): return [o for o in _in(path) if _is_image(o.name) and not o.is_dir()]
 
 def _walk(folder, seen):
-    "The images in a folder and below, each with its real path; folders that are in `seen` are left out"
+    "The images in a folder and below, each with its real path; skips folders in `seen`"
     if (real := os.path.realpath(folder)) in seen: return
     seen.add(real)
     with os.scandir(folder) as es: entries = list(es)
@@ -440,7 +440,7 @@ def _walk(folder, seen):
         elif _is_image(e.name): yield e.path,os.path.realpath(e.path) if e.is_symlink() else os.path.join(real, e.name)
 
 def _above(path):
-    "A folder and all it lies in: no link goes back there"
+    "A folder and all its parents, which links must not lead back to"
     real = Path(os.path.realpath(path))
     return {str(o) for o in (real, *real.parents)}
 
@@ -448,7 +448,7 @@ def _has_classes(path): return any(any(_walk(o, _above(path))) for o in _subfold
 
 # %% ../nbs/09_data.ipynb #3c5f9d12
 def _split_dirs(path):
-    "The folders of the training and the validation set; `None` where a share is to be held out"
+    "The folders of the training and the validation set; `None` if a share is to be held out"
     path = Path(path)
     if not path.is_dir(): raise FileNotFoundError(f"path={str(path)!r}: no such folder")
     if not _has_classes(path/'train'): return path,None
@@ -476,7 +476,7 @@ def _stray(folders):
 # %% ../nbs/09_data.ipynb #ece2d6d3
 def class_files(
     path, # Folder with a folder for each class
-    level:int=1 # Classes are the folders so many levels below `path`: 1 those in it, 2 those in them
+    level:int=1 # How many levels below `path` the class folders are: 1 directly inside it, 2 one level deeper
 )->dict: # Sorted file names by class, classes sorted
     "The image files of each class"
     if not Path(path).is_dir(): raise FileNotFoundError(f"path={str(path)!r}: no such folder")
@@ -494,9 +494,9 @@ def class_files(
 
 # %% ../nbs/09_data.ipynb #30b48c0e
 def folder_images(
-    path, # The folder the files are in
+    path, # Folder of the files
     files:dict, # From `class_files`
-    vocab:list, # The classes to take
+    vocab:list, # The classes to use
     size:int|None=None, # As in `decode_images`
     channels:int=3, # As in `decode_images`
     value_range:tuple|None=None # As in `to_uint8`
@@ -521,7 +521,7 @@ def choose_classes(
 
 # %% ../nbs/09_data.ipynb #8a02e969
 def _match(train, valid, classes, path):
-    "The files of `valid` for `classes`; what does not match is said"
+    "The files of `valid` for `classes`; warns about classes that do not match"
     none,more = [o for o in classes if o not in valid],[o for o in valid if o not in train]
     def some(o): return ', '.join(o[:5])+(f' and {len(o)-5} more' if len(o)>5 else '')
     if len(none)==len(classes):
@@ -555,7 +555,7 @@ def image_folder_dls(
     pad:int|None=None, # Random crops: padding in pixels; by default an eighth of the side
     bs:int=64, # Batch size; twice that for validation
     flip:bool=True, # Random left-right flips
-    device=None, # By default fastai's default device
+    device:torch.device=None, # By default fastai's default device
     level:int=1, # As in `class_files`
     value_range:tuple|None=None # As in `to_uint8`
 )->DataLoaders:
@@ -569,13 +569,13 @@ def image_folder_dls(
 _damaged = tarfile.TarError,EOFError,zlib.error,lzma.LZMAError
 
 def _plain(archive):
-    "The archive decompressed, as a file"
+    "The decompressed archive as a file"
     with open(archive, 'rb') as f: head = f.read(6)
     kind = first(k for k in (b'\x1f\x8b', b'BZh', b'\xfd7zXZ') if head.startswith(k))
     return {b'\x1f\x8b':gzip.open, b'BZh':bz2.open, b'\xfd7zXZ':lzma.open, None:open}[kind](archive, 'rb')
 
 class _Metered:
-    "The first `left` bytes of a file; asked for more, an error"
+    "The first `left` bytes of a file; reading more is an error"
     def __init__(self, f, left, error): self.f,self.left,self.error = f,left,error
     def read(self, n):
         b = self.f.read(min(n, self.left+1))
@@ -591,7 +591,7 @@ def _check_member(m):
     if os.path.isabs(m.name) or '..' in Path(m.name.replace('\\', '/')).parts: return 'lies outside of the folder'
 
 def _scan(archive, most):
-    "Look at all members, and read to the end: how many bytes they need"
+    "Check all members, read to the end, and return how many bytes they need"
     error = ValueError(f"{archive}: unpacks to more than {most/1e6:,.0f} MB; refused, nothing was unpacked. "
                        "If that is right, `max_bytes` allows more")
     total = 0
@@ -601,20 +601,20 @@ def _scan(archive, most):
             for m in f:
                 if why := _check_member(m): raise ValueError(f"{archive}: {m.name!r} {why}; refused, nothing was unpacked")
                 if (total := total+max(m.size, 4096))>most: raise error
-        while metered.read(2**20): pass   # checksums stand at the end
+        while metered.read(2**20): pass   # checksums are at the end
     return total
 
 # %% ../nbs/09_data.ipynb #d7850a95
 def extract(
     archive, # A tar file, plain or compressed by gzip, bzip2 or xz
-    dest, # Folder to unpack into, made if need be
-    max_bytes:int|None=None # Refuse what unpacks to more; by default 100 MB, or twenty times the archive's size if that is more
+    dest, # Folder to unpack into, created if needed
+    max_bytes:int|None=None # Refuse what unpacks to more; by default 100 MB or twenty times its own size, whichever is more
 )->Path: # `dest`
-    "Unpack an archive that need not be trusted; nothing is written if it is refused"
+    "Safely unpack an untrusted archive; nothing is written if it is refused"
     dest,most = Path(dest),max(10**8, 20*os.path.getsize(archive)) if max_bytes is None else max_bytes
     try: total = _scan(archive, most)
     except (*_damaged, OSError) as e:
-        if getattr(e, 'errno', None) is not None: raise   # the system's, not the archive's
+        if getattr(e, 'errno', None) is not None: raise   # an error of the system, not the archive
         what = f'{type(e).__name__}: {e}'
         raise ValueError(f"{archive}: not a whole tar archive ({what}); nothing was unpacked, get it again") from None
     free = shutil.disk_usage(first(o for o in (dest.absolute(), *dest.absolute().parents) if o.exists())).free
@@ -626,9 +626,9 @@ def extract(
 
 # %% ../nbs/09_data.ipynb #8d2b62af
 def _untar(url):
-    "The folder of one of fastai's data sets, downloaded and unpacked if it must be"
+    "The folder of one of fastai's data sets, downloaded and unpacked if needed"
     d = FastDownload(fastai_cfg(), module=fastai.data, base='~/.fastai')
-    path = d.data_path(arch=Path(url))   # by the name alone: `urldest` says another one while there is no folder of archives
+    path = d.data_path(arch=Path(url))   # from the name alone: `urldest` differs as long as there is no archive folder
     if path.exists(): return path
     try: return _unpack(d.download(url), path)
     except OSError as e:
@@ -636,20 +636,20 @@ def _untar(url):
         raise FileNotFoundError(f"{path}: not there, and {what}; unpack it there by hand, or pass `path`") from None
 
 def _unpack(archive, path):
-    "`archive` holds one folder, which becomes `path`: whole or not at all"
+    "`archive` contains one folder, which becomes `path`, atomically"
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as tmp:
         tops = list(extract(archive, tmp).iterdir())
         if len(tops)!=1: raise ValueError(f"{archive}: want one folder in it, found {len(tops)} things")
         try: tops[0].rename(path)
         except OSError:
-            if not path.is_dir(): raise   # else another process was quicker
+            if not path.is_dir(): raise   # otherwise another process was faster
     return path
 
 # %% ../nbs/09_data.ipynb #a412611f
 @delegates(image_folder_dls, but='n_classes,size,classes,valid_pct,level,value_range')
 def cifar10_dls(
-    path=None, # Folder with `train` and `test` (PNG or JPEG); by default fastai's, downloaded if it must be
+    path=None, # Folder with `train` and `test` (PNG or JPEG); by default fastai's, downloaded if needed
     n:int|None=None, # Training samples, stratified; `None` for all 50,000
     n_valid:int|None=None, # Test samples, stratified; `None` for all 10,000
     seed:int=0, # Which samples are chosen
@@ -663,9 +663,9 @@ def cifar10_dls(
 # %% ../nbs/09_data.ipynb #5c5c4ec4
 @delegates(cifar10_dls)
 def cifar100_dls(
-    path=None, # Folder with `train` and `test` (PNG or JPEG); by default fastai's, downloaded if it must be
+    path=None, # Folder with `train` and `test` (PNG or JPEG); by default fastai's, downloaded if needed
     **kwargs
 )->DataLoaders:
-    "CIFAR-100 (Krizhevsky 2009) in memory: its 100 fine classes, in folders of their own or in those of the coarse ones"
+    "CIFAR-100 (Krizhevsky 2009) in memory: its 100 fine classes, in folders at top level or inside those of the coarse classes"
     path = Path(path or _untar(URLs.CIFAR_100))
     return cifar10_dls(path, level=2 if any(map(_has_classes, _subfolders(path/'train'))) else 1, **kwargs)

@@ -1,4 +1,4 @@
-"""One run on several devices: what all processes must agree on
+"""Train one run on several devices, and make all processes agree
 
 Docs: https://feature-erosion.github.io/feature_erosion/distributed.html.md"""
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from fastai.vision.all import num_distrib
 if torch.distributed.is_available():
-    import torch.distributed.nn.functional   # now: imported later, its functions' defaults would hold the group for ever
+    import torch.distributed.nn.functional   # now: if imported later, its functions' defaults would keep the group alive
 
 # %% ../nbs/07_distributed.ipynb #842a92ff
 def _several():
@@ -26,17 +26,17 @@ def _several():
 def _leave_at_exit(): atexit.register(_leave)
 
 def _leave():
-    "Leave a gloo group; the last one to hold it joins its threads"
-    if getattr(sys, 'last_value', None) is not None: return   # after an error: the others may never join what is under way
+    "Leave a gloo group; the last reference to it joins its threads"
+    if getattr(sys, 'last_value', None) is not None: return   # after an error, others may never join a pending call
     if not torch.distributed.is_initialized() or torch.distributed.get_backend()!='gloo': return
-    gc.collect()   # models that hold it
+    gc.collect()   # models that reference it
     torch.distributed.destroy_process_group()
 
 # %% ../nbs/07_distributed.ipynb #5e95a8cb
 def agree(
     o # Anything, on the first process
 ):
-    "What the first process says, on all of them; with one process `o` itself"
+    "The first process's value, on all processes; with one process `o` itself"
     if not _several(): return o
     box = [o]
     torch.distributed.broadcast_object_list(box, 0)
@@ -45,8 +45,8 @@ def agree(
 # %% ../nbs/07_distributed.ipynb #f5ff0721
 def gather(
     o # Anything
-)->list|None: # One for each process; `None` with one process
-    "What every process says"
+)->list|None: # One value per process; `None` with one process
+    "The values of all processes"
     if not _several(): return None
     res = [None]*num_distrib()
     torch.distributed.all_gather_object(res, o)
@@ -55,7 +55,7 @@ def gather(
 # %% ../nbs/07_distributed.ipynb #358668b9
 @contextmanager
 def cpu_broadcast():
-    "Fits in which fastai's `DistributedDL` works on CPUs; wrap other people's `learn.fit` in it"
+    "A context in which fastai's `DistributedDL` works on CPUs; use it around a plain `learn.fit`"
     if not _several() or torch.distributed.get_backend()!='gloo': yield; return
     from fastai.distributed import DistributedDL
     def send(self, t, rank):

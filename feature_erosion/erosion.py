@@ -1,4 +1,4 @@
-"""What was lost, how fast, what the network goes by instead, and whether it can be learned again
+"""How much was lost, how fast, what the network relies on instead, and whether it can relearn
 
 Docs: https://feature-erosion.github.io/feature_erosion/erosion.html.md"""
 
@@ -22,7 +22,7 @@ def forgetting(
     before, # Clean accuracy before; a number, or an array or Series of them
     after, # The same after
     chance # Accuracy of guessing, e.g. .1 for ten classes
-): # As `before`; NaN where `before` is no better than chance
+): # Same type as `before`; NaN where `before` is no better than chance
     "Share of the accuracy above chance that is gone"
     before,after = (np.asarray(o, dtype=float) for o in (before, after))
     above = before-chance>1e-6   # an accuracy in float32 is not quite 1/10
@@ -31,7 +31,7 @@ def forgetting(
 
 # %% ../nbs/13_erosion.ipynb #9089e751
 def _reach(x, y):
-    "First x at which y, straight between its points, is 0 or more; NaN if never"
+    "First x at which y, linearly interpolated, is 0 or more; NaN if never"
     hit = np.flatnonzero(y>=0)
     if not len(hit): return float('nan')
     i = hit[0]
@@ -43,7 +43,7 @@ def half_life(
     acc, # Clean accuracy at each
     before:float, # Clean accuracy before the first iteration
     chance:float # Accuracy of guessing
-)->float: # NaN if it is never reached, or `before` is no better than chance
+)->float: # NaN if never reached, or if `before` is no better than chance
     "Iterations until clean accuracy is first half-way from `before` to `chance`, interpolated in log-iterations"
     t,a = _in_order(iters, acc)
     t,a = np.r_[0,t],np.r_[before,a]
@@ -66,8 +66,8 @@ def _in_order(iters, acc):
 def pattern_reliance(
     picture, # Share of conflict images answered with the picture's class: `conflict_picture`
     own # Share answered with their own class: `conflict`
-): # In 0…1; NaN where neither is ever answered
-    "Of conflict images answered with one of their two classes, the share that follow the picture (Geirhos et al. 2019)"
+): # In 0…1; NaN if no answer is either class
+    "Among conflict images answered with one of their two classes, the share that follow the picture (Geirhos et al. 2019)"
     picture,own = (np.asarray(o, dtype=float) for o in (picture, own))
     with np.errstate(all='ignore'): res = picture/(picture+own)
     return res if res.ndim else float(res)
@@ -76,9 +76,9 @@ def pattern_reliance(
 _sets = ['clean','conflict','conflict_picture']
 
 def _erosion(ev, d, chance):
-    "One phase, whose evaluations are `d`"
+    "The row for one phase, whose evaluations are `d`"
     start = d.total_iter.iloc[0]-d.iter.iloc[0]
-    base = ev[(ev.total_iter==start) & ev.clean.notna()].groupby('n').clean.last()   # by the weights the phase began with
+    base = ev[(ev.total_iter==start) & ev.clean.notna()].groupby('n').clean.last()   # with the weights the phase began with
     known = d[d.n.isin(base.index)]
     last = (known if len(known) else d).iloc[-1]
     before = base.get(last.n, np.nan)
@@ -91,13 +91,13 @@ def _erosion(ev, d, chance):
     return {**res, 'n':int(last.n)}
 
 def _half_of_kept(d, base, chance):
-    "Half-life of what is kept above chance, each set of images compared with itself: `base` is its accuracy at first"
+    "Half-life of accuracy above chance, each set of images compared with itself: `base` is its accuracy at the start"
     kept = [(t,(a-chance)/(base[n]-chance)) for t,a,n in zip(d.iter, d.clean, d.n) if base[n]>chance]
     return half_life(*zip(*kept), 1., 0.) if kept else np.nan
 
 # %% ../nbs/13_erosion.ipynb #025e9c38
 def _evals(o, chance):
-    "Evaluations, with accuracies under their plain names, and chance"
+    "Evaluations with accuracies under their plain names, and the chance level"
     rec = o.recorder if isinstance(o, Learner) else o
     ev = rec if isinstance(rec, pd.DataFrame) else rec.evals
     ev = ev.rename(columns={f'{c}_accuracy':c for c in _sets if c not in ev})
@@ -116,11 +116,11 @@ def _chance(dls, chance):
 
 # %% ../nbs/13_erosion.ipynb #cf3d5063
 class Erosion(Measured):
-    "What each phase did to the clean accuracy, and what the network went by at its end"
+    "What each phase did to clean accuracy, and what the network relied on at its end"
     def plot(self,
-        ax=None # A matplotlib axis, made if `None`
+        ax:plt.Axes=None # A matplotlib axis; created if `None`
     )->plt.Axes:
-        "From before (ring) to after (dot) in each phase; the diamond is the share that follow the picture"
+        "From before (ring) to after (dot) in each phase; the diamond is the share of answers that follow the picture"
         ax,ys = ax or plt.subplots(figsize=(7.5,1+.6*len(self)), layout='constrained')[1],np.arange(len(self))
         for y,(_,r) in zip(ys, self.iterrows()): _arrow(ax, y, r)
         ax.scatter(self.before, ys, facecolor='none', edgecolor='C0', s=60, label='clean, before', zorder=3)
@@ -134,7 +134,7 @@ class Erosion(Measured):
 
 # %% ../nbs/13_erosion.ipynb #e478442f
 def _arrow(ax, y, r):
-    "One phase of the plot, with what it cost in words"
+    "One phase of the plot, with its loss in words"
     color = 'C3' if r.after<r.before else 'C2'
     style = dict(arrowstyle='->', color=color, lw=2, shrinkA=5, shrinkB=5)
     ax.annotate('', (r.after,y), (r.before,y), arrowprops=style)
@@ -150,8 +150,8 @@ def _said(r):
 def erosion_summary(
     rec, # Learner or Recorder after a fit with `EvalSets`, or its `evals`
     chance:float|None=None # Accuracy of guessing; by default one over the number of classes
-)->Erosion: # A row for each phase; NaN for what was not evaluated, no column for sets that were not there
-    "Clean accuracy before and after each phase, points lost, forgetting, half-life, and what the network goes by at the end"
+)->Erosion: # A row for each phase; NaN if not evaluated, no column for sets that are missing
+    "Clean accuracy before and after each phase, points lost, forgetting, half-life, and what the network relies on at the end"
     ev,chance = _evals(rec, chance)
     rows = {'fit' if pd.isna(p) else p:_erosion(ev, d, chance) for p,d in ev.groupby('phase', sort=False, dropna=False)}
     df = Erosion.from_dict(rows, orient='index').rename_axis('phase')
@@ -173,9 +173,9 @@ def phase_table(
 # %% ../nbs/13_erosion.ipynb #d7a87285
 def epochs_to(
     acc, # Accuracy at the end of each epoch
-    level:float # What is to be reached
+    level:float # Accuracy to reach
 )->float: # 1 and up; NaN if never reached
-    "Epochs until a learning curve first reaches `level`, straight lines between ends of epochs; 1 if the first epoch was enough"
+    "Epochs until a learning curve first reaches `level`, interpolated linearly between epochs; 1 if the first epoch was enough"
     acc = np.asarray(acc, dtype=float)
     ok = ~np.isnan(acc)
     return _reach(np.flatnonzero(ok)+1, acc[ok]-level)
@@ -184,7 +184,7 @@ def epochs_to(
 def _area(y): return float((y[1:]+y[:-1]).sum()/2)   # trapezoid rule, steps of one epoch
 
 def _curve(o, phase, column):
-    "Accuracies at the ends of epochs, from whatever holds them"
+    "Accuracies at the ends of epochs, from any of these sources"
     o = o.recorder if isinstance(o, Learner) else o
     o = o.history if isinstance(o, Recorder) else o
     if not isinstance(o, pd.DataFrame): return np.asarray(list(o), dtype=float)
@@ -197,14 +197,14 @@ def _curve(o, phase, column):
 
 # %% ../nbs/13_erosion.ipynb #b48defd3
 class RelearningGap(Measured):
-    "From scratch and again: accuracy after the first and the last common epoch, area under the curve, epochs to a level"
+    "From scratch and relearning: accuracy after the first and last common epoch, area under the curve, epochs to a level"
     @property
     def gap(self):
-        "Area between the curves in accuracy · epochs; positive if learning again lags behind"
+        "Area between the curves in accuracy · epochs; positive if relearning lags behind"
         return self.area['scratch']-self.area['relearn']
 
     def plot(self,
-        ax=None # A matplotlib axis, made if `None`
+        ax:plt.Axes=None # A matplotlib axis; created if `None`
     )->plt.Axes:
         "Both curves, the area between them, the level"
         return plot_relearning(*self.attrs['curves'], self.attrs['level'], ax)
@@ -212,12 +212,12 @@ class RelearningGap(Measured):
 # %% ../nbs/13_erosion.ipynb #a6ddaa79
 def relearning_gap(
     scratch, # Learner, Recorder, `recorder.history`, or accuracies at the ends of epochs
-    relearn=None, # The same for learning again; by default another phase of the same run
-    level:float|None=None, # Accuracy to reach; by default 95% of what training from scratch has after the last common epoch
-    phases:tuple=('pretrain','relearn'), # Which phase of the one and of the other, where there are phases
+    relearn=None, # The same for relearning; by default another phase of the same run
+    level:float|None=None, # Accuracy to reach; by default 95% of that from scratch after the last common epoch
+    phases:tuple=('pretrain','relearn'), # The phase to take from each, if there are phases
     column:str|None=None # Column of the history; by default 'clean', or 'accuracy' if there is none
 )->RelearningGap: # Rows 'scratch' and 'relearn'
-    "Compare learning from scratch with learning again, over the epochs that both have"
+    "Compare learning from scratch with relearning, over the epochs that both have"
     a,b = (_curve(o, p, column) for o,p in zip((scratch, scratch if relearn is None else relearn), phases))
     T = min(len(a), len(b))
     if T<2: raise ValueError(f"scratch, relearn: {len(a)} and {len(b)} epochs; need two or more of each for an area")
@@ -230,11 +230,11 @@ def relearning_gap(
 # %% ../nbs/13_erosion.ipynb #c57ffbc9
 def plot_relearning(
     scratch, # Accuracies at the ends of epochs
-    relearn, # The same for learning again
+    relearn, # The same for relearning
     level:float, # Accuracy to reach
-    ax=None # A matplotlib axis, made if `None`
+    ax:plt.Axes=None # A matplotlib axis; created if `None`
 )->plt.Axes:
-    "Two learning curves, the area between them, and the level, dashed"
+    "Two learning curves, the area between them, and the level as a dashed line"
     ax,T = ax or plt.subplots(figsize=(8,3.5), layout='constrained')[1],min(len(scratch), len(relearn))
     a,b = np.asarray(scratch, dtype=float),np.asarray(relearn, dtype=float)
     gap = f'gap {_area(a[:T]-b[:T]):+.2f} accuracy · epochs'.replace('-', '−')

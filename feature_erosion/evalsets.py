@@ -1,4 +1,4 @@
-"""Accuracy on clean, painted and contradicting images, in the Recorder's table each epoch and at chosen iterations
+"""Accuracy on clean, painted and conflicting images, in the Recorder's table each epoch and at chosen iterations
 
 Docs: https://feature-erosion.github.io/feature_erosion/evalsets.html.md"""
 
@@ -25,11 +25,11 @@ from .phases import *
 # %% ../nbs/12_evalsets.ipynb #68cd8343
 def evaluate(
     model, # Any module
-    dl, # Batches `(x, y)`, read as by `split_batch`; the label is the first target
+    dl, # Batches `(x, y)`, split as by `split_batch`; the label is the first target
     metrics=accuracy, # One or more fastai metrics
-    labels:dict|None=None # More labels by name, in the order of `dl`; the metrics are taken on them, too, where not negative
+    labels:dict|None=None # More labels by name, in the order of `dl`; metrics are computed on them, too, except where negative
 )->dict: # Values by name: `accuracy`, and `name_accuracy` for each of `labels`
-    "Metrics of a model on a `DataLoader`, from one pass"
+    "Metrics of a model on a `DataLoader`, in one pass"
     labels,i = labels or {},0
     mets = {k:[deepcopy(mk_metric(m)) for m in L(metrics)] for k in ['',*labels]}
     for m in L(mets.values()).concat(): m.reset()
@@ -58,14 +58,14 @@ def _number(v): return v.item() if hasattr(v, 'item') else v
 
 # %% ../nbs/12_evalsets.ipynb #5a5c7db8
 def pattern_sets(
-    dls:DataLoaders, # Clean data, or data that were injected with `pattern`
-    pattern:Pattern|None=None, # By default the one that was injected
+    dls:DataLoaders, # Clean data, or data from `inject`
+    pattern:Pattern|None=None, # By default the injected one
     names:tuple=('clean','pattern','conflict'), # Some of `variants`
     ds_idx:int=1, # Which of the loaders: 1 is the validation set
     seed:int=0, # Same seed, same stamps
-    n_classes:int|None=None # By default as it was injected, or what the data say
+    n_classes:int|None=None # By default as given to `inject`, or that of the data
 )->dict: # A `DataLoader` by name
-    "The validation set, as it is and painted in different ways"
+    "The validation set, clean and painted in different ways"
     pattern,n = pattern or getattr(dls, 'pattern', None),n_classes or _n_injected(dls)
     dls = clean_of(dls)
     if pattern is None: raise ValueError("pattern=None: these DataLoaders were not made by `inject`; say which pattern")
@@ -89,13 +89,13 @@ def log_iters(
 
 # %% ../nbs/12_evalsets.ipynb #bba98b4f
 class EvalSets(LoggedCallback):
-    "Evaluate on named sets, each epoch and at chosen iterations; the training is the same with and without"
+    "Evaluate on named sets, each epoch and at chosen iterations, without affecting training"
     table = 'evals'
     def __init__(self,
         sets:dict, # A `DataLoader` by name, e.g. from `pattern_sets`
         metrics=accuracy, # One or more fastai metrics
-        at='log', # Iterations of each phase to look at as well: a list, or 'log' for `log_iters` of the phase's first epoch
-        n:int|None=None, # Samples to look at each epoch, fixed and stratified; `None` for all
+        at='log', # Iterations of each phase to evaluate at, too: a list, or 'log' for `log_iters` of the phase's first epoch
+        n:int|None=None, # Samples to evaluate each epoch, fixed and stratified; `None` for all
         n_at:int|None=1000, # The same for the chosen iterations
         seed:int=0 # Which samples
     ):
@@ -112,7 +112,7 @@ class EvalSets(LoggedCallback):
         super().before_fit()
         for k,s in self.whole.items() if self.run else (): check_classes(self.learn.dls, s.dl, f'set {k!r}')
 
-    def before_epoch(self): pass   # it looks when the phase is known
+    def before_epoch(self): pass   # it evaluates once the phase is known
     def before_phase(self): self.fresh = True
 
     def before_train(self):
@@ -120,7 +120,7 @@ class EvalSets(LoggedCallback):
             self.iters,self.fresh = 0,False
             self.points = set(log_iters(len(self.dl)) if self.at=='log' else self.at)
             first = self.learn.train_iter==0 and 0 in self.points
-            if first: self._look(self.whole, self.learn.epoch, 'iter')   # what all is compared with
+            if first: self._look(self.whole, self.learn.epoch, 'iter')   # the baseline for all comparisons
             if not first or self._sizes(self.some)!=self._sizes(self.whole): self._at(self.learn.epoch)
 
     def after_batch(self):
@@ -140,7 +140,7 @@ class EvalSets(LoggedCallback):
 
 # %% ../nbs/12_evalsets.ipynb #3f59d799
 class _Set:
-    "A fixed subset of a loader, and whose picture each sample wears where that contradicts its label"
+    "A fixed subset of a loader, with the picture's class for each sample if it contradicts the label"
     def __init__(self, dl, n, seed, stamps):
         self.dl = self.batches = subset_dl(dl, n, seed)
         self.labels = {} if stamps is None else {'picture':stamps[self.dl.get_idxs()]}
@@ -156,7 +156,7 @@ def _check_sets(sets, at, n, n_at):
 def _no_labels(ds): return len(ds.tls)<=ds.n_inp if isinstance(ds, Datasets) else getattr(ds, 'targets', 0) is None
 
 def _contradicting(ds):
-    "The stamps, if one of them at least is another class than the sample's"
+    "The stamps, if at least one of them differs from the sample's class"
     stamps = getattr(ds, 'stamps', None)
     if stamps is None or not ((stamps>=0) & (stamps!=torch.as_tensor(read_labels(ds.ds)))).any(): return None
     return stamps
@@ -195,7 +195,7 @@ def _column(self:EvalSets, name, key):
 
 @patch
 def repeats(self:EvalSets)->dict:
-    "Columns that say again what the Learner's own metrics say: their set is what this phase validates on"
+    "Columns that repeat the Learner's own metrics, because this phase validates on the same set"
     own,valid = self.learn.metrics.attrgot('name'),self.learn.dls.valid.dataset
     same = [k for k,s in self.whole.items() if s.dl.dataset is valid and len(s.dl.get_idxs())==len(valid)]
     return {c:m.name for k in same for m in self.metrics if m.name in own and (c := self._column(k, m.name))!=m.name}
@@ -217,7 +217,7 @@ def _look(self:EvalSets, sets, epoch, when):
 # %% ../nbs/12_evalsets.ipynb #b37fbeb6
 @patch(as_prop=True)
 def evals(self:Recorder):
-    "The last fit's evaluations, a row each: phase, iteration in it and in all, epochs done, how many images, then the sets"
+    "The last fit's evaluations, one per row: phase, iteration in it and overall, epochs done, number of images, then the sets"
     return pd.DataFrame(last_fit(self).evals)
 
 # %% ../nbs/12_evalsets.ipynb #53543d29
@@ -231,9 +231,9 @@ def _curves(rec, sets):
 # %% ../nbs/12_evalsets.ipynb #1846174e
 @patch
 def plot_phases(self:Recorder,
-    sets:list|None=None, # Columns of `evals` to draw; by default all that lie in 0…1
+    sets:list|None=None, # Columns of `evals` to draw; by default all with values in 0…1
     x:str|None=None, # 'epoch' or 'total_iter'; by default epochs, unless a phase ended inside one
-    ax=None # A matplotlib axis, made if `None`
+    ax:plt.Axes=None # A matplotlib axis; created if `None`
 )->plt.Axes:
     "Accuracy on each set over the last fit, with its phases (Fig. 1, 2 and 5 of the paper)"
     (df,sets),ph = _curves(self, sets),self.phases
@@ -251,8 +251,8 @@ def plot_phases(self:Recorder,
 @patch
 def plot_collapse(self:Recorder,
     phase:str|None=None, # Which phase; by default the one in which the first set falls deepest
-    sets:list|None=None, # Columns of `evals` to draw; by default all that lie in 0…1
-    ax=None # A matplotlib axis, made if `None`
+    sets:list|None=None, # Columns of `evals` to draw; by default all with values in 0…1
+    ax:plt.Axes=None # A matplotlib axis; created if `None`
 )->plt.Axes:
     "Accuracy on each set over the iterations of one phase, on a logarithmic axis"
     df,sets = _curves(self, sets)
@@ -267,7 +267,7 @@ def plot_collapse(self:Recorder,
     return curves(df, 'iter', sets, ax)
 
 def _deepest(df, column):
-    "The phase in which `column` falls most from its first look to its last; `None` without phases"
+    "The phase in which `column` falls most from its first evaluation to its last; `None` without phases"
     if df.phase.isna().all(): return None
     def change(v): return v.iloc[-1]-v.iloc[0]
     return df.groupby('phase', sort=False)[column].agg(change).idxmin()
@@ -280,7 +280,7 @@ def train_accuracy(
     if not 0<level<=1: raise ValueError(f"level={level!r}: must be above 0 and at most 1")
     def until(learn):
         dl = learn.dls.train
-        left = int((1-level)*len(dl.dataset)+1e-9)   # errors that it may still make: the first batch that has more ends the look
+        left = int((1-level)*len(dl.dataset)+1e-9)   # allowed errors: stop at the first batch that exceeds them
         with evaluating(learn.model), precision(learn), unaugmented(dl):
             for b in dl.new(shuffle=False, drop_last=False):
                 if (left := left-_n_wrong(learn.model, *split_batch(dl, b)))<0: return False

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there
+"""Write files and folders completely or not at all
 
 Docs: https://feature-erosion.github.io/feature_erosion/files.html.md"""
 
@@ -17,11 +17,11 @@ from fastai.vision.all import plt
 
 # %% ../nbs/01_files.ipynb #19030080
 def check_name(
-    name, # What a user calls a run or a phase
-    what:str='a name', # How the message calls it, e.g. "a run's name"
-    arg:str='name' # The argument it was given as
+    name, # The user's name for a run or a phase
+    what:str='a name', # What to call it in the message, e.g. "a run's name"
+    arg:str='name' # The argument it came from
 )->str: # `name`
-    "A `ValueError` for what cannot be the name of one folder on every system"
+    "Raise a `ValueError` unless this can be the name of a folder on every system"
     if not isinstance(name, str) or not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9 ._=,+-]{0,199}', name) or name[-1] in ' .':
         raise ValueError(f"{arg}={name!r}: {what} is the name of a folder: letters, digits, spaces and . _ = , + - only, "
                          "beginning with a letter or digit, not ending in a space or dot, at most 200 of them")
@@ -32,7 +32,7 @@ def sync_folder(
     path # Folder
 ):
     "Make names in a folder durable"
-    if os.name=='nt': return   # Windows has no such thing
+    if os.name=='nt': return   # not possible on Windows
     fd = os.open(path, os.O_RDONLY)
     try: os.fsync(fd)
     finally: os.close(fd)
@@ -41,7 +41,7 @@ def sync_folder(
 def _part(name): return f'.{name}.{secrets.token_hex(4)}.part'
 
 def _create(path):
-    "A new file, opened for writing, with the permissions that the umask leaves"
+    "A new file, opened for writing, with permissions according to the umask"
     return os.fdopen(os.open(path, os.O_WRONLY|os.O_CREAT|os.O_EXCL|getattr(os, 'O_BINARY', 0), 0o666), 'wb')
 
 def _flush(f):
@@ -50,11 +50,11 @@ def _flush(f):
 
 # %% ../nbs/01_files.ipynb #ffd86411
 def save_atomic(
-    f:Path, # The file to write; its folder is there
+    f:Path, # The file to write, in an existing folder
     write, # Called with an open binary file
-    new:bool=False # Leave a file that is there already, also if another process has just written it
+    new:bool=False # Do not overwrite an existing file, even if another process has just written it
 ):
-    "Write a file whole or not at all"
+    "Write a file completely or not at all"
     f = Path(f)
     part = f.with_name(_part(f.name))
     try:
@@ -66,7 +66,7 @@ def save_atomic(
     finally: part.unlink(missing_ok=True)
 
 def _put_new(part, f):
-    "Give a finished file its name, where nobody has it yet"
+    "Give a finished file its name, unless the name exists"
     try: os.link(part, f)
     except OSError:
         if not f.exists(): os.replace(part, f)
@@ -76,14 +76,14 @@ def is_part(
     p:Path, # A file or folder
     names:str # A regular expression for the names of files, as in `remove_parts`
 )->bool:
-    "Whether it is one of ours that is being written, or was"
+    "Whether it is one of our partial files"
     return bool(re.fullmatch(rf'\.({names})\.[0-9a-f]{{8}}\.part', p.name)) and not p.is_symlink()
 
 def remove_parts(
-    folder:Path, # Looked through, without what is below it; a link is left alone
-    names:str # A regular expression for the names of the files whose parts may go
+    folder:Path, # Folder to clean, without its subfolders; links are ignored
+    names:str # A regular expression for the names of files whose partial files may be deleted
 ):
-    "Delete what was being written when a process was killed"
+    "Delete the partial files of a killed process"
     if folder.is_symlink() or not folder.is_dir(): return
     for p in folder.iterdir():
         if not is_part(p, names): continue
@@ -91,7 +91,7 @@ def remove_parts(
         else: p.unlink(missing_ok=True)
 
 def _remove_flat(folder):
-    "Delete a folder that holds files only, as ours do; one that holds more stays"
+    "Delete a folder that contains only files, as ours do; any other folder stays"
     if any(o.is_dir() and not o.is_symlink() for o in folder.iterdir()): return
     for o in folder.iterdir(): o.unlink(missing_ok=True)
     folder.rmdir()
@@ -99,10 +99,10 @@ def _remove_flat(folder):
 # %% ../nbs/01_files.ipynb #60a74acb
 @contextmanager
 def writing(
-    folder, # Where to
-    arg:str='out' # The argument it was given as
+    folder, # Folder to write to
+    arg:str='out' # The argument it came from
 ):
-    "An `OSError` becomes a `ValueError` that says which folder cannot be written to"
+    "Turn an `OSError` into a `ValueError` that says which folder cannot be written to"
     try: yield
     except OSError as e:
         raise ValueError(f"{arg}={str(folder)!r}: cannot write there ({e.strerror or e}); choose another folder") from None
@@ -114,18 +114,18 @@ def _seal(o): return _sha(json.dumps(o, sort_keys=True).encode())
 # %% ../nbs/01_files.ipynb #077a6802
 def save_json(
     f, # File
-    o:dict, # Names and values, anything JSON can hold
+    o:dict, # Names and values, anything that fits in JSON
     new:bool=False # As in `save_atomic`
 ):
-    "Write JSON, sealed, whole or not at all"
+    "Write JSON with a checksum, completely or not at all"
     o = json.loads(json.dumps(o))
     text = json.dumps(dict(o, sha256=_seal(o)), indent=2)+'\n'
     save_atomic(f, lambda out: out.write(text.encode()), new)
 
 def load_json(
-    f # File that `save_json` wrote
+    f # File written by `save_json`
 )->dict:
-    "Read JSON; a `ValueError` if it is not what was written"
+    "Read JSON; a `ValueError` if it has changed since it was written"
     f = Path(f)
     try: o = json.loads(f.read_bytes())
     except OSError as e: raise ValueError(f"{f}: cannot be read ({e.strerror or e})") from None
@@ -145,19 +145,19 @@ def file_sha(
         return _sha(o.read())
 
 def free_name(
-    path:Path, # What is taken
-    suffix:str='-' # Between the name and a number
+    path:Path, # The wanted name
+    suffix:str='-' # Text between the name and a number
 )->Path:
-    "The first name that is not taken yet"
+    "The first name that does not exist yet"
     return first(p for i in range(1, 10**6) if not (p := path.with_name(f'{path.name}{suffix}{i}')).exists())
 
 # %% ../nbs/01_files.ipynb #7e6ecd90
 def save_folder(
-    path, # The folder; its parent is there. One that is there already, because it could not be read, is renamed, not deleted
-    files:dict, # What to write by name: bytes, or a function that is called with an open binary file
-    **about # Anything JSON can hold
+    path, # The folder; its parent exists. An existing (unreadable) folder of this name is renamed, not deleted
+    files:dict, # Contents by name: bytes, or a function called with an open binary file
+    **about # Anything that fits in JSON
 ):
-    "Write a folder whole or not at all, with checksums"
+    "Write a folder completely or not at all, with checksums"
     path = Path(path)
     part = path.with_name(_part(path.name))
     part.mkdir()
@@ -172,7 +172,7 @@ def save_folder(
         raise
 
 def _write(f, content):
-    "Write and flush; its SHA-256"
+    "Write and flush; returns the SHA-256"
     with _create(f) as o:
         content(o) if callable(content) else o.write(content)
         _flush(o)
@@ -181,8 +181,8 @@ def _write(f, content):
 # %% ../nbs/01_files.ipynb #3290019f
 def read_about(
     path # A folder from `save_folder`
-)->dict: # What was kept with it, and the checksums in `files`
-    "What a folder says about itself"
+)->dict: # What was stored with it, and the checksums in `files`
+    "A folder's metadata"
     about = load_json(Path(path)/'about.json')
     if not isinstance(about.get('files'), dict): raise ValueError(f"{path}: about.json is damaged: it names no files")
     return about
@@ -204,9 +204,9 @@ def _read(f, sha):
 # %% ../nbs/01_files.ipynb #5bb45165
 def link_folder(
     src:Path, # A folder of files
-    dst:Path # Its parent is there
+    dst:Path # Target; its parent exists
 ):
-    "The same files at another place, without copying them where the disk can"
+    "The same files in another place, as links if the disk supports them"
     part = dst.with_name(_part(dst.name))
     part.mkdir()
     for f in src.iterdir():
@@ -218,7 +218,7 @@ def link_folder(
 def remove_folder(
     path:Path # From `save_folder`
 ):
-    "Delete a folder of files: first away under another name, so that no half of it is ever taken for a result"
+    "Delete a folder of files; it is renamed first, so that a partial folder is never taken for a result"
     if not path.is_dir() or path.is_symlink(): return
     part = path.with_name(_part(path.name))
     path.rename(part)
@@ -227,7 +227,7 @@ def remove_folder(
 # %% ../nbs/01_files.ipynb #72041dbc
 def write_figure(
     fig, # A matplotlib figure
-    folder, # Where to, made if need be
+    folder, # Folder to write to, created if needed
     name:str # Without extension
 ):
     "Write `NAME.png` and `NAME.svg`; the same figure gives the same bytes"

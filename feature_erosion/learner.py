@@ -1,4 +1,4 @@
-"""The paper's training in a Learner, and all phases in one call
+"""A Learner with the paper's training settings, and all phases in one call
 
 Docs: https://feature-erosion.github.io/feature_erosion/learner.html.md"""
 
@@ -36,7 +36,7 @@ from .runs.resume import *
 def _is_number(v): return isinstance(v, (Number,torch.Tensor)) and not isinstance(v, bool)
 
 class _Group(dict):
-    "Hyper-parameters of one group under fastai's names; what is changed here is changed in the optimiser"
+    "Hyper-parameters of one group under fastai's names; changes are passed on to the optimiser"
     def __init__(self, group, names):
         super().__init__({names.get(k, k):v for k,v in detuplify_pg(group).items() if _is_number(v)})
         self.group,self.own = group,{v:k for k,v in names.items()}
@@ -46,13 +46,13 @@ class _Group(dict):
 
 # %% ../nbs/14_learner.ipynb #9209a902
 class TorchOptim(OptimWrapper):
-    "`OptimWrapper` whose `hypers` can be changed in place, as those of fastai's own optimisers"
+    "`OptimWrapper` whose `hypers` can be changed in place, like those of fastai's own optimisers"
     @property
     def hypers(self): return [_Group(g, self.fwd_map) for g in self.opt.param_groups]
 
 # %% ../nbs/14_learner.ipynb #fefa98d8
 def _check_fit(model, dls, n):
-    "Two images through the model: wrong channels or outputs are found; returns the callbacks that its kind of answer needs"
+    "Check channels and outputs with two images; returns the callbacks that the model's type of output needs"
     with no_random(reproducible=False): x = dls.valid.one_batch()[0][:2].as_subclass(torch.Tensor)
     with evaluating(model):
         try: out = model(*to_model((x,), model))
@@ -71,13 +71,13 @@ def erosion_learner(
     width:float=1., # Factor on the channels of one of `archs()`
     weights=None, # As in `create_model`, e.g. a file
     classes=None, # As in `create_model`
-    n_classes:int|None=None, # By default what the data say
+    n_classes:int|None=None, # By default that of the data
     lr:float=.1, # Learning rate
     mom:float=.9, # Momentum
     wd:float=1e-4, # Weight decay, on all parameters
     metrics=accuracy, # One or more metrics
-    channels_last:bool=True, # Memory layout of the model; the faster one for convolutions on most hardware
-    compile:bool=False, # Use `torch.compile`: a slow first batch, quicker ones after it; needs a C++ compiler, or a GPU
+    channels_last:bool=True, # Memory layout of the model; faster for convolutions on most hardware
+    compile:bool=False, # Use `torch.compile`: a slow first batch, then faster ones; needs a C++ compiler or a GPU
     **kwargs
 )->Learner:
     "A Learner with the paper's optimiser: plain SGD with momentum and weight decay"
@@ -92,19 +92,19 @@ def erosion_learner(
 
 # %% ../nbs/14_learner.ipynb #a1be1971
 def _painted(learn, phases):
-    "The first data that were injected"
+    "The first data with a pattern"
     return first(d for d in [*phases.attrgot('dls'), learn.dls] if getattr(d, 'pattern', None))
 
 # %% ../nbs/14_learner.ipynb #6e10ca15
 @patch
 def fit_phases(self:Learner,
-    phases:list, # Of `Phase`
-    cbs=None, # More callbacks; if none is an `EvalSets`, one is added. In `PerPhase` it stops or saves each phase
-    run:Run|None=None, # A folder to keep it in, from `RunStore.run`: what was stopped goes on, what was finished is loaded
-    after:Run|None=None, # A finished run of the first phases, as `RunStore.once` gives it: begin at its end
-    snapshots='all' # As in `PhaseSchedule`: after which phases to keep the weights in memory
+    phases:list, # `Phase`s
+    cbs:list=None, # More callbacks; if none is an `EvalSets`, one is added. Wrap them in `PerPhase` to stop or save each phase
+    run:Run|None=None, # Folder to save to, from `RunStore.run`: an interrupted run resumes, a finished one is loaded
+    after:Run|None=None, # A finished run of the first phases, from `RunStore.once`: start where it ended
+    snapshots='all' # As in `PhaseSchedule`: phases after which to keep the weights in memory
 ):
-    "Train through all phases in one fit; if a phase's data wear a pattern, clean, pattern and conflict accuracy are logged"
+    "Train through all phases in one fit; if a phase's data have a pattern, log clean, pattern and conflict accuracy"
     schedule,cbs,nan = PhaseSchedule(phases, snapshots),L(cbs),StopOnNaN()
     phases = schedule.phases
     painted = _painted(self, phases)
@@ -119,9 +119,9 @@ def fit_phases(self:Learner,
 # %% ../nbs/14_learner.ipynb #6fe0a02c
 @patch
 def models_at(self:Learner,
-    *phases # Names of phases, or 'start'; without any the model as it is
+    *phases # Names of phases, or 'start'; without any, the current model
 )->dict: # Copies of the model by name
-    "The model as it was when phases ended"
+    "Copies of the model as it was at the end of phases"
     if not phases: return {'now':get_model(self.model)}
     res = {}
     for p in phases:
@@ -142,11 +142,11 @@ def _bar(learn): return hasattr(learn, 'progress')   # the Learner's own progres
 @delegates(_layer_cka, but='models,dl,progress')
 def layer_cka(self:Learner,
     *phases, # As in `models_at`
-    dl=None, # What to look at; by default the clean validation set
+    dl=None, # Data to measure on; by default the clean validation set
     n:int|None=2000, # How many images; `None` for all
     **kwargs
 ):
-    "CKA of all pairs of layers of the model at different phases: `.plot()` is Fig. 3 of the paper"
+    "CKA of all pairs of layers of the model at different phases: `.plot()` draws Fig. 3 of the paper"
     return _inside(self, _layer_cka, phases, dl or _clean(self), n=n, progress=_bar(self), **kwargs)
 
 # %% ../nbs/14_learner.ipynb #2cea883c
@@ -154,7 +154,7 @@ def layer_cka(self:Learner,
 @delegates(_layer_rank, but='models,dl,progress')
 def layer_rank(self:Learner,
     *phases, # As in `models_at`
-    dl=None, # What to look at; by default the clean validation set
+    dl=None, # Data to measure on; by default the clean validation set
     n:int|None=2000, # How many images; `None` for all
     **kwargs
 ):
@@ -166,8 +166,8 @@ def layer_rank(self:Learner,
 @delegates(_layer_probe, but='models,train,test,progress')
 def layer_probe(self:Learner,
     *phases, # As in `models_at`
-    train=None, # What to learn from; by default the clean training set
-    test=None, # What to test on; by default the clean validation set
+    train=None, # Data to train probes on; by default the clean training set
+    test=None, # Data to test them on; by default the clean validation set
     **kwargs
 ):
     "Test accuracy of linear probes on the model's layers at different phases"
@@ -179,8 +179,8 @@ def layer_probe(self:Learner,
 @delegates(_look_inside, but='models,train,test,progress')
 def look_inside(self:Learner,
     *phases, # As in `models_at`
-    train=None, # What probes learn from; by default the clean training set
-    test=None, # What to measure on; by default the clean validation set
+    train=None, # Data to train probes on; by default the clean training set
+    test=None, # Data to measure on; by default the clean validation set
     **kwargs
 )->Inside:
     "CKA, ranks and linear probes of the model at different phases, from one pass"
@@ -189,7 +189,7 @@ def look_inside(self:Learner,
 
 # %% ../nbs/14_learner.ipynb #536fe13d
 def _injected(learn, pattern):
-    "The data of the last fit that wear a pattern, unless another `pattern` is asked for"
+    "The last fit's data with a pattern, unless another `pattern` is requested"
     last = getattr(learn, 'injected', Unpickled()).value
     return learn.dls if pattern else last or learn.dls
 
@@ -198,10 +198,10 @@ def _injected(learn, pattern):
 @delegates(compare_cams, but='models,dl')
 def grad_cam(self:Learner,
     *phases, # As in `models_at`
-    pattern=None, # What to paint; by default what the last fit's phases wore
+    pattern=None, # What to paint; by default the pattern of the last fit's phases
     **kwargs
 ):
-    "The same painted images through the eyes of the model at different phases: `.plot()` shows them side by side"
+    "Where the model looks in the same painted images at different phases: `.plot()` shows them side by side"
     return _inside(self, compare_cams, phases, _injected(self, pattern), pattern=pattern, **kwargs)
 
 # %% ../nbs/14_learner.ipynb #d8b60a7a
@@ -209,10 +209,10 @@ def grad_cam(self:Learner,
 @delegates(pattern_attention, but='models,dl,progress')
 def attention(self:Learner,
     *phases, # As in `models_at`
-    pattern=None, # What to paint; by default what the last fit's phases wore
+    pattern=None, # What to paint; by default the pattern of the last fit's phases
     **kwargs
 ):
-    "How much of its attention the model pays to the pattern at different phases"
+    "The share of its attention that the model pays to the pattern at different phases"
     return _inside(self, pattern_attention, phases, _injected(self, pattern), pattern=pattern, progress=_bar(self), **kwargs)
 
 # %% ../nbs/14_learner.ipynb #5fc2c2b5
@@ -220,7 +220,7 @@ def attention(self:Learner,
 @delegates(plasticity_measures, but='model,dl,loss_func')
 def plasticity(self:Learner,
     *phases, # As in `models_at`
-    dl=None, # What to look at; by default the clean validation set
+    dl=None, # Data to measure on; by default the clean validation set
     **kwargs
 )->Measured: # A row for each phase
     "Dormant units, norms and rank of the model at different phases"
@@ -231,5 +231,5 @@ def plasticity(self:Learner,
 @patch
 @delegates(erosion_summary, but='rec')
 def erosion(self:Learner, **kwargs):
-    "Forgetting, half-life and reliance on the pattern, one row a phase"
+    "Forgetting, half-life and reliance on the pattern, one row per phase"
     return erosion_summary(self, **kwargs)

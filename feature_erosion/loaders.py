@@ -1,4 +1,4 @@
-"""Anybody's data, read the same way every time: their labels, some of their samples, the same loader on other data
+"""Read any data in the same way every time: their labels, a subset of their samples, or the same loader on other data
 
 Docs: https://feature-erosion.github.io/feature_erosion/loaders.html.md"""
 
@@ -25,7 +25,7 @@ from .batches import *
 
 # %% ../nbs/03_loaders.ipynb #6e1f0a3c
 def wrong_label(o):
-    "What is wrong with a label that is not one integer, and what can be done"
+    "The error for a label that is not a single integer, with advice"
     a = np.asarray(o.detach().cpu() if isinstance(o, torch.Tensor) else o)
     what,do = f'{str(o)!r:.40}','number the classes, as `CategoryBlock` does'
     if isinstance(o, Image.Image) or a.ndim>1:
@@ -39,17 +39,17 @@ def wrong_label(o):
                       "without, look at rank, CKA or dormant units, which need no labels")
 
 def is_int(o):
-    "Whether it is an integer, NumPy's too, and not a boolean"
+    "Whether `o` is an integer, including NumPy's, but not a boolean"
     return isinstance(o, (int,np.integer)) and not isinstance(o, bool)
 
 def int_label(o):
-    "One sample's label"
+    "The label of one sample"
     a = np.asarray(o.detach().cpu() if isinstance(o, torch.Tensor) else o)
     if a.size!=1 or a.dtype.kind not in 'biu': raise wrong_label(o)
     return int(a.reshape(-1)[0])
 
 def int_labels(labels):
-    "Many samples' labels, as an array"
+    "The labels of many samples, as an array"
     try: a = np.asarray(labels.detach().cpu() if isinstance(labels, torch.Tensor) else labels)
     except ValueError: raise wrong_label(next(o for o in labels if np.size(o)!=1)) from None   # of different lengths
     if len(a) and (a.size!=len(a) or a.dtype.kind not in 'biu'): raise wrong_label(a[0])
@@ -59,7 +59,7 @@ def int_labels(labels):
 def labelled(
     ds # A dataset
 ): # Another dataset, or itself
-    "The dataset that knows the labels: one that only adds to the samples of another names it as `labels_from`"
+    "The dataset that has the labels; a dataset that only adds to another one's samples names it in `labels_from`"
     while hasattr(type(ds), 'labels_from'): ds = ds.labels_from
     return ds
 
@@ -67,7 +67,7 @@ def labelled(
 def read_labels(
     ds # A dataset whose items end in an integer label
 )->np.ndarray: # int64, shape `(samples,)`
-    "All labels of a dataset as its items have them; without opening an image where it is known that this makes no difference"
+    "All labels of a dataset, as in its items; without opening images if that is known to make no difference"
     ds = labelled(ds)
     if (y := _stored_labels(ds)) is not None: return int_labels(y)
     if isinstance(ds, Datasets): return np.array([int_label(o) for o in ds.tls[-1]], dtype=np.int64)
@@ -76,7 +76,7 @@ def read_labels(
 
 # %% ../nbs/03_loaders.ipynb #7e99d6db
 def _stored_labels(ds):
-    "Labels that items are known to end in, or `None`: `targets` alone tell nothing of what somebody's `__getitem__` does"
+    "Labels that items are known to end in, or `None`: `targets` alone do not say what `__getitem__` returns"
     get = getattr(type(ds), '__getitem__', None)
     if get is torch.utils.data.Subset.__getitem__: return read_labels(ds.dataset)[np.asarray(ds.indices, dtype=np.int64)]
     if getattr(type(ds), 'plain_targets', False): return ds.targets
@@ -91,7 +91,7 @@ def _torchvision_labels(ds):
 def n_labels(
     dls # `DataLoaders`, a `DataLoader` or a dataset
 )->int: # Number of classes
-    "How many classes there are, by `vocab` or `c`; where fastai's `get_c` looks, and of several labels for the last"
+    "The number of classes, from `vocab` or `c`; looks where fastai's `get_c` does, and with several labels uses the last"
     vocab,places = getattr(dls, 'vocab', None),[getattr(dls, o, None) for o in ('after_item','after_batch')]
     if isinstance(vocab, (list,tuple,L)) and vocab and isinstance(vocab[-1], (list,tuple,L,CollBase)): vocab = vocab[-1]
     if vocab is not None and len(vocab): return len(vocab)
@@ -105,7 +105,7 @@ def pick(
     labels, # Integer labels, shape `(samples,)`
     n:int, # How many samples to choose
     seed=0, # An integer, or a sequence of integers
-    stratify:bool=False # Keep the classes' shares, to within one sample a class
+    stratify:bool=False # Preserve class proportions, to within one sample per class
 )->np.ndarray: # Sorted indices, shape `(n,)`
     "`n` of the samples, chosen at random"
     labels = np.asarray(labels)
@@ -121,19 +121,19 @@ def pick(
 
 # %% ../nbs/03_loaders.ipynb #06e1a8ac
 def is_distributed(dl):
-    "Whether it is a `DistributedDL`, fastai's loader of one process's share of another loader; imported only where one may be"
+    "Whether it is fastai's `DistributedDL`, which loads one process's share of another loader; imported only when needed"
     if not isinstance(vars(dl).get('dl'), DataLoader): return False
     from fastai.distributed import DistributedDL
     return isinstance(dl, DistributedDL)
 
 def _inner_loaders(dl):
-    "The attributes in which a loader of loaders keeps them"
+    "The attributes in which a loader holds other loaders"
     kinds = DataLoader,DataLoaders,torch.utils.data.DataLoader
     def parts(v): return v.values() if isinstance(v, dict) else v if isinstance(v, (list,tuple,L)) else [v]
     return [k for k,v in vars(dl).items() if any(isinstance(o, kinds) for o in parts(v))]
 
 def check_dl(dl):
-    "Refuse what cannot be copied with something else about it: other libraries' loaders, and loaders that read from loaders"
+    "Refuse loaders that cannot be copied with changes: those of other libraries, and those that read from loaders"
     name = f'{type(dl).__module__}.{type(dl).__name__}'
     if not isinstance(dl, DataLoader):
         raise ValueError(f"dl: must be a fastai DataLoader; got {name}. Build one with `DataLoader(ds, bs=…)`")
@@ -142,7 +142,7 @@ def check_dl(dl):
 
 # %% ../nbs/03_loaders.ipynb #61bf29dd
 def loose_dl(dl):
-    "A copy of a loader that shares nothing with it that either of them changes while it runs"
+    "A copy of a loader that shares no changeable state with it"
     res,f = copy(dl),dl.fake_l
     res.fake_l = type(f)(res, f.pin_memory, f.num_workers, f.timeout, f.persistent_workers, f.pin_memory_device)
     for k,v in vars(dl).items():
@@ -159,12 +159,12 @@ def _rewrap(dl, inner):
 
 # %% ../nbs/03_loaders.ipynb #f640ba45
 class _Idxs:
-    "A `get_idxs` that always answers the same; a class, so that worker processes can be sent it"
+    "A `get_idxs` that always returns the same; a class, so that it can be sent to worker processes"
     def __init__(self, idxs): self.idxs = idxs
     def __call__(self): return self.idxs
 
 class _Whole(ItemTransform):
-    "A function of whole batches among the transforms"
+    "A function on whole batches as a transform"
     _retain = False
     def __init__(self, f):
         super().__init__()
@@ -172,7 +172,7 @@ class _Whole(ItemTransform):
     def encodes(self, b): return self.f(b)
 
 def _batch_fs(dl):
-    "What a loader does with its batches, as a list of transforms"
+    "A loader's batch processing, as a list of transforms"
     f = dl.after_batch
     if isinstance(f, Pipeline): return list(f.fs)
     return [] if getattr(f, '__func__', None) is DataLoader.after_batch else [_Whole(f=f)]
@@ -182,10 +182,10 @@ def same_dl(
     dl, # A fastai `DataLoader` of any class
     dataset=None, # Another dataset with the same samples in the same order; by default its own
     tfms=(), # Batch transforms to add
-    idxs=None, # Read these samples and no others, in this order; by default what the loader draws
-    **attrs # Other values of the loader's attributes: `bs`, `num_workers`, `after_batch`, …
-)->DataLoader: # Shares its data with `dl`, and draws random numbers of its own
-    "The same loader with something else about it; what its class holds (weights, lengths, a share of the data) is kept"
+    idxs=None, # Read exactly these samples, in this order; by default, as the loader draws them
+    **attrs # New values for the loader's attributes: `bs`, `num_workers`, `after_batch`, …
+)->DataLoader: # Shares its data with `dl`, but has its own random state
+    "The same loader with changes; what its class holds (weights, lengths, a share of the data) is preserved"
     check_dl(dl)
     if is_distributed(dl): return _rewrap(dl, same_dl(dl.dl, dataset, tfms, idxs, **attrs))
     res = loose_dl(dl)
@@ -193,7 +193,7 @@ def same_dl(
     if dataset is not None: _set_dataset(res, dataset)
     _set_attrs(res, attrs if idxs is None else {**_in_order(dl, idxs), **attrs})
     if tfms: res.after_batch = Pipeline([*_batch_fs(res), *tfms])
-    res.device = res.device   # takes new transforms there, too
+    res.device = res.device   # moves new transforms there, too
     if idxs is not None: _check_order(res, idxs)
     return res
 
@@ -211,7 +211,7 @@ def _check_order(dl, idxs):
 
 # %% ../nbs/03_loaders.ipynb #fc733e02
 def _new_state(dl, res):
-    "Random numbers, and the types of a batch, as `dl.new` gets them: the same random numbers follow"
+    "Set the random state and the batch types as `dl.new` does, so that the same random numbers follow"
     res.rng = random.Random(random.randint(0, 2**32-1))
     if not isinstance(dl, TfmdDL) or not dl.n: return
     if not (hasattr(dl, '_n_inp') and hasattr(dl, '_types')): dl._one_pass()
@@ -234,10 +234,10 @@ def _set_attrs(dl, attrs):
 # %% ../nbs/03_loaders.ipynb #b74dc2c5
 def subset_dl(
     dl, # A fastai `DataLoader`, e.g. from `subset_dl`
-    n:int|None, # How many of its samples; `None` for all
+    n:int|None, # Number of samples; `None` for all
     seed:int=0 # Same seed, same samples
 )->DataLoader:
-    "The same samples every time, in order: of each class its share where labels are integers and at hand, else any"
+    "The same samples every time, in order: stratified if integer labels are available, otherwise any"
     idxs = _samples(dl)
     if n is not None and n<len(idxs):
         labels = _strata(dl.dataset)
@@ -248,7 +248,7 @@ def subset_dl(
 
 # %% ../nbs/03_loaders.ipynb #fa070c59
 def _samples(dl):
-    "Which samples of its dataset a loader goes over"
+    "Which samples of its dataset a loader reads"
     if (chosen := vars(dl).get('chosen')) is not None: return chosen
     try: return np.arange(len(dl.dataset))
     except TypeError: raise ValueError("dl: an iterable, whose samples cannot be chosen; give a list of batches") from None
@@ -270,7 +270,7 @@ def fixed_dl(
     n:int|None=None, # How many samples; `None` for all
     seed:int=0 # Which samples
 ):
-    "The same samples in the same order every time, the last incomplete batch too"
+    "The same samples in the same order every time, including an incomplete last batch"
     if n is not None and n<1: raise ValueError(f"n={n}: must be at least 1, or None for all")
     if isinstance(dl, (list,L)): return _fixed_list(dl, n)
     if isinstance(dl, DataLoader): res = subset_dl(dl, n, seed)
@@ -281,7 +281,7 @@ def fixed_dl(
 
 # %% ../nbs/03_loaders.ipynb #6dde3daa
 def n_inputs(b):
-    "How many samples a batch has, by the length of its first input"
+    "The number of samples in a batch, from the length of its first input"
     return len(tensors_in(split_batch([], b)[0])[0])
 
 def _fixed_list(batches, n):
@@ -309,7 +309,7 @@ def _fixed_torch(dl, n, seed):
 
 # %% ../nbs/03_loaders.ipynb #0eaa47ff
 def n_samples(dl):
-    "How many samples go through in all, of what `fixed_dl` gives"
+    "The total number of samples in a loader from `fixed_dl`"
     if isinstance(dl, list): return sum(map(n_inputs, dl))
     return dl.n if isinstance(dl, DataLoader) else len(dl.dataset)
 
@@ -317,12 +317,12 @@ def n_samples(dl):
 def unaugmented(
     dl # Any loader, or a list of batches
 ): # A context
-    "For a while, the loader's dataset gives samples as a validation set does, without random augmentation"
+    "Temporarily, the loader's dataset returns samples without random augmentation, like a validation set"
     as_set = getattr(getattr(dl, 'dataset', None), 'set_split_idx', None)
     return as_set(1) if as_set else nullcontext()
 
 def clean_of(
-    dls:DataLoaders # Painted by `inject`, or not
+    dls:DataLoaders # From `inject` or not
 )->DataLoaders:
     "The data without a pattern"
     return getattr(dls, 'clean', dls)

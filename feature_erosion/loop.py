@@ -1,4 +1,4 @@
-"""What is replaced of fastai's training loop, in one place, with the reason
+"""The parts of fastai's training loop that this library replaces, and why
 
 Docs: https://feature-erosion.github.io/feature_erosion/loop.html.md"""
 
@@ -18,25 +18,25 @@ originals = dict(   # SHA-256 of the source of fastai's own, first 16 digits
 
 # %% ../nbs/04_loop.ipynb #d9e00f2a
 def original(
-    name:str # Of a method of `Learner`
+    name:str # Name of a `Learner` method
 )->str:
-    "SHA-256 of the source that is installed, first 16 digits"
+    "SHA-256 of the installed source, first 16 digits"
     return hashlib.sha256(inspect.getsource(getattr(Learner, name)).encode()).hexdigest()[:16]
 
 # %% ../nbs/04_loop.ipynb #fe929b8e
 def fit_from(
     learn:Learner, # In a fit
-    epoch:int=0 # Where to begin
+    epoch:int=0 # First epoch
 ):
-    "`Learner._do_fit`, from a later epoch on"
+    "`Learner._do_fit`, starting at a later epoch"
     for learn.epoch in range(epoch, learn.n_epoch): learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
 
 def batches_from(
     learn:Learner, # In an epoch
-    done:int=0, # Batches to draw and leave out
+    done:int=0, # Batches to draw and skip
     then=noop # Called after the last of them
 ):
-    "`Learner.all_batches`, from a later batch on: random numbers are drawn as if all had been trained on"
+    "`Learner.all_batches`, starting at a later batch: random numbers are drawn as if all batches had been trained on"
     learn.n_iter = len(learn.dl)
     for i,b in enumerate(learn.dl):
         if i>=done: learn.one_batch(i, b)
@@ -44,9 +44,9 @@ def batches_from(
 
 # %% ../nbs/04_loop.ipynb #66b3506c
 def call_one(
-    learn:Learner, # Any
+    learn:Learner, # Any Learner
     event_name:str, # As in `Learner._call_one`
-    caught, # A class of exceptions
+    caught, # Class of exceptions to catch
     then # Called for each of these, before the next callback
 ):
     "`Learner._call_one`, but certain exceptions let the other callbacks finish the event"

@@ -1,4 +1,4 @@
-"""The networks whose knowledge is put to the test: small ones made for CIFAR, and anybody else's by name
+"""Create the networks to test: small ones made for CIFAR, or any other model by name
 
 Docs: https://feature-erosion.github.io/feature_erosion/models.html.md"""
 
@@ -26,7 +26,7 @@ def _scaled(
 
 # %% ../nbs/10_models.ipynb #c138076a
 class PadShortcut(Module):
-    "Every `stride`-th pixel of `ni` channels, amid zeros up to `nf` channels (He et al. 2016, option A)"
+    "Every `stride`-th pixel of `ni` channels, padded with zeros to `nf` channels (He et al. 2016, option A)"
     def __init__(self, ni, nf, stride): self.stride,self.pad = stride,((nf-ni)//2, nf-ni-(nf-ni)//2)
     def forward(self, x): return F.pad(x[...,::self.stride,::self.stride], (0,0,0,0,*self.pad))
 
@@ -50,7 +50,7 @@ class BasicBlock(Module):
 
 # %% ../nbs/10_models.ipynb #5ef32008
 def _stage(ni, nf, n, stride, shortcut):
-    "`n` blocks, the first of which goes from `ni` to `nf` channels and takes the stride"
+    "`n` blocks, the first of which goes from `ni` to `nf` channels and has the stride"
     return nn.Sequential(*[BasicBlock(nf if i else ni, nf, 1 if i else stride, shortcut) for i in range(n)])
 
 # %% ../nbs/10_models.ipynb #df894d8e
@@ -64,7 +64,7 @@ class CifarResNet(Module):
         n_out:int=10, # Number of classes
         blocks:tuple=(3,3,3), # Blocks in each stage
         chs:tuple=(16,32,64), # Channels of each stage at `width=1`
-        shortcut=PadShortcut, # `(ni, nf, stride)` to the module that matches shapes
+        shortcut=PadShortcut, # From `(ni, nf, stride)`, makes the module that matches shapes
         c_in:int=3, # Input channels
         width:float=1. # Factor on all of `chs`
     ):
@@ -84,7 +84,7 @@ class CifarResNet(Module):
 # %% ../nbs/10_models.ipynb #04f052d0
 def n_params(
     model:nn.Module
-)->int: # How many numbers `model` learns
+)->int: # Number of trainable parameters of `model`
     "Number of parameters"
     return sum(p.numel() for p in model.parameters())
 
@@ -133,7 +133,7 @@ _archs = dict(resnet18=partial(CifarResNet, blocks=(2,)*4, chs=(64,128,256,512),
 
 # %% ../nbs/10_models.ipynb #f0408f5e
 def archs()->list: # Names for `create_model`
-    "The CIFAR networks we offer"
+    "Names of the built-in CIFAR networks"
     return list(_archs)
 
 # %% ../nbs/10_models.ipynb #c7b71795
@@ -144,10 +144,10 @@ def _safetensors():
     return load_file
 
 # %% ../nbs/10_models.ipynb #a6962457
-class _Lie(ValueError): "A file that claims more than it holds"
+class _Lie(ValueError): "A file that claims more data than it contains"
 
 class _Inert:
-    "Stands for whatever a pickle names"
+    "A stand-in for anything a pickle names"
     def __init__(self, *args, **kwargs): pass
     def __call__(self, *args, **kwargs): return _Inert()
     def __setstate__(self, state): pass
@@ -162,10 +162,10 @@ class _Storage(_Inert):
 _itemsize = dict(ComplexDouble=16, ComplexFloat=8, Double=8, Long=8, Float=4, Int=4, QInt32=4, Half=2, BFloat16=2, Short=2)
 
 class _Claims(pickle.Unpickler):
-    "Sizes that a pickle claims; nothing that it names is imported or called"
+    "Reads the sizes that a pickle claims, without importing or calling anything it names"
     def __init__(self, f, room):
         super().__init__(f)
-        self.room,self.bytes = room,{}   # how large the file is; bytes of each storage
+        self.room,self.bytes = room,{}   # size of the file; bytes of each storage
 
     def find_class(self, module, name):
         if name.startswith(('_rebuild_tensor','_rebuild_qtensor')): return self.tensor
@@ -188,7 +188,7 @@ class _Claims(pickle.Unpickler):
 
 # %% ../nbs/10_models.ipynb #0d9db08d
 def _check_zip(file, room):
-    "What torch.save writes since 1.6: stored, not compressed"
+    "Check a file as torch.save writes it since 1.6: stored, not compressed"
     with zipfile.ZipFile(file) as z:
         sizes = {o.filename.lower():o.file_size for o in z.infolist()}
         if len(sizes)<len(z.infolist()): raise _Lie("holds names twice")
@@ -201,11 +201,11 @@ def _check_zip(file, room):
     if short: raise _Lie(f"claims {claims.bytes[short[0]]:,} bytes for the storage {short[0]!r}, which it does not hold")
 
 def _check_old(f, room):
-    "What torch.save wrote before: five pickles, then the numbers"
+    "Check a file as torch.save wrote it before: five pickles, then the numbers"
     for _ in range(5): _Claims(f, room).load()
 
 def _check_claims(file):
-    "`file`, if no size that it claims is beyond what it holds"
+    "`file`, if it contains as much as it claims"
     room = file.stat().st_size
     with open(file, 'rb') as f:
         if f.read(4)==b'PK\x03\x04': _check_zip(file, room)
@@ -215,14 +215,14 @@ def _check_claims(file):
 
 # %% ../nbs/10_models.ipynb #19fa40af
 def _optimiser_parts():
-    "What fastai's `learn.save` keeps of an optimiser, besides tensors"
+    "What fastai's `learn.save` stores for an optimiser, besides tensors"
     return [L, np.dtype, np.float64(0).__reduce__()[0], *(type(np.dtype(o)) for o in ('f4','f8','i4','i8','?'))]
 
 def _load_pickle(file):
     with torch.serialization.safe_globals(_optimiser_parts()): return torch.load(file, map_location='cpu', weights_only=True)
 
 def _read(file):
-    "What is in `file`, without running code from it"
+    "The content of `file`, read without running code from it"
     file = Path(file).expanduser()
     if not file.is_file(): raise FileNotFoundError(f"weights: there is no file '{file}'")
     read = _safetensors() if file.suffix=='.safetensors' else compose(_check_claims, _load_pickle)
@@ -239,7 +239,7 @@ _entries = 'state_dict','model_state_dict','model','net'
 _prefixes = 'module.','_orig_mod.','model.','net.'
 
 def _unwrap(d, names=()):
-    "The state dict within `d`, for a model whose entries have these `names`"
+    "The state dict inside `d`, for a model whose entries have these `names`"
     while isinstance(d, dict):
         inner = [k for k in _entries if isinstance(d.get(k), dict)]
         if len(inner)>1: raise ValueError(f"weights: there are several sets of them, in {' and '.join(inner)}; "
@@ -268,7 +268,7 @@ def _size(t): return '×'.join(map(str, t.shape)) or 'a single number'
 
 # %% ../nbs/10_models.ipynb #479ab8ce
 def _misfits(have, sd):
-    "Kind of fault to entries, for loading `sd` where `have` is wanted"
+    "Entries of `sd` that do not match `have`, by kind of mismatch"
     faults = {'missing': [k for k in have if k not in sd and not k.endswith('num_batches_tracked')],
               'unexpected': [k for k in sd if k not in have],
               'of another shape': [f'{k}: {_size(v)} in the file, {_size(have[k])} in the model'
@@ -277,12 +277,12 @@ def _misfits(have, sd):
 
 # %% ../nbs/10_models.ipynb #c2cd6058
 def _told(faults, n=3):
-    "`faults` in one line, the first `n` of each kind"
+    "`faults` in one line, with the first `n` of each kind"
     return '; '.join(f"{len(v)} {k} ({', '.join(v[:n])}{', …' if len(v)>n else ''})" for k,v in faults.items())
 
 # %% ../nbs/10_models.ipynb #6f172f18
 def _load(model, sd, file, strict=True):
-    "Load state dict `sd` of `file` into `model`, all or nothing unless not `strict`"
+    "Load state dict `sd` of `file` into `model`: all or nothing if `strict`"
     have = model.state_dict()
     fits,faults = {k:v for k,v in sd.items() if k in have and v.shape==have[k].shape}, _misfits(have, sd)
     if faults and (strict or not fits):
@@ -297,26 +297,26 @@ def _load(model, sd, file, strict=True):
 def load_weights(
     model:nn.Module,
     file:str|Path, # State dict, bare or as 'state_dict', 'model_state_dict', 'model' (fastai's way), 'net'; or `.safetensors`
-    strict:bool=True # All or nothing? Otherwise what fits is loaded, with a warning about the rest
+    strict:bool=True # All or nothing? If not, loads what fits and warns about the rest
 )->nn.Module: # `model`, with the weights of `file`
-    "Load weights without running code from `file`; a `model` that they do not fit stays as it was (`ValueError`)"
+    "Load weights without running code from `file`; if they do not fit, raises a `ValueError` and leaves `model` unchanged"
     _load(unwrapped(model), _read_weights(file, unwrapped(model)), file, strict)
     return model
 
 # %% ../nbs/10_models.ipynb #8fd6e5a2
 def _last_weights(model):
-    "Name and module of the last part of `model` with parameters of its own"
+    "Name and module of the last part of `model` with its own parameters"
     return next(((n,m) for n,m in reversed(list(model.named_modules())) if any(True for _ in m.parameters(False))), ('',None))
 
 def _has_head(model):
-    "Whether `model` ends in a linear layer, as it is defined, and nothing after it was taken out"
+    "Whether `model`, as defined, ends in a linear layer with nothing removed after it"
     mods,last = list(model.modules()),_last_weights(model)[1]
     attention = nn.modules.linear.NonDynamicallyQuantizableLinear
     if not isinstance(last, nn.Linear) or isinstance(last, attention): return False
     return not any(type(m) is nn.Identity for m in mods[mods.index(last)+1:])
 
 def _head(model):
-    "Name and module of the linear layer that gives the outputs of `model`"
+    "Name and module of the linear layer that produces the outputs of `model`"
     if _has_head(model): return _last_weights(model)
     if not any(isinstance(m, nn.Linear) for m in model.modules()): what = "has no linear layer"
     else:
@@ -327,14 +327,14 @@ def _head(model):
 
 # %% ../nbs/10_models.ipynb #f7aaa76d
 def _set_linear(lin, weight, bias):
-    "Give `lin` other rows, in place"
+    "Replace the rows of `lin`, in place"
     lin.weight = nn.Parameter(weight)
     if bias is not None: lin.bias = nn.Parameter(bias)
     lin.out_features = len(weight)
 
 # %% ../nbs/10_models.ipynb #63060f3c
 def _with_outputs(model, n):
-    "`model`, its head made afresh if it does not have `n` outputs; by its own method, if it is timm's"
+    "`model`, with a new head if it does not have `n` outputs; timm models use their own method"
     if hasattr(model, 'reset_classifier'): return _reset(model, n)
     _,lin = _head(model)
     if lin.out_features==n: return model
@@ -348,7 +348,7 @@ def _reset(model, n):
 
 # %% ../nbs/10_models.ipynb #8f717f14
 def _check_idxs(idxs, n):
-    "`idxs` as a list, if they are different integers in 0…`n`-1"
+    "`idxs` as a list, if they are distinct integers in 0…`n`-1"
     try: res = [operator.index(i) for i in idxs]
     except TypeError:
         raise ValueError(f"classes={idxs!r}: indices must be integers; "
@@ -359,10 +359,10 @@ def _check_idxs(idxs, n):
 
 # %% ../nbs/10_models.ipynb #7d9e4dbe
 def restrict_outputs(
-    model:nn.Module, # Its last `nn.Linear` must give the outputs
-    idxs:Sequence # Indices of the outputs to keep, in the order wanted
+    model:nn.Module, # Its last `nn.Linear` must produce the outputs
+    idxs:Sequence # Indices of the outputs to keep, in the desired order
 )->nn.Module: # A copy of `model` with `len(idxs)` outputs
-    "Keep only the outputs `idxs`, so a pretrained classifier chooses among them; `ValueError` for a wrong or repeated index"
+    "Keep only the outputs `idxs`, so a pretrained classifier chooses among them; a wrong or repeated index is a `ValueError`"
     model = deepcopy(model)
     _,lin = _head(model)
     idxs = _check_idxs(idxs, lin.out_features)
@@ -380,7 +380,7 @@ def _torchvision_names(): return list_models(module=torchvision.models)
 
 # %% ../nbs/10_models.ipynb #ab45b996
 def _weights_enum(name, weights):
-    "The member of torchvision's weights enum for `name` that `weights` means"
+    "The member of torchvision's weights enum for `name` that `weights` refers to"
     enum = get_model_weights(name)
     try: return enum.verify(weights)
     except (KeyError,TypeError):
@@ -389,7 +389,7 @@ def _weights_enum(name, weights):
 
 # %% ../nbs/10_models.ipynb #e82ef241
 def _fetch(weights):
-    "Download member `weights` of an enum if need be; error if its file holds more than tensors"
+    "Download member `weights` of an enum if needed; error if its file contains more than tensors"
     try: weights.get_state_dict(check_hash=True, weights_only=True)
     except OSError as e:
         raise OSError(f"weights={weights!r}: cannot download {weights.url} ({e}). "
@@ -427,14 +427,14 @@ def _timm(name, n_out, c_in, width, weights):
 def _outputs(m): return next((getattr(m, k) for k in ('out_features','out_channels','num_features') if hasattr(m, k)), None)
 
 def _answers(model, n):
-    "Whether `model` has `n` outputs as it is: by a last layer of another kind, by its only linear layer, or nothing to change"
+    "Whether `model` already has `n` outputs: from a last layer of another kind, its only linear layer, or nothing to change"
     _,last = _last_weights(model)
     if last is None: return True
     if not isinstance(last, nn.Linear) and _outputs(last)==n: return True
     return [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]==[n]
 
 def _given(arch, n_out, c_in, width, weights):
-    "A copy of a module, or what a function returns, with `n_out` outputs; a head is changed, and nothing else"
+    "A copy of a module, or a function's result, with `n_out` outputs; only the head is changed"
     if weights is not None:
         raise ValueError(f"weights={weights!r}: with a model or function of your own, give a weights file that exists")
     model = deepcopy(unwrapped(arch)) if isinstance(arch, nn.Module) else arch()
@@ -451,11 +451,11 @@ def _has_timm(name):
 # %% ../nbs/10_models.ipynb #f7f61ed5
 _sources = {'own': (_own, lambda n: n in _archs),
             'torchvision': (_torchvision, lambda n: n in _torchvision_names()),
-            'timm': (_timm, _has_timm)}   # in this order: what makes a model, and whether it knows a name
+            'timm': (_timm, _has_timm)}   # in this order: the function that makes a model, and whether it knows a name
 
 # %% ../nbs/10_models.ipynb #263394bf
 def _suggest(arch):
-    "Names that look like `arch`"
+    "Names similar to `arch`"
     try: timms = _import_timm().list_models()
     except ImportError: timms = []
     known = archs() + [f'torchvision/{o}' for o in _torchvision_names()] + [f'timm/{o}' for o in timms]
@@ -474,7 +474,7 @@ def _find(arch):
 
 # %% ../nbs/10_models.ipynb #e48352bd
 def _source(arch):
-    "Function of `_sources` that makes `arch`, and what to hand it"
+    "The function of `_sources` that makes `arch`, and its argument"
     if isinstance(arch, str): return _find(arch)
     name = getattr(arch, '__name__', '')
     if name in _torchvision_names() and get_model_builder(name) is arch: return _torchvision,name
@@ -505,7 +505,7 @@ def _check_classes(classes, n_out, weights):
 
 # %% ../nbs/10_models.ipynb #735b8993
 def _class_idx(c, names):
-    "Index of class `c`, a name or already an index"
+    "Index of class `c`, given as a name or an index"
     if not isinstance(c, str) or not names: return c
     if c in names: return names.index(c)
     likely = difflib.get_close_matches(c, names) or names[:3]
@@ -520,7 +520,7 @@ def _is_file(weights):
 
 # %% ../nbs/10_models.ipynb #facc531f
 def _from_file(model, file):
-    "`model` with the weights of `file`, and as many outputs as these have"
+    "`model` with the weights of `file`, and the same number of outputs"
     sd,(name,lin) = _read_weights(file, model),_head(model)
     weight = sd.get(f'{name}.weight', lin.weight)
     return _load(_with_outputs(model, len(weight)) if weight.dim()==2 else model, sd, file)
@@ -529,12 +529,12 @@ def _from_file(model, file):
 def create_model(
     arch:str|Callable|nn.Module, # One of `archs()`, 'torchvision/NAME', 'timm/NAME', a function to call, or a model to copy
     n_out:int, # Number of classes, at least 2
-    c_in:int=3, # Input channels. torchvision's models take 3; a function or model of yours is taken as it is
+    c_in:int=3, # Input channels. torchvision models take 3; your own function or model is not changed
     width:float=1., # Factor on the channels of one of `archs()`
     weights=None, # A weights file; for torchvision a member of its weights enum, or its name; for timm 'DEFAULT'
     classes:Sequence=None # `n_out` classes of `weights` to keep: indices, or torchvision's category names
 )->nn.Module: # Model with `n_out` outputs
-    "A classifier: fresh, or pretrained on other classes (then its head is new), or pretrained and restricted to some `classes`"
+    "A classifier: untrained, pretrained on other classes (with a new head), or pretrained and restricted to some `classes`"
     make,what = _source(arch)
     _check_args(arch, n_out, c_in, width)
     _check_classes(classes, n_out, weights)

@@ -1,4 +1,4 @@
-"""What can be asked for by name, known before anything heavy is imported; and what other packages add to it
+"""Names of data sets, patterns, figures and presets, available without heavy imports; and names that other packages add
 
 Docs: https://feature-erosion.github.io/feature_erosion/names.html.md"""
 
@@ -11,11 +11,11 @@ __all__ = ['data_sets', 'pattern_names', 'presets', 'figures', 'stats', 'offered
 from importlib.metadata import entry_points
 
 # %% ../nbs/00_names.ipynb #87a8e5b6
-data_sets = 'digits','cifar10','cifar100' # Beside folders of images
-pattern_names = 'square','stripes','texture','watermark','corner' # As `find_pattern` knows them
+data_sets = 'digits','cifar10','cifar100' # Besides folders of images
+pattern_names = 'square','stripes','texture','watermark','corner' # As in `find_pattern`
 presets = 'smoke','cpu','paper' # Scales of a recipe
-figures = 'fig1','fig2','fig3','fig4','fig5','fig6','gradcam','rank' # The paper's
-stats = dict(half=((.5,.5,.5), (.5,.5,.5)),   # Mean and standard deviation of the channels, to normalise with
+figures = 'fig1','fig2','fig3','fig4','fig5','fig6','gradcam','rank' # Figures of the paper
+stats = dict(half=((.5,.5,.5), (.5,.5,.5)),   # Mean and standard deviation of the channels, for normalisation
              imagenet=((.485,.456,.406), (.229,.224,.225)),
              cifar=((.4914,.4822,.4465), (.2023,.1994,.2010)))   # the paper's, after Liu et al. 2019
 
@@ -28,11 +28,11 @@ def offered(
 
 def named(
     kind:str, # As in `offered`
-    name:str, # What is wanted
-    own, # What this library has itself, by name
-    arg:str=None # The argument that holds it, for the error
+    name:str, # Name to look up
+    own, # This library's own objects by name
+    arg:str=None # The argument it came from, for the error
 ):
-    "What `name` stands for: this library's own, or what a package offers"
+    "Look up `name` in this library or among what packages offer"
     if name in own: return own[name]
     if name in (more := offered(kind)): return more[name].load()
     raise ValueError(f"{arg or kind.removesuffix('s')}={name!r}: must be one of {', '.join([*own, *more])}; "

@@ -1,4 +1,4 @@
-"""Easy features, painted: a picture per class, who wears it, and the transform that puts it on
+"""Paint easy features on images: a picture for each class, which samples get it, and the transform that paints it
 
 Docs: https://feature-erosion.github.io/feature_erosion/patterns.html.md"""
 
@@ -59,7 +59,7 @@ def _named_colors(palette):
 def class_colors(
     n:int, # Number of classes
     channels:int=3, # 3 for RGB, 1 for grey
-    palette=None # A list of colours (names, hex, RGB in 0…1) or the name of a colormap; by default as far apart as can be
+    palette=None # A list of colours (names, hex, RGB in 0…1) or the name of a colormap; by default as far apart as possible
 )->torch.Tensor: # Values in 0…1, shape `(n, channels)`
     "One colour (or grey level) per class"
     if n<1: raise ValueError(f"n={n}: the number of classes must be at least 1")
@@ -74,10 +74,10 @@ def class_colors(
 corners = 'top_left','top_right','bottom_left','bottom_right','center'
 
 class Pattern:
-    "A picture per class: subclass it and write `draw`"
+    "A picture for each class: subclass it and write `draw`"
     def __init__(self,
         size:int|float=4, # Side of the box: pixels (`int`) or a fraction of the image's shorter side (`float` in 0…1)
-        corner:str='top_left', # Where the box sits: one of `corners`
+        corner:str='top_left', # Where the box is: one of `corners`
         margin:int=0, # Pixels between box and border
         opacity:float=1. # 1 hides what is below, 0 is invisible
     ):
@@ -92,8 +92,8 @@ class Pattern:
         c:int, # Class
         n:int, # Number of classes
         shape:tuple # `(channels, height, width)` of the box; channels is 1 or 3
-    )->torch.Tensor: # Values in 0…1, shape `(channels, height, width)`; one more channel is taken as opacity
-        "The picture of class `c`: the one method to write"
+    )->torch.Tensor: # Values in 0…1, shape `(channels, height, width)`; an additional channel is the opacity
+        "The picture of class `c`: the only method to write"
         raise NotImplementedError(f'{type(self).__name__} must define `draw(self, c, n, shape)`')
 
     __repr__ = basic_repr('size,corner,margin,opacity')
@@ -103,7 +103,7 @@ class ColorSquare(Pattern):
     "A square of the class's colour, as in arXiv 2310.19537"
     def __init__(self,
         size:int|float=4, # Side of the square: pixels (`int`) or a fraction of the image's shorter side (`float` in 0…1)
-        corner:str='top_left', # Where it sits: one of `corners`
+        corner:str='top_left', # Where it is: one of `corners`
         palette=None, # As in `class_colors`
         margin:int=0, # Pixels between square and border
         opacity:float=1. # 1 hides what is below, 0 is invisible
@@ -147,7 +147,7 @@ def _picture(self:Pattern, c, n, shape):
 
 # %% ../nbs/08_patterns.ipynb #a6956008
 @patch
-def table(self:Pattern,
+def pictures(self:Pattern,
     n:int, # Number of classes
     shape:tuple # `(channels, height, width)` of the images
 )->tuple: # rows, columns (slices), pictures `(n, channels, rows, columns)`, opacities `(n, 1, rows, columns)`
@@ -166,11 +166,11 @@ def table(self:Pattern,
 def paint(
     x:torch.Tensor, # Images: uint8 in 0…255 or floats in 0…1, shape `(batch, channels, height, width)`
     stamps:torch.Tensor, # The class whose picture each image gets, or -1 for none, shape `(batch,)`
-    table:tuple, # What `Pattern.table` returned, on the device of `x`
+    pictures:tuple, # What `Pattern.pictures` returned, on the device of `x`
     background:float|None=None # Replace the image by this grey before painting (in 0…1)
 )->torch.Tensor: # A new tensor like `x`
-    "Paint each image's picture on a copy of it"
-    rows,cols,pic,alpha = table
+    "Paint a picture on a copy of each image"
+    rows,cols,pic,alpha = pictures
     x = x.clone() if background is None else torch.full_like(x, background*(1 if x.is_floating_point() else 255))
     idx,scale = stamps.clamp(min=0),1 if x.is_floating_point() else 255
     a = alpha[idx]*(stamps>=0)[:,None,None,None]
@@ -184,16 +184,16 @@ def show(self:Pattern,
     n:int=10, # Number of classes
     shape:tuple=(3,32,32), # `(channels, height, width)` of the images
     nrows:int=1, # Rows of pictures
-    imsize:float=1., # Inches a picture
+    imsize:float=1., # Inches per picture
     **kwargs
 ):
     "Show every class's picture on a grey image"
-    x = paint(torch.full((n,*shape), .6), torch.arange(n), self.table(n, shape))
+    x = paint(torch.full((n,*shape), .6), torch.arange(n), self.pictures(n, shape))
     show_images([TensorImage(o) for o in x], nrows=nrows, imsize=imsize, **kwargs)
 
 # %% ../nbs/08_patterns.ipynb #637aeb39
 class Stripes(Pattern):
-    "Black and white stripes; the class sets their angle"
+    "Black and white stripes whose angle depends on the class"
     @delegates(Pattern.__init__)
     def __init__(self,
         size:int|float=8, # Side of the box: pixels or a fraction
@@ -212,7 +212,7 @@ class Stripes(Pattern):
 
 # %% ../nbs/08_patterns.ipynb #ef89b7d0
 class Texture(Pattern):
-    "Random noise, a fixed one for each class"
+    "Random noise, fixed for each class"
     @delegates(Pattern.__init__)
     def __init__(self,
         size:int|float=8, # Side of the box: pixels or a fraction
@@ -223,7 +223,7 @@ class Texture(Pattern):
         self.seed = seed
 
     def draw(self, c, n, shape):
-        noise = np.random.RandomState([self.seed,c]).randint(256, size=shape)   # of the class alone: more classes change none
+        noise = np.random.RandomState([self.seed,c]).randint(256, size=shape)   # depends only on the class, not on their number
         return torch.tensor(noise/255)
 
 # %% ../nbs/08_patterns.ipynb #73a32e45
@@ -246,7 +246,7 @@ class Watermark(Pattern):
         return torch.cat([color[:,None,None].expand(shape), _letters(str(texts[c]), *shape[1:])])
 
 def _letters(text, h, w):
-    "The opacity of a text, as large as fits into `h` by `w` pixels"
+    "The opacity of a text, as large as fits in `h` by `w` pixels"
     im,font = Image.new('L', (w,h)),ImageFont.load_default
     pts = next((s for s in range(2*h, 4, -1) if s<=1.2*h and font(s).getlength(text)<=w), 4)
     ImageDraw.Draw(im).text((w/2,h/2), text, fill=255, font=font(pts), anchor='mm')
@@ -254,7 +254,7 @@ def _letters(text, h, w):
 
 # %% ../nbs/08_patterns.ipynb #352c85f6
 class CornerSquare(ColorSquare):
-    "One colour, but a place of its own for each class: spaced evenly along the image's border, clockwise from the top left"
+    "One colour, but each class has its own position: spaced evenly along the image's border, clockwise from the top left"
     def draw(self, c, n, shape): return super().draw(0, 1, shape)
     def box(self, c, n, h, w):
         _,_,s,_ = super().box(c, n, h, w)
@@ -275,22 +275,22 @@ def _ring(ys, xs):
 pattern_kinds = dict(square=ColorSquare, stripes=Stripes, texture=Texture, watermark=Watermark, corner=CornerSquare) # By name
 
 def find_pattern(
-    name:str # One of `pattern_kinds`, or what an installed package offers
+    name:str # One of `pattern_kinds`, or the name of a pattern from an installed package
 )->type: # A subclass of `Pattern`
-    "The pattern of a name"
+    "Find a pattern class by name"
     res = named('patterns', name, pattern_kinds)
     if isinstance(res, type) and issubclass(res, Pattern): return res
     raise ValueError(f"pattern={name!r}: the package that offers it gives {res!r}; must be a subclass of Pattern")
 
 # %% ../nbs/08_patterns.ipynb #bffba3b0
 variants = 'clean','pattern','conflict','shuffled','pattern_only'
-_backgrounds = dict(pattern_only=.5)   # by variant: the grey that takes the image's place
+_backgrounds = dict(pattern_only=.5)   # by variant: the grey that replaces the image
 
 def stamp_seed(
-    seed:int, # Of the whole
+    seed:int, # Seed of the whole experiment
     i:int # Which of the `DataLoaders`: 0 is the training set, 1 the validation set
 )->list:
-    "The seed of one loader's stamps: each draws its own, and whoever paints the same data again draws the same"
+    "The seed of one loader's stamps: each loader has its own, and painting the same data again gives the same stamps"
     return [seed,i]
 
 # %% ../nbs/08_patterns.ipynb #ca85e32a
@@ -309,16 +309,16 @@ def _check_stamps(labels, ratio, strength, classes, variant, n_classes):
 
 # %% ../nbs/08_patterns.ipynb #2855b0a4
 def assign_stamps(
-    labels, # Integer labels in 0…`n_classes`-1, shape `(samples,)`; floats are refused, not cut
-    ratio:float=1., # Share of the samples that wear a picture, in 0…1; exact: .1 of 1,000 is 100
-    strength:float=1., # Share of those that wear their own label's picture, in 0…1; the others wear another class's
-    classes:list|None=None, # Only samples of these classes may wear one; `ratio` is a share of them
-    variant:str='pattern', # One of `variants`: whose pictures are worn, as in the table
+    labels, # Integer labels in 0…`n_classes`-1, shape `(samples,)`; floats are refused, not truncated
+    ratio:float=1., # Share of the samples that get a picture, in 0…1; exact: .1 of 1,000 is 100
+    strength:float=1., # Share of those that get their own label's picture, in 0…1; the others get another class's
+    classes:list|None=None, # Only samples of these classes may get one; `ratio` is a share of them
+    variant:str='pattern', # One of `variants`: which pictures samples get, as in the table
     n_classes:int|None=None, # By default the largest label + 1
     stratify:bool=False, # Same ratio in every class, to within one sample
     seed=0 # Same seed, same stamps: on any machine, with any number of workers
-)->torch.Tensor: # The class whose picture each sample wears, or -1; int64, shape `(samples,)`
-    "Decide which sample wears whose picture"
+)->torch.Tensor: # The class whose picture each sample gets, or -1; int64, shape `(samples,)`
+    "Decide which sample gets which class's picture"
     labels = int_labels(labels)
     n_classes = int(labels.max(initial=-1))+1 if n_classes is None else n_classes
     _check_stamps(labels, ratio, strength, classes, variant, n_classes)
@@ -335,12 +335,12 @@ def assign_stamps(
     return torch.tensor(stamps)
 
 def _others(labels, n, rng):
-    "For each sample another class than its own, each of them equally likely"
+    "For each sample a class other than its own, all equally likely"
     return (labels + rng.randint(1, max(2, n), len(labels), dtype=np.int64)) % n
 
 # %% ../nbs/08_patterns.ipynb #5c352af1
 class TensorStamp(TensorBase):
-    "The class whose picture a sample wears, or -1"
+    "The class whose picture a sample gets, or -1"
 
 def _check_pattern(o):
     if isinstance(o, Pattern): return
@@ -351,16 +351,16 @@ def _check_pattern(o):
 
 # %% ../nbs/08_patterns.ipynb #1d8d8110
 class InjectPattern(ItemTransform):
-    "Paint `pattern` on a batch, or on one item"
+    "Paint `pattern` on a batch or on one item"
     order = Normalize.order-1   # after augmentation, before Normalize
     def __init__(self,
         pattern:Pattern, # What to paint
-        n_classes:int|None=None, # By default what the DataLoaders say
+        n_classes:int|None=None, # By default that of the DataLoaders
         background:float|None=None # Paint on a grey image instead of the sample's (in 0…1)
     ):
         super().__init__()
         _check_pattern(pattern)
-        self.pattern,self.n_classes,self.background,self._tables = pattern,n_classes,background,{}
+        self.pattern,self.n_classes,self.background,self._made = pattern,n_classes,background,{}
 
     def setups(self, dl:DataLoader):
         if self.n_classes is None: self.n_classes = n_labels(dl)
@@ -375,28 +375,28 @@ class InjectPattern(ItemTransform):
 # %% ../nbs/08_patterns.ipynb #18f044a5
 @patch
 def _paint(self:InjectPattern, x, stamps):
-    "Images as they came, with the pictures on"
+    "Images of the same type as given, with the pictures painted on"
     if isinstance(x, Image.Image):
         painted = self._paint(TensorImage(image2tensor(x)), stamps)
         return type(x).create(painted.permute(1,2,0).squeeze(-1).numpy())
     im,ids = x.as_subclass(torch.Tensor),torch.as_tensor(stamps).as_subclass(torch.Tensor)
     if im.ndim==3: return type(x)(self._paint(x[None], ids.reshape(1) if ids.numel()==1 else ids[None])[0])
     if ids.ndim!=1 or ids.is_floating_point(): raise wrong_label(ids[0])
-    return paint(im, ids.to(im.device), self._table(im), self.background).as_subclass(type(x))
+    return paint(im, ids.to(im.device), self._pictures(im), self.background).as_subclass(type(x))
 
 @patch
-def _table(self:InjectPattern, x):
-    "All classes' pictures for images of this size, on their device"
+def _pictures(self:InjectPattern, x):
+    "The pictures of all classes for images of this size, on their device"
     key = tuple(x.shape[1:]),x.device
-    if key not in self._tables:
+    if key not in self._made:
         self._check(x)
-        rows,cols,*pictures = self.pattern.table(self.n_classes, key[0])
-        self._tables[key] = rows,cols,*(to_device(o, x.device) for o in pictures)
-    return self._tables[key]
+        rows,cols,*pics = self.pattern.pictures(self.n_classes, key[0])
+        self._made[key] = rows,cols,*(to_device(o, x.device) for o in pics)
+    return self._made[key]
 
 @patch
 def _check(self:InjectPattern, x):
-    "Once per image size: a wrong pipeline is found at the first batch"
+    "Run once per image size, to find a wrong pipeline at the first batch"
     if self.n_classes is None:
         raise ValueError("n_classes=None: pass the number of classes to InjectPattern, or use `dls.inject`")
     if x.shape[1] not in (1,3):
@@ -407,7 +407,7 @@ def _check(self:InjectPattern, x):
 
 # %% ../nbs/08_patterns.ipynb #61e71ff0
 class StampedDataset(GetAttr):
-    "A dataset whose items carry a stamp at the end; everything else is the dataset's own"
+    "A dataset that adds a stamp to the end of each item; everything else is passed on to the original dataset"
     _default = 'ds'
     labels_from = property(lambda self: self.ds)
     def __init__(self,
@@ -420,18 +420,18 @@ class StampedDataset(GetAttr):
 
 # %% ../nbs/08_patterns.ipynb #cff9b5e3
 class _StampedDatasets(StampedDataset, Datasets):
-    "The same for fastai's `Datasets`, so that `test_dl` and `isinstance` go on working"
+    "The same for fastai's `Datasets`, so that `test_dl` and `isinstance` still work"
 
 # %% ../nbs/08_patterns.ipynb #c6821ad4
 def stamp_dl(
     dl, # A fastai `DataLoader`
     pattern:Pattern, # What to paint
     variant:str='pattern', # As in `assign_stamps`
-    n_classes:int|None=None, # By default what `dl` says
-    classes:list|None=None, # Only these classes wear a picture: names in `vocab`, or indices where names are not numbers
+    n_classes:int|None=None, # By default that of `dl`
+    classes:list|None=None, # Only these classes get a picture: names in `vocab`, or indices if names are not numbers
     **kwargs # Passed to `assign_stamps`
 )->DataLoader: # A new `DataLoader` on the same dataset
-    "Assign stamps to the samples of `dl`, and paint them"
+    "Assign stamps to the samples of `dl` and paint them"
     return _stamped(dl, pattern, dl, variant, n_classes, classes, **kwargs)
 
 # %% ../nbs/08_patterns.ipynb #c918c80e
@@ -462,13 +462,13 @@ def _class_ids(classes, vocab):
     return [names.index(o) if o in names else int(o) for o in classes]
 
 def _one(dl):
-    "The first sample as a batch of one, before and after the batch transforms; `dl` is as it was"
+    "The first sample as a batch of one, before and after the batch transforms; `dl` is left unchanged"
     with no_random(reproducible=False):
         b = dl.do_batch([next(o for i in range(dl.n) if (o := dl.do_item(i)) is not None)])
         return b,loose_dl(dl).after_batch(to_device(b, dl.device))
 
 def _check_images(dl):
-    "Tables, texts and streams are named before anything is asked of them"
+    "Refuse tables, texts and streams before reading from them"
     check_dl(dl)
     if is_distributed(dl): return _check_images(dl.dl)
     name = type(dl).__name__
@@ -485,7 +485,7 @@ def _check_images(dl):
                          "with images (batch, channels, height, width)")
 
 def _try_one(dl):
-    "A loader that reads past its dataset, and a pattern that does not fit, are found now"
+    "Find a loader that bypasses its dataset, or a pattern that does not fit"
     if is_distributed(dl): return _try_one(dl.dl)
     if not dl.n: return
     if not isinstance(_one(dl)[0][-1], TensorStamp):
@@ -497,13 +497,13 @@ def _try_one(dl):
 @delegates(assign_stamps, but='labels')
 def inject(self:DataLoaders,
     pattern:Pattern, # What to paint, e.g. `ColorSquare(4)`
-    seed:int=0, # Each loader draws its own stamps from it
-    classes:list|None=None, # Only these classes wear a picture: names in `vocab`, or indices where names are not numbers
-    n_classes:int|None=None, # By default what these DataLoaders say
+    seed:int=0, # Each loader derives its own stamps from it
+    classes:list|None=None, # Only these classes get a picture: names in `vocab`, or indices if names are not numbers
+    n_classes:int|None=None, # By default that of these DataLoaders
     **kwargs
 )->DataLoaders: # `.clean` are the originals, `.pattern` is the pattern
-    "New `DataLoaders` whose images wear `pattern`; training and validation sets alike"
-    res = copy(self)   # with what somebody else has set there, such as `c`
+    "New `DataLoaders` with `pattern` painted on the images of both training and validation sets"
+    res = copy(self)   # with attributes that others have set, such as `c`
     kwargs = dict(n_classes=n_classes, classes=classes, **kwargs)
     res.loaders = [_stamped(dl, pattern, self, seed=stamp_seed(seed, i), **kwargs) for i,dl in enumerate(self.loaders)]
     res.clean,res.pattern = self,pattern

@@ -1,4 +1,4 @@
-"""One fit, several tasks: which data, for how long, at which learning rate, in one history
+"""Several tasks in one fit: choose the data, length and learning rate of each, and get one history
 
 Docs: https://feature-erosion.github.io/feature_erosion/phases.html.md"""
 
@@ -28,12 +28,12 @@ from .loop import *
 def constant(
     lr # Learning rate
 ):
-    "The same learning rate all along"
+    "The same learning rate throughout"
     return lambda pct: lr
 
 # %% ../nbs/11_phases.ipynb #60d2f78e
 def multi_step(
-    lr, # Learning rate to start with
+    lr, # Initial learning rate
     at:tuple=(.5,.75), # Where to step, as shares of the phase
     gamma:float=.1 # Factor at each step
 ):
@@ -43,9 +43,9 @@ def multi_step(
 # %% ../nbs/11_phases.ipynb #a143dfca
 def one_cycle(
     lr, # Highest learning rate
-    div:float=25., # The first is `lr/div`
-    div_final:float=1e5, # The last is `lr/div_final`
-    pct_start:float=.25, # Where the highest is, as a share of the phase
+    div:float=25., # It starts at `lr/div`
+    div_final:float=1e5, # It ends at `lr/div_final`
+    pct_start:float=.25, # Where it peaks, as a share of the phase
     moms:tuple=(.95,.85,.95) # Momentum at start, peak and end
 ):
     "One-cycle (Smith 2018), as in `Learner.fit_one_cycle`"
@@ -72,26 +72,26 @@ def _check_phase(name, epochs, iters, sched, opt):
 
 # %% ../nbs/11_phases.ipynb #5edbfb39
 class Phase:
-    "A stretch of training: on which data, for how long, and how"
+    "A stretch of training: which data, how long, and how"
     def __init__(self,
-        name:str, # Names the phase in history, plots and snapshots
-        epochs:int|None=None, # How long, in epochs; give this or `iters`
-        dls:DataLoaders|None=None, # On what; by default the Learner's own
+        name:str, # Name of the phase in history, plots and snapshots
+        epochs:int|None=None, # Length in epochs; give this or `iters`
+        dls:DataLoaders|None=None, # Data to train on; by default the Learner's own
         lr:float|slice|None=None, # Learning rate; by default the Learner's
         sched='multi_step', # One of `schedules` (the paper's by default), a fastai scheduler, or a dict by hyper-parameter
-        opt:str='reset', # 'reset': a fresh optimiser, without the momentum of the phase before; 'keep': go on with it
-        iters:int|None=None, # How long, in iterations (batches), also across or inside epochs
-        until=None, # `f(learn) -> bool`, asked after each epoch: end the phase when true, at the latest after its length
+        opt:str='reset', # 'reset': a fresh optimiser, without the previous phase's momentum; 'keep': continue with the same one
+        iters:int|None=None, # Length in iterations (batches), which may span epochs or end inside one
+        until:callable=None, # `f(learn) -> bool`, called after each epoch: ends the phase when true, before its full length
         wd:float|None=None # Weight decay; by default the Learner's
     ):
         _check_phase(name, epochs, iters, sched, opt)
-        epochs,iters = (o if o is None else int(o) for o in (epochs,iters))   # NumPy's integers too
+        epochs,iters = (o if o is None else int(o) for o in (epochs,iters))   # also NumPy's integers
         store_attr()
 
     def n_epochs(self,
         dls # Data to train on
     )->int:
-        "Epochs to reserve, whole or cut short"
+        "Number of epochs to reserve, including one that is cut short"
         batches = ceil(len(ifnone(self.dls, dls).train)/max(1, num_distrib()))
         return self.epochs or ceil(self.iters/max(1, batches))
 
@@ -111,26 +111,26 @@ for _e in ('before_phase','after_phase'):
 
 # %% ../nbs/11_phases.ipynb #c68bfbdd
 class CancelPhaseException(CancelFitException):
-    "End this phase after the current batch, validate, and go on with the next phase"
+    "End this phase after the current batch, validate, and continue with the next phase"
 
 # %% ../nbs/11_phases.ipynb #cb6fe79f
 def snapshot(
-    model # Any module, also wrapped for distributed training
-)->dict: # State dict of copies, on the CPU
+    model # Any module, including one wrapped for distributed training
+)->dict: # State dict with copies on the CPU
     "A copy of all weights and buffers"
     return {k:v.detach().cpu().clone() for k,v in get_model(model).state_dict().items()}
 
 # %% ../nbs/11_phases.ipynb #a8ec8b50
 class Unpickled:
-    "Something that a Learner holds but that is not pickled with it"
+    "Something a Learner holds that is not pickled with it"
     def __init__(self, value=None): self.value = value
     def __reduce__(self): return type(self),()
 
 class Snapshots(dict):
-    "Weights by phase, which are not pickled with their Learner; those of a run that is kept may stay on its disk"
+    "Weights by phase, not pickled with their Learner; if the run is saved, its weights may stay on disk"
     run = None
     def __reduce__(self): return Snapshots,()
-    def __deepcopy__(self, memo): return Snapshots(self)   # nobody changes the weights in it
+    def __deepcopy__(self, memo): return Snapshots(self)   # the weights in it never change
     def __contains__(self, k): return super().__contains__(k) or self.run is not None and k in self.run._ended()
     def __missing__(self, k):
         if k not in self: raise KeyError(k)
@@ -142,7 +142,7 @@ class Snapshots(dict):
 def at_phase(self:Learner,
     name:str # A phase that has ended, or 'start' for the weights before the first
 ):
-    "The Learner with the weights it had at the end of a phase; afterwards it has its own again"
+    "The Learner with the weights it had at the end of a phase; its current weights are restored afterwards"
     snaps = getattr(self, 'snapshots', {})
     if name not in snaps:
         there = f"there are {', '.join(snaps)}: see `snapshots=`" if snaps else 'there are none: run `fit_phases` first'
@@ -156,7 +156,7 @@ def at_phase(self:Learner,
 # %% ../nbs/11_phases.ipynb #4be57ffa
 @patch(as_prop=True)
 def history(self:Recorder):
-    "The last fit, one row an epoch: phase, iterations done, losses and metrics"
+    "The last fit, one row per epoch: phase, iterations done, losses and metrics"
     log = last_fit(self)
     cols = list(log.names[1:-1] if self.add_time else log.names[1:])
     df = pd.DataFrame([list(v)+[None]*(len(cols)-len(v)) for v in log.rows], columns=cols)
@@ -168,12 +168,12 @@ def history(self:Recorder):
 # %% ../nbs/11_phases.ipynb #bd34928d
 @patch(as_prop=True)
 def phases(self:Recorder):
-    "The phases of the last fit: epochs and iterations where they start and stop, and whether that cut an epoch short"
+    "The phases of the last fit: the epochs and iterations at which they start and stop, and whether an epoch was cut short"
     return pd.DataFrame(last_fit(self).phases, columns=['phase','start_epoch','stop_epoch','start_iter','stop_iter','cut'])
 
 # %% ../nbs/11_phases.ipynb #a6a11001
 class _PhaseNo(int):
-    "The number of a phase, which shows as its name"
+    "The number of a phase, displayed as its name"
     name = ''
     def __str__(self): return self.name
     __repr__ = __str__
@@ -184,17 +184,17 @@ class _PhaseNo(int):
         return res
 
 class _Again(float):
-    "A number that stands in the same row already: tables on the screen need not repeat it"
+    "A number that is already in the same row: tables on screen need not repeat it"
     def __format__(self, spec): return '(same)' if spec=='.6f' else super().__format__(spec)   # as `ProgressCallback` writes
 
 class _Blank(float):
-    "Not measured: nothing in the table on screen, nan for loggers"
+    "Not measured: blank in tables on screen, nan for loggers"
     def __format__(self, spec): return '' if spec=='.6f' else super().__format__(spec)
 
 # %% ../nbs/11_phases.ipynb #c0111111
 class _PhaseColumn(TidyCallback):
-    "The phase as the last column of what the Recorder hands to loggers: a name in text, a number among numbers"
-    order,run_valid,passive = Recorder.order+1,False,True   # after the Recorder, before those who read its columns
+    "Adds the phase as the last column that the Recorder hands to loggers: a name in text, a number among numbers"
+    order,run_valid,passive = Recorder.order+1,False,True   # after the Recorder, before callbacks that read its columns
     logs_to = None
     def before_fit(self):
         self.run = trains(self.learn) and hasattr(self, 'recorder')
@@ -211,7 +211,7 @@ class _PhaseColumn(TidyCallback):
         self.logs_to(log)
 
     def _complete(self, log, names):
-        missing = len(names)-1-len(log)   # where validation was cut short
+        missing = len(names)-1-len(log)   # if validation was cut short
         for _ in range(missing): log.insert(len(log)-self.recorder.add_time, _Blank('nan'))
         p,phases = self.learn.phase,list(self.learn.phase_schedule.phases)
         log.insert(names.index('phase'), _PhaseNo.of(phases.index(p)+1, p.name))
@@ -224,7 +224,7 @@ class _PhaseColumn(TidyCallback):
         if self.learn.logger==self.show: self.learn.logger = self.logs_to
         self.logs_to = None
         names = self.recorder.metric_names
-        if 'phase' in names: names.remove('phase')   # whoever reads values later finds names that fit
+        if 'phase' in names: names.remove('phase')   # so that names still match values later
 
 # %% ../nbs/11_phases.ipynb #2048cd1c
 def _chosen(snapshots, names):
@@ -236,10 +236,10 @@ def _chosen(snapshots, names):
 # %% ../nbs/11_phases.ipynb #fa18c42d
 class PhaseSchedule(TidyCallback):
     "Run phases one after another in a single fit"
-    order,run_valid = TrainEvalCallback.order-10,False   # before everybody else
+    order,run_valid = TrainEvalCallback.order-10,False   # before all other callbacks
     def __init__(self,
-        phases:list, # Of `Phase`, with different names
-        snapshots='all' # After which phases to keep the weights in memory: names; 'start' means before the first; `[]`: none
+        phases:list, # `Phase`s, with different names
+        snapshots='all' # Phases after which to keep the weights in memory: names; 'start' means before the first; `[]`: none
     ):
         self.phases,self._column = L(phases),_PhaseColumn()
         if bad := [o for o in self.phases if not isinstance(o, Phase)]:
@@ -251,7 +251,7 @@ class PhaseSchedule(TidyCallback):
         self.keeps = _chosen(snapshots, ['start',*names])
 
     def before_fit(self):
-        "Take over; check that the fit is long enough and all data have the same classes"
+        "Check that the fit is long enough and that all data have the same classes, and set up"
         self.run = trains(self.learn)
         if not self.run: return
         if self.n_epoch<(need := n_epochs(self.phases, self.dls)):
@@ -264,8 +264,8 @@ class PhaseSchedule(TidyCallback):
         self._snap('start')
 
     def before_epoch(self):
-        "End the phase that is over, begin the next, or end the fit"
-        if self.rejoins: self.rejoins = False; return   # an epoch that was interrupted goes on
+        "End a phase that is over, and begin the next or end the fit"
+        if self.rejoins: self.rejoins = False; return   # continue an interrupted epoch
         if self.learn.phase and self._over(epoch_end=True): self._end(True)
         if self.learn.phase is None: self._begin() if self.todo else self._stop()
 
@@ -277,8 +277,8 @@ class PhaseSchedule(TidyCallback):
     def after_batch(self): self.iters,self.left_at = self.iters+1,self._hypers()
 
     def after_train(self):
-        "A phase that ends inside an epoch still logs its training loss"
-        # the Recorder leaves the loss of a cancelled epoch out; this one ends where it was meant to
+        "Log the training loss of a phase that ends inside an epoch"
+        # the Recorder leaves out the loss of a cancelled epoch, but this one ends as planned
         if self.cut and hasattr(self, 'recorder'): self.recorder.cancel_train = False
         self.cut,self.epochs = False,self.epochs+1
 
@@ -287,8 +287,8 @@ class PhaseSchedule(TidyCallback):
         self.tidy()
 
     def __setattr__(self, name, value):
-        # the column comes and goes with this callback: in `before_fit` it would be too late, since who is told of an event
-        # is settled before the event; and no event is sure to come when it leaves
+        # the column is added and removed with this callback: `before_fit` would be too late, since the callbacks for an event
+        # are fixed before the event; and when this callback is removed, no event is guaranteed to follow
         if name=='learn' and value is not None: value.add_cb(self._column)
         elif name=='learn' and self.learn is not None: self.learn.remove_cb(self._column)
         super().__setattr__(name, value)
@@ -312,7 +312,7 @@ def _begin(self:PhaseSchedule):
 
 @patch
 def _end(self:PhaseSchedule, complete):
-    self.complete = complete   # False if somebody ended the whole fit inside the phase
+    self.complete = complete   # False if the whole fit was ended inside the phase
     p,done = self.learn.phase,len(self.recorder.values) if hasattr(self, 'recorder') else self.learn.epoch
     self._snap(p.name)
     self.span.update(stop_epoch=done, stop_iter=self.learn.train_iter, cut=self.was_cut)
@@ -326,7 +326,7 @@ def _snap(self:PhaseSchedule, name):
 # %% ../nbs/11_phases.ipynb #0ba0276b
 @patch
 def _enter(self:PhaseSchedule, p):
-    "Data, optimiser and schedules of a phase"
+    "Set up the data, optimiser and schedules of a phase"
     self.learn.phase,self.learn.dls = p,ifnone(p.dls, self.own_dls)
     if p.opt=='reset': self.learn.create_opt()
     if (wd := ifnone(p.wd, self.learn.wd)) is not None: self.opt.set_hypers(wd=wd)
@@ -340,7 +340,7 @@ def _hypers(self:PhaseSchedule): return {k:[h.get(k) for h in self.opt.hypers] f
 
 @patch
 def _scale(self:PhaseSchedule):
-    "What others changed since the last step becomes a factor for the rest of the phase"
+    "Turn what other callbacks changed since the last step into a factor for the rest of the phase"
     for k,now in self._hypers().items():
         if now==(old := self.left_at.get(k)) or len(now)!=len(old): continue
         self.factors[k] = [s*(n/o if o else 1.) for s,n,o in zip(self.factors.get(k, [1.]*len(old)), now, old)]
@@ -382,7 +382,7 @@ _counts = 'iters','epochs','cancelled','cut','was_cut','factors','left_at'
 
 @patch
 def state_dict(self:PhaseSchedule)->dict:
-    "Which phase runs (`None`: between two), which have begun, and how far it is"
+    "Which phase is running (`None`: between two), which have begun, and how far it has got"
     p = self.learn.phase
     begun = [o.name for o in self.phases if o not in self.todo]
     return dict(phase=p and p.name, begun=begun, **{k:getattr(self, k, None) for k in _counts})
@@ -390,9 +390,9 @@ def state_dict(self:PhaseSchedule)->dict:
 @patch
 def load_state_dict(self:PhaseSchedule,
     state:dict, # From `state_dict`
-    rejoin:bool=False # In the middle of an epoch: the next epoch to begin is its rest
+    rejoin:bool=False # Saved in the middle of an epoch: the next epoch is the rest of it
 ):
-    "Go on from there, with phases of its own to come; the optimiser is a fresh one, until its own state is loaded"
+    "Continue from a saved state, with this schedule's own phases to come; the optimiser is new until its state is loaded"
     self.todo = [p for p in self.phases if p.name not in state['begun']]
     for k in _counts: setattr(self, k, state[k])
     self.learn.phase,self.learn.dls,self.rejoins = None,self.own_dls,rejoin
@@ -402,17 +402,17 @@ def load_state_dict(self:PhaseSchedule,
 
 # %% ../nbs/11_phases.ipynb #fc8607dc
 def n_epochs(
-    phases:list, # Of `Phase`
-    dls # For the phases that name no data
-)->int: # The most they can take
-    "How many epochs phases need together"
+    phases:list, # `Phase`s
+    dls # Data for phases that have none of their own
+)->int: # The maximum they can take
+    "How many epochs the phases need together"
     return sum(p.n_epochs(dls) for p in phases)
 
 # %% ../nbs/11_phases.ipynb #c1a55001
 def class_names(
     dls # `DataLoaders`, a `DataLoader` or a dataset
-)->list|None: # `None` where they have no names
-    "The classes in the order of their labels, as fastai's `vocab` or torchvision's `class_to_idx` names them"
+)->list|None: # `None` if they have no names
+    "Class names in the order of their labels, from fastai's `vocab` or torchvision's `class_to_idx`"
     if (vocab := getattr(dls, 'vocab', None)) is not None: return [str(o) for o in vocab]
     idx = getattr(dls, 'class_to_idx', None)
     return sorted(idx, key=idx.get) if isinstance(idx, dict) and getattr(dls, 'target_transform', None) is None else None
@@ -420,11 +420,11 @@ def class_names(
 # %% ../nbs/11_phases.ipynb #c1a55002
 def check_classes(
     own, # The Learner's data, as in `class_names`
-    other, # Data that meet them
-    who:str, # Whose they are, for the message
-    whose:str="the Learner's data" # What they are compared with
+    other, # Data to compare with them
+    who:str, # What to call `other` in the message
+    whose:str="the Learner's data" # What to call `own` in the message
 ):
-    "Refuse data in which a class has another label than in the Learner's; warn where a label has another name"
+    "Refuse data in which a class has a different label than in the Learner's; warn if a label has a different name"
     a,b = class_names(own),class_names(other)
     if a is None or b is None or a==b: return
     at = {c:i for i,c in enumerate(a)}
@@ -439,7 +439,7 @@ def check_classes(
 
 # %% ../nbs/11_phases.ipynb #0e1ead01
 def _one_lead(phases, cbs):
-    "A hyper-parameter has one schedule"
+    "Check that each hyper-parameter has only one schedule"
     own = {k for p in phases for k in p.scheds(1.)}
     for cb in cbs:
         if isinstance(cb, ParamScheduler) and (both := own & set(cb.scheds)):
@@ -462,17 +462,17 @@ def _same_classes(phases, dls):
 
 # %% ../nbs/11_phases.ipynb #9e7fa503
 class PerPhase(Callback):
-    "Lets a callback live through each phase as through a fit of its own: where it would end the fit, it ends the phase"
+    "Lets a callback treat each phase as a fit of its own: where it would end the fit, it ends the phase"
     _events = dict(before_phase='before_fit', after_phase='after_fit', before_fit=None, after_fit=None, after_cancel_fit=None)
     def __init__(self,
-        cb:Callback # E.g. an `EarlyStoppingCallback`; in a fit without phases it works as ever
+        cb:Callback # E.g. an `EarlyStoppingCallback`; in a fit without phases it works as usual
     ):
         self.watcher,self.order,self.fname = cb,cb.order,getattr(cb, 'fname', None)
-        self.cb = dict(vars(cb), name=cb.name)   # its settings, for those who compare runs
+        self.cb = dict(vars(cb), name=cb.name)   # its settings, for comparing runs
         for k in ('remove_on_fetch','_only_train_loop'):
             if hasattr(cb, k): setattr(self, k, getattr(cb, k))
 
-    def __setattr__(self, name, value):   # the callback inside is never added to the Learner, so it is told here whose it is
+    def __setattr__(self, name, value):   # the wrapped callback is never added to the Learner, so pass it on
         if name=='learn': self.watcher.learn = value
         super().__setattr__(name, value)
 
@@ -484,7 +484,7 @@ class PerPhase(Callback):
         if name=='before_fit' and saves: self.watcher.fname = f'{self.fname}_{self.learn.phase.name}'
         try: self.watcher(name)
         except CancelFitException: raise CancelPhaseException
-        if name=='after_fit' and saves: self.learn.phase_schedule._snap(self.learn.phase.name)   # the best weights are back
+        if name=='after_fit' and saves: self.learn.phase_schedule._snap(self.learn.phase.name)   # the best weights are loaded
 
     def state_dict(self):
         if hasattr(type(self.watcher), 'state_dict'): return self.watcher.state_dict()

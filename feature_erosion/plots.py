@@ -1,4 +1,4 @@
-"""Tables that know how they were measured, and the few drawings that all pages share
+"""Tables that record their settings, and the plots that all pages share
 
 Docs: https://feature-erosion.github.io/feature_erosion/plots.html.md"""
 
@@ -14,14 +14,14 @@ from fastai.vision.all import plt
 
 # %% ../nbs/06_plots.ipynb #1e258211
 class Measured(pd.DataFrame):
-    "A table of measurements that knows its settings: `attrs` says which data, how many samples, which estimator"
+    "A table of measurements with its settings in `attrs`: which data, how many samples, which estimator"
     @property
     def _constructor(self): return type(self)
 
 # %% ../nbs/06_plots.ipynb #839c641f
 def percent(
     ax, # A matplotlib axis
-    label:str='accuracy' # Of its y-axis
+    label:str='accuracy' # Label of its y-axis
 ):
     "A y-axis for shares, from 0 to 100%"
     ax.set_ylim(-.02, 1.02)
@@ -32,17 +32,17 @@ def legend_beside(
     ax, # A matplotlib axis with labelled lines
     **kwargs # Passed to `legend`
 ):
-    "A legend to the right of the axis, where it hides nothing"
+    "A legend to the right of the axis, so that it hides nothing"
     if ax.get_legend_handles_labels()[0]: ax.legend(loc='center left', bbox_to_anchor=(1.01,.5), **kwargs)
 
 # %% ../nbs/06_plots.ipynb #90e44ea1
 def curves(
-    df:pd.DataFrame, # One row an evaluation
+    df:pd.DataFrame, # One row per evaluation
     x:str, # Column for the x-axis
-    columns:list, # Columns with accuracies, a line each
+    columns:list, # Columns with accuracies, one line each
     ax # A matplotlib axis
 )->plt.Axes:
-    "Accuracies over time; dashed where the answer that counts is the picture's class"
+    "Accuracies over time; dashed if the picture's class counts as the answer"
     for i,c in enumerate(columns):
         ls = '--' if c.endswith('_picture') else '-'
         ax.plot(df[x], df[c], label=c.replace('_', ' '), color=f'C{i}', marker='.', ms=4, ls=ls)
@@ -55,9 +55,9 @@ _hatches = [('','none'), ('///','C2'), ('\\\\\\','C1'), ('...','C4'), ('xx','C5'
 
 def shade_phases(
     ax, # A matplotlib axis
-    spans # Of `(name, start, stop)` in units of its x-axis
+    spans # A list of `(name, start, stop)` in units of its x-axis
 ):
-    "Hatch phases, and name them above"
+    "Hatch phases and write their names above"
     for i,(name,a,b) in enumerate(spans):
         hatch,color = _hatches[0] if i==0 else _hatches[1+(i-1)%4]
         if hatch: ax.axvspan(a, b, facecolor='none', edgecolor=color, hatch=hatch, alpha=.3, lw=0)
@@ -67,7 +67,7 @@ def shade_phases(
 def by_model(
     values:pd.Series # Index `(model, layer)`, or `layer` for one model
 )->dict: # A Series over layers by model; '' for one without a name
-    "Values of each model, in the order of the table"
+    "Values by model, in the order of the table"
     if 'model' not in values.index.names: return {'':values}
     return {m:d.droplevel('model') for m,d in values.groupby('model', sort=False)}
 
@@ -80,8 +80,8 @@ def layer_names(
 # %% ../nbs/06_plots.ipynb #d5866e7b
 def layer_lines(
     values:pd.Series, # As in `by_model`
-    ax=None, # A matplotlib axis, made if `None`
-    colors:list|None=None, # One a model, repeated if there are more; by default matplotlib's
+    ax:plt.Axes=None, # A matplotlib axis; created if `None`
+    colors:list|None=None, # One per model, repeated if there are more models; by default matplotlib's
     what:str='' # Put before the models' names in the legend
 )->plt.Axes:
     "One line for each model from the first layer to the last: crosses for the first, dots for the second (Fig. 4 of the paper)"
@@ -96,9 +96,9 @@ def layer_lines(
 
 # %% ../nbs/06_plots.ipynb #bc879c8e
 def layer_map(
-    C:pd.DataFrame, # Values in 0…1; rows go up, columns to the right
-    ax=None, # A matplotlib axis, made if `None`
-    label:str='CKA', # Of the colour bar
+    C:pd.DataFrame, # Values in 0…1; rows from bottom to top, columns from left to right
+    ax:plt.Axes=None, # A matplotlib axis; created if `None`
+    label:str='CKA', # Label of the colour bar
     **kwargs # Passed to `imshow`
 )->plt.Axes:
     "A map of all pairs of layers, dark for 0 and bright for 1 (Fig. 3 of the paper)"

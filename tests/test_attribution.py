@@ -185,8 +185,8 @@ def test_masks(corner, size, margin, opacity, channels, extra):
     shape,stamps = (channels,30,30+extra),torch.tensor([2,-1,0,5,5,1])
     for cls in subclasses(Pattern):
         p = cls(size, corner=corner, margin=margin, opacity=opacity)
-        black,table = torch.zeros(6, *shape, dtype=torch.float64),p.table(6, shape)
-        changed = ((paint(black, stamps, table)!=0) | (paint(black+1, stamps, table)!=1)).any(1)
+        black,pictures = torch.zeros(6, *shape, dtype=torch.float64),p.pictures(6, shape)
+        changed = ((paint(black, stamps, pictures)!=0) | (paint(black+1, stamps, pictures)!=1)).any(1)
         assert torch.equal(pattern_mask(p, stamps, 6, shape), changed), p
         assert changed[0].any() and not changed[1].any()
 

@@ -33,6 +33,10 @@ def test_source_links_point_at_the_definition(pages):
     assert any(o.startswith('class ColorSquare') for o in lines)
     assert not [o for o in lines if not re.match(r'\s*(@|class |(async )?def )', o)]
 
+def test_a_default_of_none_is_no_type(pages):
+    api = pages['phases.html']
+    assert 'until' in api and not [n for n,p in pages.items() if 'NoneType' in p]
+
 def test_names_in_backticks_are_links(pages):
     assert any(re.search(r'<a href="\S*patterns\.html#\S+"><code>', html) for name,html in pages.items() if name!='patterns.html')
     assert not [name for name,html in pages.items() if re.search(rf'<a href="{re.escape(doc_url)}', html)]  # they stay within the site

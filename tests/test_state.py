@@ -227,7 +227,8 @@ def test_a_finished_run_says_so(tmp_path, capsys):
     assert len(said)==1 and "run 'a' is finished and was loaded: made 20" in said[0] and 'feature_erosion' in said[0] and "delete('a')" in said[0]
 
 waiting = '''
-import sys, warnings; warnings.simplefilter('ignore')
+import signal, sys, warnings; warnings.simplefilter('ignore')
+signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell's background job would ignore it, and so would its children
 from test_state import fit
 print('waiting', flush=True)
 fit(sys.argv[1], wait=True)

@@ -1,4 +1,4 @@
-"""Grad-CAM: which part of the image a network decides by, and how much of that is the pattern
+"""Grad-CAM: which part of the image does a network use, and how much of that is the pattern?
 
 Docs: https://feature-erosion.github.io/feature_erosion/measures/attribution.html.md"""
 
@@ -32,17 +32,17 @@ def _captum():
 
 # %% ../../nbs/measures/04_attribution.ipynb #09deb477
 def _patches(n, maps):
-    "Rows and columns of `n` tokens, and how many others come before them; `None` if not certain"
+    "Rows and columns of `n` tokens, and how many other tokens come first; `None` if uncertain"
     for size in reversed(maps):
-        for k in (1,2,4,8,16):   # as they are, or merged; other tokens only with the former
+        for k in (1,2,4,8,16):   # unmerged or merged; extra tokens only if unmerged
             rows,cols = (-(-o//k) for o in size)
             extra = n-rows*cols
             if extra==0 or k==1 and 0<extra<=8: return (rows,cols),extra
 
-def _like_image(size, shape): return .5 <= size[0]*shape[1]/(size[1]*shape[0]) <= 2   # windows side by side are no map
+def _like_image(size, shape): return .5 <= size[0]*shape[1]/(size[1]*shape[0]) <= 2   # windows side by side are not a map
 
 def _places(c, shape, maps):
-    "Rows and columns of what a call puts out for images of `shape`, and how many tokens come first; `None` if it has no places"
+    "Rows and columns of a call's output for images of `shape`, and how many tokens come first; `None` if it has no positions"
     if c.axis is None or len(c.shape)<3: return None
     size = tuple(d for i,d in enumerate(c.shape[1:], 1) if i!=c.axis)
     if len(size)==2: return (size,0) if prod(size)>1 and (hasattr(c, 'said') or _like_image(size, shape)) else None
@@ -52,7 +52,7 @@ def _places(c, shape, maps):
 
 # %% ../../nbs/measures/04_attribution.ipynb #2a93c323
 def _with_places(calls, x):
-    "The calls whose output has places, with `size` and how many `extra` tokens come first"
+    "The calls whose output has positions, with `size` and how many `extra` tokens come first"
     res,maps = {},[]
     for n,c in calls.items():
         p = _places(c, x.shape[2:], maps) if c.shape and c.shape[0]==len(x) else None
@@ -92,7 +92,7 @@ def _last_maps(calls, places, b):
     return res
 
 def _check_rest(calls, last, places, b):
-    "No later layer has places that we do not know"
+    "Check that no later layer has positions that we could not identify"
     names = list(calls)
     for n in names[names.index(last)+1:]:
         c = calls[n]
@@ -103,7 +103,7 @@ def _check_rest(calls, last, places, b):
 
 # %% ../../nbs/measures/04_attribution.ipynb #cb62963e
 def _place(model, x, layer=None):
-    "The call that Grad-CAM looks at: `name`, `module`, `axis` of channels, `size` of its maps, `extra` tokens"
+    "The call that Grad-CAM uses: `name`, `module`, `axis` of channels, `size` of its maps, `extra` tokens"
     if isinstance(layer, torch.nn.Module): layer = [layer]
     calls = layer_calls(model, x)
     if layer is not None: calls.update(named := layer_calls(model, x, layer))
@@ -120,10 +120,10 @@ def _no_places(name, c):
 # %% ../../nbs/measures/04_attribution.ipynb #8248644a
 def cam_layer(
     model, # A module that classifies images
-    x:torch.Tensor, # One or more images, to find out the order of layers with
-    layer=None # As in `find_layers`, the last of several; a dict gives tokens' `(rows, columns)`. `None`: last before pooling
+    x:torch.Tensor, # One or more images, to find the order of layers
+    layer=None # As in `find_layers`, the last if several; a dict gives tokens' `(rows, columns)`. `None`: last before pooling
 )->tuple: # Name, module, and (rows, columns) of its maps
-    "The layer that Grad-CAM looks at"
+    "The layer that Grad-CAM uses"
     p = _place(model, x, layer)
     return p.name,p.module,p.size
 
@@ -146,7 +146,7 @@ def _classes(target, n):
 
 # %% ../../nbs/measures/04_attribution.ipynb #a99a4df5
 def _score(out, target):
-    "Each image's score of its class, by default of the highest"
+    "Each image's score for its class, by default the highest score"
     if out.ndim!=2: raise ValueError(f"model: puts out {tuple(out.shape)}; must be scores of shape (batch, classes)")
     if target is None: target = out.argmax(1)
     lo,hi,n = target.min(),target.max(),out.shape[1]
@@ -159,12 +159,12 @@ def _to_maps(x, p):
     return x if x.ndim==4 else x[:,:,p.extra:].unflatten(2, p.size)
 
 def _from_maps(maps, x, p):
-    "What `_to_maps` was given, with `maps` in it; a copy, as the next layer may work in place"
+    "The input of `_to_maps`, with `maps` put back; a copy, as the next layer may work in place"
     if x.ndim==4: return maps.movedim(1, p.axis).clone()
     return torch.cat([x.movedim(p.axis, 1)[:,:,:p.extra], maps.flatten(2)], 2).movedim(1, p.axis)
 
 def _swapped(out, x, new):
-    "Output of a module, with `new` in the place of tensor `x`"
+    "A module's output, with tensor `x` replaced by `new`"
     if out is x: return new
     if isinstance(out, dict):
         res = copy(out)
@@ -177,7 +177,7 @@ def _swapped(out, x, new):
 # %% ../../nbs/measures/04_attribution.ipynb #47db24cf
 @contextmanager
 def _tapped(model, p):
-    "A module that puts out the maps of call `p` whenever the model runs"
+    "A module that outputs the maps of call `p` whenever the model runs"
     tap,(_,_,nth),count = torch.nn.Identity(),p.name.partition('#'),Counter()
     def hook(m, _, out):
         count[m] += 1
@@ -211,12 +211,12 @@ def _unread(name):
 # %% ../../nbs/measures/04_attribution.ipynb #46c794b4
 def grad_cam(
     model, # A module that classifies images, or a Learner
-    x:torch.Tensor, # Images as the model takes them, shape `(batch, channels, height, width)`
+    x:torch.Tensor, # Images in the form the model expects, shape `(batch, channels, height, width)`
     target=None, # Class to explain: an index, or one per image; `None` for the predicted one
     layer=None, # As in `cam_layer`
-    bs:int=64 # Images at a time
+    bs:int=64 # Images per batch
 )->torch.Tensor: # Maps, 0 or more, shape `(batch, height, width)`, on the model's device
-    "Places that speak for a class, after Selvaraju et al. (2017); nothing about the model changes"
+    "Maps of the positions that support a class, after Selvaraju et al. (2017); the model is left unchanged"
     if bs<1: raise ValueError(f"bs={bs}: must be at least 1")
     model = first(named_models(model).values())
     x,target = _images(x, model),_classes(target, len(x))
@@ -246,7 +246,7 @@ def attention_share(
     maps:torch.Tensor, # Maps, 0 or more, shape `(batch, height, width)`
     where # Region: a box `(top, left, height, width)`, or a bool mask, shape `(height, width)` or `(batch, height, width)`
 )->tuple: # Share in 0…1 and whether the map is blank (all zero; its share is given as 0), each of shape `(batch,)`
-    "How much of each map is in a region"
+    "The share of each map inside a region"
     m = maps.detach().cpu().double()
     if m.ndim!=3 or not ((m>=0) & m.isfinite()).all():
         got = f"shape {tuple(m.shape)}, values in {m.min():.3g}…{m.max():.3g}"
@@ -268,18 +268,18 @@ def max_share(
     "The highest share that a map of this size can have inside a region"
     u,v = (_scaling(k, m) for k,m in zip(size, where.shape[1:]))
     inside = u.T @ where.cpu().double() @ v
-    whole = u.sum(0)[:,None]*v.sum(0)   # 0 for a place that no pixel shows
+    whole = u.sum(0)[:,None]*v.sum(0)   # 0 for a position that no pixel shows
     return (inside/whole).nan_to_num().flatten(1).amax(1)
 
 # %% ../../nbs/measures/04_attribution.ipynb #23f29e3e
 def pattern_mask(
     pattern:Pattern, # What is painted
-    stamps, # The class whose picture each image wears, or -1 for none, shape `(batch,)`
+    stamps, # The class whose picture each image has, or -1 for none, shape `(batch,)`
     n:int, # Number of classes
     shape:tuple # `(channels, height, width)` of the images
 )->torch.Tensor: # Bool, shape `(batch, height, width)`
     "Where each image is painted"
-    rows,cols,_,alpha = pattern.table(n, shape)
+    rows,cols,_,alpha = pattern.pictures(n, shape)
     stamps = torch.as_tensor(stamps).as_subclass(torch.Tensor).long().cpu()
     if len(stamps) and not -1<=stamps.min()<=stamps.max()<n:
         raise ValueError(f"stamps: {stamps.min()}…{stamps.max()}; must be in 0…{n-1}, or -1 for no picture")
@@ -289,23 +289,23 @@ def pattern_mask(
 
 # %% ../../nbs/measures/04_attribution.ipynb #91060540
 def _painted(dl, pattern, variant, seed):
-    "A painted loader, for each sample the class whose region counts, and what we painted"
+    "A painted loader, the class whose region counts for each sample, and the pattern"
     if isinstance(dl, DataLoaders): pattern,dl = pattern or getattr(dl, 'pattern', None),clean_of(dl).valid
     if variant not in variants: raise ValueError(f"variant={variant!r}: must be one of {', '.join(variants)}")
     if isinstance(getattr(dl, 'dataset', None), StampedDataset):
         if pattern is None: return dl,dl.dataset.stamps,None
         raise ValueError("pattern: this loader's images are painted already; leave it out, or give the clean loader")
     if pattern is None: raise ValueError("pattern=None: these images are not painted; say which pattern, e.g. `ColorSquare(4)`")
-    dl = stamp_dl(dl, pattern, variant, seed=stamp_seed(seed, 1))   # the stamps of `pattern_sets`
+    dl = stamp_dl(dl, pattern, variant, seed=stamp_seed(seed, 1))   # the same stamps as `pattern_sets`
     stamps = torch.as_tensor(read_labels(dl.dataset.ds)) if variant=='clean' else dl.dataset.stamps
     return dl,stamps,variant
 
 # %% ../../nbs/measures/04_attribution.ipynb #c4ec8263
 class _Painted:
-    "Batches of images, labels, and whose region counts; the masks of all classes"
+    "Batches of images, labels, and the class whose region counts; the masks of all classes"
     def __init__(self, dl, pattern, variant, n, seed):
         dl,stamps,self.variant = _painted(dl, pattern, variant, seed)
-        self.dl,self.masks = fixed_dl(dl, n, seed),None   # the first batch will tell how large images are
+        self.dl,self.masks = fixed_dl(dl, n, seed),None   # the image size is known after the first batch
         self.tfm = first(f for f in dl.after_batch.fs if isinstance(f, InjectPattern))
         self.stamps = stamps[self.dl.get_idxs()]
         if not (bare := int((self.stamps<0).sum())): return
@@ -339,7 +339,7 @@ def _measure(maps, size, mask, **kwargs):
 
 # %% ../../nbs/measures/04_attribution.ipynb #d29b339a
 def _each_image(models, data, layer, target, progress=False, keep=False):
-    "All models on all batches: a row for each model and image, each model's layer, and, if kept, what went in and came out"
+    "All models on all batches: a row for each model and image, each model's layer, and optionally inputs and outputs"
     rows,places,kept = [],{},SimpleNamespace(x=[], mask=[], maps={k:[] for k in models})
     for x,y,st in progress_bar(data, leave=False) if progress else data:
         mask = data.masks[st]
@@ -354,7 +354,7 @@ def _each_image(models, data, layer, target, progress=False, keep=False):
 
 # %% ../../nbs/measures/04_attribution.ipynb #5fcef16d
 def _settings(data, places, target, seed):
-    "What a result says about how it was made"
+    "The settings recorded with a result"
     layers,sizes = ({k:getattr(p, o) for k,p in places.items()} for o in ('name','size'))
     return dict(layers=layers, maps=sizes, pattern=repr(data.tfm.pattern), variant=data.variant, target=target,
                 n=len(data.stamps), seed=seed)
@@ -376,15 +376,15 @@ class PatternAttention(Measured):
 def pattern_attention(
     models, # Modules or Learners: one, a list, or a dict by name
     dl, # Clean `DataLoaders` (their validation set), injected ones, or a `DataLoader`
-    pattern:Pattern|None=None, # What to paint; by default what was injected
-    variant:str='pattern', # One of `variants`; a loader that is painted already is taken as it is
+    pattern:Pattern|None=None, # What to paint; by default the injected pattern
+    variant:str='pattern', # One of `variants`; an already painted loader is used as it is
     n:int|None=1000, # How many images, fixed and stratified; `None` for all
     layer=None, # As in `cam_layer`
     target=None, # Class to explain: `None` for the predicted one, 'label', 'picture', or an index
-    seed:int=0, # Which images, and whose picture in 'conflict'
+    seed:int=0, # Which images, and which picture in 'conflict'
     progress:bool=True # Whether to show a bar
 )->PatternAttention: # A row for each model: `share`, `se`, `area`, `ratio`, `most`, accuracies, `n`, `blank`
-    "How much of their attention networks pay to the pattern, averaged over images"
+    "The share of attention that networks pay to the pattern, averaged over images"
     models = named_models(models)
     with no_random(reproducible=False):
         data = _Painted(dl, pattern, variant, n, seed)
@@ -402,9 +402,9 @@ def _measure(maps, size, mask, **kwargs):
 # %% ../../nbs/measures/04_attribution.ipynb #8a43b56a
 @patch
 def plot(self:PatternAttention,
-    ax=None # A matplotlib axis, made if `None`
+    ax:plt.Axes=None # A matplotlib axis; created if `None`
 )->plt.Axes:
-    "Bars of mean attention, with the area of the pattern and the most that is possible"
+    "Bars of mean attention, with the pattern's area and the largest possible share"
     ax = ax or plt.subplots(figsize=(5+.6*len(self),2.8), layout='constrained')[1]
     x = np.arange(len(self))
     ax.bar(x, self.share, yerr=self.se, width=.6, color='C0', ecolor='C7', label='share of attention')
@@ -425,18 +425,18 @@ def _decoded(dl, x):
     return (x.clamp(0,1) if known else (x-lo)/(hi-lo).clamp(min=1e-6)).cpu()
 
 def _names(data):
-    "Of the classes"
+    "Names of the classes"
     vocab = getattr(data.dl, 'vocab', None)
     return [str(o) for o in (range(data.tfm.n_classes) if vocab is None else vocab)]
 
 # %% ../../nbs/measures/04_attribution.ipynb #ae2d0f7f
 class GradCam:
-    "Images and models' maps of them; see `compare_cams`"
+    "Images and each model's maps of them; see `compare_cams`"
     def __init__(self,
         images, # In 0…1, shape `(images, channels, height, width)`
         maps:dict, # Maps by model, shape `(images, height, width)`
         mask, # Where the pattern is, bool, shape `(images, height, width)`
-        share:Measured, # By model and image: `label`, whose `picture` it wears, `pred`, `share`, `area`, `most`, `blank`
+        share:Measured, # By model and image: `label`, class of its `picture`, `pred`, `share`, `area`, `most`, `blank`
         vocab:list # Names of the classes
     ): store_attr()
     def __len__(self): return len(self.images)
@@ -453,7 +453,7 @@ def compare_cams(
     target=None, # As in `pattern_attention`
     seed:int=0 # Which images
 )->GradCam:
-    "The same images through the eyes of several models"
+    "Grad-CAM of several models on the same images"
     models = named_models(models)
     with no_random(reproducible=False):
         data = _Painted(dl, pattern, variant, n, seed)
@@ -498,9 +498,9 @@ def _column(self:GradCam, axs, i):
 @patch
 def plot(self:GradCam,
     n:int=6, # How many images, at most
-    imsize:float=1.4 # Inches a picture
+    imsize:float=1.4 # Inches per picture
 )->plt.Figure:
-    "A column for each image, a row for each model: its map, the class it answers, and the share of attention in the box"
+    "A column for each image, a row for each model: its map, the predicted class, and the share of attention in the box"
     n,rows = min(n, len(self)),1+len(self.maps)
     fig,axs = plt.subplots(rows, n, figsize=(imsize*n+1.2, (imsize+.35)*rows), layout='constrained', squeeze=False)
     for i in range(n): self._column(axs[:,i], i)

@@ -1,4 +1,4 @@
-"""How alike two layers see the same images: of two networks, or of one before and after erosion
+"""How similarly do two layers represent the same images, in two networks or in one before and after erosion?
 
 Docs: https://feature-erosion.github.io/feature_erosion/measures/cka.html.md"""
 
@@ -42,7 +42,7 @@ def _check_n(n):
 # %% ../../nbs/measures/02_cka.ipynb #8040d53d
 def hsic(
     K:torch.Tensor, # Kernel matrix, shape `(n, n)`
-    L:torch.Tensor, # Another, on the same samples
+    L:torch.Tensor, # Another one, on the same samples
     debiased:bool=True # HSIC₁ (Song et al. 2012, eq. 5; Nguyen et al. 2021, eq. 3) or HSIC₀ (Gretton et al. 2005)
 )->float:
     "Hilbert-Schmidt independence criterion: about 0 for independent samples"
@@ -52,7 +52,7 @@ def hsic(
 
 # %% ../../nbs/measures/02_cka.ipynb #a87b9c6c
 def _gram(X):
-    "X Xᵀ: the upper half, block by block, and its mirror image"
+    "X Xᵀ: the upper half, block by block, then mirrored"
     n = len(X)
     K,b = X.new_empty(n, n),max(64, n//8)
     for i in range(0, n, b):
@@ -61,11 +61,11 @@ def _gram(X):
     return K
 
 def _dots(X):
-    "Dot products of samples, without the features' mean where that is large; whether features are constant"
+    "Dot products of samples, with the features' mean removed if it is large; whether features are constant"
     K = _gram(X).double()
     size = K.trace()
-    if K.sum() > .9*len(X)*size: K = _gram(X-X.mean(0)).double()   # else rounding drowns what is left after centring
-    return K,bool(K.trace()-K.sum()/len(X) <= 1e-12*size)   # they vary by less than a millionth of their size
+    if K.sum() > .99*len(X)*size: K = _gram(X-X.mean(0)).double()   # centring would leave less than five of seven digits
+    return K,bool(K.trace()-K.sum()/len(X) <= 1e-12*size)   # relative variation below a millionth
 
 # %% ../../nbs/measures/02_cka.ipynb #625a6328
 def rbf_kernel(
@@ -114,12 +114,12 @@ def _unit_max(X, name):
 # %% ../../nbs/measures/02_cka.ipynb #23799f6f
 def cka(
     X:torch.Tensor, # Features, shape `(samples, …)`
-    Y:torch.Tensor, # Others, of the same samples
+    Y:torch.Tensor, # Other features of the same samples
     kernel:str='linear', # 'linear' or 'rbf'
     debiased:bool=True, # As in `hsic`
     sigma:float=1. # As in `rbf_kernel`
-)->float: # 1: alike up to rotation and scale; 0 if one of them is constant; debiased values may fall a little below 0
-    "Centred kernel alignment of two sets of features, in `float64`"
+)->float: # 1: the same up to rotation and scale; 0 if either is constant; debiased values may be slightly below 0
+    "Centred kernel alignment of two sets of features, computed in `float64`"
     X,Y = _unit_max(X, 'X'),_unit_max(Y, 'Y')
     if len(X)!=len(Y): raise ValueError(f"Y: {len(Y)} samples, X has {len(X)}; give features of the same samples")
     _check_n(len(X))
@@ -131,7 +131,7 @@ def cka(
 # %% ../../nbs/measures/02_cka.ipynb #74665269
 def linear_cka(
     X:torch.Tensor, # Features, shape `(samples, …)`
-    Y:torch.Tensor, # Others, of the same samples
+    Y:torch.Tensor, # Other features of the same samples
     debiased:bool=True # As in `hsic`
 )->float:
     "Linear CKA (Kornblith et al. 2019)"
@@ -140,7 +140,7 @@ def linear_cka(
 # %% ../../nbs/measures/02_cka.ipynb #59a64ccc
 def rbf_cka(
     X:torch.Tensor, # Features, shape `(samples, …)`
-    Y:torch.Tensor, # Others, of the same samples
+    Y:torch.Tensor, # Other features of the same samples
     sigma:float=1., # As in `rbf_kernel`
     debiased:bool=True # As in `hsic`
 )->float:
@@ -158,7 +158,7 @@ class LayerCKA(Measured):
 
     def between(self,
         a=None, # A model; by default the first
-        b=None # Another; by default the last
+        b=None # Another model; by default the last
     )->pd.DataFrame: # Rows: layers of `a`, columns: layers of `b`
         "CKA of the layers of one model with those of another"
         a,b = self._pair(a, b)
@@ -170,16 +170,16 @@ class LayerCKA(Measured):
         a=None, # As in `between`
         b=None # As in `between`
     )->pd.Series:
-        "CKA of each layer with the layer of the same name: how much of it is left"
+        "CKA of each layer with the layer of the same name: how much of it is preserved"
         C = self.between(a, b)
         return pd.Series({l:C.loc[l,l] for l in C.index if l in C.columns}, name='CKA').rename_axis('layer')
 
 # %% ../../nbs/measures/02_cka.ipynb #c09a9392
 @patch
 def plot(self:LayerCKA,
-    a=None, # As in `between`: its layers go up
-    b=None, # Its layers go to the right
-    ax=None, # A matplotlib axis, made if `None`
+    a=None, # As in `between`: its layers are on the vertical axis
+    b=None, # Its layers are on the horizontal axis
+    ax:plt.Axes=None, # A matplotlib axis; created if `None`
     cmap='magma', # A matplotlib colormap
     **kwargs # Passed to `imshow`
 )->plt.Axes:
@@ -191,20 +191,20 @@ def plot(self:LayerCKA,
     return ax
 
 # %% ../../nbs/measures/02_cka.ipynb #e01d0e72
-@lru_cache(2)   # for the size of all batches, and that of the last
+@lru_cache(2)   # for the common batch size, and that of the last batch
 def _half(n, diagonal):
     "Indices of the upper half of an n×n matrix, flattened"
     i = torch.triu_indices(n, n, 0 if diagonal else 1)
     return i[0]*n+i[1]
 
-def _on_diagonal(n): return torch.arange(n)*n - torch.arange(n)*(torch.arange(n)-1)//2   # where it is within that half
+def _on_diagonal(n): return torch.arange(n)*n - torch.arange(n)*(torch.arange(n)-1)//2   # its position within that half
 
 # %% ../../nbs/measures/02_cka.ipynb #09a44efe
 def _pack(K, debiased):
     "A kernel as a vector: dot products of such vectors are those of centred kernels"
     n,K = len(K),u_center(K) if debiased else center(K)
     v = 2**.5*K.flatten()[_half(n, not debiased).to(K.device)]
-    if not debiased: v[_on_diagonal(n)] /= 2**.5   # U-centring leaves it empty
+    if not debiased: v[_on_diagonal(n)] /= 2**.5   # U-centring makes it zero
     return v
 
 # %% ../../nbs/measures/02_cka.ipynb #f80ff6f8
@@ -216,7 +216,7 @@ def _products(A, chunk=2**16):
 class _Kernels:
     "Kernels of all layers on the same samples, and the sums of their products"
     def __init__(self, kernel='linear', debiased=True, sigma=1.):
-        _kernel(torch.eye(4), kernel, sigma)   # a wrong argument is told now, not after the first batch
+        _kernel(torch.eye(4), kernel, sigma)   # report a wrong argument now, not after the first batch
         store_attr()
 
     def start(self, shapes):
@@ -241,7 +241,7 @@ class _Kernels:
 # %% ../../nbs/measures/02_cka.ipynb #7bf281dc
 @patch
 def result(self:_Kernels, **settings):
-    "CKA of all pairs; layers whose kernel is always empty are named in a warning"
+    "CKA of all pairs; a warning names layers whose kernel is always empty"
     s = self.H.diagonal().sqrt()
     C = (self.H/(s[:,None]*s)).nan_to_num(0.)   # 0/0 of empty kernels
     idx = pd.MultiIndex.from_tuples(list(self.row), names=['model','layer'])
@@ -254,7 +254,7 @@ def result(self:_Kernels, **settings):
 
 # %% ../../nbs/measures/02_cka.ipynb #4299bffe
 class BatchCKA(Meter):
-    "CKA of all pairs of layers, batch by batch"
+    "CKA of all pairs of layers, accumulated batch by batch"
     def __init__(self,
         kernel:str='linear', # As in `cka`
         sigma:float=1., # As in `rbf_kernel`
@@ -315,7 +315,7 @@ def cka_meter(estimator='minibatch', kernel='linear', debiased=True, sigma=1., m
 
 # %% ../../nbs/measures/02_cka.ipynb #4f9ae520
 def layer_cka(
-    models, # A module (each layer with each), or two or more of them as in `named_models`
+    models, # A module (all its layers with each other), or several of them as in `named_models`
     dl, # As in `fixed_dl`
     layers=None, # As in `find_layers`
     n:int|None=None, # How many samples; `None` for all
@@ -324,11 +324,11 @@ def layer_cka(
     debiased:bool=True, # As in `hsic`; `False` with 'full' only
     sigma:float=1., # As in `rbf_kernel`; of a batch with 'minibatch'
     max_features:int|None=None, # As in `Features`
-    max_memory:float=2., # As in `visit`; 'full' says before it starts if that is not enough
+    max_memory:float=2., # As in `visit`; 'full' checks this before it starts
     seed:int=0, # Which samples and features
     progress:bool=True # Whether to show a bar
 )->LayerCKA: # Settings in `attrs`
-    "CKA of all pairs of layers of all models, from one pass over the data"
+    "CKA of all pairs of layers of all models, in one pass over the data"
     meter = cka_meter(estimator, kernel, debiased, sigma, max_features, seed)
     info = visit(models, dl, meter, layers, n, max_memory, seed, progress)
     return meter.result(bs=info.bs, passes=info.passes, seed=seed)

@@ -1,4 +1,4 @@
-"""Figures 3 and 4 of the paper from one pass over the data
+"""Make Figures 3 and 4 of the paper in one pass over the data
 
 Docs: https://feature-erosion.github.io/feature_erosion/measures/inside.html.md"""
 
@@ -20,11 +20,11 @@ from .probes import *
 
 # %% ../../nbs/measures/06_inside.ipynb #a76be54c
 class Inside:
-    "What layers hold, at two or more phases: `cka`, `rank` and `probe`, each a table with a plot of its own"
+    "What layers represent at two or more phases: `cka`, `rank` and `probe`, each a table with its own plot"
     def __init__(self,
-        cka:LayerCKA, # As from `layer_cka`
-        rank:LayerRank, # As from `layer_rank`
-        probe:LayerProbe # As from `layer_probe`
+        cka:LayerCKA, # From `layer_cka`
+        rank:LayerRank, # From `layer_rank`
+        probe:LayerProbe # From `layer_probe`
     ): store_attr()
 
     def table(self)->Measured: # A row for each model and layer
@@ -66,7 +66,7 @@ def look_inside(
 
 # %% ../../nbs/measures/06_inside.ipynb #6555807f
 def _limited(ax, rank, column):
-    "Hollow triangles on ranks that cannot be larger"
+    "Draw hollow triangles on ranks at their ceiling"
     layers,d = layer_names(rank),rank[column][rank.limits(column)!='']
     places = [layers.index(l) for l in d.index.get_level_values('layer')]
     if places: ax.plot(places, d, '^', mfc='none', ms=12, color='C7', label='rank at its ceiling')
@@ -75,7 +75,7 @@ def _limited(ax, rank, column):
 @patch
 def plot_layers(self:Inside,
     column:str='rank', # Which rank, a column of `rank`
-    ax=None # A matplotlib axis, made if `None`
+    ax:plt.Axes=None # A matplotlib axis; created if `None`
 )->plt.Axes:
     "Probes (blue, left) and rank (right), crosses before, dots after (Fig. 4 of the paper); hollow triangles: at a ceiling"
     title = rank_title(column)

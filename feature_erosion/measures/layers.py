@@ -1,4 +1,4 @@
-"""Choose layers, watch them while data pass, and leave the network as it was
+"""Choose layers, observe them while data pass through, and leave the network unchanged
 
 Docs: https://feature-erosion.github.io/feature_erosion/measures/layers.html.md"""
 
@@ -24,7 +24,7 @@ from ..plots import *
 
 # %% ../../nbs/measures/00_layers.ipynb #c3cb262c
 def _call_names(model):
-    "A hook for each module, and a function that names the call it is in: `relu`, then `relu#2`"
+    "A hook for each module, and a function that names the current call: `relu`, then `relu#2`"
     names,count = {m:n or type(m).__name__ for n,m in model.named_modules()},Counter()
     def name(m):
         count[m] += 1
@@ -35,12 +35,12 @@ def _call_names(model):
 @contextmanager
 def watching(
     model:nn.Module, # Any module
-    see, # `see(layer, module, activations)`, called when a layer is done: what changes its output later, in place, does no harm
+    see, # `see(layer, module, activations)`, called right after a layer, before anything changes its output in place
     layers=None # Names of calls; by default all
 ):
-    "Watch one forward pass; hooks come off when the context ends, however it ends"
+    "Observe one forward pass; hooks are removed when the context ends, even on an error"
     name = _call_names(model)
-    want = None if layers is None else {o.split('#')[0] for o in layers}   # modules; all calls of one are counted
+    want = None if layers is None else {o.split('#')[0] for o in layers}   # modules; all calls of each are counted
     def hook(m, _, out):
         n,x = name(m),layer_tensor(out)
         if x is not None and (layers is None or n in layers): see(n, m, x.detach().as_subclass(torch.Tensor))
@@ -110,21 +110,21 @@ _last = (nn.Linear, nn.Bilinear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention
          nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.TransformerDecoder, nn.TransformerDecoderLayer)
 
 def _declared(m, shape):
-    "The axis on which a module's class says its channels are; `None` if it does not"
+    "The axis of channels according to a module's class; `None` if the class does not determine it"
     if len(shape)<3 or isinstance(m, _second): return 1
-    last = isinstance(m, _last) or type(m) in (nn.LayerNorm,nn.RMSNorm)   # their kin may work on other axes
+    last = isinstance(m, _last) or type(m) in (nn.LayerNorm,nn.RMSNorm)   # subclasses may work on other axes
     return len(shape)-1 if last else None
 
 # %% ../../nbs/measures/00_layers.ipynb #2da1879e
 def _like(name, shape, done):
-    "The call that tells how many channels `name` has: the last one inside of it, else the last of its shape, else the last"
+    "The call that has as many channels as `name`: the last one inside it, else the last of the same shape, else the last"
     known = [(n,c) for n,c in reversed(done.items()) if c.axis is not None and len(c.shape)>2]
     inside = name.split('#')[0]+'.'
     tests = (lambda n,c: n.startswith(inside)),(lambda n,c: c.shape==shape),(lambda n,c: True)
     return first(c for f in tests for n,c in known if f(n, c))
 
 def _inferred(name, shape, done, seen):
-    "The axis of channels by their number, or by where all others are; `None` if not certain"
+    "The axis of channels, from their number or from all other layers; `None` if uncertain"
     like,ends = _like(name, shape, done),(1,len(shape)-1)
     axes = [a for a in ends if like and shape[a]==like.shape[like.axis]]
     if len(axes)==1: return axes[0]
@@ -141,14 +141,14 @@ def _with_axes(calls):
 
 # %% ../../nbs/measures/00_layers.ipynb #2bd6f0a0
 def _chosen(calls, layers):
-    "Calls among `layers`, with what these say about them"
+    "The calls selected by `layers`, with what `layers` says about them"
     names = set(_find(calls, layers))
     for sel,said in layers.items() if isinstance(layers, dict) else ():
         for n in _find(calls, sel) if said is not None else (): _say(n, calls[n], said)
     return {n:c for n,c in calls.items() if n in names}
 
 def _say(n, c, said):
-    "Note what a user said about call `n`: an axis, or rows and columns of tokens"
+    "Record what the user said about call `n`: an axis, or rows and columns of tokens"
     c.said = said
     if isinstance(said, tuple): c.grid = said
     elif isinstance(said, int) and said!=0 and -len(c.shape)<said<len(c.shape): c.axis = said%len(c.shape)
@@ -160,8 +160,8 @@ def layer_calls(
     model:nn.Module, # Any module
     x, # One or more samples; a tuple if the model takes several inputs
     layers='all' # As in `find_layers`
-)->dict: # By name, in the order in which they end: `module`, `shape` it puts out, `axis` of its channels, `None` if not certain
-    "Calls in a forward pass"
+)->dict: # By name, in the order they finish: `module`, output `shape`, `axis` of channels (`None` if uncertain)
+    "All calls in a forward pass"
     calls = {}
     def see(n, m, o): calls[n] = SimpleNamespace(module=m, shape=tuple(o.shape), axis=None)
     with evaluating(model), watching(model, see): model(*to_model(x if isinstance(x, tuple) else (x,), model))
@@ -171,19 +171,19 @@ def layer_calls(
 # %% ../../nbs/measures/00_layers.ipynb #7a4096de
 def find_layers(
     model:nn.Module, # Any module
-    x, # A batch to find out the order with; a tuple if the model takes several inputs
+    x, # A batch to run through the model; a tuple if the model takes several inputs
     layers=None # Kind, type, module, name, pattern, `f(name, module)`, a list, or a dict from these to the axis of channels
 )->list: # Names
-    "Layers of a network, in the order in which they are done"
+    "Names of a network's layers, in the order in which they finish"
     return list(layer_calls(model, x, layers))
 
 # %% ../../nbs/measures/00_layers.ipynb #e8be956e
 def pick_features(
-    d:int, # How many there are
+    d:int, # Number of features
     k:int|None, # How many to keep; `None` for all
     seed:int=0 # Same seed, same features
 )->torch.Tensor|None: # Sorted indices, or `None` for all
-    "A random choice of features that stays the same, as in the Tunnel Effect's code (Masarczyk et al. 2023)"
+    "A random but fixed choice of features, as in the Tunnel Effect's code (Masarczyk et al. 2023)"
     if k is None or k>=d: return None
     if k<1: raise ValueError(f"max_features={k}: must be at least 1, or None for all")
     return torch.randperm(d, generator=torch.Generator().manual_seed(seed))[:k].sort().values
@@ -193,52 +193,52 @@ def flat(
     x:torch.Tensor, # Activations, shape `(batch, channels, …)`
     idx:torch.Tensor|None=None # Features to keep: indices into `(channels, …)`, whatever the memory layout
 )->torch.Tensor: # Shape `(batch, features)`
-    "Activations as a matrix, without a copy where memory allows"
+    "Activations as a matrix, without a copy if the memory layout allows"
     last = x.ndim>2 and not x.is_contiguous() and x.movedim(1,-1).is_contiguous()
     if last: idx,x = idx if idx is None else _to_last(idx, x.shape),x.movedim(1,-1)
     x = x.flatten(1)
     return x if idx is None else x[:, idx.to(x.device)]
 
 def _to_last(idx, shape):
-    "The same features where channels come last in memory"
+    "Indices of the same features when channels come last in memory"
     c,places = shape[1],prod(shape[2:])
     return (idx%places)*c + idx//places
 
 # %% ../../nbs/measures/00_layers.ipynb #36024403
 def pooled(
-    x:torch.Tensor, # Activations, shape `(batch, channels, …)`: maps with two axes of places, a sequence or tokens with one
-    k:int|None=1 # Side of the grid that maps are averaged to; `None` for no pooling
+    x:torch.Tensor, # Activations, shape `(batch, channels, …)`: maps have two spatial axes, sequences and tokens have one
+    k:int|None=1 # Maps are averaged to a grid of this side; `None` for no pooling
 )->torch.Tensor: # Shape `(batch, features)`
-    "Average over places: maps to `k`×`k`, others to one"
+    "Average over positions: maps to `k`×`k`, others to one value"
     if k is None or x.ndim<3: return x.flatten(1)
     if x.ndim!=4: return x.flatten(2).mean(2)
     return F.adaptive_avg_pool2d(x, tuple(min(k, o) for o in x.shape[2:])).flatten(1)
 
 # %% ../../nbs/measures/00_layers.ipynb #6412ba1c
 class Meter:
-    "Fed batch by batch by `visit`; subclass it to measure something new"
-    by_channel = False   # whether it needs to know which axis holds the channels
+    "Base class of measures, fed batch by batch by `visit`; subclass it to measure something new"
+    by_channel = False   # whether it needs the axis of channels
     def begin(self,
         shapes:dict, # `(model, layer)` → shape of one sample's activations, channels first
-        n:int # How many samples there will be
+        n:int # Number of samples
     ): "Get ready"
     def bytes(self, shape, n)->int:
-        "Memory kept for a layer until `end_layer`; a measure of 0 sees all layers in one pass"
+        "Memory held for a layer until `end_layer`; with 0, the measure sees all layers in one pass"
         return 0
     def held(self, shapes, n)->int:
-        "Memory kept from the first layer to the end"
+        "Memory held from the first layer to the end"
         return 0
     def see(self, model, layer, x):
-        "Take in activations, `(batch, channels, …)` in `float32` (`float64` from such a model); copy what must outlive the call"
-    def end_batch(self): "All layers of all models have been seen on this batch"
-    def end_layer(self, model, layer): "This layer has been seen on all samples"
+        "Process activations, `(batch, channels, …)` in `float32` (`float64` from such a model); copy what you keep"
+    def end_batch(self): "Called when all layers of all models have been seen on this batch"
+    def end_layer(self, model, layer): "Called when this layer has been seen on all samples"
 
 # %% ../../nbs/measures/00_layers.ipynb #42a8db11
 class Features(Meter):
-    "Collect a layer's features on all samples, hand them over, forget them"
+    "Collect a layer's features on all samples, pass them on, then free them"
     def __init__(self,
         use, # `use(model, layer, X)`, X of shape `(samples, features)`
-        max_features:int|None=None, # Keep at most so many, chosen at random but fixed
+        max_features:int|None=None, # Keep at most this many, chosen at random but fixed
         pool:int|None=None, # As in `pooled`
         seed:int=0 # Which features
     ):
@@ -262,7 +262,7 @@ class Features(Meter):
 def named_models(
     models # A module, a Learner, a list, or a dict by name
 )->dict: # Modules by name
-    "Networks by name, without the wrappers of `torch.compile` and distributed training"
+    "Networks by name, without wrappers from `torch.compile` and distributed training"
     if isinstance(models, (nn.Module,Learner)): models = {'model':models}
     if not isinstance(models, dict): models = {f'model{i}':m for i,m in enumerate(listify(models))}
     if not models: raise ValueError("models: give a module, a list of modules, or a dict of them by name")
@@ -273,12 +273,12 @@ def named_models(
 
 # %% ../../nbs/measures/00_layers.ipynb #09c300a4
 def _laid_out(x, model, last):
-    "Inputs on the model's device, images in the memory layout wanted"
+    "Inputs on the model's device, with images in the required memory layout"
     fmt = torch.channels_last if last else torch.contiguous_format
     return tuple(o.contiguous(memory_format=fmt) if isinstance(o, torch.Tensor) and o.ndim==4 else o for o in to_model(x, model))
 
 def _survey(model, x, layers):
-    "The calls to watch, and whether the network takes channels-last images"
+    "The calls to observe, and whether the network takes channels-last images"
     for last in (True,False):
         try: calls = layer_calls(model, _laid_out(x, model, last and x[0].device.type!='mps'), layers)
         except RuntimeError:
@@ -289,13 +289,13 @@ def _survey(model, x, layers):
     return calls,last
 
 def _check_batch(n, c, k):
-    turned = getattr(c.module, 'batch_first', True) is False and len(c.shape)==3   # even if as long as the batch is large
+    turned = getattr(c.module, 'batch_first', True) is False and len(c.shape)==3   # even if its length equals the batch size
     if not turned and c.shape and c.shape[0]==k: return
     raise ValueError(f"layers: {n!r} puts out shape {c.shape} for {k} samples; choose layers with the batch first")
 
 # %% ../../nbs/measures/00_layers.ipynb #dcf9c5b7
 def _shape(c):
-    "Of one sample, channels first"
+    "Shape of one sample, channels first"
     s = list(c.shape[1:]) or [1]
     return (s.pop((c.axis or 1)-1),*s)
 
@@ -322,7 +322,7 @@ def _plan(meters, shapes, n, limit):
     for b,m,k in [(m.bytes(shapes[k], n),m,k) for k in _by_depth(shapes) for m in meters]:
         if b>limit: _too_large(k, b+held, n, limit+held)
         if b>room: passes,room = [*passes, []],limit
-        passes[-1 if b else 0].append((m,k))   # what needs no memory is seen in the first
+        passes[-1 if b else 0].append((m,k))   # meters that need no memory run in the first pass
         room -= b
     return passes
 
@@ -339,16 +339,16 @@ def _by_depth(shapes):
     return sorted(shapes, key=nth)
 
 # %% ../../nbs/measures/00_layers.ipynb #f0aceedd
-class _Enough(Exception): "All layers that are wanted have been seen"
+class _Enough(Exception): "All requested layers have been seen"
 
 def _forward(model, x, name, jobs, calls):
-    "One batch through one network, feeding meters; it stops after the last layer that is wanted"
+    "Pass one batch through one network, feeding meters; stops after the last requested layer"
     wanted,dev = {l for _,(_,l) in jobs},x[0].device.type
     todo = set(wanted)
     def see(n, m, o):
         _check_batch(n, SimpleNamespace(module=m, shape=tuple(o.shape)), len(x[0]))
         o = _channels_first(o if o.dtype==torch.float64 else o.float(), calls[n].axis)
-        with torch.autocast(dev, enabled=False):   # the network may use half precision, a measure does not
+        with torch.autocast(dev, enabled=False):   # the network may use half precision, measures do not
             for m,(_,l) in jobs:
                 if l==n: m.see(name, n, o.cpu() if dev=='mps' else o)
         todo.discard(n)
@@ -362,14 +362,14 @@ def _forward(model, x, name, jobs, calls):
 def visit(
     models, # As in `named_models`
     dl, # As in `fixed_dl`
-    meters:list, # Of `Meter`
+    meters:list, # `Meter`s
     layers=None, # As in `find_layers`
     n:int|None=None, # How many samples; `None` for all
-    max_memory:float=2., # Gigabytes that meters may keep; beyond it data pass several times, some layers at a time
+    max_memory:float=2., # Gigabytes that meters may hold; beyond that, layers are split over several passes
     seed:int=0, # Which samples
     progress:bool=True # Whether to show a bar
 )->SimpleNamespace: # `n`, `bs`, `passes`, and `layers` by model
-    "Pass the data through all models and let the meters see; modes, gradients, buffers and random state stay as they are"
+    "Pass data through all models and feed the meters; modes, gradients, buffers and random state are left unchanged"
     models,meters,info = named_models(models),listify(meters),SimpleNamespace()
     with no_random(reproducible=False), ExitStack() as stack:
         dl = fixed_dl(dl, n, seed)
@@ -388,7 +388,7 @@ def visit(
 
 # %% ../../nbs/measures/00_layers.ipynb #f5f2a5ce
 def _pass(models, dl, jobs, survey, progress):
-    meters = list({id(m):m for m,_ in jobs}.values())   # each once
+    meters = list({id(m):m for m,_ in jobs}.values())   # each only once
     for b in progress_bar(dl, leave=False) if progress else dl:
         for k,model in models.items():
             mine,(calls,last) = [j for j in jobs if j[1][0]==k],survey[k]

@@ -1,4 +1,4 @@
-"""Can the network still learn? Dormant units, norms of weights and gradients, and the rank of its features
+"""Can the network still learn? Measure dormant units, norms of weights and gradients, and the rank of its features
 
 Docs: https://feature-erosion.github.io/feature_erosion/measures/plasticity.html.md"""
 
@@ -57,20 +57,20 @@ class _Activity(Meter):
 def unit_scores(
     model, # A module or Learner
     dl, # As in `fixed_dl`
-    layers=None, # As in `find_layers`; `None`: activations up to the last linear layer, or blocks where there are none
+    layers=None, # As in `find_layers`; `None`: activations up to the last linear layer, or blocks if there are none
     n:int|None=None, # How many samples; `None` for all
     seed:int=0 # Which samples
-)->dict: # Layer → score of each unit, 0 and up, mean 1; shape `(units,)`
-    "Each unit's mean |activation| as a share of its layer's (Sokar et al. 2023, def. 3.1)"
+)->dict: # Layer → score of each unit, at least 0, mean 1; shape `(units,)`
+    "Each unit's mean |activation| relative to its layer's mean (Sokar et al. 2023, def. 3.1)"
     model,meter = only(named_models(model).values()),_Activity()
     if layers is None:
         hidden = _hidden(model, _two_inputs(model, dl))
-        layers = lambda name,_: name in hidden   # just these calls: a name alone would find `relu#2` with `relu`
+        layers = lambda name,_: name in hidden   # only these calls: the name `relu` alone would also match `relu#2`
     visit(model, dl, meter, layers, n, seed=seed, progress=False)
     return {k:h/(h.mean()+1e-9) for k,h in meter.mean.items()}
 
 def _two_inputs(model, dl):
-    "Enough to find a network's layers with"
+    "Two inputs, enough to find a network's layers"
     with no_random(reproducible=False):
         dl = fixed_dl(dl)
         return tuple(o[:2] for o in split_batch(dl, first(dl), model)[0])
@@ -80,11 +80,11 @@ class Dormant(Measured):
     "Units and dormant units of each layer"
     @property
     def total(self):
-        "Share of all units together that are dormant"
+        "Share of dormant units over all layers"
         return self.dormant.sum()/self.units.sum()
 
     def plot(self,
-        ax=None # A matplotlib axis, made if `None`
+        ax:plt.Axes=None # A matplotlib axis; created if `None`
     )->plt.Axes:
         "Share of dormant units by layer; one line for each model"
         ax = layer_lines(self.share, ax)
@@ -119,14 +119,14 @@ def _l2(ts):
 def weight_norm(
     model # A module or Learner
 )->float:
-    "L2 norm of all parameters together, those of BatchNorm and biases among them"
+    "L2 norm of all parameters together, including BatchNorm and biases"
     ps = list(only(named_models(model).values()).parameters())
     return _l2(ps) if ps else 0.
 
 # %% ../../nbs/measures/05_plasticity.ipynb #a79a6afb
 def weight_norms(
     model # A module or Learner
-)->Measured: # A row for each module that has parameters of its own
+)->Measured: # A row for each module with its own parameters
     "Norm of each layer's parameters, their number, and their root mean square"
     model,layers = only(named_models(model).values()),{}
     for n,p in model.named_parameters(): layers.setdefault(n.rpartition('.')[0] or type(model).__name__, []).append(p)
@@ -137,7 +137,7 @@ def weight_norms(
 
 # %% ../../nbs/measures/05_plasticity.ipynb #bcf74438
 def _batches(model, dl, n, seed):
-    "The same inputs and targets every time, without augmentation, on the model's device"
+    "The same inputs and targets each time, without augmentation, on the model's device"
     dl = fixed_dl(dl, n, seed)
     with unaugmented(dl):
         for b in dl:
@@ -163,7 +163,7 @@ def _check_mean(loss):
 
 # %% ../../nbs/measures/05_plasticity.ipynb #607d8d2b
 def _targets(loss, ys):
-    "As many of the targets as `loss` asks for"
+    "As many of the targets as `loss` takes"
     ps = _args(loss).values()
     if any(p.kind==p.VAR_POSITIONAL for p in ps): return ys
     return ys[:max(1, sum(p.default is p.empty and p.kind<=p.POSITIONAL_OR_KEYWORD for p in ps)-1)]
@@ -176,7 +176,7 @@ def _divisor(loss, total, pred, *ys):
     return a if abs(a-b)<=1e-3*abs(a) else None
 
 def _adds_up(loss, a, b):
-    "Whether the mean of two batches together is that of their means"
+    "Whether the loss of two batches together is the mean of their losses"
     parts,n = sum(len(o[0])*loss(*o).item() for o in (a,b)),len(a[0])+len(b[0])
     return not abs(parts-n*loss(*map(torch.cat, zip(a, b))).item()) > 1e-3*abs(parts)
 
@@ -188,8 +188,8 @@ def _outputs(model, loss, batches):
         yield (pred if pred.dtype==torch.float64 else pred.float(),*_targets(loss, to_device(ys, pred.device)))
 
 def _losses(outputs, loss):
-    "What to add up over batches, and what to divide the sum by, for each of them"
-    total,before = _as_sum(loss),None   # `total=None`: by the means of batches
+    "For each batch, what to sum, and what to divide the sum by"
+    total,before = _as_sum(loss),None   # `total=None`: use the means of batches
     for o in outputs:
         now = o[0].detach(),*o[1:]
         k = _divisor(loss, total, *now) if total else None
@@ -202,12 +202,12 @@ def _losses(outputs, loss):
 # %% ../../nbs/measures/05_plasticity.ipynb #fd724bc3
 def grad_norm(
     model, # A module or Learner
-    dl, # As in `fixed_dl`, with targets; for a single batch a list of it, `[(x, y)]`
-    loss_func=None, # A mean over samples, weighted or not; by default the Learner's, or cross-entropy
+    dl, # As in `fixed_dl`, with targets; pass a single batch as a list, `[(x, y)]`
+    loss_func:callable=None, # A mean over samples, weighted or not; by default the Learner's, or cross-entropy
     n:int|None=None, # How many samples; `None` for all
     seed:int=0 # Which samples
 )->float:
-    "L2 norm of the gradient of the mean loss, over all parameters that train; their `.grad` is left alone"
+    "L2 norm of the gradient of the mean loss, over all trainable parameters; their `.grad` is left unchanged"
     loss_func = loss_func or getattr(model, 'loss_func', None) or nn.CrossEntropyLoss()
     _check_mean(loss_func)
     model = only(named_models(model).values())
@@ -222,7 +222,7 @@ def grad_norm(
 
 # %% ../../nbs/measures/05_plasticity.ipynb #ebc640f1
 class _LastInput(Meter):
-    "Inputs of the layer that is seen"
+    "Inputs of the observed layer"
     def begin(self, shapes, n): self.got = []
     def note(self, module, args): self.x = args[0].detach().float()
     def see(self, model, layer, x): self.got.append(pooled(self.x.movedim(-1, 1)).clone())
@@ -234,7 +234,7 @@ def penultimate(
     n:int|None=None, # How many samples; `None` for all
     seed:int=0 # Which samples
 )->torch.Tensor: # Shape `(samples, features)`
-    "Input of the linear layer that runs last, in eval mode; tokens are averaged"
+    "Input of the last linear layer to run, in eval mode; tokens are averaged"
     model,meter = only(named_models(model).values()),_LastInput()
     linears = [(n,c.module) for n,c in layer_calls(model, _two_inputs(model, dl)).items() if layer_kinds['linear'](c.module)]
     if not linears: raise ValueError(f"model: {type(model).__name__} has no linear layer, so no layer before it")
@@ -246,7 +246,7 @@ def penultimate(
 
 # %% ../../nbs/measures/05_plasticity.ipynb #1ed3076e
 def _dormant(model, dl, tau, layers, n, seed, **_):
-    "Share of all units; NaN for a network that diverged, as the log of a run goes on"
+    "Share of all units; NaN for a diverged network, so that logging continues"
     try: return dormant_units(model, dl, tau, layers, n, seed).total
     except _NotFinite: return float('nan')
 
@@ -265,7 +265,7 @@ _titles = dict(dormant='dormant units', weight_norm='weight norm', grad_norm='gr
 def plasticity_measures(
     model, # A module or Learner
     dl, # As in `fixed_dl`, with targets
-    loss_func=None, # As in `grad_norm`
+    loss_func:callable=None, # As in `grad_norm`
     n:int|None=512, # How many samples; `None` for all
     tau:float=0., # As in `dormant_units`
     layers=None, # As in `unit_scores`
@@ -280,7 +280,7 @@ def plasticity_measures(
 
 # %% ../../nbs/measures/05_plasticity.ipynb #ed45241c
 class PlasticityLog(LoggedCallback):
-    "`plasticity_measures` each epoch, on the same images; the training is the same with and without"
+    "Log `plasticity_measures` each epoch, on the same images, without affecting training"
     table = 'plasticity'
     @delegates(plasticity_measures, but='model,dl,loss_func,measures')
     def __init__(self,
@@ -299,15 +299,15 @@ class PlasticityLog(LoggedCallback):
 # %% ../../nbs/measures/05_plasticity.ipynb #c0426d70
 @patch(as_prop=True)
 def plasticity(self:Recorder):
-    "What `PlasticityLog` saw in the last fit: phase, iterations and epochs done, and each measure; first row: before training"
+    "`PlasticityLog`'s records of the last fit: phase, iterations and epochs done, each measure; first row: before training"
     return pd.DataFrame(getattr(last_fit(self), 'plasticity', []))
 
 # %% ../../nbs/measures/05_plasticity.ipynb #89c0eb35
 @patch
 def plot_plasticity(self:Recorder,
-    measures=None # Columns of `plasticity` to draw; by default all
+    measures:list=None # Columns of `plasticity` to plot; by default all
 )->plt.Figure:
-    "What `PlasticityLog` saw in the last fit, one panel for each measure"
+    "Plot what `PlasticityLog` recorded in the last fit, one panel for each measure"
     df = self.plasticity
     if not len(df): raise ValueError("no measurements in this fit: add `PlasticityLog()` to the callbacks")
     known = [c for c in _titles if c in df]
@@ -320,9 +320,9 @@ def plot_plasticity(self:Recorder,
     return fig
 
 def _panel(ax, df, column, color, phases, top, bottom):
-    "One measure over epochs; phases are named at the top, epochs at the bottom"
+    "One measure over epochs; phase names at the top, epochs at the bottom"
     end = df.epoch.max()
-    spans = phases[['phase','start_epoch','stop_epoch']].fillna(end)   # a phase that was cut short has no stop
+    spans = phases[['phase','start_epoch','stop_epoch']].fillna(end)   # an interrupted phase has no end
     shade_phases(ax, [(p if top else '',a,b) for p,a,b in spans.itertuples(index=False)])
     ax.plot(df.epoch, df[column], marker='.', color=color)
     ax.set(ylabel=_titles[column], xlim=(0, end), xlabel='epoch' if bottom else None)

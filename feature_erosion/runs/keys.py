@@ -1,4 +1,4 @@
-"""When a result that is there already is the result of the same computation
+"""Decide whether a stored result comes from the same computation
 
 Docs: https://feature-erosion.github.io/feature_erosion/runs/keys.html.md"""
 
@@ -45,7 +45,7 @@ def _is_installed(module):
 def _packages(): return packages_distributions()
 
 def _version(top):
-    "Of the package that brings a module; empty for the standard library, which comes with Python"
+    "Version of the package that provides a module; empty for the standard library, which comes with Python"
     if top=='feature_erosion': return __version__
     try: return ' '.join(version(o) for o in sorted(set(_packages().get(top, ()))))
     except PackageNotFoundError: return ''
@@ -69,7 +69,7 @@ def _bytecode(c):
 
 # %% ../../nbs/runs/00_keys.ipynb #8af7860d
 class _Used:
-    "Names that code loads: globals, attributes, imports; also in the functions within it"
+    "Names that code loads: globals, attributes, imports; including those in nested functions"
     def __init__(self, code):
         self.globals,self.attrs,self.imports = set(),set(),set()
         self._look(code)
@@ -84,13 +84,13 @@ class _Used:
 
 # %% ../../nbs/runs/00_keys.ipynb #c68a05fe
 class _Teller:
-    "Tells objects, and remembers which installed packages they led to"
+    "Describes objects, and records which installed packages they refer to"
     def __init__(self): self.seen,self.path,self.tops = {},[],set()
 
     def __call__(self, o, name):
         if id(o) in self.seen: return f'as {self.seen[id(o)][0]}'
         self.path.append(str(name))
-        if self._may_return(o): self.seen[id(o)] = '.'.join(self.path),o   # held, so that its `id` is not given to another
+        if self._may_return(o): self.seen[id(o)] = '.'.join(self.path),o   # kept alive, so that its `id` is not reused
         try: return _tell(o, self)
         finally: self.path.pop()
 
@@ -108,7 +108,7 @@ class _Teller:
 # %% ../../nbs/runs/00_keys.ipynb #6364d558
 @singledispatch
 def _tell(o, t):
-    "Instances of classes all of whose code can be told, without hidden state"
+    "Describe an instance, if all of its class's code can be described and it has no hidden state"
     cls = type(o)
     if is_dataclass(o): return _instance(o, t, {f.name:getattr(o, f.name) for f in fields(o)})
     if callable(o) and hasattr(o, '__wrapped__'): return t(o.__wrapped__, '__wrapped__')   # `lru_cache`
@@ -118,7 +118,7 @@ def _tell(o, t):
 def _instance(o, t, values): return dict(instance=t(type(o), type(o).__name__), values=t.all(values))
 
 def _is_own(cls):
-    "Whether all of a class's code can be told, and all of an instance's state is in its `__dict__`"
+    "Whether all of a class's code can be described, and all of an instance's state is in its `__dict__`"
     if any(hasattr(c, '__slots__') for c in cls.__mro__): return False
     return cls.__module__.startswith('feature_erosion.') or not any(_is_installed(c.__module__) for c in cls.__mro__[:-1])
 
@@ -149,7 +149,7 @@ _register(lambda o, t: t.by_name(o), types.MethodDescriptorType, types.WrapperDe
 def hash_tensor(
     o # Tensor or array
 )->str: # Type, shape, and a hash of the values
-    "One line that is the same only for the same values"
+    "A one-line description that is the same only for the same values"
     o = torch.as_tensor(np.asarray(o)) if not isinstance(o, torch.Tensor) else o.detach().as_subclass(torch.Tensor)
     b = o.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
     return f"{str(o.dtype).removeprefix('torch.')}{list(o.shape)} {_sha(b)}"
@@ -180,7 +180,7 @@ def _leads_to(o):
     return found is o
 
 def _refuse_unseen(f, used, t):
-    "Code whose doing depends on what is not in it"
+    "Refuse code whose behaviour depends on something outside it"
     calls = used.globals & {'globals','locals','eval','exec','input'}-set(f.__globals__)
     if calls: t.refuse(f"calls {', '.join(sorted(calls))}, so what it does cannot be compared")
     if used.attrs & {'environ','getenv','environb'}:
@@ -209,14 +209,14 @@ def _globals(f, used, t):
     return {n:tell(n, f.__globals__[n]) for n in sorted(used.globals & set(f.__globals__))}
 
 def _imports(f, used, t):
-    "Modules that are imported inside of the function"
+    "Modules imported inside the function"
     package = f.__globals__.get('__package__') or ''
     names = {n or package for n in used.imports} - {''}
     return {f'import {n}':_module(sys.modules.get(n) or n, used.attrs, t) for n in sorted(names)}
 
 # %% ../../nbs/runs/00_keys.ipynb #6d8b87e1
 def _module(m, attrs, t):
-    "A module, or the name of one that is not imported yet"
+    "Describe a module, or the name of one that is not imported yet"
     name = m if isinstance(m, str) else m.__name__
     installed,used = _is_installed(name),_attributes(m, attrs)
     t.tops.add(name.partition('.')[0])
@@ -225,7 +225,7 @@ def _module(m, attrs, t):
     return dict(module=name, source=None if installed else _source(name), uses=t.all(used))
 
 def _attributes(m, names):
-    "What a module has under these names, without other modules"
+    "A module's attributes with these names, without other modules"
     if isinstance(m, str): return {}
     return {n:v for n in sorted(names) if hasattr(m, n) and not isinstance(v := getattr(m, n), types.ModuleType)}
 
@@ -244,14 +244,14 @@ _not_code = set("""__dict__ __weakref__ __module__ __doc__ __qualname__ __annota
 def _is_written(f): return getattr(getattr(f, '__code__', None), 'co_filename', '')=='<string>'   # by `dataclass`
 
 def _members(cls):
-    "What a class defines: functions as they are, behind `property`, `classmethod` and their like"
+    "What a class defines, with functions unwrapped from `property`, `classmethod` and the like"
     for k,v in sorted(vars(cls).items()):
         if k in _not_code or is_dataclass(cls) and _is_written(v): continue
         if isinstance(v, property): yield from {f'{k}.{o}':getattr(v, o) for o in ('fget','fset','fdel')}.items()
         else: yield k,getattr(v, '__func__', v)
 
 def _field(f, t):
-    default = next((o for o in (f.default, f.default_factory) if o is not MISSING), '')   # a value, or what makes it
+    default = next((o for o in (f.default, f.default_factory) if o is not MISSING), '')   # a value, or its factory
     return [f.name, str(f.type), t(default, f.name)]
 
 @_tell.register(type)
@@ -263,8 +263,8 @@ def _(c, t):
 # %% ../../nbs/runs/00_keys.ipynb #79411500
 def as_json(
     settings:dict # Names and values
-)->dict: # The same as JSON gives them back
-    "Settings that can be kept, or a `ValueError` that names the one that cannot"
+)->dict: # The same after a round trip through JSON
+    "Settings that can be stored, or a `ValueError` that names the one that cannot"
     for k,v in settings.items(): _check_json(k, v)
     return json.loads(json.dumps(settings))
 
@@ -276,16 +276,16 @@ def _check_json(k, v):
 
 # %% ../../nbs/runs/00_keys.ipynb #443f733a
 def _file(f):
-    "A file by its contents, a folder by the names, sizes and times of its files"
+    "Describe a file by its contents, a folder by the names, sizes and times of its files"
     f = Path(f)
     if f.is_file(): return _sha(f.read_bytes())
     if not f.is_dir(): raise FileNotFoundError(f"files: {str(f)!r} is not there")
     return _sha('\n'.join(_stats(f)).encode())
 
 def _stats(folder, name='', within=()):
-    "A line for each file below a folder, in the order of their names"
+    "A line for each file below a folder, sorted by name"
     here = os.path.realpath(folder)
-    if here in within: return   # a link to a folder that it is in
+    if here in within: return   # a link to one of its parent folders
     for e in sorted(os.scandir(folder), key=lambda e: e.name):
         if e.is_dir(): yield from _stats(e.path, f'{name}{e.name}/', (*within, here))
         elif e.is_file(): yield f'{name}{e.name} {(s := e.stat()).st_size} {s.st_mtime_ns}'
@@ -294,8 +294,8 @@ def _stats(folder, name='', within=()):
 def recipe(
     fn, # A function, or a `partial` of one
     files=() # Files and folders that it reads
-)->dict: # What leads to its results, beside its settings, as values that JSON can hold; `Untold` if that cannot be said
-    "All that its results are compared by"
+)->dict: # What its results depend on, besides its settings, as JSON values; `Untold` if that cannot be determined
+    "Everything that decides whether a function's stored results can be used"
     t = _Teller()
     told = t(fn, function_name(fn))
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -303,13 +303,13 @@ def recipe(
     return dict(function=told, files={str(f):_file(f) for f in listify(files)}, versions={**where, **_versions(t.tops)})
 
 def function_name(
-    fn # A function, an object that can be called, or a `partial` of one, of one, …
+    fn # A function, a callable object, or a (nested) `partial` of one
 )->str:
-    "What it is called"
+    "Its name"
     return function_name(fn.func) if isinstance(fn, partial) else getattr(fn, '__name__', type(fn).__name__)
 
 def key_of(
-    o # Anything JSON can hold
+    o # Anything that fits in JSON
 )->str: # 20 hexadecimal digits
     "One key for nested values"
     return hashlib.sha256(json.dumps(o).encode()).hexdigest()[:20]
@@ -319,7 +319,7 @@ def describe(
     o, # Settings: numbers, strings, arrays, functions, classes, modules, transforms, patterns, and lists and dicts of them
     depth:int=6 # How deep to look
 ):
-    "Much the same as values that JSON can hold"
+    "An approximate description that fits in JSON"
     if o is None or isinstance(o, (bool,int,float,str)): return o
     if depth<0: return type(o).__name__
     return next(say for kinds,say in _descriptions if isinstance(o, kinds))(o, partial(describe, depth=depth-1))
@@ -335,7 +335,7 @@ def _describe_object(o, deep):
     shown = {k:v for k,v in getattr(o, '__dict__', {}).items() if k[0]!='_'}
     return {'class':f'{type(o).__module__}.{type(o).__qualname__}', **deep(shown)}
 
-_descriptions = [   # the first kind that fits
+_descriptions = [   # the first one that matches is used
     ((np.ndarray,np.generic,torch.Tensor), lambda o, deep: hash_tensor(o)),
     (dict, lambda o, deep: {str(k):deep(v) for k,v in o.items()}),
     ((set,frozenset), lambda o, deep: sorted(map(deep, o), key=str)),
@@ -350,8 +350,8 @@ _descriptions = [   # the first kind that fits
 # %% ../../nbs/runs/00_keys.ipynb #fbe15bc3
 def differences(
     old:dict, # Nested settings
-    new:dict # The same, maybe changed
-)->list: # One line for each: `phases.0.lr: was 0.1, is 0.2`
+    new:dict # The same, possibly changed
+)->list: # One line per difference: `phases.0.lr: was 0.1, is 0.2`
     "What has changed"
     a,b = (flat(json.loads(json.dumps(o))) for o in (old,new))
     changed = [k for k in {**a, **b} if k not in a or k not in b or a[k]!=b[k]]
@@ -359,9 +359,9 @@ def differences(
 
 def flat(
     o, # Nested dicts and lists
-    path:str='' # Of `o` itself
+    path:str='' # Path of `o` itself
 )->dict: # `{'phases.0.lr': .1}`
-    "Leaves by dotted path"
+    "Leaf values by dotted path"
     items = o.items() if isinstance(o, dict) else enumerate(o) if isinstance(o, list) else None
     if items is None or not o: return {path:o}
     return {k:v for i,p in items for k,v in flat(p, f'{path}.{i}'.lstrip('.')).items()}

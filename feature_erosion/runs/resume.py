@@ -1,4 +1,4 @@
-"""A fit that was killed goes on where it was, to the same bit
+"""Resume a fit that was killed, with bit-identical results
 
 Docs: https://feature-erosion.github.io/feature_erosion/runs/resume.html.md"""
 
@@ -28,7 +28,7 @@ from .state import FitState, declares, is_passive, loader_state, put, set_loader
 
 # %% ../../nbs/runs/03_resume.ipynb #4aaed01a
 def get_rng():
-    "All random numbers to come, as plain values"
+    "The state of all global random generators, as plain values"
     kind,keys,*more = np.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return dict(python=random.getstate(), numpy=[kind,keys.tolist(),*more], torch=torch.get_rng_state(), cuda=cuda)
@@ -36,7 +36,7 @@ def get_rng():
 def set_rng(
     s # From `get_rng`
 ):
-    "Put them back"
+    "Restore the state of all global random generators"
     random.setstate(s['python'])
     np.random.set_state(tuple(s['numpy']))
     torch.set_rng_state(s['torch'])
@@ -44,7 +44,7 @@ def set_rng(
 
 # %% ../../nbs/runs/03_resume.ipynb #67c2abda
 def _loaders(*dls):
-    "Each loader once, below what shards it"
+    "Each loader once, without its sharding wrapper"
     return L(getattr(dl, 'dl', dl) for d in dls if d is not None for dl in d.loaders).unique()
 
 # %% ../../nbs/runs/03_resume.ipynb #738e730c
@@ -53,7 +53,7 @@ def _cb_settings(cb):
     return {k:describe(vars(cb)[k]) for k in inspect.signature(type(cb).__init__).parameters if k in vars(cb)}
 
 def _cbs_settings(learn):
-    "Of callbacks that may change the training; evaluation sets and phases have entries of their own"
+    "Settings of callbacks that may affect training; evaluation sets and phases have their own entries"
     cbs = [o for o in learn.cbs.sorted('order') if not is_passive(o) and not isinstance(o, (EvalSets,PhaseSchedule))]
     return [dict(_cb_settings(o), callback=type(o).__name__) for o in cbs]
 
@@ -70,7 +70,7 @@ def _data_settings(dls):
                 content=_content(ds), transforms=[describe(getattr(dl, o, None)) for o in _pipes])
 
 def _content(ds):
-    "A hash of images and labels that are in memory"
+    "A hash of images and labels in memory"
     held = [v for o in ('x','targets','stamps') if isinstance(v := getattr(ds, o, None), (torch.Tensor,np.ndarray,list))]
     with suppress(TypeError,ValueError): return key_of([hash_tensor(v) for v in held]) if held else None
 
@@ -91,9 +91,9 @@ def _evalset_settings(dl):
 # %% ../../nbs/runs/03_resume.ipynb #f0188620
 def fit_settings(
     learn:Learner, # In `before_fit`
-    phases:list # Of `Phase`; empty for a fit without
+    phases:list # `Phase`s; empty for a fit without phases
 )->dict:
-    "What a fit is set to, as JSON shows it"
+    "The settings of a fit, as JSON values"
     return dict(model=_model_settings(get_model(learn.model)), opt=describe(learn.opt_func), lr=describe(learn.lr), wd=learn.wd,
                 wd_bn_bias=learn.wd_bn_bias, train_bn=learn.train_bn, loss=describe(learn.loss_func),
                 data=_data_settings(learn.dls),
@@ -110,21 +110,21 @@ def _json(o): return json.loads(json.dumps(o))
 
 # %% ../../nbs/runs/03_resume.ipynb #4346196c
 class KeepRun(TidyCallback):
-    "Keep a fit in a run's folder: history and checkpoints as it goes, and where it was when it is started again"
-    order,run_valid,passive,keeps_run = 1000,False,True,True   # after everybody else
+    "Save a fit's history and checkpoints to a run's folder as it trains, and resume from them when started again"
+    order,run_valid,passive,keeps_run = 1000,False,True,True   # after all other callbacks
     def __init__(self,
-        run:Run, # Where to, from `RunStore.run`
-        minutes:float=10., # Longest time between two checkpoints, also inside epochs
-        epochs:int=1, # Epochs from checkpoint to checkpoint
-        after:Run|None=None, # A finished run of the first phases: begin at its end
-        strict:bool=False, # Refuse to train what cannot be kept completely, instead of a warning
-        wait:bool=False # If another process works on this run: wait for it, or say so
+        run:Run, # The run to save to, from `RunStore.run`
+        minutes:float=10., # Maximum time between two checkpoints, even inside epochs
+        epochs:int=1, # Epochs between checkpoints
+        after:Run|None=None, # A finished run of the first phases: start where it ended
+        strict:bool=False, # If something cannot be saved, raise an error instead of a warning
+        wait:bool=False # If another process works on this run, wait for it instead of raising an error
     ):
         if not minutes>=0: raise ValueError(f"minutes={minutes!r}: must be 0 (each batch) or more")
         if not epochs>=1: raise ValueError(f"epochs={epochs!r}: must be at least 1")
         self.kept,self.minutes,self.epochs,self.base,self.strict,self.wait = run,minutes,epochs,after,strict,wait
         self.active,self.heard,self.old_signals = False,None,{}
-        self.idle,self.took = False,False   # whether the run was finished before; whether it began with checkpoints of `after`
+        self.idle,self.took = False,False   # whether the run was already finished; whether it began with checkpoints of `after`
 
     def __setattr__(self, name, value):
         "`fit` looks up `_do_fit` before it calls `before_fit`, so it is replaced when a Learner takes the callback"
@@ -142,7 +142,7 @@ class KeepRun(TidyCallback):
     def before_train(self): self.epoch_random = self._random()
 
     def before_batch(self):
-        if self.idle and self.main: self.kept.begin()   # it was finished, but something of it was damaged
+        if self.idle and self.main: self.kept.begin()   # it was finished, but partly damaged
         self.idle = False
 
     def after_batch(self):
@@ -158,7 +158,7 @@ class KeepRun(TidyCallback):
         if self.heard: self._leave()
 
     def after_cancel_fit(self):
-        "Somebody ended the fit: on purpose, or because of a loss that is no number"
+        "The fit was ended: on purpose, or because the loss is not finite"
         if not isfinite(loss := self._loss()): self.broken = f'loss is {loss} at iteration {self.learn.train_iter}'
 
     def after_fit(self):
@@ -170,18 +170,18 @@ class KeepRun(TidyCallback):
 # %% ../../nbs/runs/03_resume.ipynb #2491597d
 @patch
 def _do_fit(self:KeepRun):
-    "The fit's loop, from where it was"
+    "The fit's loop, from the checkpoint on"
     if not self.run: return Learner._do_fit(self.learn)
     state = self._resume()
     if state: self.learn.all_batches = partial(self._rest, state)
     bar = getattr(getattr(self.learn, 'progress', None), 'mbar', None)
-    if bar and self.at[0]>0: bar.update(0)   # a bar must see its beginning, also where that was done before
+    if bar and self.at[0]>0: bar.update(0)   # a progress bar must get its first update, even if that was done before
     fit_from(self.learn, self.at[0])
     self.at = self.learn.n_epoch,0
 
 @patch
 def _rest(self:KeepRun, state):
-    "The rest of the interrupted epoch; later ones are whole"
+    "Train the rest of the interrupted epoch; later epochs are complete"
     vars(self.learn).pop('all_batches')
     self._set_random(state['epoch_random'])
     batches_from(self.learn, state['at'][1], partial(self.restore, state))
@@ -189,7 +189,7 @@ def _rest(self:KeepRun, state):
 # %% ../../nbs/runs/03_resume.ipynb #517a3bf5
 @patch
 def _random(self:KeepRun):
-    "Global random numbers of each process, and the loaders'"
+    "The random state of each process, and of the loaders"
     rng = get_rng()
     return dict(rng=rng, ranks=gather(rng), loaders=[loader_state(o) for o in self.loaders])
 
@@ -201,16 +201,16 @@ def _set_random(self:KeepRun, s):
 # %% ../../nbs/runs/03_resume.ipynb #e460546b
 @patch
 def state(self:KeepRun)->dict:
-    "Everything but the weights"
+    "Everything except the weights"
     return dict(self.fit_state.state_dict(), at=self.at, random=self._random(), epoch_random=getattr(self, 'epoch_random', None),
                 rows=[dict(o) for o in self.rows], counts=dict(self.counts))
 
 @patch
 def restore(self:KeepRun,
     state:dict, # From a checkpoint
-    weights:dict|None=None # The model's, if they are to be loaded too
+    weights:dict|None=None # The model's weights, if they are to be loaded, too
 ):
-    "Put everything as it was"
+    "Restore everything"
     if weights is not None: get_model(self.learn.model).load_state_dict(weights)
     self.at,self.epoch_random = tuple(state['at']),state['epoch_random']
     self.rows,self.counts = [dict(o) for o in state['rows']],dict(state['counts'])
@@ -221,7 +221,7 @@ def restore(self:KeepRun,
 @patch
 def save(self:KeepRun):
     "Write a checkpoint, then delete all but the two newest"
-    settle(self.learn)   # losses that are still on their way from the GPU
+    settle(self.learn)   # losses still on their way from the GPU
     state,self.saved_at = self.state(),time.monotonic()
     if not self.main or not isfinite(self._loss()) or not _finite(get_model(self.learn.model)): return
     last = self.kept.path/'last'
@@ -236,7 +236,7 @@ def _finite(model): return all(p.isfinite().all() for p in model.parameters())
 # %% ../../nbs/runs/03_resume.ipynb #3842150a
 @patch
 def _write(self:KeepRun, path, state):
-    "One checkpoint; `level` says how far it is"
+    "Write one checkpoint; `level` says how far it is"
     self._tell_late(state)
     level = [len(self._ended()), state['train_iter'], *self.at]
     about = dict(level=level, iteration=state['train_iter'], phase=self._phase(), rows=len(state['rows']))
@@ -251,7 +251,7 @@ def _phase(self:KeepRun): return p.name if (p := getattr(self.learn, 'phase', No
 @patch
 @contextmanager
 def _writing(self:KeepRun):
-    "Say what to do if the disk is full or read-only"
+    "Explain what to do if the disk is full or read-only"
     try: yield
     except OSError as e:
         raise OSError(e.errno, f"run {self.kept.name!r}: cannot write to {self.kept.path} ({e.strerror or e}). "
@@ -261,7 +261,7 @@ def _writing(self:KeepRun):
 # %% ../../nbs/runs/03_resume.ipynb #2b762639
 @patch
 def after_phase(self:KeepRun):
-    "Keep a phase's end"
+    "Save the end of a phase"
     p = self.learn.phase
     if self.broken or not self.learn.phase_schedule.complete or self.at[1]: return   # stopped before its end
     self._end_row()
@@ -275,7 +275,7 @@ def after_phase(self:KeepRun):
 # %% ../../nbs/runs/03_resume.ipynb #7418c673
 @patch
 def _open(self:KeepRun):
-    "Take the run; refuse other settings"
+    "Claim the run; refuse other settings"
     self.phases = list(self.learn.phase_schedule.phases) if hasattr(self.learn, 'phase_schedule') else []
     self.loaders = list(_loaders(self.learn.dls, *L(self.phases).attrgot('dls')))
     self.fit_state,self.done = FitState(self.learn, self.loaders),[]
@@ -286,7 +286,7 @@ def _open(self:KeepRun):
 
 @patch
 def _claim_for_all(self:KeepRun, settings):
-    "The first process claims the run; what it is refused for, all of them are"
+    "The first process claims the run; if it is refused, all of them are"
     error = None
     if self.main:
         try: self._claim(settings, _seed())
@@ -319,8 +319,8 @@ def _claim(self:KeepRun, settings, seed):
         if run.info['fit'] is not None: self._refuse(run.info, settings, seed)
         if self.base is not None: self._check_base(settings)
         self.was,self.idle = run.info,run.info['status']=='finished'
-        if self.idle: return   # it will be loaded, and stays as it is
-        if self.was['recipe'] is None: run.begin()   # a recipe's run has begun with its function
+        if self.idle: return   # it will be loaded, and not changed
+        if self.was['recipe'] is None: run.begin()   # a recipe's run began with its function
         run.update(fit=settings, seed=seed, phases=[p.name for p in self.phases], status='running')
 
 @patch
@@ -333,7 +333,7 @@ def _refuse(self:KeepRun, info, settings, seed):
 # %% ../../nbs/runs/03_resume.ipynb #2493cf37
 @patch
 def _check_base(self:KeepRun, settings):
-    "The run to begin after has trained the first of these phases, in the same way"
+    "Check that the run to start after has trained the first of these phases in the same way"
     base,info = self.base,self.base.info
     n,ended = len(info['phases']),base._ended()
     if info['status']!='finished' or not n or ended[1:]!=info['phases']:
@@ -345,7 +345,7 @@ def _check_base(self:KeepRun, settings):
 
 @patch
 def _take_base(self:KeepRun):
-    "Its checkpoints become this run's own: the same files, without copying them where the disk can"
+    "Take over its checkpoints, as links to the same files if the disk supports it"
     self.took = True
     for p in self.base._ended():
         with self._writing(): link_folder(self.base.path/'phases'/p, self.kept.path/'phases'/p)
@@ -353,7 +353,7 @@ def _take_base(self:KeepRun):
 # %% ../../nbs/runs/03_resume.ipynb #6514dfa5
 @patch
 def _resume(self:KeepRun):
-    "Load the furthest good checkpoint, or keep the start; the state if it lies inside an epoch"
+    "Load the furthest good checkpoint, or save the start; returns the state if it is inside an epoch"
     path = agree(str(self._choose()) if self.main else None)
     if path=='None':
         self.at = 0,0
@@ -365,7 +365,7 @@ def _resume(self:KeepRun):
 
 @patch
 def _choose(self:KeepRun):
-    "The furthest checkpoint that is whole; `None` if there is none at all"
+    "The furthest intact checkpoint; `None` if there are no checkpoints"
     if self.base is not None and not self.kept._checkpoints(): self._take_base()
     good = self.kept._checkpoints()
     bad = [f for f in self._all_checkpoints() if f not in good]
@@ -381,7 +381,7 @@ def _choose(self:KeepRun):
 
 @patch
 def _all_checkpoints(self:KeepRun):
-    "Folders of checkpoints, also those that cannot be read"
+    "Folders of checkpoints, including unreadable ones"
     names = [f for f in self.kept.path.glob('last/*') if f.name.isdigit()]
     names += [self.kept.path/'phases'/p for p in ('start', *self.kept.info['phases'])]
     return [f for f in names if f.exists()]
@@ -398,7 +398,7 @@ def _save_start(self:KeepRun):
 
 @patch
 def _load(self:KeepRun, weights, state):
-    "What was appended to the history since the checkpoint will be computed again, and goes"
+    "Load a checkpoint; later rows of the history are dropped, as they will be computed again"
     self.restore(state, weights)
     if self.phases: self._load_snapshots(state)
     if not self.main: return
@@ -433,7 +433,7 @@ _not_tables = 'iters','names','phases','rows'
 
 @patch
 def _flush(self:KeepRun):
-    "Append what was logged since the last time"
+    "Append what was logged since the last call"
     if not hasattr(self, 'recorder'): return
     log,new = fit_log(self.recorder),[]
     for table,rows in vars(log).items():
@@ -466,7 +466,7 @@ def _write_rows(self:KeepRun, rows):
 # %% ../../nbs/runs/03_resume.ipynb #450f8ef1
 @patch
 def _finish(self:KeepRun):
-    "All phases are done, or somebody ended the fit on purpose"
+    "Finish the run: all phases are done, or the fit was ended on purpose"
     self.at = self.learn.n_epoch,0
     if self.idle: return
     if len(self._ended())<len(self.phases) or not self.phases: self.save()
@@ -488,7 +488,7 @@ def _last_values(self:KeepRun):
 # %% ../../nbs/runs/03_resume.ipynb #483d9d3e
 @patch
 def _due(self:KeepRun):
-    "Whether it is time; several processes ask the first one, from time to time"
+    "Whether a checkpoint is due; with several processes, the first one decides, at intervals"
     due = time.monotonic()-self.saved_at>=60*self.minutes
     if num_distrib()<2: return due or self.heard
     return self.learn.train_iter%20==0 and agree(due)
@@ -517,7 +517,7 @@ def _leave(self:KeepRun):
 # %% ../../nbs/runs/03_resume.ipynb #1c9adfb4
 @patch
 def tidy(self:KeepRun):
-    "Let go of everything; a run that has not ended says how"
+    "Release everything; for an unfinished run, record how it ended"
     for s,f in self.old_signals.items(): signal.signal(s, f)
     self.old_signals = {}
     for k in ('_do_fit','all_batches'): vars(self.learn).pop(k, None)
@@ -543,8 +543,8 @@ def _ended_by(e):
 def learner(self:Run,
     learn:Learner, # A new one with the same model
     phase:str|None=None # As in `Run.weights`
-)->Learner: # The same, with the weights of a phase's end and, as `snapshots`, of all
-    "Put a run's weights into a Learner"
+)->Learner: # The same one, with the weights from the end of a phase and, as `snapshots`, of all phases
+    "Load a run's weights into a Learner"
     learn.snapshots = Snapshots({p:self.weights(p) for p in self._ended()})
     get_model(learn.model).load_state_dict(self.weights(phase))
     return learn

@@ -1,4 +1,4 @@
-"""All that a fit remembers, complete or named
+"""Save the complete state of a fit, and name anything that cannot be saved
 
 Docs: https://feature-erosion.github.io/feature_erosion/runs/state.html.md"""
 
@@ -24,7 +24,7 @@ from ..phases import *
 
 # %% ../../nbs/runs/02_state.ipynb #5503d780
 class Unkept(TypeError):
-    "Something that cannot be kept, and where it is"
+    "Something that cannot be saved, and where it is"
 
 # %% ../../nbs/runs/02_state.ipynb #937ba361
 _tag = '__kept__'
@@ -33,7 +33,7 @@ def _kind(p): return p.get(_tag) if isinstance(p, dict) else None
 
 # %% ../../nbs/runs/02_state.ipynb #1a1968a5
 class Keeper:
-    "Turns values into plain ones; `refs` are objects of the fit itself, which are kept elsewhere"
+    "Turns values into plain ones; `refs` are objects of the fit itself, which are saved elsewhere"
     def __init__(self, refs=()):
         self.refs,self.path,self.within = {id(o) for o in refs if o is not None},[],[]
 
@@ -49,7 +49,7 @@ class Keeper:
     def items(self, vs, names=None): return [self(v, i if names is None else names) for i,v in enumerate(vs)]
 
     def most(self, d):
-        "The same as `all`; what cannot be kept, and has been named, is left as it will be found"
+        "The same as `all`, but leaves out what cannot be saved and has been named"
         return {k:self.or_left(v, k) for k,v in d.items()}
 
     def or_left(self, v, name):
@@ -68,13 +68,13 @@ def _name(o): return f"{getattr(o, '__module__', '')}.{getattr(o, '__qualname__'
 def _has_state(v): return all(callable(getattr(v, o, None)) for o in ('state_dict','load_state_dict'))
 
 def _has_hidden(v):
-    "Whether an object holds more than its `__dict__` shows"
+    "Whether an object has state outside its `__dict__`"
     if isinstance(v, (io.IOBase,types.GeneratorType,list,dict,tuple,set)) or not hasattr(v, '__dict__'): return True
     return any(getattr(c, '__slots__', ()) for c in type(v).__mro__)
 
 @singledispatch
 def _keep(v, k):
-    "What has no kind of its own"
+    "Save an object of no special kind"
     if isinstance(v, _code): return _tagged('code', name=_name(v))
     if _has_state(v): return _tagged('object', state=k(v.state_dict(), ''))
     if _has_hidden(v): k.refuse(v)
@@ -130,18 +130,18 @@ def _attributes(m):
     return {(n,a):v for n,l in m.named_modules() for a,v in vars(l).items() if is_ours(a, v)}
 
 def buffers(
-    m:nn.Module # Any
+    m:nn.Module # Any module
 )->dict: # Tensors by name
-    "The buffers that its `state_dict` leaves out"
+    "The buffers that a module's `state_dict` leaves out"
     kept = set(m.state_dict())
     return {n:b.detach().cpu().clone() for n,b in m.named_buffers() if n not in kept}
 
 def module_state(
-    m:nn.Module, # Any
+    m:nn.Module, # Any module
     k=None, # A `Keeper`
-    weights:bool=True # Whether parameters and buffers are among it, or only what is not in the `state_dict`
+    weights:bool=True # Whether to include parameters and buffers, or only what is not in the `state_dict`
 )->dict: # Plain values
-    "All that a module remembers"
+    "The complete state of a module"
     k = k or Keeper()
     k.refs |= {id(o) for o in (*m.parameters(), *m.buffers())}
     tensors = {**m.state_dict(), **buffers(m)} if weights else buffers(m)
@@ -150,10 +150,10 @@ def module_state(
                 attrs=[[n, a, k.or_left(v, f'{n}.{a}'.lstrip('.'))] for (n,a),v in _attributes(m).items()])
 
 def set_module_state(
-    m:nn.Module, # Like the one that it is from
+    m:nn.Module, # A module like the original
     s:dict # From `module_state`
 ):
-    "Put it back"
+    "Restore a module's state"
     own = {**m.state_dict(keep_vars=True), **dict(m.named_buffers())}
     with torch.no_grad():
         for n,v in s['tensors'].items(): own[n].copy_(v)
@@ -162,7 +162,7 @@ def set_module_state(
 
 # %% ../../nbs/runs/02_state.ipynb #2ce27e7e
 def _datasets(dl):
-    "Its datasets, from the outside in"
+    "A loader's datasets, from the outside in"
     res,ds = [],getattr(dl, 'dataset', None)
     while ds is not None and all(ds is not o for o in res):
         res.append(ds)
@@ -184,16 +184,16 @@ def loader_state(
     dl, # A loader
     k=None # A `Keeper`
 )->list: # Of dicts
-    "Where its random generators stand, and the numbers that its datasets and transforms count"
+    "The state of a loader's random generators, and the counters of its datasets and transforms"
     k = k or Keeper()
     def mine(i, v): return isinstance(v, _random) or i>1 and type(v) in (bool,int,float)   # a loader's own numbers are settings
     return [{a:k(v, a) for a,v in vars(o).items() if mine(i, v)} for i,o in enumerate(_pipeline(dl))]
 
 def set_loader_state(
-    dl, # A loader like the one that it is from
+    dl, # A loader like the original
     state:list # From `loader_state`
 ):
-    "Put it back"
+    "Restore a loader's state"
     for o,s in zip(_pipeline(dl), state):
         for a,v in s.items(): _put_attr(o, a, v, a)
 
@@ -209,10 +209,10 @@ _keeps(lambda v, k: _tagged('module', cls=_name(type(v)), state=module_state(v, 
 
 # %% ../../nbs/runs/02_state.ipynb #24a289bc
 class Lost(ValueError):
-    "Something that was kept and has no place in the new start"
+    "Something saved that has no counterpart in the new start"
 
 def put(p, old=None, name=''):
-    "The value that was kept as `p`, in the place of `old`"
+    "The value saved as `p`, to replace `old`"
     if (kind := _kind(p)) is not None: return _put_kind(kind, p, old, name)
     if isinstance(p, torch.Tensor): return _put_tensor(p, old)
     if isinstance(p, dict): return {k:put(v, old.get(k) if isinstance(old, dict) else None, f'{name}.{k}') for k,v in p.items()}
@@ -230,7 +230,7 @@ def _put_items(items, old, name):
     return [put(v, olds[i] if i<len(olds) else None, f'{name}.{i}') for i,v in enumerate(items)]
 
 def _put_attr(o, a, v, name):
-    "Not by `setattr`: a callback's warns of names that its Learner has"
+    "Set without `setattr`, which for callbacks warns about names that their Learner has"
     if a in vars(o) or _kind(v) not in ('ref','code'): vars(o)[a] = put(v, vars(o).get(a), name)
 
 # %% ../../nbs/runs/02_state.ipynb #589b10ad
@@ -274,7 +274,7 @@ def _need(old, name, p):
 
 # %% ../../nbs/runs/02_state.ipynb #9bc86b5f
 def _put_tuple(p, old, name):
-    "A `torch.Size`, or a named tuple, whose class the old one has"
+    "A `torch.Size`, or a named tuple of the same class as the old one"
     if not hasattr(old, '_fields'): return torch.Size(p['items'])
     return type(old)(*_put_items(p['items'], old, name))
 
@@ -299,36 +299,36 @@ def _put_kind(kind, p, old, name):
 
 # %% ../../nbs/runs/02_state.ipynb #900a1d13
 def declares(cb, name):
-    "Whether a callback's class has it; `hasattr` would ask the Learner too"
+    "Whether a callback's class has an attribute; `hasattr` would also look at the Learner"
     return name in dir(type(cb))
 
 _looking = TrainEvalCallback,Recorder,ProgressCallback,CSVLogger
 _loggers = {f'fastai.callback.{o}' for o in ('tensorboard','wandb','comet','neptune')}   # by name: their packages are optional
 
 def is_passive(cb):
-    "Whether it only looks on"
+    "Whether a callback only observes"
     return bool(getattr(type(cb), 'passive', False)) or isinstance(cb, _looking) or type(cb).__module__ in _loggers
 
 def settle(learn):
-    "Before a checkpoint: losses may still be on their way from a GPU"
+    "Finish pending work before a checkpoint: losses may still be on their way from a GPU"
     for o in learn.cbs:
         if o.run and declares(o, 'settle'): o.settle()
 
 # %% ../../nbs/runs/02_state.ipynb #f833c71c
 def _own(cb):
-    "Its attributes; without the settings of one that only looks on, which may have others next time"
+    "A callback's attributes; without the settings of one that only observes, which may differ next time"
     not_its = {'learn','run'} | (set(inspect.signature(type(cb).__init__).parameters) if is_passive(cb) else set())
     return {a:v for a,v in vars(cb).items() if a not in not_its}
 
 @singledispatch
 def get_state(cb, k):
-    "What a callback remembers"
+    "The state of a callback"
     if declares(cb, 'state_dict'): return dict(own=k(cb.state_dict()))
     return dict(attrs=k.most(_own(cb)))
 
 @singledispatch
 def set_state(cb, s):
-    "Put it back"
+    "Restore the state of a callback"
     if 'own' in s: return cb.load_state_dict(put(s['own']))
     for a in set(_own(cb))-set(s['attrs']): del vars(cb)[a]
     for a,v in s['attrs'].items(): _put_attr(cb, a, v, f'{cb.name}.{a}')
@@ -381,15 +381,15 @@ _fastai_own = set("""dls model loss_func opt_func lr splitter path model_dir wd 
     pct_train smooth_loss final_record scaler snapshots injected phase arch n_out""".split())
 
 class FitState:
-    "All state of a Learner in a fit, but the weights"
+    "The complete state of a Learner in a fit, except the weights"
     def __init__(self,
         learn:Learner, # After all `before_fit`
-        loaders=() # Of its data and its phases'
+        loaders=() # Loaders of its data and its phases' data
     ):
         self.learn,self.loaders,self.loss = learn,L(loaders),learn.loss_func
         cbs = [o for o in learn.cbs.sorted('order') if not isinstance(o, _stateless) and not declares(o, 'keeps_run')]
         names = [o.name for o in cbs]
-        self.cbs = {f'{n}{names[:i].count(n) or ""}':o for i,(n,o) in enumerate(zip(names, cbs))}   # the same names next time
+        self.cbs = {f'{n}{names[:i].count(n) or ""}':o for i,(n,o) in enumerate(zip(names, cbs))}   # stable names across starts
         self.had = {n:set(vars(o)) for n,o in self.cbs.items()}
 
     @property
@@ -404,14 +404,14 @@ class FitState:
         return k
 
     def _extra(self):
-        "What callbacks have left on the Learner"
+        "What callbacks have set on the Learner"
         def is_theirs(a, v): return a not in _fastai_own and a[0]!='_' and not callable(v) and not isinstance(v, Callback)
         return {a:v for a,v in vars(self.learn).items() if is_theirs(a, v)}
 
 # %% ../../nbs/runs/02_state.ipynb #cf7a7429
 @patch
 def state_dict(self:FitState)->dict:
-    "All of it, as plain values"
+    "The complete state as plain values"
     l = self.learn
     callbacks = {n:get_state(o, self.keeper(type(o).__name__)) for n,o in self.cbs.items()}
     return dict(callbacks=callbacks, model=module_state(self.model, self.keeper(), weights=False),
@@ -442,7 +442,7 @@ def _set_grads(model, s):
 def load_state_dict(self:FitState,
     s:dict # From `state_dict`
 ):
-    "Put everything back"
+    "Restore everything"
     self._put_progress(s)
     for n,p in self.model.named_parameters(): p.requires_grad_(n in s['held'])
     if 'recorder' in s['callbacks']: set_state(self.learn.recorder, s['callbacks']['recorder'])
@@ -462,13 +462,13 @@ def _put_progress(self:FitState, s):
 
 @patch
 def _put_callback(self:FitState, cb, s):
-    "A copy of the model that was made during training is made again"
+    "Restore a callback; a copy of the model made during training is made again"
     for a,v in s.get('attrs', {}).items():
         if _kind(v)=='module' and a not in vars(cb) and v['cls']==_name(type(self.model)): vars(cb)[a] = deepcopy(self.model)
     set_state(cb, s)
 
 def set_opt(opt, s):
-    "fastai's optimisers take over what they are given; keep the kind of its containers"
+    "Restore an optimiser; fastai's use what they are given, so keep the types of its containers"
     s = put(s)
     if 'hypers' in s: s['hypers'] = L(s['hypers'])
     opt.load_state_dict(s)
@@ -476,12 +476,12 @@ def set_opt(opt, s):
 # %% ../../nbs/runs/02_state.ipynb #fcacbc6a
 @patch
 def unkept(self:FitState)->list: # One line each
-    "What cannot be kept of this fit"
+    "What cannot be saved of this fit"
     return [msg for owner,a,v in self._parts() if (msg := self._why_not(owner, a, v))]
 
 @patch
 def _parts(self:FitState):
-    "All that is asked whether it can be kept: the owner's name, the attribute, the value"
+    "Everything to check: the owner's name, the attribute, the value"
     for o in self.cbs.values():
         if not is_passive(o): yield from ((type(o).__name__, a, v) for a,v in _callback_parts(o))
     for (n,a),v in _attributes(self.model).items(): yield type(self.model).__name__,f'{n}.{a}'.lstrip('.'),v
@@ -490,7 +490,7 @@ def _parts(self:FitState):
         for a,v in getattr(self.loss, '__dict__', {}).items(): yield 'loss_func',a,v
 
 def _callback_parts(cb):
-    if get_state.dispatch(type(cb)) is not get_state.dispatch(object): return []   # known here
+    if get_state.dispatch(type(cb)) is not get_state.dispatch(object): return []   # known to this module
     return [('state_dict()', cb.state_dict())] if declares(cb, 'state_dict') else list(_own(cb).items())
 
 @patch
@@ -503,7 +503,7 @@ def _why_not(self:FitState, owner, a, v):
 def late(self:FitState,
     s:dict # From `state_dict`
 )->list: # One line each
-    "What was made during training and cannot be made again by a new start"
+    "What was created during training and cannot be recreated by a new start"
     model = _name(type(self.model))
     new = [(type(o).__name__,a,v) for n,o in self.cbs.items()
            for a,v in s['callbacks'][n].get('attrs', {}).items() if a not in self.had[n]]

@@ -1,4 +1,4 @@
-"""A folder for each run, written so that no crash spoils it
+"""Give each run a folder, written so that a crash cannot corrupt it
 
 Docs: https://feature-erosion.github.io/feature_erosion/runs/store.html.md"""
 
@@ -25,7 +25,7 @@ from .keys import *
 def plain(
     o # Numbers, strings, arrays, tensors, and lists, tuples and dicts of them
 ):
-    "The same of Python's own types and plain tensors: what loads with `weights_only=True`; a `TypeError` for anything else"
+    "Convert to Python's own types and plain tensors, which load with `weights_only=True`; a `TypeError` for anything else"
     if o is None or type(o) in (bool,int,float,str): return o
     if isinstance(o, torch.Tensor): return o.detach().cpu().as_subclass(torch.Tensor).clone()
     if isinstance(o, np.ndarray): return torch.from_numpy(o.copy())
@@ -40,15 +40,15 @@ def pack(
     weights:dict, # Tensors by name
     state:dict # What `torch.load(weights_only=True)` reads
 )->dict: # Contents by file name, for `save_folder`
-    "A checkpoint as files"
+    "Turn a checkpoint into files"
     _check_plain(state)
     more = {k:v for k,v in weights.items() if not isinstance(v, torch.Tensor)}
     tensors = {k:v.detach().cpu().contiguous() for k,v in weights.items() if k not in more}
-    if _share_memory(tensors): tensors = {k:v.clone() for k,v in tensors.items()}   # safetensors wants each to have its own
+    if _share_memory(tensors): tensors = {k:v.clone() for k,v in tensors.items()}   # safetensors needs separate memory for each
     return {'model.safetensors':save_tensors(tensors), 'state.pt':lambda f: torch.save(dict(state, more=plain(more)), f)}
 
 def _check_plain(o, path='state'):
-    "A `TypeError` with the way to what would not load again"
+    "Raise a `TypeError` with the path to anything that could not be loaded again"
     if type(o) in (dict,list,tuple):
         for k,v in o.items() if type(o) is dict else enumerate(o): _check_plain(v, f'{path}.{k}')
     elif o is not None and type(o) not in (bool,int,float,str,torch.Tensor):
@@ -61,8 +61,8 @@ def _share_memory(tensors):
 # %% ../../nbs/runs/01_store.ipynb #e3aafaaa
 def unpack(
     path, # A folder from `save_folder` with what `pack` returned
-    state:bool=True # Whether to read it, or the weights only
-)->tuple: # Weights (a dict of tensors), state
+    state:bool=True # Whether to read the state, or only the weights
+)->tuple: # Weights (a dict of tensors) and state
     "Read a checkpoint; a damaged one, or one with code in it, is a `ValueError`"
     files = load_folder(path, 'model.safetensors', *(['state.pt'] if state else []))
     try:
@@ -74,8 +74,8 @@ def unpack(
 
 # %% ../../nbs/runs/01_store.ipynb #29b7a707
 def git_revision(
-    folder='.' # Of the checkout, or one in it
-)->str|None: # 40 or 64 hexadecimal digits; `None` where there is none
+    folder='.' # The checkout, or a folder inside it
+)->str|None: # 40 or 64 hexadecimal digits; `None` if there is none
     "The commit that is checked out"
     folder = Path(folder).resolve()
     git = first(p/'.git' for p in (folder, *folder.parents) if (p/'.git').is_dir())
@@ -90,14 +90,14 @@ def _first_line(f):
     except OSError: return ''
 
 def _ref(git, name):
-    "Where a branch stands: a file of its own, or a line among the packed ones"
+    "The commit of a branch, from its own file or a line of the packed refs"
     try: packed = (git/'packed-refs').read_text(errors='replace').splitlines()
     except OSError: packed = []
     return _first_line(git/name) or first(o.partition(' ')[0] for o in packed if o.endswith(f' {name}')) or ''
 
 # %% ../../nbs/runs/01_store.ipynb #8e93226c
 def environment()->dict: # Versions, hardware, threads, git revision
-    "What a run runs on"
+    "The environment that a run uses"
     import fastai, torchvision
     mods = dict(torch=torch, torchvision=torchvision, fastai=fastai)
     return dict(python=platform.python_version(), feature_erosion=__version__, **{k:v.__version__ for k,v in mods.items()},
@@ -122,7 +122,7 @@ _fields = dict(format=int, name=str, created=str, status=str, error=(str,_none),
 _check_name = partial(check_name, what="a run's name")
 
 def _check_info(info, f):
-    "The fields of a run.json, no more and no less, of the right types"
+    "Check that run.json has exactly the right fields, with the right types"
     if not isinstance(info.get('format'), int): raise ValueError(f"{f}: not the run.json of a run")
     if info['format']!=run_format:
         raise ValueError(f"{f}: format {info['format']}, this version reads {run_format}: "
@@ -131,14 +131,14 @@ def _check_info(info, f):
     wrong = [k for k,t in _fields.items() if k not in info or not isinstance(info[k], t)]
     if unknown: raise ValueError(f"{f}: unknown fields {', '.join(unknown)}; known are {', '.join(_fields)}")
     if wrong: raise ValueError(f"{f}: missing or wrong fields {', '.join(wrong)}")
-    for k in info['phases']: check_name(k, "a phase's name", str(f))   # they are names of folders
+    for k in info['phases']: check_name(k, "a phase's name", str(f))   # these become folder names
     return info
 
 # %% ../../nbs/runs/01_store.ipynb #b78315c7
 class Run:
     "One run's folder"
     def __init__(self,
-        path # The folder; made by `RunStore.run`
+        path # The folder; created by `RunStore.run`
     ): self.path = Path(path)
 
     @property
@@ -150,10 +150,10 @@ class Run:
 # %% ../../nbs/runs/01_store.ipynb #25a691c0
 @patch(as_prop=True)
 def info(self:Run)->dict:
-    "What `run.json` says"
+    "The content of `run.json`"
     f = self.path/'run.json'
     said = load_json(f)
-    if 'config' in said: said['settings'] = said.pop('config')   # its name at first
+    if 'config' in said: said['settings'] = said.pop('config')   # its original name
     return _check_info(said, f)
 
 @patch
@@ -163,14 +163,14 @@ def update(self:Run, **kwargs):
 
 @patch(as_prop=True)
 def settings(self:Run)->dict:
-    "What it was made with"
+    "The settings it was created with"
     return self.info['settings']
 
 # %% ../../nbs/runs/01_store.ipynb #8b302b9e
 class RunStore:
     "A folder of runs"
     def __init__(self,
-        path='runs' # The folder, made when the first run is
+        path='runs' # The folder, created with the first run
     ): self.path = Path(path)
 
     def __iter__(self): return (Run(p) for p in sorted(self.path.glob('[!.]*')) if (p/'run.json').exists())
@@ -186,7 +186,7 @@ def _now(): return time.strftime('%Y-%m-%dT%H:%M:%S%z')
 
 @patch
 def _make(self:RunStore, name, settings, recipe=None):
-    "A new run, or the one that another process has just made"
+    "A new run, or the one that another process has just created"
     p,new = self.path/_check_name(name),name not in self
     if new: _check_empty(p)
     info = dict(format=run_format, name=name, created=_now(), status='new', error=None, settings=settings, recipe=recipe,
@@ -202,7 +202,7 @@ _own_files = r'run\.json|history\.jsonl|metrics\.json'
 def _just_begun(p): return p.name=='run.json' or p.name=='phases' and p.is_dir() and not any(p.iterdir())
 
 def _check_empty(path):
-    "What is there already is somebody else's, unless another process is making this very run"
+    "Existing content is not ours, unless another process is just creating this run"
     if not os.path.lexists(path): return
     if path.is_dir() and all(is_part(p, _own_files) or _just_begun(p) for p in path.iterdir()): return
     raise ValueError(f"{path} is neither empty nor a run; nothing there was touched. "
@@ -211,10 +211,10 @@ def _check_empty(path):
 # %% ../../nbs/runs/01_store.ipynb #26a9c5bb
 @patch
 def run(self:RunStore,
-    name:str, # Name of its folder
-    **settings # To keep with it; anything JSON can hold
+    name:str, # Name of the run's folder
+    **settings # Settings to store with it; anything that fits in JSON
 )->Run:
-    "A run, new or as it is; one that has other settings is refused, and so is a folder that holds something else"
+    "A new or existing run; refuses one with different settings, and a folder that contains something else"
     settings = as_json(settings)
     if name in self and self[name].info['status']!='new': return self._same(self[name], settings)
     run = self._make(name, settings)
@@ -231,13 +231,13 @@ def _same(self:RunStore, run, settings):
 # %% ../../nbs/runs/01_store.ipynb #b06ced2f
 @patch
 def lock(self:Run)->FileLock:
-    "The lock to hold while working on it"
+    "The lock to hold while working on the run"
     if not hasattr(self, '_lock'): self._lock = FileLock(self.path/'.lock')
     return self._lock
 
 @patch
 def is_busy(self:Run)->bool:
-    "Whether a process works on it now, or may: of another user's run that is not always known"
+    "Whether a process is working on it, or may be: for another user's run that is not always known"
     if self.lock().is_locked: return True
     if not (self.path/'.lock').exists(): return False
     try:
@@ -252,7 +252,7 @@ def _held(lock, timeout=-1):
     finally: lock.release()
 
 def _is_held(f):
-    "Of a lock that may only be read; where that cannot be told, it may be"
+    "For a lock file that is read-only; true if this cannot be determined"
     try:
         import fcntl
         with open(f) as o: fcntl.flock(o, fcntl.LOCK_SH|fcntl.LOCK_NB)
@@ -277,7 +277,7 @@ def _chained(rows, prev=''):
 def _unchain(f):
     "The rows of a file, compared with their sums, and the last sum"
     rows,prev = [],''
-    lines = f.read_text(errors='replace').split('\n')[:-1] if f.exists() else []   # a line without its end was cut off by a crash
+    lines = f.read_text(errors='replace').split('\n')[:-1] if f.exists() else []   # a crash cut off the last line
     for i,l in enumerate(lines):
         o,claimed = _row(l)
         prev = next(_chained([o], prev))[0]
@@ -286,7 +286,7 @@ def _unchain(f):
     return rows,prev
 
 def _row(line):
-    "A row and the sum that it claims; `None` for both if it is no row"
+    "A row and its stated sum; `None` for both if it is not a row"
     try:
         o = json.loads(line)
         return o,o.pop('sum')
@@ -314,7 +314,7 @@ def rewrite(self:Run, *rows):
 # %% ../../nbs/runs/01_store.ipynb #37c52e3d
 @patch
 def rows(self:Run)->list: # Of dicts
-    "All rows of `history.jsonl`; of a damaged one those that the furthest checkpoint holds, with a warning"
+    "All rows of `history.jsonl`; if it is damaged, those in the furthest checkpoint, with a warning"
     try: return self._whole_rows()
     except ValueError as e:
         for f in self._checkpoints():
@@ -337,7 +337,7 @@ def _warned(res, msg):
 # %% ../../nbs/runs/01_store.ipynb #575f3c9b
 @patch
 def _checkpoints(self:Run):
-    "What checkpoints say of themselves, by folder, the furthest first; unreadable ones are left out"
+    "The metadata of checkpoints by folder, furthest first; unreadable ones are left out"
     last = [f for f in self.path.glob('last/[0-9]*') if re.fullmatch(r'\d+', f.name)]
     res = {}
     for f in (*last, *(self.path/'phases'/k for k in self._ended())):
@@ -352,9 +352,9 @@ def _ended(self:Run):
 # %% ../../nbs/runs/01_store.ipynb #8fb00f9b
 @patch
 def table(self:Run,
-    name:str # 'epochs', 'evals', 'phases', what a callback has logged, or a file in `tables/`
+    name:str # 'epochs', 'evals', 'phases', a table logged by a callback, or a file in `tables/`
 )->pd.DataFrame:
-    "A table: a file, or one kind of rows of `history.jsonl`"
+    "A table, from a file or from one kind of rows in `history.jsonl`"
     f = self.path/'tables'/f'{_check_name(name)}.csv'
     if f.is_file() or f'tables/{f.name}' in self.info['files']: return self._read_table(f)
     return pd.DataFrame([{k:v for k,v in o.items() if k!='table'} for o in self.rows() if o['table']==name])
@@ -366,7 +366,7 @@ def _read_table(self:Run, f):
 
 @patch(as_prop=True)
 def history(self:Run)->pd.DataFrame:
-    "One row an epoch, as `learn.recorder.history`"
+    "One row per epoch, as `learn.recorder.history`"
     return self.table('epochs').rename_axis('epoch')
 
 @patch(as_prop=True)
@@ -385,7 +385,7 @@ def save_metrics(self:Run,
 
 @patch
 def save_table(self:Run,
-    name:str, # Of the file, without `.csv`
+    name:str, # File name without `.csv`
     df:pd.DataFrame # Written without its index
 ):
     "Write `tables/NAME.csv`"
@@ -397,7 +397,7 @@ def save_table(self:Run,
 
 @patch
 def save_figure(self:Run,
-    name:str, # Of the files, without extension
+    name:str, # File name without extension
     fig:plt.Figure # Closed afterwards
 ):
     "Write `figures/NAME.png` and `.svg`"
@@ -408,15 +408,15 @@ def save_figure(self:Run,
 # %% ../../nbs/runs/01_store.ipynb #32e7e270
 @patch
 def _note(self:Run, *files):
-    "Write down the checksums of files that will not change any more"
+    "Record the checksums of files that are final"
     sums = {f:file_sha(self.path/f) for f in files if (self.path/f).exists()}
     self.update(files={**self.info['files'], **sums})
 
 @patch
 def damaged(self:Run,
-    *files # Paths below the folder; by default all that are known
-)->list: # Of paths
-    "Files that are not what was written, or gone"
+    *files # Paths below the folder; by default all with a checksum
+)->list: # Paths
+    "Files that have changed since they were written, or are missing"
     known = self.info['files']
     def bad(f): return not (self.path/f).is_file() or file_sha(self.path/f)!=known[f]
     return [f for f in files or known if f in known and bad(f)]
@@ -432,7 +432,7 @@ def metrics(self:Run)->dict:
 def weights(self:Run,
     phase:str|None=None # A phase that has ended, or 'start'; by default the last one
 )->dict: # State dict
-    "The model's weights at a phase's end, from safetensors"
+    "The model's weights at the end of a phase, from safetensors"
     ended = self._ended()
     if phase is None and ended: phase = ended[-1]
     if phase not in ended:
@@ -442,14 +442,14 @@ def weights(self:Run,
 # %% ../../nbs/runs/01_store.ipynb #52373500
 @patch
 def tidy_up(self:Run):
-    "Delete what was being written when a process was killed: by its name, where a run writes it"
+    "Delete partial files of a killed process, by name, in the places where a run writes"
     remove_parts(self.path, _own_files)
     below = dict(phases=r'[^/]+', last=r'\d+', tables=r'[^/]+\.csv', figures=r'[^/]+\.(png|svg)')
     for d,names in below.items(): remove_parts(self.path/d, names)
 
 @patch
 def begin(self:Run):
-    "Note that it is started, and on what"
+    "Record a start and its environment"
     self.tidy_up()
     files = {k:v for k,v in self.info['files'].items() if k!='history.jsonl'}   # it will grow
     sessions = [*self.info['sessions'], dict(started=_now(), **environment())]
@@ -460,7 +460,7 @@ def begin(self:Run):
 def delete(self:RunStore,
     name:str # The full name of one run
 ):
-    "Delete what a run wrote, and its folder if nothing else is in it"
+    "Delete what a run wrote, and its folder if it contains nothing else"
     run = self[name]
     if run.path.is_symlink(): raise ValueError(f"name={name!r}: {run.path} is a link; delete it by hand")
     if run.is_busy(): raise ValueError(f"name={name!r}: a process works on this run; stop it first")
@@ -474,13 +474,13 @@ def delete(self:RunStore,
 
 # %% ../../nbs/runs/01_store.ipynb #46f2ab26
 @patch
-def runs(self:RunStore)->pd.DataFrame: # A row each: status, created, settings, `epochs` done, and the metrics
-    "All runs"
+def runs(self:RunStore)->pd.DataFrame: # One row per run: status, created, settings, `epochs` done, and the metrics
+    "A table of all runs"
     return pd.DataFrame.from_dict({o.name:o.summary() for o in self}, orient='index').rename_axis('run')
 
 @patch
 def summary(self:Run)->dict:
-    "What it is and how it stands, in one row"
+    "The run and its status, in one row"
     about = dict(status=self.status, created=self.info['created'], phases=', '.join(self._ended()), epochs=len(self.history))
     return dict(about, **flat(self.settings) if self.settings else {}, **self.metrics)
 
@@ -488,13 +488,13 @@ def summary(self:Run)->dict:
 def _title(fn): return re.sub(r'\W', '_', function_name(fn)).strip('_') or 'run'
 
 def _readable(fn, settings):
-    "A name for people, without the key"
+    "A readable name, without the key"
     text = ','.join([_title(fn), *(f'{k}={v}' for k,v in settings.items())])
     return re.sub(r'[^A-Za-z0-9._=,+-]+', '_', text)[:150].rstrip('._')
 
 @patch
 def recipe_runs(self:RunStore, fn, many, files=()):
-    "A run for each of many calls, made if need be"
+    "A run for each of many calls, created if needed"
     try: told = recipe(fn, files)
     except Untold as e: told = dict(untold=str(e))
     return [self._recipe_run(fn, told, as_json(o)) for o in many]
@@ -511,21 +511,21 @@ def _recipe_run(self:RunStore, fn, told, settings):
 @patch
 def once(self:RunStore,
     fn, # Called as `fn(run=…, **settings)`; returns a Learner, a dict of numbers, or nothing
-    files=(), # Files and folders that it reads: their changes count, too
-    **settings # Anything JSON can hold; with a `seed` among them the global random state is seeded
-)->Run: # Finished; what `fn` returned is in its `metrics`
-    "Compute something once: the same call again, in this process or another, finds it"
+    files=(), # Files and folders that it reads: the result is recomputed if they change
+    **settings # Anything that fits in JSON; a `seed` among them seeds the global random state
+)->Run: # A finished run; what `fn` returned is in its `metrics`
+    "Compute something once: the same call again, in this process or another, loads it"
     run, = self.recipe_runs(fn, [settings], files)
     if why := run.info['recipe'].get('untold'):
         warnings.warn(f'{_title(fn)} is computed again, whatever is here already: {why}')
-    with run.lock():   # whoever comes second waits
+    with run.lock():   # the second process waits
         if run.result() is None: run.compute(fn, settings)
     return run
 
 # %% ../../nbs/runs/01_store.ipynb #22d75646
 @patch
 def result(self:Run)->dict|None: # `None` if it must be computed
-    "What a finished run's function returned; what is damaged is computed again, with a warning"
+    "What a finished run's function returned; a damaged result is computed again, with a warning"
     if self.info['status']!='finished': return None
     try:
         if bad := self.damaged(): raise ValueError(f"{self.path}: damaged or gone: {', '.join(bad)}")
@@ -536,8 +536,8 @@ def result(self:Run)->dict|None: # `None` if it must be computed
 def compute(self:Run,
     fn, # As in `RunStore.once`
     settings:dict # As in `RunStore.once`
-)->dict: # Its numbers
-    "Call a function and keep what it returns, or its error"
+)->dict: # The function's numbers
+    "Call a function and store what it returns, or its error"
     self.begin()
     self.update(tries=self.info['tries']+1)
     try: self.save_metrics(self._call(fn, settings))
@@ -551,14 +551,14 @@ def compute(self:Run,
 # %% ../../nbs/runs/01_store.ipynb #6377f3c5
 @patch
 def _call(self:Run, fn, settings):
-    "The numbers that a function returns; seeded if it has a seed"
+    "The numbers that a function returns; seeds the random state if there is a seed"
     own = {'run':self} if 'run' in inspect.signature(fn).parameters else {}
     with no_random(settings['seed'], reproducible=False) if 'seed' in settings else nullcontext():
         return numbers(fn(**settings, **own), settings)
 
 @patch
 def _failed(self:Run, e):
-    "Keep the error; a run that was told to stop has none"
+    "Store the error; a run that was told to stop has none"
     stopped = isinstance(e, (KeyboardInterrupt,SystemExit)) and type(e) is not SystemExit   # `sys.exit` is an error
     if not stopped: save_atomic(self.path/'error.txt', lambda f: f.write(traceback.format_exc().encode()))
     self.update(status='stopped' if stopped else 'failed', error=f'{type(e).__name__}: {e}'[:1000])
@@ -566,9 +566,9 @@ def _failed(self:Run, e):
 # %% ../../nbs/runs/01_store.ipynb #b7b58629
 def numbers(
     res, # What a function returned: a Learner, a dict or a `pd.Series` of numbers, or `None`
-    taken=() # Names that mean something else
+    taken=() # Reserved names
 )->dict:
-    "Numbers by name, as JSON can hold them; a `TypeError` or `ValueError` that names what is none"
+    "Numbers by name, as JSON values; a `TypeError` or `ValueError` names anything that is not a number"
     if isinstance(res, Learner): res = _last_row(res.recorder)
     if isinstance(res, pd.Series): res = res.to_dict()
     if not isinstance(res, (dict,type(None))):

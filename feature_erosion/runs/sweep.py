@@ -1,4 +1,4 @@
-"""A grid of settings, several seeds, all cores or a cluster; stopped, it goes on where it was
+"""Run a grid of settings with several seeds, on all cores or a cluster, and resume if it is stopped
 
 Docs: https://feature-erosion.github.io/feature_erosion/runs/sweep.html.md"""
 
@@ -21,7 +21,7 @@ from .store import *
 
 # %% ../../nbs/runs/04_sweep.ipynb #7f54eafe
 def _grid(grid, seeds):
-    "All combinations, the last name fastest, seeds innermost"
+    "All combinations; the last name varies fastest, with seeds innermost"
     if 'seed' in grid or 'run' in grid: raise ValueError("grid: 'seed' and 'run' are given by the sweep; use `seeds=`")
     if bad := [k for k,v in grid.items() if not _is_values(v)]:
         raise ValueError(f"grid: {', '.join(bad)} must be lists of one or more values")
@@ -44,7 +44,7 @@ def _threads(n):
     finally: torch.set_num_threads(old)
 
 def _point(fn, point, path, threads, attempts):
-    "Compute one point, or load it: in a worker"
+    "Compute or load one point, in a worker"
     run = Run(path)
     with run.lock():
         if (res := run.result()) is not None: return dict(status='finished', **res)
@@ -61,7 +61,7 @@ def _failed(run, error):
 _lost = 'TerminatedWorkerError','BrokenProcessPool','KilledWorker','WorkerCrashedError','RayActorError','ActorDiedError'
 
 def _is_lost_worker(e):
-    "By name: loky, dask and ray each have their own, and need not be installed"
+    "Recognised by name: loky, dask and ray each have their own exception, and need not be installed"
     return bool({o.__name__ for o in type(e).__mro__} & set(_lost))
 
 class _Work:
@@ -73,13 +73,13 @@ class _Work:
     def todo(self): return [i for i in range(len(self.points)) if i not in self.results]
 
     def now(self):
-        "What to compute next: a last attempt at the end, alone"
+        "What to compute next; last attempts come at the end, alone"
         todo = self.todo()
         last = [i for i in todo if self.runs[i].info['tries']>=max(1, self.attempts-1)]
         return [i for i in todo if i not in last] or last[:1]
 
     def progress(self):
-        "What has been begun, and what has been finished"
+        "What has been started and what has been finished"
         infos = [r.info for r in self.runs]
         return [(i['tries'], i['status']=='finished') for i in infos]
 
@@ -89,13 +89,13 @@ class _Work:
 
 # %% ../../nbs/runs/04_sweep.ipynb #58e89c1d
 def _caller(fn, threads, attempts):
-    "A closure, which is sent to workers by value, with a function of a script or notebook in it"
+    "A closure, which is sent to workers by value, together with a function from a script or notebook"
     def call(i, point, path): return i,_point(fn, point, path, threads, attempts)
     return call
 
 @patch
 def collect(self:_Work, n_jobs, bar):
-    "Compute what is to be computed now; results come as they are done, but ray's backend hands over all at the end"
+    "Compute what comes next; results arrive as they are done, except from ray's backend, which returns all at the end"
     call,now = joblib.delayed(_caller(self.fn, self.threads, self.attempts)),self.now()
     how = 'generator_unordered' if get_active_backend()[0].supports_return_generator else 'list'
     res = joblib.Parallel(n_jobs=n_jobs, return_as=how)(call(i, self.points[i], str(self.runs[i].path)) for i in now)
@@ -103,7 +103,7 @@ def collect(self:_Work, n_jobs, bar):
 
 @patch
 def finish(self:_Work, n_jobs, bar):
-    "All of it"
+    "Compute everything"
     idle = 0
     while self.todo():
         before = self.progress()
@@ -132,12 +132,12 @@ def _share(backend, n_jobs, n):
     return max(1, joblib.cpu_count()//max(1, min(joblib.effective_n_jobs(n_jobs), n)))
 
 def _forget_tries(run):
-    "A new call is a new chance"
+    "Reset the count of attempts for a new call"
     if run.info['tries'] and not run.is_busy(): run.update(tries=0)
 
 # %% ../../nbs/runs/04_sweep.ipynb #0ae46d44
 def _tell_new(runs):
-    "Points that are computed again, although the store has them: how many, and why"
+    "Warn about points that are computed again although the store has them: how many, and why"
     new = [r for r in runs if r.info['status']=='new']
     if not new: return
     if why := new[0].info['recipe'].get('untold'):
@@ -162,34 +162,34 @@ def _changes(run, old):
 
 # %% ../../nbs/runs/04_sweep.ipynb #f07bcae9
 class Sweep(Measured):
-    "What `sweep` returns: a row for each point, its settings, `seed`, numbers, `status`, `run`"
+    "The result of `sweep`: a row for each point with its settings, `seed`, numbers, `status`, `run`"
 
 # %% ../../nbs/runs/04_sweep.ipynb #50ec2292
 def sweep(
     fn, # One point: `fn(seed=…, **point)`, and `run=` if it has such an argument; returns a Learner or a dict of numbers
     grid:dict, # Lists of values by name; all combinations are computed
-    seeds=1, # How many, or which: each point is computed with each; the global random state is seeded with it
-    store='runs', # Folder of the runs; for a cluster one that all its machines see
-    n_jobs:int=-1, # How many at a time; -1 for as many as there are cores, or workers of the cluster
+    seeds=1, # Number or list of seeds: each point is computed with each; seeds the global random state
+    store='runs', # Folder of the runs; on a cluster, one that all its machines share
+    n_jobs:int=-1, # Number of parallel jobs; -1 for as many as there are cores, or workers of the cluster
     threads:int|None=None, # PyTorch threads for each; by default the cores divided by the jobs, on a cluster the workers' own
     attempts:int=3, # How often a point may lose its worker
-    files=(), # Files and folders that the function reads: their changes count, too
-    progress:bool=True # Whether to show a bar, with the time that is left
-)->Sweep: # A row each
-    "Compute a function on a grid, over `joblib`: on this machine's cores, or where `joblib.parallel_config` says"
+    files=(), # Files and folders that the function reads: points are recomputed if they change
+    progress:bool=True # Whether to show a progress bar with the remaining time
+)->Sweep: # One row per point
+    "Compute a function on a grid, over `joblib`: on this machine's cores, or the backend of `joblib.parallel_config`"
     backend,points = _backend(),_grid(grid, seeds)
     _check_call(fn, points[0])
     runs = RunStore(store).recipe_runs(fn, points, files)
     _tell_new(runs)
     for r in runs: _forget_tries(r)
-    threads = threads or _share(backend, n_jobs, len(points))   # the same for what is tried again alone: else other last digits
+    threads = threads or _share(backend, n_jobs, len(points))   # the same for a point tried again alone: same last digits
     work = _Work(fn, points, runs, threads, attempts)
     work.finish(n_jobs, progress)
     rows = [dict(points[i], **work.results[i], run=r.name) for i,r in enumerate(runs)]
     return _report(Sweep(rows), list(grid))
 
 def _report(df, names):
-    "Say at the end which points failed, and why"
+    "Report at the end which points failed, and why"
     df.attrs.update(names=names)
     bad = df[df.status=='failed']
     why = '; '.join(f'{r.run}: {r.error}' for r in bad.head(5).itertuples())
@@ -199,7 +199,7 @@ def _report(df, names):
 # %% ../../nbs/runs/04_sweep.ipynb #bb94ade8
 def mean_interval(
     x, # Values of one quantity over seeds
-    level:float=.95 # Of the interval
+    level:float=.95 # Confidence level
 )->tuple: # n, mean, low, high; the interval is NaN for fewer than two values
     "Mean and Student's t interval (Gosset 1908)"
     x = np.asarray(pd.Series(x).dropna(), dtype=float)
@@ -210,7 +210,7 @@ def mean_interval(
 # %% ../../nbs/runs/04_sweep.ipynb #6f7c891d
 @patch
 def summary(self:Sweep,
-    level:float=.95 # Of the interval
+    level:float=.95 # Confidence level
 )->pd.DataFrame: # A row for each point of the grid; `n`, `mean`, `low`, `high` for each number
     "Mean and interval over seeds"
     names,done = self.attrs['names'],pd.DataFrame(self[self.status=='finished'])
@@ -235,10 +235,10 @@ def _point_index(points, names):
 # %% ../../nbs/runs/04_sweep.ipynb #cd0658a0
 @patch
 def plot_means(self:Sweep,
-    x:str, # A name of the grid
+    x:str, # A name in the grid
     *ys, # Names of numbers
     log:bool=False, # A logarithmic x-axis, linear near 0
-    ax=None # A matplotlib axis, made if `None`
+    ax:plt.Axes=None # A matplotlib axis; created if `None`
 )->plt.Axes:
     "Means over seeds, with their 95% intervals"
     s = self.summary()

@@ -83,8 +83,9 @@ def tidy(f):
     for c in nb.cells:
         if c.cell_type=='markdown': c.source = re.sub(r'\A(#\|.*\n?)+', '', c.source)
         if c.cell_type=='raw': c.source = re.sub(r'^output-file:.*\n', '', c.source, flags=re.M)
-        for o in c.get('outputs', []):   # in a signature: the notebook's own classes
-            if md := o.get('data', {}).get('text/markdown'): o['data']['text/markdown'] = ''.join(md).replace('__main__.', '')
+        for o in c.get('outputs', []):   # in a signature: the notebook's own classes, and a default of `None` taken for a type
+            if md := o.get('data', {}).get('text/markdown'):
+                o['data']['text/markdown'] = re.sub(r':?\bNoneType\b', '', ''.join(md).replace('__main__.', ''))
     write_nb(nb, f)
 
 def with_smalldocs():

@@ -10,12 +10,12 @@ from feature_erosion.runs.sweep import mean_interval
 from feature_erosion.paper.figures import load_cams
 
 class Held:
-    "One measurement: `tables` by name, `config` and `environment`"
+    "One measurement: `tables` by name, `settings` and `environment`"
     def __init__(self, name):
         run = Run(Path(__file__).parent/'results'/'held'/name)
         names = [f.stem for f in map(Path, run.info['files']) if f.parent.name=='tables']
         self.tables = {k:run.table(k) for k in names if (run.path/'tables'/f'{k}.csv').is_file()}
-        self.config,self.environment,self.figure = run.settings,run.info['sessions'][-1],name.split('_')[0]
+        self.settings,self.environment,self.figure = run.settings,run.info['sessions'][-1],name.split('_')[0]
     def plot(self): return _plots[self.figure](self.tables)
     def claims(self): return self.tables['claims'].assign(ours=lambda d: d.ours.str.replace(r' \[.*', '', regex=True))   # means
 

@@ -35,8 +35,8 @@ def probe(n_classes, n=4000, d=128):
 def painting(n_classes):
     "A batch of 128, a hundred times"
     from feature_erosion.patterns import ColorSquare, paint
-    table,x,y = ColorSquare(4).table(n_classes, (3,32,32)),torch.rand(128,3,32,32),torch.arange(128)%n_classes
-    for _ in range(100): paint(x, y, table)
+    pics,x,y = ColorSquare(4).pictures(n_classes, (3,32,32)),torch.rand(128,3,32,32),torch.arange(128)%n_classes
+    for _ in range(100): paint(x, y, pics)
 
 whats = dict(images={'an epoch of loading':loading, 'CKA of 10 layers, streaming':lambda n: cka(n=n), 'ranks of 10 layers':lambda n: rank(n=n)},
              layers={'CKA, streaming, 2,000 images':cka, 'ranks, 2,000 images':rank},

@@ -1,9 +1,10 @@
 "Linear probes of ResNet-20's 20 layers, 8,000 training (4,000 with 4×4 pooling) and 2,000 test images, against scikit-learn layer by layer on one thread."
-import time, torch
+import torch
 from fastai.vision.all import imagenet_stats
+from functools import partial
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
-from common import data, networks
+from common import alternate, data, networks
 from feature_erosion.measures.probes import dl_labels, probe_features
 from feature_erosion.measures.layers import Features, visit
 
@@ -27,13 +28,10 @@ def scikit_learn(X, y, Xt, yt):
 def rows(repeats=3):
     for pool in (1,4):
         X,y,Xt,yt = features(pool, 8000 if pool==1 else 4000, 2000)
-        took,acc = {'C=1':[], 'C chosen':[], 'peer':[]},{}
-        for i in range(repeats if pool==1 else 1):
-            for k in list(took)[::1 if i%2==0 else -1]:
-                start = time.perf_counter()
-                if k=='peer': acc[k] = {a:b[0] for a,b in scikit_learn(X, y, Xt, yt).items()}
-                else: acc[k] = probe_features(X, y, Xt, yt, C=1. if k=='C=1' else None, progress=False).accuracy.to_dict()
-                took[k].append(time.perf_counter()-start)
+        acc = {}
+        def probe(k, C): acc[k] = probe_features(X, y, Xt, yt, C=C, progress=False).accuracy.to_dict()
+        def peer(): acc['peer'] = {a:b[0] for a,b in scikit_learn(X, y, Xt, yt).items()}
+        took = alternate({'C=1':partial(probe, 'C=1', 1.), 'C chosen':partial(probe, 'C chosen', None), 'peer':peer}, repeats)
         for k in ('C=1','C chosen'):
             worst = max(acc['peer'][l]-a for l,a in acc[k].items())
             mean = sum(a-acc['peer'][l] for l,a in acc[k].items())/len(acc[k])

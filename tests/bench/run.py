@@ -19,12 +19,16 @@ def spread(s): return f'{sec(st.median(s))} ({sec(min(s))}–{sec(max(s))})'
 
 def line(r):
     if r.get('skipped'): return f"| {r['name']} | skipped: {r['skipped']} | {r['peer']} | | | | | | |"
-    ratio = st.median(r['peer_s'])/st.median(r['ours_s'])
     mb = f"{r['ours_mb']:+.0f} / {r['peer_mb']:+.0f}" if r.get('peer_mb') is not None else f"{r['ours_mb']:+.0f} / –" if r.get('ours_mb') is not None else ''
-    goal = '' if r.get('target') is None else f"≥ {r['target']:g} {'✓' if ratio>=r['target'] else '✗'}"
-    return f"| {r['name']} | {spread(r['ours_s'])} | {r['peer']} | {spread(r['peer_s'])} | {len(r['ours_s'])} | {ratio:.2f} | {goal} | {mb} | {r.get('check') or ''} |"
+    goal = '' if r.get('target') is None else f"≥ {r['target']:g} {verdict(r)}"
+    return f"| {r['name']} | {spread(r['ours_s'])} | {r['peer']} | {spread(r['peer_s'])} | {len(r['ours_s'])} | {r['ratio']:.2f} ({r['low']:.2f}–{r['high']:.2f}) | {goal} | {mb} | {r.get('check') or ''} |"
 
-head = '''| what | seconds, median (min–max) | peer | seconds | n | peer ÷ ours | target | MB more, ours / peer | check |
+def verdict(r):
+    "Met or missed where the whole interval is on one side of the target, and more than one turn was taken"
+    sure = len(r['ours_s'])>1
+    return 'met' if sure and r['low']>=r['target'] else 'missed' if sure and r['high']<r['target'] else 'not clear'
+
+head = '''| what | seconds, median (min–max) | peer | seconds | turns | peer ÷ ours | target | MB more, ours / peer | check |
 |---|---|---|---|---|---|---|---|---|'''
 
 def about(m): return f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, torch {m['torch']}, fastai {m['fastai']}, scikit-learn {m['sklearn']}, Python {m['python']}; {m['device']}; {m['data']}"
@@ -38,13 +42,14 @@ def modules(only):
 
 def measure(names, repeats):
     "Rows of the modules, printed as they come, and how cost grows if that is wanted"
+    from common import compared
     rows = []
     print(head)
     for n in names:
         if n=='growth': continue
         for r in importlib.import_module(n).rows(repeats):
-            rows.append(dict(module=n, **r))
-            print(line(r), flush=True)
+            rows.append(dict(module=n, **r, **({} if r.get('skipped') else compared(r['ours_s'], r['peer_s']))))
+            print(line(rows[-1]), flush=True)
     growth = importlib.import_module('growth').points() if 'growth' in names else None
     if growth: print(importlib.import_module('growth').table(growth))
     return rows,growth
