@@ -10,6 +10,7 @@ pytest.importorskip('smalldocs', reason='smalldocs needs Python 3.11')
 sys.path.insert(0, str(root/'nbs/_tools'))
 from docs import broken_links, without_alt
 
+pytestmark = pytest.mark.slow('builds the site')
 nbs = [f.relative_to(root/'nbs') for f in nbglob(root/'nbs', as_path=True).sorted()]
 doc_url = get_config(root).doc_url
 

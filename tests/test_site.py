@@ -5,6 +5,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import Page, root
 
+pytestmark = pytest.mark.slow('builds the site')
+
 class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *args): pass
 
