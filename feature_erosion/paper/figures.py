@@ -619,7 +619,7 @@ def _paper():
 def _cpu():
     some = dict(n=5000, n_valid=500, bf16=True)
     vgg = Net('VGG-19', 'vgg19', width=.25, lengths=(225,225,225), **some)
-    res = Net('ResNet-18', 'resnet18', width=.25, lengths=(80,80,0), **some)
+    res = Net('ResNet-18', 'resnet18', width=.25, lengths=(120,120,0), **some)
     given = Net('ResNet-20 (published)', 'resnet20', weights='resnet20-12fca82f.th', stats='imagenet', lengths=(0,40,0), **some)
     few = dict(n_classes=10, size=96, n=1000, pattern_size=.125, stats='half', lengths=(0,15,0))
     photos = Net('EfficientNet-lite0 (ImageNet)', 'efficientnet_lite0', 'tiny_imagenet_20', weights='imagenet', **few)
