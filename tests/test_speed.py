@@ -131,6 +131,16 @@ def test_gpu_benchmark_on_a_cpu(monkeypatch, dls):
     row, = gpu_rows.rows()
     assert row['skipped'] in run.line(row)
 
+def test_ratios_of_the_benchmark(monkeypatch):
+    "The median of the turns' ratios; of 20 turns the 6th and the 15th are its 95% interval, as tables of the sign test have it"
+    monkeypatch.syspath_prepend(str(bench))
+    import common, run
+    assert common.compared([2.]*20, [2.*i for i in range(1, 21)])==dict(ratio=10.5, low=6, high=15)
+    seven = dict(ours_s=[1.]*7, **common.compared([1.]*7, [1.,2.,3.,4.,5.,6.,7.]))
+    assert (seven['ratio'],seven['low'],seven['high'])==(4,1,7)
+    assert [run.verdict(dict(seven, target=t)) for t in (1, 2, 8)]==['met','not clear','missed']
+    assert run.verdict(dict(ours_s=[1.], low=9, high=9, target=1))=='not clear'   # one turn tells nothing
+
 def test_growth_slopes(monkeypatch):
     "A square law has slope 2, whatever its factor"
     monkeypatch.syspath_prepend(str(bench))
