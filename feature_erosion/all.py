@@ -28,6 +28,7 @@ from .runs.store import Run, RunStore
 from .runs.resume import KeepRun
 from .runs.sweep import mean_interval, sweep
 from .learner import erosion_learner
+from .mitigations import EWC, L2SP, LwF, Replay, SAM, wise_ft
 from .paper.nets import Net, demo, perceptron
 from .paper.recipes import Recipe, Scale, claims_table, load_paper, load_result, paper, register
 from .paper import figures as _figures   # registers the paper's recipes

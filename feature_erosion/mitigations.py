@@ -1,4 +1,4 @@
-"""Callbacks and functions that are said to keep what a network knew: replay, penalties, flat minima, fresh weights
+"""Methods that may keep what a network knew: replay, penalties, flat minima, fresh weights
 
 Docs: https://feature-erosion.github.io/feature_erosion/mitigations.html.md"""
 
@@ -7,20 +7,23 @@ Docs: https://feature-erosion.github.io/feature_erosion/mitigations.html.md"""
 # %% auto #0
 __all__ = ['Mitigation', 'Penalty', 'L2SP', 'L2Init', 'fisher', 'EWC', 'SI', 'SpectralDecoupling', 'LwF', 'Replay', 'DERpp',
            'SAM', 'Adversarial', 'fresh', 'ShrinkPerturb', 'Only', 'lp_ft', 'wise_ft', 'Ensemble', 'ReDo',
-           'ContinualBackprop']
+           'ContinualBackprop', 'TensorGroup', 'GroupedDataset', 'stamp_groups', 'grouped', 'GroupDRO',
+           'just_train_twice']
 
 # %% ../nbs/15_mitigations.ipynb #40e6d589
-import torch, torch.nn.functional as F
+import numpy as np, torch, torch.nn.functional as F
 from contextlib import contextmanager
-from copy import deepcopy
+from copy import copy, deepcopy
 from math import log
 from torch import nn
 from torch.func import functional_call
 from fastcore.all import *
-from fastai.vision.all import Callback, DataLoader, DataLoaders, Learner, Normalize, get_model, to_device, to_float
+from fastai.callback.mixup import MixHandler
+from fastai.vision.all import Callback, DataLoader, DataLoaders, Learner, NoneReduce, Normalize, TensorBase, get_model, to_device, to_float
 from .batches import *
 from .loaders import *
 from .callbacks import *
+from .patterns import *
 from .phases import *
 
 # %% ../nbs/15_mitigations.ipynb #4c4a3c59
@@ -658,3 +661,229 @@ class ContinualBackprop(_Renewal):
         return worst
 
     def _corrected(self, k): return self.utility[k]/(1-self.decay**self.age[k])
+
+# %% ../nbs/15_mitigations.ipynb #3f2e5cc7
+class TensorGroup(TensorBase):
+    "The group of a sample"
+
+class GroupedDataset(StampedDataset):
+    "A dataset that adds a group to each item, before the stamp if there is one"
+    def __getitem__(self, i):
+        *item,end = self.ds[i]
+        g = TensorGroup(self.stamps[i])
+        return (*item, g, end) if isinstance(end, TensorStamp) else (*item, end, g)
+
+def stamp_groups(
+    dl # A loader painted by `dls.inject`
+)->np.ndarray: # int64, shape `(samples,)`: twice the label, plus 1 where the sample wears its own class's picture
+    "Two groups for each class: with its picture and without"
+    if not isinstance(dl.dataset, StampedDataset):
+        raise ValueError("groups=None: nothing is painted on these data; give the group of each training sample")
+    y = read_labels(dl.dataset)
+    return 2*y + (dl.dataset.stamps.numpy()==y)
+
+def grouped(
+    dls:DataLoaders, # Data to train on
+    groups=None # Integers from 0, one for each training sample; by default `stamp_groups`
+)->DataLoaders: # For a fit with `GroupDRO`, which takes the groups off the batches again
+    "The same data, with each training sample's group in the batches"
+    g,n = np.asarray(stamp_groups(dls.train) if groups is None else groups),len(dls.train_ds)
+    if g.shape!=(n,) or g.dtype.kind not in 'iu' or g.min()<0:
+        raise ValueError(f"groups: {g.dtype}, shape {g.shape}; must be {n} integers from 0, one for each training sample")
+    dl,res = same_dl(dls.train, GroupedDataset(dls.train_ds, torch.as_tensor(g.astype(np.int64)))),copy(dls)
+    dl.n_groups = int(g.max())+1
+    res.loaders = [dl, *dls.loaders[1:]]
+    return res
+
+# %% ../nbs/15_mitigations.ipynb #ee9a2b74
+class GroupDRO(Mitigation):
+    "Train on Σ q·loss over groups, with q ← q·exp(η·loss), normalised at each step (Sagawa et al. 2020, algorithm 1)"
+    order = -5   # takes the groups off before other callbacks see the batch
+    def __init__(self,
+        eta:float=.01, # η; 0 trains on the plain mean
+        phases:list=None # As in `Mitigation`; their data are from `grouped`
+    ):
+        super().__init__(phases)
+        self.eta = eta
+
+    def strength(self): return self.eta
+    def before_fit(self):
+        if bad := [o.name for o in self.learn.cbs if isinstance(o, (MixHandler,SAM))]:
+            raise ValueError(f"GroupDRO: does not work with {', '.join(bad)}, which takes the loss another way; leave one out")
+        self.acts = False
+        super().before_fit()
+        self.run = True   # groups come off the batch wherever it is used, also by `lr_find`
+
+    def begin(self):
+        n = getattr(self.learn.dls.train, 'n_groups', None)
+        if n is None: raise ValueError("GroupDRO: the data of this phase have no groups; train on `grouped(dls)`")
+        self.q = torch.full((n,), 1/n, device=self.learn.dls.device)
+
+    def before_batch(self):
+        if isinstance(self.yb[-1], TensorGroup): *self.learn.yb,self.group = self.yb
+
+    def after_loss(self):
+        if not self.acts or not self.training: return
+        loss = self._by_group()
+        q = self.q*(self.eta*loss.detach()).exp()
+        self.q = q/q.sum()
+        self.learn.loss_grad = (self.q*loss).sum()
+
+    def _by_group(self):
+        "Mean loss of each group; 0 for groups that this batch lacks"
+        with NoneReduce(self.loss_func) as f: each = f(self.learn.pred, *self.yb).flatten().float()
+        sums,n = (torch.zeros_like(self.q).index_add(0, self.group.as_subclass(torch.Tensor), o.as_subclass(torch.Tensor))
+                  for o in (each, torch.ones_like(each)))
+        return sums/n.clamp(min=1)
+
+# %% ../nbs/15_mitigations.ipynb #f8441373
+class _Drawn:
+    "A `get_idxs` that draws these samples in a new order each time; a class, so that it can be sent to worker processes"
+    def __init__(self, idxs): self.idxs = torch.as_tensor(idxs)
+    def __call__(self): return self.idxs[torch.randperm(len(self.idxs))].tolist()
+
+def _wrong(model, dl):
+    "Which samples of a loader a model gets wrong, in order"
+    model = get_model(model)
+    def one(b):
+        xs,ys = split_batch(dl, b, model)
+        return _scores(model, to_model(xs, model)).argmax(1).cpu()!=ys[0].cpu()
+    with unaugmented(dl), torch.no_grad(): return torch.cat([one(b) for b in dl]).numpy()
+
+def just_train_twice(
+    learn:Learner, # After the first training
+    dls:DataLoaders, # Data to train on
+    upweight:int=50 # How often a sample is drawn that it gets wrong, for once that others are
+)->DataLoaders: # For the second training, from the weights before the first
+    "Data in which samples that the model gets wrong appear `upweight` times (Liu et al. 2021, algorithm 1)"
+    if not is_int(upweight) or upweight<1: raise ValueError(f"upweight={upweight!r}: must be an integer from 1")
+    dl,res = subset_dl(dls.train, None),copy(dls)
+    idxs = np.repeat(dl.chosen, np.where(_wrong(learn.model, dl), upweight, 1))
+    res.loaders = [same_dl(dls.train, get_idxs=_Drawn(idxs), n=len(idxs)), *dls.loaders[1:]]
+    return res
+
+# %% ../nbs/15_mitigations.ipynb #8468b29b
+class TensorGroup(TensorBase):
+    "The group of a sample"
+
+class GroupedDataset(StampedDataset):
+    "A dataset that adds a group to each item, before the stamp if there is one"
+    def __getitem__(self, i):
+        *item,last = self.ds[i]
+        g = TensorGroup(self.stamps[i])
+        return (*item, g, last) if isinstance(last, TensorStamp) else (*item, last, g)
+
+def stamp_groups(
+    dl # A loader painted by `dls.inject`
+)->np.ndarray: # int64, shape `(samples,)`: `2·label`, and 1 more where the sample wears its own class's picture
+    "Each class in two groups, with its picture and without"
+    if not isinstance(dl.dataset, StampedDataset): raise ValueError("groups=None: nothing is painted on these data; give one group a sample")
+    y = read_labels(dl.dataset)
+    return 2*y + (dl.dataset.stamps.numpy()==y)
+
+def grouped(
+    dls:DataLoaders, # Data to train on
+    groups=None # Integers from 0, one for each training sample; by default `stamp_groups`
+)->DataLoaders: # For a fit with `GroupDRO`, which takes the groups off the batches again
+    "The same data, whose training samples tell their group"
+    g = np.asarray(stamp_groups(dls.train) if groups is None else groups)
+    if g.shape!=(len(dls.train_ds),) or g.dtype.kind not in 'iu' or g.min()<0:
+        raise ValueError(f"groups: shape {g.shape}, {g.dtype}; must be {len(dls.train_ds)} integers from 0, one for each training sample")
+    res,dl = copy(dls),same_dl(dls.train, GroupedDataset(dls.train_ds, torch.as_tensor(g, dtype=torch.int64)))
+    dl.n_groups = int(g.max())+1
+    res.loaders = [dl, *dls.loaders[1:]]
+    return res
+
+# %% ../nbs/15_mitigations.ipynb #8c34be98
+class GroupDRO(Mitigation):
+    "Train on Σ q·loss over groups, where q grows with a group's loss: q ← q·exp(η·loss), normalised (Sagawa et al. 2020, algorithm 1)"
+    order = -5   # takes the groups off before other callbacks see the batch
+    def __init__(self,
+        eta:float=.01, # η; 0 trains on the plain mean
+        phases:list=None # As in `Mitigation`; their data are from `grouped`
+    ):
+        super().__init__(phases)
+        self.eta = eta
+
+    def strength(self): return self.eta
+    def begin(self):
+        n = getattr(self.learn.dls.train, 'n_groups', None)
+        if n is None: raise ValueError("GroupDRO: the data of this phase tell no groups; train on `grouped(dls)`")
+        self.q = torch.full((n,), 1/n, device=self.learn.dls.device)
+
+    def before_batch(self):
+        self.group = None
+        if self.training and isinstance(self.yb[-1], TensorGroup): *self.learn.yb,self.group = self.yb
+
+    def after_loss(self):
+        if not self.acts or not self.training: return
+        with NoneReduce(self.loss_func) as f: each = f(self.learn.pred, *self.yb).flatten().float()
+        g = self.group.as_subclass(torch.Tensor)
+        sums,n = (torch.zeros_like(self.q).index_add(0, g, o) for o in (each, torch.ones_like(each)))
+        loss = sums/n.clamp(min=1)
+        q = self.q*(self.eta*loss.detach()).exp()
+        self.q = q/q.sum()
+        self.learn.loss_grad = self.loss_grad-self.loss.detach()*0 if False else (self.q*loss).sum()
+
+# %% ../nbs/15_mitigations.ipynb #6d31b445
+class TensorGroup(TensorBase):
+    "The group of a sample"
+
+class GroupedDataset(StampedDataset):
+    "A dataset that adds a group to each item, before the stamp if there is one"
+    def __getitem__(self, i):
+        *item,last = self.ds[i]
+        g = TensorGroup(self.stamps[i])
+        return (*item, g, last) if isinstance(last, TensorStamp) else (*item, last, g)
+
+def stamp_groups(
+    dl # A loader painted by `dls.inject`
+)->np.ndarray: # int64, shape `(samples,)`: `2·label`, and 1 more where the sample wears its own class's picture
+    "Each class in two groups, with its picture and without"
+    if not isinstance(dl.dataset, StampedDataset): raise ValueError("groups=None: nothing is painted on these data; give one group a sample")
+    y = read_labels(dl.dataset)
+    return 2*y + (dl.dataset.stamps.numpy()==y)
+
+def grouped(
+    dls:DataLoaders, # Data to train on
+    groups=None # Integers from 0, one for each training sample; by default `stamp_groups`
+)->DataLoaders: # For a fit with `GroupDRO`, which takes the groups off the batches again
+    "The same data, whose training samples tell their group"
+    g = np.asarray(stamp_groups(dls.train) if groups is None else groups)
+    if g.shape!=(len(dls.train_ds),) or g.dtype.kind not in 'iu' or g.min()<0:
+        raise ValueError(f"groups: shape {g.shape}, {g.dtype}; must be {len(dls.train_ds)} integers from 0, one for each training sample")
+    res,dl = copy(dls),same_dl(dls.train, GroupedDataset(dls.train_ds, torch.as_tensor(g, dtype=torch.int64)))
+    dl.n_groups = int(g.max())+1
+    res.loaders = [dl, *dls.loaders[1:]]
+    return res
+
+# %% ../nbs/15_mitigations.ipynb #32f9c5d3
+class GroupDRO(Mitigation):
+    "Train on Σ q·loss over groups, where q grows with a group's loss: q ← q·exp(η·loss), normalised (Sagawa et al. 2020, algorithm 1)"
+    order = -5   # takes the groups off before other callbacks see the batch
+    def __init__(self,
+        eta:float=.01, # η; 0 trains on the plain mean
+        phases:list=None # As in `Mitigation`; their data are from `grouped`
+    ):
+        super().__init__(phases)
+        self.eta = eta
+
+    def strength(self): return self.eta
+    def begin(self):
+        n = getattr(self.learn.dls.train, 'n_groups', None)
+        if n is None: raise ValueError("GroupDRO: the data of this phase tell no groups; train on `grouped(dls)`")
+        self.q = torch.full((n,), 1/n, device=self.learn.dls.device)
+
+    def before_batch(self):
+        self.group = None
+        if self.training and isinstance(self.yb[-1], TensorGroup): *self.learn.yb,self.group = self.yb
+
+    def after_loss(self):
+        if not self.acts or not self.training: return
+        with NoneReduce(self.loss_func) as f: each = f(self.learn.pred, *self.yb).flatten().float()
+        g = self.group.as_subclass(torch.Tensor)
+        sums,n = (torch.zeros_like(self.q).index_add(0, g, o) for o in (each, torch.ones_like(each)))
+        loss = sums/n.clamp(min=1)
+        q = self.q*(self.eta*loss.detach()).exp()
+        self.q = q/q.sum()
+        self.learn.loss_grad = self.loss_grad-self.loss.detach()*0 if False else (self.q*loss).sum()
