@@ -6,8 +6,8 @@ from fastai.callback.mixup import MixUp
 from fastai.vision.all import Callback, CrossEntropyLossFlat, DataLoaders, GradientAccumulation, Learner, MixedPrecision, SGD, TfmdDL, accuracy, set_seed
 from feature_erosion.data import digits_dls
 from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
-from feature_erosion.mitigations import (DERpp, EWC, Adversarial, ContinualBackprop, L2Init, L2SP, LwF, Mitigation, Only, ReDo, Replay, SAM, SI,
-                                         ShrinkPerturb, SpectralDecoupling, fisher)
+from feature_erosion.mitigations import (DERpp, EWC, Adversarial, ContinualBackprop, GroupDRO, L2Init, L2SP, LwF, Mitigation, Only, ReDo, Replay, SAM, SI,
+                                         ShrinkPerturb, SpectralDecoupling, fisher, grouped)
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase
 from feature_erosion.runs.resume import KeepRun
@@ -21,7 +21,7 @@ every = dict(
     l2sp=lambda: L2SP(.1), l2sp_head=lambda: L2SP(.1, .1, head='4'), l2init=lambda: L2Init(.01), ewc=lambda: EWC(dls, 5., n=40), si=lambda: SI(.5), lwf=lambda: LwF(1.),
     decoupling=lambda: SpectralDecoupling(.01), replay=lambda: Replay(dls, 40), derpp=lambda: DERpp(dls, 40), sam=lambda: SAM(.05), asam=lambda: SAM(.5, adaptive=True),
     adversarial=lambda: Adversarial(8/255, steps=2), shrink=lambda: ShrinkPerturb(), only=lambda: Only('4'), redo=lambda: ReDo(1., every=2),
-    backprop=lambda: ContinualBackprop(.02, maturity=2))
+    backprop=lambda: ContinualBackprop(.02, maturity=2), dro=lambda: GroupDRO(.5))
 
 class Boom(Exception): pass
 class StopAt(Callback):
@@ -32,11 +32,13 @@ class StopAt(Callback):
 
 def fit(cbs, folder=None, stop=None, lengths=(2,2), **kw):
     set_seed(0)
-    clean = data()
+    clean,groups = data(),next((o.phases or ['erode'] for o in cbs if isinstance(o, GroupDRO)), [])
     learn = Learner(clean, net(), opt_func=lambda p, **k: SGD(p, mom=.9, **k), metrics=accuracy, loss_func=CrossEntropyLossFlat(), lr=.05, **kw)
+    both = {'pretrain':clean, 'erode':clean.inject(ColorSquare(4), ratio=.7 if groups else 1.)}
+    for o in groups: both[o] = grouped(both[o], torch.arange(128)%3)
     keep = [KeepRun(RunStore(folder).run('a'), minutes=0, strict=True)] if folder else []
     with learn.no_bar(), learn.no_logging():
-        learn.fit_phases([Phase('pretrain', lengths[0], clean), Phase('erode', lengths[1], clean.inject(ColorSquare(4)))], cbs=[*keep, StopAt(stop), *cbs])
+        learn.fit_phases([Phase(k, n, d) for (k,d),n in zip(both.items(), lengths)], cbs=[*keep, StopAt(stop), *cbs])
     return learn
 
 def weights(learn): return list(learn.model.state_dict().values())
@@ -87,7 +89,7 @@ def test_in_mixed_precision(name):
     assert {v.dtype for v in learn.model.parameters()}=={torch.float32} and all(v.isfinite().all() for v in weights(learn))
 
 def test_all_together():
-    "Penalties, replay, flat minima, hostile images and MixUp in one fit"
+    "Penalties, replay, flat minima, adversarial images and MixUp in one fit"
     cbs = [every[k]() for k in ('l2sp','l2init','ewc','si','lwf','decoupling','replay','derpp','adversarial','redo')]
     assert all(v.isfinite().all() for v in weights(fit([*cbs, every['sam'](), MixUp(.4)])))
 
