@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np, pytest, torch, torch.nn.functional as F
 from scipy.stats import norm
 from torch import nn
-from fastai.vision.all import (CSVLogger, Callback, CrossEntropyLossFlat, DataLoaders, Learner, MixedPrecision, ProgressCallback, SGD, TfmdDL, accuracy, load_learner,
+from fastai.vision.all import (CSVLogger, Callback, CrossEntropyLossFlat, DataLoaders, GradientClip, Learner, MixedPrecision, ProgressCallback, SGD, TfmdDL, accuracy, load_learner,
                                no_random, set_seed)
 from feature_erosion.batches import TensorAnswer
 from feature_erosion.data import digits_dls
@@ -55,10 +55,10 @@ class Watch(TensorAnswer):
 @pytest.mark.parametrize('split', [by_class,by_share], ids=['class','share'])
 @pytest.mark.parametrize('name', unlearners)
 def test_only_the_weights_change(start, tmp_path, name, split):
-    learn = ready(start, cbs=CSVLogger(tmp_path/'history.csv'), path=tmp_path)
+    learn = ready(start, cbs=[CSVLogger(tmp_path/'history.csv'), GradientClip(1.)], path=tmp_path)
     with learn.no_logging(): learn.fit(1)
     learn.model.load_state_dict(start)
-    learn.model[2].eval()
+    learn.model.train()[2].eval()
     before = dict(opt=learn.opt, dls=learn.dls, loss_func=learn.loss_func, lr=learn.lr, cbs=list(learn.cbs), values=list(learn.recorder.values))
     state,csv,modes = deepcopy(learn.opt.state_dict()),(tmp_path/'history.csv').read_text(),[m.training for m in learn.model.modules()]
     seconds = unlearn(learn, *split, name, **kwargs(name))
@@ -81,6 +81,14 @@ def test_same_seed_same_result(start, name):
     assert same(a := run(1), run(1))
     if name!='ssd': assert not same(a, run(2))   # with all samples, nothing in it is random
 
+def test_same_seed_with_loaders_of_ones_own(start):
+    "Whose random numbers go on from fit to fit"
+    def run():
+        set_seed(0)
+        finetune(learn := ready(start), None, dls, epochs=1)
+        return weights(learn)
+    assert same(run(), run())
+
 @pytest.mark.parametrize('name', unlearners)
 def test_frozen_layers_stay(start, name):
     learn = ready(start)
@@ -88,6 +96,14 @@ def test_frozen_layers_stay(start, name):
     unlearn(learn, *by_class, name, **kwargs(name))
     now = learn.model.state_dict()
     assert all(torch.equal(now[k], start[k]) for k in ('1.weight','1.bias','2.weight','2.bias')) and not torch.equal(now['4.weight'], start['4.weight'])
+
+def test_statistics_of_frozen_layers_go_on(start):
+    "A frozen batch norm is not made anew, and fastai goes on to update it; one that is trained begins anew"
+    for frozen in (False,True):
+        learn = ready(start)
+        for p in learn.model[2].parameters(): p.requires_grad_(not frozen)
+        retrain(learn, *by_class, epochs=1)
+        assert learn.model[2].num_batches_tracked == len(by_class[1].train) + frozen*start['2.num_batches_tracked']
 
 class Half(MixedPrecision):
     def __init__(self): super().__init__('bf16')
@@ -166,6 +182,11 @@ def test_neg_grad_against_a_naive_loop(small):
         opt.step()
     torch.testing.assert_close(flat(learn.model), flat(model), atol=1e-5, rtol=1e-4)
 
+def test_neg_grad_takes_as_many_of_each(start):
+    watch = Watch()
+    neg_grad(ready(start, cbs=watch), *by_class, epochs=1)
+    assert {(len(y),*set(y[32:])) for y in watch.labels}=={(64,3)}
+
 def test_scrub_against_a_naive_loop(small):
     model,(xf,yf),(xr,yr) = small
     learn = plain(model, whole(xr, yr), partial(SGD, mom=.9))
@@ -189,10 +210,11 @@ def test_scrub_alternates(start, msteps, epochs):
     assert list(dict.fromkeys(watch.phases))==want
     for p,y in zip(watch.phases, watch.labels): assert set(y)=={3} if p.startswith('max') else 3 not in y
 
-def test_ssd_against_gradients_of_each_sample(small):
+@pytest.mark.parametrize('lam', [.6,1.5])
+def test_ssd_against_gradients_of_each_sample(small, lam):
     model,f,r = small
     learn = plain(model, whole(*r))
-    ssd(learn, whole(*f), whole(*r), alpha=1., lam=.6)
+    ssd(learn, whole(*f), whole(*r), alpha=1., lam=lam)
     def squares(x, y):
         per = torch.func.vmap(torch.func.grad(lambda p, a, t: F.cross_entropy(torch.func.functional_call(model, p, a[None]), t[None])), (None,0,0))
         return {k:g**2 for k,g in per(dict(model.named_parameters()), x, y).items()}
@@ -201,7 +223,7 @@ def test_ssd_against_gradients_of_each_sample(small):
     for k,w in model.named_parameters():
         a,b,now = of_f[k].mean(0).flatten(),of_all[k].mean(0).flatten(),dict(learn.model.named_parameters())[k].flatten()
         for i,v in enumerate(w.flatten().tolist()):
-            want = v*min(.6*b[i].item()/a[i].item(), 1) if a[i]>b[i] else v
+            want = v*min(lam*b[i].item()/a[i].item(), 1) if a[i]>b[i] else v
             assert now[i].item()==pytest.approx(want, rel=1e-4)
             changed += want!=v
     assert 0<changed<len(flat(model))
@@ -271,16 +293,21 @@ def test_attack_is_as_good_as_can_be(d):
     got = membership_attack(rng.normal(size=3000), d+rng.normal(size=2000))   # 2,000 of each
     assert abs(got-norm.cdf(d/2))<4*(.25/4000)**.5
 
-def test_losses_against_a_loop(start):
-    model = ready(start).model
-    losses,right = sample_losses(model, by_class[0].valid)
-    idxs = by_class[0].valid.chosen
-    ds = dls.valid.dataset
-    model.eval()
-    for i,l,r in zip(idxs, losses, right, strict=True):
-        x = dls.valid.after_batch((ds[[int(i)]]))
-        out = model(x[0].as_subclass(torch.Tensor))
-        assert F.cross_entropy(out, x[1].as_subclass(torch.Tensor)).item()==pytest.approx(l, rel=1e-4) and r==(out.argmax(1)==x[1]).item()
+def test_attack_does_not_take_the_first():
+    "Of the larger group; that would be its smallest losses here"
+    rng = np.random.RandomState(0)
+    assert membership_attack(np.sort(rng.exponential(size=3000)), rng.exponential(size=300))<.6
+
+@pytest.mark.parametrize('kind', ['train','valid'])
+def test_losses_against_a_loop(start, kind):
+    "One sample after the other, as the pictures are: neither cropped nor in another order"
+    model,dl = ready(start).model.eval(),getattr(by_class[0], kind)
+    losses,right = sample_losses(model, dl)
+    x,y = dl.dataset.x[dl.chosen].movedim(-1,1).float()/255*2-1,dl.dataset.y[dl.chosen]
+    for i in range(len(x)):
+        out = model(x[i:i+1])
+        assert F.cross_entropy(out, torch.as_tensor(y[i:i+1]).long()).item()==pytest.approx(losses[i], rel=1e-3, abs=1e-5) and right[i]==(out.argmax(1)[0]==y[i])
+    assert len(losses)==len(x)>0
 
 def test_relearning_is_counted(start):
     "At the first of the looks at which a plain loop gets there"
