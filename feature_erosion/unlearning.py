@@ -10,7 +10,7 @@ __all__ = ['unlearners', 'split_forget', 'twin', 'train_on', 'Beside', 'other_la
            'scrub', 'saliency', 'OnlyWhere', 'salun', 'retrain', 'unlearn', 'sample_losses', 'membership_attack',
            'relearn_iters', 'Unlearning', 'unlearning_scores', 'compare_unlearning']
 
-# %% ../nbs/17_unlearning.ipynb #1414a150
+# %% ../nbs/17_unlearning.ipynb #6427fffb
 import warnings
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from contextlib import contextmanager
@@ -38,7 +38,7 @@ from .measures.cka import layer_cka
 from .mitigations import *
 from .mitigations import _Buffer, _copies, _joined, _scores, _weights
 
-# %% ../nbs/17_unlearning.ipynb #627729bd
+# %% ../nbs/17_unlearning.ipynb #ac68a7fa
 class _Shuffled:
     "A `get_idxs` that draws these samples in a new order each time; a class, so that it can be sent to worker processes"
     def __init__(self, idxs): self.idxs = torch.as_tensor(idxs)
@@ -62,7 +62,7 @@ def _half(dls, train, valid):
     for k in 'clean','pattern': vars(res).pop(k, None)
     return res
 
-# %% ../nbs/17_unlearning.ipynb #a3d1ca06
+# %% ../nbs/17_unlearning.ipynb #3b71c444
 def _labels(dl, who='dls'):
     "A label for each sample that a loader reads"
     try: return read_labels(dl.dataset)[_samples(dl)]
@@ -81,7 +81,7 @@ def _forget_ids(classes, dls):
     if bad := [o for o in ids if not 0<=o<n]: raise ValueError(f"classes: {bad} are not in 0…{n-1}")
     return ids
 
-# %% ../nbs/17_unlearning.ipynb #37318bcd
+# %% ../nbs/17_unlearning.ipynb #943c93c0
 def split_forget(
     dls:DataLoaders, # All data, with one integer label a sample
     classes=None, # Forget these classes: names in `vocab`, or indices if names are not numbers; give this or `share`
@@ -102,7 +102,7 @@ def split_forget(
     valids = (at_v,at_v) if gone_v is None else (at_v[gone_v],at_v[~gone_v])
     return _half(dls, at[gone], valids[0]),_half(dls, at[~gone], valids[1])
 
-# %% ../nbs/17_unlearning.ipynb #b3004bdd
+# %% ../nbs/17_unlearning.ipynb #28266a1f
 _shared = MixedPrecision,GradientClip,TensorAnswer   # callbacks that say how this network is trained
 _settings = 'loss_func','opt_func','lr','splitter','path','model_dir','wd','wd_bn_bias','train_bn','moms'
 
@@ -140,7 +140,7 @@ def train_on(
     with other.no_logging(): other.fit(n_epochs(phases, learn.dls))
     if nan.error: raise ValueError(nan.error)
 
-# %% ../nbs/17_unlearning.ipynb #ac9530c8
+# %% ../nbs/17_unlearning.ipynb #5c3db98a
 class Beside(Callback):
     "Each batch grows by samples of another loader, with other labels if they are given"
     order,run_valid = Mitigation.order,False
@@ -168,7 +168,7 @@ class Beside(Callback):
         xs,ys = self.draw(max(1, round(self.count())))
         self.learn.xb,self.learn.yb = _joined(self.xb, xs),_joined(self.yb, ys)
 
-# %% ../nbs/17_unlearning.ipynb #631d0c29
+# %% ../nbs/17_unlearning.ipynb #354eddfb
 def other_labels(
     forget:DataLoaders, # From `split_forget`
     to=None, # One class for all: a name in `vocab` or an index; by default each sample gets one at random
@@ -184,7 +184,7 @@ def _rarest(forget):
     "The class that the fewest of the samples have"
     return int(np.bincount(_labels(forget.train, 'forget'), minlength=n_labels(forget)).argmin())
 
-# %% ../nbs/17_unlearning.ipynb #9a9b79e0
+# %% ../nbs/17_unlearning.ipynb #8ef3515f
 def paint_forget(
     forget:DataLoaders, # From `split_forget`
     pattern:Pattern=None, # By default `ColorSquare(4)`
@@ -212,7 +212,7 @@ def by_pattern(
     "Train on painted images of what is to be forgotten, beside clean images of the rest"
     train_on(learn, Phase('pattern', epochs, retain, lr, 'constant'), Beside(*paint_forget(forget, **kwargs)))
 
-# %% ../nbs/17_unlearning.ipynb #b4ac5225
+# %% ../nbs/17_unlearning.ipynb #613f0e0f
 def finetune(
     learn:Learner, # Its model is changed
     forget:DataLoaders, # Not looked at
@@ -263,7 +263,7 @@ def neg_grad(
     "NegGrad+ (Kurmanji et al. 2023): up on what is to be forgotten, down on what is kept, with as many samples of each"
     train_on(learn, Phase('ascend', epochs, retain, lr, 'constant'), NegGrad(forget.train, alpha, retain.train.bs))
 
-# %% ../nbs/17_unlearning.ipynb #61450b64
+# %% ../nbs/17_unlearning.ipynb #7cfc9b25
 def worst_noise(
     model:nn.Module, # Answers with scores of classes
     xs:tuple, # Inputs of the shape to make; the first one becomes noise
@@ -299,7 +299,7 @@ class _BesideNoise(Beside):
         at = torch.randperm(len(self.targets[0]))[:n]
         return tuple(o[at.to(o.device)] for o in self.noise),tuple(o[at.to(o.device)] for o in self.targets)
 
-# %% ../nbs/17_unlearning.ipynb #f84dde01
+# %% ../nbs/17_unlearning.ipynb #db1337cc
 def unsir(
     learn:Learner, # Its model is changed
     forget:DataLoaders, # From `split_forget`; in the paper a class, and for samples their own labels
@@ -313,7 +313,7 @@ def unsir(
     train_on(learn, Phase('impair', 1, retain, lr_impair, 'constant'), _BesideNoise(forget.train, decay, share))
     train_on(learn, Phase('repair', 1, retain, lr_repair, 'constant'))
 
-# %% ../nbs/17_unlearning.ipynb #fd7c07ae
+# %% ../nbs/17_unlearning.ipynb #b65d327e
 def dampen(
     w:torch.Tensor, # Weights
     forget:torch.Tensor, # Importance for what is to be forgotten, of the same shape
@@ -341,7 +341,7 @@ def ssd(
     with torch.no_grad():
         for k,w in _weights(learn.model).items(): w.copy_(dampen(w, f[k], torch.lerp(r[k], f[k], share), alpha, lam))
 
-# %% ../nbs/17_unlearning.ipynb #325cb622
+# %% ../nbs/17_unlearning.ipynb #69c23da7
 def distil_loss(
     new:torch.Tensor, # Scores, shape `(samples, classes)`
     old:torch.Tensor, # The teacher's
@@ -382,7 +382,7 @@ def scrub(
     kinds = [(k,i) for i in range(epochs) for k in (('max',forget),('min',retain))[i>=msteps:]]
     train_on(learn, [Phase(f'{k} {i+1}', 1, d, lr, 'constant', 'keep') for (k,d),i in kinds], Scrub(alpha, gamma, T))
 
-# %% ../nbs/17_unlearning.ipynb #3d108b49
+# %% ../nbs/17_unlearning.ipynb #45fdef91
 def _each_batch(model, dl, f, grad=False):
     "`f(scores, labels)` of each batch, in eval mode and without augmentation"
     with no_random(reproducible=False): dl = fixed_dl(dl)
@@ -392,7 +392,7 @@ def _each_batch(model, dl, f, grad=False):
         return f(pred, ys[0].to(pred.device))
     with evaluating(model), unaugmented(dl), torch.set_grad_enabled(grad): return [one(b) for b in dl]
 
-# %% ../nbs/17_unlearning.ipynb #4ec56e86
+# %% ../nbs/17_unlearning.ipynb #f5dfbdb5
 def saliency(
     model:nn.Module, # Answers with scores of classes
     dl, # What is to be forgotten; as in `fixed_dl`
@@ -417,7 +417,7 @@ def _largest(values, share):
     parts = chosen.split([v.numel() for v in values.values()])
     return {k:m.view(v.shape).to(v.device) for (k,v),m in zip(values.items(), parts)}
 
-# %% ../nbs/17_unlearning.ipynb #f678efca
+# %% ../nbs/17_unlearning.ipynb #7675419c
 class OnlyWhere(Callback):
     "Train only these weights; the others stay exactly as they are, whatever the optimiser does"
     order,run_valid = 90,False
@@ -442,7 +442,7 @@ def salun(
     "Random labels, for the weights that matter most to what is to be forgotten (SalUn, Fan et al. 2024)"
     random_labels(learn, forget, retain, epochs, lr, seed, OnlyWhere(saliency(learn.model, forget.train, share)))
 
-# %% ../nbs/17_unlearning.ipynb #089fffaa
+# %% ../nbs/17_unlearning.ipynb #dec2ed45
 def _renew(model):
     "Fresh weights and statistics for all layers that are trained"
     held = {n for n,p in model.named_parameters() if not p.requires_grad}
@@ -464,13 +464,13 @@ def retrain(
     _renew(get_model(learn.model))
     train_on(learn, Phase('retrain', epochs, retain, lr, sched))
 
-# %% ../nbs/17_unlearning.ipynb #89441a8a
+# %% ../nbs/17_unlearning.ipynb #04cf056c
 unlearners = dict(
     pattern=by_pattern, pattern_wrong=partial(by_pattern, labels='wrong'), pattern_one=partial(by_pattern, labels='one'),
     finetune=finetune, random_labels=random_labels, neg_grad=neg_grad, unsir=unsir, ssd=ssd, scrub=scrub, salun=salun,
     retrain=retrain) # Methods by name: add your own `f(learn, forget, retain, …)`, which changes `learn.model`
 
-# %% ../nbs/17_unlearning.ipynb #8f200a6a
+# %% ../nbs/17_unlearning.ipynb #e70332b3
 def _method(method):
     if callable(method): return method
     if method in unlearners: return unlearners[method]
@@ -505,7 +505,7 @@ def _or_as_before(model):
     finally:
         for m,t in modes: m.training = t
 
-# %% ../nbs/17_unlearning.ipynb #096aec61
+# %% ../nbs/17_unlearning.ipynb #ca4c3281
 def unlearn(
     learn:Learner, # Any Learner of a classifier; only the weights and buffers of its model change
     forget:DataLoaders, # What to forget, from `split_forget`
@@ -522,7 +522,7 @@ def unlearn(
         first(learn.model.parameters()).sum().item()   # a GPU has finished
         return perf_counter()-start
 
-# %% ../nbs/17_unlearning.ipynb #faeec6df
+# %% ../nbs/17_unlearning.ipynb #015e6e49
 def sample_losses(
     model:nn.Module, # Answers with scores of classes
     dl # As in `fixed_dl`, with labels
@@ -547,7 +547,7 @@ def membership_attack(
     cv = StratifiedKFold(min(folds, n), shuffle=True, random_state=seed)
     return float(cross_val_score(make_pipeline(StandardScaler(), LogisticRegression()), X, np.repeat([1,0], n), cv=cv).mean())
 
-# %% ../nbs/17_unlearning.ipynb #7f261d4a
+# %% ../nbs/17_unlearning.ipynb #cc267b6d
 def _check_level(level):
     if not 0<level<=1: raise ValueError(f"level={level!r}: must be above 0 and at most 1, a share of the samples")
 
@@ -567,7 +567,7 @@ class _Relearnt(Callback):
         self.at = i
         raise CancelFitException
 
-# %% ../nbs/17_unlearning.ipynb #e8f467cf
+# %% ../nbs/17_unlearning.ipynb #a3b67dbe
 def relearn_iters(
     learn:Learner, # How to train; its model stays as it is
     forget:DataLoaders, # What was to be forgotten
@@ -582,7 +582,7 @@ def relearn_iters(
     train_on(copied, Phase('relearn', None, retain, lr, 'constant', iters=most), [Beside(forget.train), look])
     return look.at
 
-# %% ../nbs/17_unlearning.ipynb #89024f2d
+# %% ../nbs/17_unlearning.ipynb #3102a5a0
 class Unlearning(Measured):
     "What networks still know, how it can be told, how fast it comes back, and how like the retrained network they are"
     @property
@@ -611,7 +611,7 @@ def _check_tests(forget, retain):
             raise ValueError(f"{k}: no validation samples go with it, so its accuracy on new images is unknown; "
                              "split DataLoaders whose validation set has all classes")
 
-# %% ../nbs/17_unlearning.ipynb #51fb298e
+# %% ../nbs/17_unlearning.ipynb #75ffebbc
 def unlearning_scores(
     learn:Learner, # After unlearning; it stays as it is
     forget:DataLoaders, # From `split_forget`, with validation samples
@@ -636,7 +636,7 @@ def unlearning_scores(
     res.attrs.update(level=level, most=most, n_forget=forget.train.n, n_test=n_samples(forget.valid), seed=seed)
     return res
 
-# %% ../nbs/17_unlearning.ipynb #e1660b8d
+# %% ../nbs/17_unlearning.ipynb #c9fc0795
 def _named(methods):
     "Functions by name"
     if methods is None: methods = [k for k in unlearners if k!='retrain']
@@ -666,7 +666,7 @@ def _on_copy(learn, forget, retain, name, f, seed):
         with no_random(seed, reproducible=False): return res,unlearn(res, forget, retain, f)
     except ValueError as e: raise ValueError(f"method {name!r}: {e}") from e
 
-# %% ../nbs/17_unlearning.ipynb #eaa13b95
+# %% ../nbs/17_unlearning.ipynb #130f52b0
 def _table(rows, seconds):
     "Rows with the time each took, in seconds and as a share of retraining"
     res = Unlearning.from_dict({k:r.iloc[0].to_dict() for k,(r,_) in rows.items()}, orient='index').rename_axis('method')
@@ -676,7 +676,7 @@ def _table(rows, seconds):
     res.attrs.update(first(rows.values())[0].attrs)
     return res
 
-# %% ../nbs/17_unlearning.ipynb #67e06e99
+# %% ../nbs/17_unlearning.ipynb #32af32c1
 def compare_unlearning(
     learn:Learner, # A trained Learner; it stays as it is
     forget:DataLoaders, # From `split_forget`, with validation samples
@@ -699,7 +699,7 @@ def compare_unlearning(
     rows['retrained'] = row(_quiet(learn, _module(ref)), secs)
     return _table(rows, secs)
 
-# %% ../nbs/17_unlearning.ipynb #706fb9b5
+# %% ../nbs/17_unlearning.ipynb #1bbac41a
 @patch
 def plot(self:Unlearning,
     ax:plt.Axes=None # A matplotlib axis; created if `None`
@@ -707,7 +707,7 @@ def plot(self:Unlearning,
     "Accuracy on what was to be forgotten and on test images of the rest; dashed: the retrained network, whose time is ×1"
     ax,ys = ax or plt.subplots(figsize=(9,1+.32*len(self)), layout='constrained')[1],np.arange(len(self))
     for i,(c,what) in enumerate(dict(test='the rest, test images', forget='to be forgotten').items()):
-        ax.scatter(self[c], ys, color=f'C{i}', marker='oD'[i], s=45, label=what, zorder=3)
+        ax.scatter(self[c], ys, color=f'C{i}', marker='oD'[i], s=(90,35)[i], label=what, zorder=3)
         if 'retrained' in self.index: ax.axvline(self[c]['retrained'], color=f'C{i}', ls=(4*i,(4,4)), lw=1)   # dashes in turn
     for y,(_,r) in zip(ys, self.iterrows()): ax.text(1.02, y, _told(r), va='center', transform=ax.get_yaxis_transform())
     ax.set_yticks(ys, [o.replace('_', ' ') for o in self.index])
