@@ -259,6 +259,7 @@ class _Buffer:
         at = torch.cat([torch.randperm(len(self.idxs)) for _ in range(rounds)])[:n]
         dl = self.dl
         dl.bs = n
+        dl.before_iter()   # says that this is training, so that batches are augmented
         b = first(dl.create_batches(self.idxs[at.numpy()].tolist()))
         return dl.after_batch(to_device(b, dl.device)),at
 

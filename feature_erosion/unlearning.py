@@ -36,17 +36,12 @@ from .phases import *
 from .evalsets import *
 from .measures.cka import layer_cka
 from .mitigations import *
-from .mitigations import _Buffer, _copies, _joined, _scores, _weights
+from .mitigations import _Buffer, _Drawn, _copies, _joined, _scores, _weights
 
 # %% ../nbs/17_unlearning.ipynb #ac68a7fa
-class _Shuffled:
-    "A `get_idxs` that draws these samples in a new order each time; a class, so that it can be sent to worker processes"
-    def __init__(self, idxs): self.idxs = torch.as_tensor(idxs)
-    def __call__(self): return self.idxs[torch.randperm(len(self.idxs))].tolist()
-
 def _part(dl, idxs):
     "A training loader on some of the samples; an incomplete batch is dropped only if there are others"
-    res = same_dl(dl, get_idxs=_Shuffled(idxs), n=len(idxs), drop_last=dl.drop_last and len(idxs)>=dl.bs)
+    res = same_dl(dl, get_idxs=_Drawn(idxs), n=len(idxs), drop_last=dl.drop_last and len(idxs)>=dl.bs)
     res.chosen = idxs
     return res
 
@@ -158,7 +153,6 @@ class Beside(Callback):
     def count(self): return self.n or self.kept*self.size/n_samples(self.dls.train)
     def draw(self, n):
         "Inputs and targets of `n` samples, augmented like a training batch"
-        self.buffer.dl.before_iter()
         b,at = self.buffer.batch(n)
         xs,ys = split_batch(self.buffer.dl, b, self.model)
         return xs,ys if self.labels is None else (self.labels[at].to(ys[0]),*ys[1:])
