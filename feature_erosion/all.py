@@ -27,11 +27,12 @@ from .measures.inside import look_inside
 from .runs.store import Run, RunStore
 from .runs.resume import KeepRun
 from .runs.sweep import mean_interval, sweep
+from .unlearning import compare_unlearning, split_forget, unlearn
 from .learner import erosion_learner
 from .mitigations import EWC, L2SP, LwF, Replay, SAM, wise_ft
 from .paper.nets import Net, demo, perceptron
 from .paper.recipes import Recipe, Scale, claims_table, load_paper, load_result, paper, register
-from .paper import figures as _figures   # registers the paper's recipes
+from .paper import figures as _figures, questions as _questions   # these register recipes
 from .paper.report import report
 
 __all__ = [o for o in globals() if not o.startswith('_')]

@@ -9,7 +9,7 @@ __all__ = ['run_demo', 'run_figure', 'run_paper', 'run_report', 'main']
 
 # %% ../nbs/20_cli.ipynb #982ff9e3
 import argparse, re, sys, warnings
-from .names import data_sets, figures, offered, pattern_names, presets, stats
+from .names import data_sets, figures, offered, pattern_names, presets, questions, stats
 
 # %% ../nbs/20_cli.ipynb #f10e3777
 class _Parser(argparse.ArgumentParser):
@@ -56,8 +56,8 @@ def _demo_args(p):
     p.set_defaults(do=run_demo)
 
 def _paper_args(p):
-    p.add_argument('figures', nargs='*', metavar='FIGURE', type=_one_of('recipes', figures),
-                   help=f"some of {', '.join(figures)} (default: all of these), or a recipe that an installed package offers")
+    p.add_argument('figures', nargs='*', metavar='FIGURE', type=_one_of('recipes', figures+questions),
+                   help=f"some of {', '.join(figures)} (default: all of these); or an open question, {' or '.join(questions)}; or a recipe that an installed package offers")
     p.add_argument('--preset', default='cpu', choices=presets, help='how large (default: cpu)')
     p.add_argument('--out', metavar='DIR', help='folder of the figures and networks (default: runs/paper-PRESET)')
     p.add_argument('--images', metavar='DIR', help="folder in ImageNet's layout, for the networks trained on ImageNet")
@@ -160,7 +160,7 @@ def run_paper(
     a # Parsed arguments
 ):
     "`feature_erosion paper`"
-    from feature_erosion.paper.figures import Unfinished, claims_table, paper
+    from feature_erosion.paper.questions import Unfinished, claims_table, paper
     if a.jobs is not None and a.jobs<1: raise ValueError(f"jobs={a.jobs}: must be at least 1")
     try: res,failed = paper(a.preset, a.figures, a.out, a.images, a.jobs),None
     except Unfinished as e: res,failed = e.results,f'feature_erosion: {e}'
