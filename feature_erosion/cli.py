@@ -1,4 +1,4 @@
-"""`feature_erosion demo`, `run`, `paper` and `report`
+"""The commands `demo`, `run`, `paper` and `report`, and all their arguments
 
 Docs: https://feature-erosion.github.io/feature_erosion/cli.html.md"""
 
@@ -8,7 +8,9 @@ Docs: https://feature-erosion.github.io/feature_erosion/cli.html.md"""
 __all__ = ['run_demo', 'run_figure', 'run_paper', 'run_report', 'main']
 
 # %% ../nbs/20_cli.ipynb #982ff9e3
-import argparse, re, sys, warnings
+import argparse, contextlib, json, os, re, sys, warnings
+from pathlib import Path
+from . import __version__
 from .names import data_sets, figures, offered, pattern_names, presets, questions, stats
 
 # %% ../nbs/20_cli.ipynb #f10e3777
@@ -25,11 +27,13 @@ Figures whose images or weights are missing are named, with where to get them.""
 
 def _parser():
     p = _Parser('feature_erosion', description=_about)
+    p.add_argument('--version', action='version', version=f'%(prog)s {__version__}', help='print the version')
     sub = p.add_subparsers(dest='command', required=True, metavar='{demo,run,paper,report}')
     _demo_args(sub.add_parser('demo', help="three phases on scikit-learn's digits: some ten seconds, no download"))
     _run_args(sub.add_parser('run', help='a figure of the paper, on your data', description=_about_run, epilog=_example))
     _paper_args(sub.add_parser('paper', help='all figures of the paper, or some, with the claims they bear out', epilog=_scales))
     _report_args(sub.add_parser('report', help='one HTML page of a run, or of a folder of runs'))
+    for o in sub.choices.values(): _common_args(o)
     return p
 
 # %% ../nbs/20_cli.ipynb #e0b37238
@@ -64,6 +68,11 @@ def _paper_args(p):
     p.add_argument('--jobs', type=int, metavar='N',
                    help='networks at a time (default: 1 on a GPU, else as many as there are cores)')
     p.set_defaults(do=run_paper)
+
+def _common_args(p):
+    g = p.add_argument_group('for scripts')
+    g.add_argument('--config', metavar='FILE', help='a JSON file with arguments by name; those on the command line come first')
+    g.add_argument('--json', action='store_true', help='print the results as JSON, on the last line')
 
 def _report_args(p):
     p.add_argument('path', metavar='RUN_OR_DIR', help="a run's folder, or a folder of runs")
@@ -109,6 +118,44 @@ def _training_args(add):
     add('--seed', 'of everything random', 0, type=int)
     add('--out', 'folder of the run: figure, tables, weights', 'runs/fig1', metavar='DIR')
 
+# %% ../nbs/20_cli.ipynb #c54ccaa9
+def _checked(p, action, v):
+    "The value of an argument from a configuration file, as the command line would read it"
+    if action.nargs==0:
+        if isinstance(v, bool): return v
+        p.error(f'--config: {action.dest}={v!r}: must be true or false')
+    try: vals = [(action.type or str)(str(o)) for o in (v if isinstance(v, list) else [v])]
+    except (ValueError,argparse.ArgumentTypeError) as e: p.error(f'--config: {action.dest}={v!r}: {e}')
+    if bad := [o for o in vals if action.choices and o not in action.choices]:
+        p.error(f"--config: {action.dest}={bad[0]!r}: must be one of {', '.join(map(str, action.choices))}")
+    if action.nargs: return vals
+    if len(vals)==1: return vals[0]
+    p.error(f'--config: {action.dest}={v!r}: give one value')
+
+def _configure(p, file):
+    "Set the defaults of a command's arguments from a file"
+    try: given = json.loads(Path(file).read_text('utf-8'))
+    except (OSError,ValueError) as e: p.error(f'--config: {file}: {e}')
+    if not isinstance(given, dict): p.error(f'--config: {file}: must hold an object, {{"argument": value}}')
+    own = {o.dest:o for o in p._actions if o.option_strings and o.dest not in ('help','config')}
+    given = {k.replace('-', '_'):v for k,v in given.items()}
+    if bad := [k for k in given if k not in own]: p.error(f"--config: {bad[0]!r}: no such argument; there are {', '.join(own)}")
+    p.set_defaults(**{k:_checked(p, own[k], v) for k,v in given.items()})
+
+def _parsed(args):
+    p = _parser()
+    if '_ARGCOMPLETE' in os.environ: _complete(p)
+    a = p.parse_args(args)
+    if a.config is None: return a
+    _configure(next(o for o in p._actions if o.dest=='command').choices[a.command], a.config)
+    return p.parse_args(args)
+
+def _complete(p):
+    "Shell completion, if argcomplete is installed and switched on in the shell"
+    with contextlib.suppress(ImportError):
+        import argcomplete
+        argcomplete.autocomplete(p)
+
 # %% ../nbs/20_cli.ipynb #b20b83ae
 def _lengths(a):
     "The length of each phase, and its unit"
@@ -131,14 +178,20 @@ def _net(a):
     return Net(a.arch, **{**{k:getattr(a, k) for k in _fields}, **folder}, pattern_size=a.size, lengths=lengths, unit=unit)
 
 # %% ../nbs/20_cli.ipynb #18a5f8e3
-def _report(learn, out):
+def _as_json(**values):
+    "One line; tables as lists or objects of rows, with null for NaN"
+    def rows(df): return json.loads(df.to_json(orient='index' if df.index.name else 'records'))
+    print(json.dumps({k:rows(v) if hasattr(v, 'to_json') else v for k,v in values.items()}))
+
+def _report(learn, a):
     from feature_erosion.loaders import n_labels
     from feature_erosion.erosion import phase_table
-    acc = phase_table(learn)
+    acc,out = phase_table(learn),a.out
     print('\n' + ' '*10 + ''.join(f'{s:>18}' for s in acc))
     for p,row in acc.iterrows(): print(f'{p:10}' + ''.join(f'{v:18.1%}' for v in row))
     n,chance = len(learn.dls.valid_ds),1/n_labels(learn.dls)
     print(f"\n{n} test images, chance {chance:.0%}. The run, with figure and tables, is in {out}")
+    if a.json: _as_json(run=out, n=n, chance=chance, phases=acc)
 
 # %% ../nbs/20_cli.ipynb #a9e5e503
 def run_demo(
@@ -146,7 +199,7 @@ def run_demo(
 ):
     "`feature_erosion demo`"
     from feature_erosion.paper.nets import demo
-    _report(demo(a.out, a.seed), a.out)
+    _report(demo(a.out, a.seed), a)
 
 def run_figure(
     a # Parsed arguments
@@ -154,7 +207,7 @@ def run_figure(
     "`feature_erosion run`"
     net = _net(a)
     from feature_erosion.paper.nets import keep_net
-    _report(keep_net(net, a.out, a.seed), a.out)
+    _report(keep_net(net, a.out, a.seed), a)
 
 def run_paper(
     a # Parsed arguments
@@ -165,6 +218,7 @@ def run_paper(
     try: res,failed = paper(a.preset, a.figures, a.out, a.images, a.jobs),None
     except Unfinished as e: res,failed = e.results,f'feature_erosion: {e}'
     for r in claims_table(res).itertuples() if res else (): print(f'{r.figure:8} {r.agrees:10} {r.net}: {r.claim}: {r.ours}')
+    if a.json: _as_json(claims=claims_table(res) if res else [])
     if failed: sys.exit(failed)
 
 def run_report(
@@ -172,7 +226,8 @@ def run_report(
 ):
     "`feature_erosion report`"
     from feature_erosion.paper.report import report
-    print(report(a.path, a.out))
+    page = report(a.path, a.out)
+    _as_json(page=str(page)) if a.json else print(page)
 
 # %% ../nbs/20_cli.ipynb #4254898f
 def main(
@@ -180,7 +235,7 @@ def main(
 )->int: # Exit code: 0, or 2 for bad input
     "The console script"
     warnings.filterwarnings('ignore', '.torch.jit')   # an internal warning of torch
-    a = _parser().parse_args(args)
+    a = _parsed(args)
     try: a.do(a)
     except (ValueError, OSError, ImportError) as e:
         print(f'feature_erosion: {_one_line(e)}', file=sys.stderr)
