@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from fastcore.all import *
-from fastai.vision.all import DataLoader, Learner, Recorder, SchedLin, get_model, plt, progress_bar
+from fastai.vision.all import DataLoader, Learner, Recorder, SchedLin, get_model, no_random, plt, progress_bar
 from .batches import *
 from .loaders import *
 from .callbacks import *
@@ -157,17 +157,20 @@ class Recovered(Measured):
         return pd.DataFrame(forgetting(a, b, floor), a.index, a.columns)
 
 # %% ../nbs/16_recover.ipynb #d2fb0f22
+_styles = dict(now=('as it answers',':'), last=('new last layer','-'), all=('all layers','--'))
+
 @patch
 def plot(self:Recovered,
     ax:plt.Axes=None # A matplotlib axis; created if `None`
 )->plt.Axes:
-    "Accuracy against images per class: a dot for each seed, a line for the mean; a dotted line for the model as it answers now"
-    ax,models = ax or plt.subplots(figsize=(7.5,3.8), layout='constrained')[1],list(self.attrs['now'])
+    "Accuracy against images per class: a dot for each seed and a line for their mean; dotted: the model as it answers now"
+    ax,colors = ax or plt.subplots(figsize=(7.5,3.8), layout='constrained')[1],{m:f'C{i%10}' for i,m in enumerate(self.attrs['now'])}
     for (m,f),d in pd.DataFrame(self).groupby(['model','features'], sort=False):
-        color,v = f'C{models.index(m)%10}',d.groupby('few').accuracy.mean()
-        ax.plot(d.few, d.accuracy, '.', color=color, alpha=.5, ms=5)
-        ax.plot(v.index, v, '-' if f=='last' else '--', color=color, label=f'{m}: {dict(last="last layer", all="all layers")[f]}')
-    for i,(m,a) in enumerate(self.attrs['now'].items()): ax.axhline(a, color=f'C{i%10}', ls=':', lw=1.2, label=f'{m}: as it answers')
+        ax.plot(d.few, d.accuracy, '.', color=colors[m], alpha=.5, ms=5)
+        ax.plot(d.groupby('few').accuracy.mean(), color=colors[m], ls=_styles[f][1])
+    for m,a in self.attrs['now'].items(): ax.axhline(a, color=colors[m], ls=':', lw=1.2)
+    for m,c in colors.items(): ax.plot([], [], color=c, label=m)
+    for label,ls in [_styles[f] for f in ['now', *_kinds] if f in {'now', *self.features}]: ax.plot([], [], color='C7', ls=ls, label=label)
     ks = sorted(set(self.few))
     ax.set_xscale('log')
     ax.set_xticks(ks, ks)
@@ -178,6 +181,7 @@ def plot(self:Recovered,
     return ax
 
 # %% ../nbs/16_recover.ipynb #5eadaaaf
+@no_random(reproducible=False)   # the state of Python's random numbers, too, stays as it was
 def recover(
     models, # As in `named_models`
     train, # Clean data from which the few images are drawn, as in `fixed_dl`; no augmentation
@@ -295,19 +299,20 @@ def _by_picture(dl, y):
 
 _bys = {'class':_by_class, 'picture':_by_picture}
 
-def _groups(dl, y, by):
-    "The name of each sample's group"
-    if not set(listify(by)) <= set(_bys): names = np.asarray(by)[_in_dataset(dl)].tolist()
-    else: names = [', '.join(o) for o in zip(*(_bys[b](dl, y) for b in listify(by)))]
-    return names
+def _naming(by, sets):
+    "A function `f(dl, y)` that names the group of each sample"
+    if set(listify(by)) <= set(_bys): return _kinds_of_group(listify(by), sets)
+    if isinstance(by, str): raise ValueError(f"by={by!r}: must be 'class', 'picture', both as a tuple, or a name for each sample")
+    names = np.asarray(by)
+    for k,dl in sets.items():
+        if (size := n_samples(dl) if isinstance(dl, list) else len(dl.dataset))!=len(names):
+            raise ValueError(f"by: {len(names)} names for the {size} samples of the dataset{f' of set {k!r}' if k else ''}")
+    return lambda dl, y: names[_in_dataset(dl)].tolist()
 
-def _check_groups(sets, by):
-    if not isinstance(by, str) and not set(listify(by)) <= set(_bys):
-        for k,dl in sets.items():
-            if len(by)!=(n := len(getattr(dl, 'dataset', ())) or n_samples(fixed_dl(dl))): raise ValueError(f"by: {len(by)} names for the {n} samples")
-    elif bad := [o for o in listify(by) if o not in _bys]: raise ValueError(f"by={bad[0]!r}: must be 'class', 'picture', both, or a name for each sample")
-    elif 'picture' in listify(by) and all(_stamps(dl) is None for dl in sets.values()):
+def _kinds_of_group(kinds, sets):
+    if 'picture' in kinds and all(_stamps(dl) is None for dl in sets.values()):
         raise ValueError("by='picture': these data are not painted; give data from `inject` or `pattern_sets`")
+    return lambda dl, y: [', '.join(o) for o in zip(*(_bys[k](dl, y) for k in kinds))]
 
 # %% ../nbs/16_recover.ipynb #19668a15
 class GroupAccuracy(Measured):
@@ -323,7 +328,9 @@ class GroupAccuracy(Measured):
         after:str='erode' # Name of another
     )->Measured: # `before`, `after`, `lost` in points, `forgetting` above chance, `n`
         "What each group lost between two models; the most first"
-        a,b = (self.xs(m, level='model') for m in (before,after))
+        models = self.index.unique('model') if 'model' in self.index.names else ()
+        if not {before,after} <= set(models): raise ValueError(f"before={before!r}, after={after!r}: measure both in one call; there are {', '.join(models) or 'no names'}")
+        a,b = (self.xs(m, level='model') for m in (before, after))
         f = forgetting(a.accuracy, b.accuracy, self.attrs['chance'])
         d = dict(before=a.accuracy, after=b.accuracy, lost=100*(a.accuracy-b.accuracy), forgetting=f, n=a.n)
         return Measured(d).sort_values('lost', ascending=False, kind='stable')
@@ -338,41 +345,40 @@ class GroupAccuracy(Measured):
         for i,(m,d) in enumerate(tables.items()):
             ys = np.arange(len(names))+.16*(i-(len(tables)-1)/2)
             ax.errorbar(d.accuracy, ys, xerr=[d.accuracy-d.low, d.high-d.accuracy], fmt='o', ms=5, color=f'C{i%10}', label=m)
-        ax.set(yticks=range(len(names)), yticklabels=[n if isinstance(n, str) else ', '.join(n) for n in names], ylim=(len(names)-.5,-.5), xlim=(-.02,1.02), xlabel='accuracy')
+        ax.set(yticks=range(len(names)), yticklabels=[', '.join(map(str, n)) if isinstance(n, tuple) else n for n in names], ylim=(len(names)-.5,-.5), xlim=(-.02,1.02), xlabel='accuracy')
         ax.xaxis.set_major_formatter('{x:.0%}')
         legend_beside(ax)
         return ax
 
 # %% ../nbs/16_recover.ipynb #0ee12530
+@no_random(reproducible=False)
 def group_accuracy(
     models, # As in `named_models`
     sets, # Data with labels, as in `fixed_dl`; or several by name, e.g. from `pattern_sets`
-    by='class', # 'class', 'picture' (none, right or wrong), both as a tuple, or a name for each sample of the dataset
+    by='class', # 'class'; 'picture': none, right or wrong; both as a tuple; or a name for each sample of the dataset
     n:int|None=None, # Samples of each set, stratified; `None` for all
     seed:int=0, # Which samples
     level:float=.95 # Of the intervals
 )->GroupAccuracy: # `accuracy`, `n`, and the interval `low`, `high` of Wilson (1927); indexed by model and set, if several, and group
     "Accuracy of each group of samples"
-    models,named = named_models(models),sets if isinstance(sets, dict) else {'set':sets}
-    _check_groups(named, by)
-    fixed,rows,classes = {k:fixed_dl(dl, n, seed) for k,dl in named.items()},[],set()
-    for m,model in models.items():
-        for k,dl in fixed.items():
-            pred,y = _answers(model, m, dl)
-            classes |= set(y.tolist())
-            right = pd.Series(pred==y).groupby(_groups(dl, y, by), sort=False)
-            rows += [dict(model=m, set=k, group=g, **_share_right(r, level)) for g,r in sorted(right, key=_by_name)]
-    res = GroupAccuracy(rows).set_index(['model','set','group'])
-    res.attrs.update(chance=1/len(classes), level=level, by=by if isinstance(by, str) else None)
-    return res.droplevel([k for k,single in dict(model=len(models)==1, set=not isinstance(sets, dict)).items() if single])
+    models,named = named_models(models),sets if isinstance(sets, dict) else {'':sets}
+    names,fixed = _naming(by, named),{k:fixed_dl(dl, n, seed) for k,dl in named.items()}
+    res = pd.concat({(m,k):_by_group(model, m, dl, names, level) for m,model in models.items() for k,dl in fixed.items()}, names=['model','set'])
+    res = GroupAccuracy(res).droplevel([k for k,one in dict(model=len(models)==1, set=not isinstance(sets, dict)).items() if one])
+    res.attrs.update(level=level, chance=1/max(_n_classes(dl) for dl in fixed.values()))
+    return res
 
 # %% ../nbs/16_recover.ipynb #7ff68b99
-def _by_name(o): return o[0]
+def _by_group(model, name, dl, names, level):
+    pred,y = _answers(model, name, dl)
+    d = pd.DataFrame(dict(group=names(dl, y), right=pred==y)).iloc[np.argsort(y, kind='stable')]   # groups in the order of classes
+    return pd.DataFrame({g:_share(int(r.sum()), len(r), level) for g,r in d.groupby('group', sort=False).right}).T.astype(dict(n=int)).rename_axis('group')
 
-def _share_right(right, level):
-    k,n = int(right.sum()),len(right)
+def _share(k, n, level):
     ci = binomtest(k, n).proportion_ci(level, 'wilson')
     return dict(accuracy=k/n, n=n, low=ci.low, high=ci.high)
+
+def _n_classes(dl): return len(class_names(dl) or dl_labels(dl).unique())
 
 # %% ../nbs/16_recover.ipynb #ecdf922c
 @patch
