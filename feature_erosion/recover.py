@@ -107,11 +107,10 @@ def _draw(y, most, seed):
     rng = np.random.RandomState(seed)
     return np.stack([rng.permutation(np.flatnonzero(y==c))[:most] for c in np.unique(y)], 1)
 
-def _check_few(few, y, y_test, names):
-    if bad := [k for k in few if not is_int(k) or k<1]: raise ValueError(f"few={bad[0]!r}: must be 1 or more images per class")
+def _check_enough(k, y, y_test, names):
     for c in np.union1d(y, y_test):
-        if (n := (y==c).sum())<max(few):
-            raise ValueError(f"few={max(few)}: class {names[c] if names else c!r} has {n} training images; choose fewer, or give more images")
+        if (n := (y==c).sum())<k:
+            raise ValueError(f"few={k}: class {names[c] if names else c!r} has {n} training images; choose fewer, or give more images")
 
 # %% ../nbs/16_recover.ipynb #4bf31a32
 def _last(model, dl, layers): return penultimate(model, dl)
@@ -122,6 +121,11 @@ def _all(model, dl, layers):
     return torch.cat([got[l] for l in sorted(got)], 1)
 
 _kinds = dict(last=_last, all=_all)
+
+def _check_args(few, features, seeds):
+    if not few or (bad := [k for k in few if not is_int(k) or k<1]): raise ValueError(f"few={bad[0] if few else few!r}: must be 1 or more images per class")
+    if bad := [o for o in features if o not in _kinds]: raise ValueError(f"features={bad}: must be among {', '.join(_kinds)}")
+    if not is_int(seeds) or seeds<1: raise ValueError(f"seeds={seeds!r}: must be 1 or more draws of images")
 
 def _answers(model, name, dl):
     "Labels that a model gives, and those of the data"
@@ -195,12 +199,12 @@ def recover(
 )->Recovered: # `accuracy` and the `C` that was chosen; each model's own accuracy is in `attrs['now']`
     "Accuracy on `test` with a new last layer, trained by `dfr` on a few images of each class"
     models,few,features = named_models(models),sorted(listify(few)),listify(features)
-    if bad := [o for o in features if o not in _kinds]: raise ValueError(f"features={bad}: must be among {', '.join(_kinds)}")
+    _check_args(few, features, seeds)
     check_classes(train, test, 'test', 'train')
     _check_apart(train, test)
     test = fixed_dl(test, n_test)
-    y,y_test = int_labels(dl_labels(train)),int_labels(dl_labels(test))
-    _check_few(few, y, y_test, class_names(train))
+    y,y_test = (int_labels(dl_labels(o)) for o in (train, test))
+    _check_enough(few[-1], y, y_test, class_names(train))
     draws,jobs = [_draw(y, few[-1], s) for s in range(seeds)],[(m,f) for m in models for f in features]
     rows = [r for m,f in (progress_bar(jobs, leave=False) if progress else jobs)
             for r in _recovered(m, f, partial(_kinds[f], models[m], layers=layers), train, test, draws, few, y, y_test)]
@@ -241,7 +245,7 @@ def recover(self:Learner,
     train,test = train or clean_of(self.dls).train,test or clean_of(self.dls).valid
     with precision(self): return recover(self.models_at(*phases), train, test, progress=hasattr(self, 'progress'), **kwargs)
 
-# %% ../nbs/16_recover.ipynb #d2c15d49
+# %% ../nbs/16_recover.ipynb #8857ce12
 class Recovery(LoggedCallback):
     "Measure recoverable accuracy at chosen iterations of each phase and at its end, without affecting training"
     table,passive = 'recovery',True
@@ -264,28 +268,29 @@ class Recovery(LoggedCallback):
         vals = {f'{f}_{k}':a for (f,k),a in pd.DataFrame(r).groupby(['features','few'], sort=False).accuracy.mean().items()}
         self.log(dict(now=first(r.attrs['now'].values()), **vals), self.learn.epoch, iter=i)
 
-# %% ../nbs/16_recover.ipynb #f5c1fb1c
+# %% ../nbs/16_recover.ipynb #c33db9b9
 @patch(as_prop=True)
 def recovery(self:Recorder):
-    "What `Recovery` measured in the last fit: phase, iteration in it, accuracy as the model answers, and for each kind of features and number of images"
+    "`Recovery`'s records of the last fit: phase, accuracy as the model answers (`now`) and recoverable (`last_10`, …), iteration of the phase"
     return pd.DataFrame(getattr(last_fit(self), 'recovery', []))
 
 @patch
 def plot_recovery(self:Recorder,
-    phase:str, # Which
+    phase:str|None=None, # Which; by default the only one, or the fit if it has no phases
     ax:plt.Axes=None # A matplotlib axis; created if `None`
 )->plt.Axes:
     "Accuracy as the model answers, and recoverable accuracy, over the iterations of a phase"
-    df = self.recovery
-    if not len(df): raise ValueError("no measurements in this fit: add `Recovery(…)` to the callbacks")
-    if phase not in set(df.phase): raise ValueError(f"phase={phase!r}: must be one of {', '.join(df.phase.dropna().unique())}")
+    if not len(df := self.recovery): raise ValueError("no measurements in this fit: add `Recovery(…)` to the callbacks")
+    names = df.phase.dropna().unique().tolist()
+    phase = names[0] if phase is None and len(names)==1 else phase
+    if names and phase not in names: raise ValueError(f"phase={phase!r}: must be one of {', '.join(names)}")
     ax = ax or plt.subplots(figsize=(7.5,3.5), layout='constrained')[1]
     ax.set_xscale('symlog', linthresh=1, linscale=.3)
     ax.xaxis.set_major_formatter('{x:.0f}')
-    ax.set_xlabel(f'iteration of phase “{phase}”')
-    return curves(df[df.phase==phase], 'iter', [c for c in df if c not in log_columns], ax)
+    ax.set_xlabel(f'iteration of phase “{phase}”' if phase else 'iteration')
+    return curves(df[df.phase==phase] if names else df, 'iter', [c for c in df if c not in log_columns], ax)
 
-# %% ../nbs/16_recover.ipynb #fa9c9d65
+# %% ../nbs/16_recover.ipynb #2194eb26
 def _stamps(dl): return getattr(getattr(dl, 'dataset', None), 'stamps', None)
 
 def _by_class(dl, y):
@@ -301,9 +306,9 @@ _bys = {'class':_by_class, 'picture':_by_picture}
 
 def _naming(by, sets):
     "A function `f(dl, y)` that names the group of each sample"
-    if set(listify(by)) <= set(_bys): return _kinds_of_group(listify(by), sets)
+    names = np.atleast_1d(np.asarray(by))
+    if set(names.tolist()) <= set(_bys): return _kinds_of_group(names.tolist(), sets)
     if isinstance(by, str): raise ValueError(f"by={by!r}: must be 'class', 'picture', both as a tuple, or a name for each sample")
-    names = np.asarray(by)
     for k,dl in sets.items():
         if (size := n_samples(dl) if isinstance(dl, list) else len(dl.dataset))!=len(names):
             raise ValueError(f"by: {len(names)} names for the {size} samples of the dataset{f' of set {k!r}' if k else ''}")
