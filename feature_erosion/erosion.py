@@ -260,12 +260,15 @@ def _task_table(acc, tasks):
         raise ValueError("tasks=None: name the phase and the set of each task, e.g. dict(pretrain='clean', erode='pattern')")
     if tasks:
         if bad := [o for o in tasks if o not in acc.index]+[o for o in tasks.values() if o not in acc]:
-            raise ValueError(f"tasks: there is no {bad[0]!r}; rows are {', '.join(map(str, acc.index))}, columns {', '.join(map(str, acc))}")
+            raise ValueError(f"tasks: there is no {bad[0]!r}; rows are {', '.join(map(str, acc.index))}, "
+                             f"columns {', '.join(map(str, acc))}")
         acc = acc.loc[list(tasks), list(tasks.values())]
     R = acc.to_numpy(dtype=float)
     if R.ndim!=2 or len(R)!=R.shape[1] or len(R)<2:
-        raise ValueError(f"acc: {len(R)} rows and {R.shape[1]} columns; want a row and a column for each of two or more tasks; `tasks` chooses them")
-    if np.isnan(R[np.tril_indices(len(R))]).any(): raise ValueError("acc: NaN for a task that had been learned by then; evaluate each after each")
+        raise ValueError(f"acc: {len(R)} rows and {R.shape[1]} columns; want a row and a column for each of two or more tasks; "
+                         "`tasks` chooses them")
+    if np.isnan(R[np.tril_indices(len(R))]).any():
+        raise ValueError("acc: NaN for a task that had been learned by then; evaluate it after each task from then on")
     return R
 
 # %% ../nbs/13_erosion.ipynb #02ffbf23
@@ -293,9 +296,11 @@ def _epoch_of(acc, tau, smooth):
 
 def _two_curves(o, phase, columns):
     if not isinstance(o, (Learner,Recorder,pd.DataFrame)):
-        raise ValueError(f"continual, scratch: got a {type(o).__name__}; give a Learner, a Recorder or a table with columns {' and '.join(columns)}")
+        raise ValueError(f"continual, scratch: got a {type(o).__name__}; give a Learner, a Recorder "
+                         f"or a table with columns {' and '.join(columns)}")
     res = [_curve(o, phase, c) for c in columns]
-    if any(not len(c) or np.isnan(c[-1]) for c in res): raise ValueError(f"columns={columns}: there is no accuracy at the end; evaluate each epoch, by `EvalSets`")
+    if any(not len(c) or np.isnan(c[-1]) for c in res):
+        raise ValueError(f"columns={columns}: there is no accuracy at the end; evaluate each epoch, by `EvalSets`")
     return res
 
 # %% ../nbs/13_erosion.ipynb #53642806

@@ -1,4 +1,4 @@
-"""How much accuracy comes back with a new last layer and a few clean images; which groups lost most; and patterns that come gradually
+"""What a new last layer recovers with a few clean images, which groups lost most, and patterns that come by degrees
 
 Docs: https://feature-erosion.github.io/feature_erosion/recover.html.md"""
 
@@ -34,7 +34,8 @@ _l1 = dict(penalty='l1') if LogisticRegression().penalty=='l2' else dict(l1_rati
 
 def _regress(X, y, C, seed):
     "Weights, intercepts and whether it converged: each class against the others"
-    ms = [LogisticRegression(C=C, solver='liblinear', max_iter=1000, random_state=seed, **_l1).fit(X, y==c) for c in range(y.max()+1)]
+    how = dict(C=C, solver='liblinear', max_iter=1000, random_state=seed, **_l1)
+    ms = [LogisticRegression(**how).fit(X, y==c) for c in range(y.max()+1)]
     return np.concatenate([m.coef_ for m in ms]),np.concatenate([m.intercept_ for m in ms]),all(m.n_iter_.max()<1000 for m in ms)
 
 def _halves(g, rng):
@@ -65,7 +66,7 @@ def _strength(X, y, g, by_group, seed):
 def dfr(
     X, # Features, shape `(samples, features)`
     y, # Integer labels, shape `(samples,)`
-    groups=None, # A name or number for each sample, e.g. of its class and background; by default classes, of which the mean counts, not the worst
+    groups=None, # A name or number for each sample, e.g. of its class and background; by default its class
     retrain:int=20, # How many layers to average, if groups are of different sizes
     seed:int=0 # Which samples are in which half and subset
 )->LinearProbe: # With the `C` that was chosen; `converged` is false if the solver stopped early
@@ -83,9 +84,11 @@ def dfr(
 # %% ../nbs/16_recover.ipynb #0d84df9a
 def _check_dfr(X, y, classes, g, retrain):
     if X.ndim!=2 or len(X)!=len(y) or len(g)!=len(y):
-        raise ValueError(f"X, y, groups: features of shape {X.shape}, {len(y)} labels, {len(g)} groups; want one row, label and group per sample")
+        raise ValueError(f"X, y, groups: features of shape {X.shape}, {len(y)} labels, {len(g)} groups; "
+                         "want one row, label and group per sample")
     if len(classes)<2: raise ValueError(f"y: all {len(y)} labels are the same; want two classes or more")
-    if not np.isfinite(X).all(): raise ValueError(f"X: {(~np.isfinite(X)).sum()} of {X.size} features are NaN or infinite; has the network diverged?")
+    if (bad := (~np.isfinite(X)).sum()):
+        raise ValueError(f"X: {bad} of {X.size} features are NaN or infinite; has the network diverged?")
     if retrain<1: raise ValueError(f"retrain={retrain!r}: must be at least 1")
 
 # %% ../nbs/16_recover.ipynb #8b1a0a52
@@ -110,7 +113,8 @@ def _draw(y, most, seed):
 def _check_enough(k, y, y_test, names):
     for c in np.union1d(y, y_test):
         if (n := (y==c).sum())<k:
-            raise ValueError(f"few={k}: class {names[c] if names else c!r} has {n} training images; choose fewer, or give more images")
+            raise ValueError(f"few={k}: class {names[c] if names else c!r} has {n} training images; "
+                             "choose fewer, or give more images")
 
 # %% ../nbs/16_recover.ipynb #4bf31a32
 def _last(model, dl, layers): return penultimate(model, dl)
@@ -123,7 +127,7 @@ def _all(model, dl, layers):
 _kinds = dict(last=_last, all=_all)
 
 def _check_args(few, features, seeds):
-    if not few or (bad := [k for k in few if not is_int(k) or k<1]): raise ValueError(f"few={bad[0] if few else few!r}: must be 1 or more images per class")
+    if not few or not all(is_int(k) and k>0 for k in few): raise ValueError(f"few={few}: must be numbers of images per class, from 1")
     if bad := [o for o in features if o not in _kinds]: raise ValueError(f"features={bad}: must be among {', '.join(_kinds)}")
     if not is_int(seeds) or seeds<1: raise ValueError(f"seeds={seeds!r}: must be 1 or more draws of images")
 
@@ -135,7 +139,8 @@ def _answers(model, name, dl):
             xs,ys = split_batch(dl, b, model)
             if not ys: raise ValueError("dl: batches have no labels; give a loader of (x, y)")
             scores = answer_tensor(model(*to_model(xs, model)))
-            if not scores.isfinite().all(): raise ValueError(f"models: {name!r} answers with NaN or infinite scores; it has diverged")
+            if not scores.isfinite().all():
+                raise ValueError(f"models: {name!r} answers with NaN or infinite scores; it has diverged")
             got.append((scores.argmax(1).cpu(), ys[0].cpu()))
     if not got: raise ValueError("dl: there are no samples in it")
     return tuple(int_labels(torch.cat(o)) for o in zip(*got))
@@ -154,7 +159,7 @@ class Recovered(Measured):
         after:str, # Name of another
         untrained:str|None=None # Name of one that has learned nothing: what can be "recovered" from it was never learned
     )->pd.DataFrame: # A row for each kind of features; columns as in `means`
-        "The share that is gone, as in `forgetting`: of the answers, and of what can be recovered, beyond chance or beyond `untrained`"
+        "The share that is gone, as in `forgetting`, of the answers and of what can be recovered: beyond chance or `untrained`"
         m = self.means()
         a,b = m.loc[before],m.loc[after]
         floor = a*0+self.attrs['chance'] if untrained is None else m.loc[untrained].assign(now=self.attrs['chance'])
@@ -168,21 +173,24 @@ def plot(self:Recovered,
     ax:plt.Axes=None # A matplotlib axis; created if `None`
 )->plt.Axes:
     "Accuracy against images per class: a dot for each seed and a line for their mean; dotted: the model as it answers now"
-    ax,colors = ax or plt.subplots(figsize=(7.5,3.8), layout='constrained')[1],{m:f'C{i%10}' for i,m in enumerate(self.attrs['now'])}
+    ax = ax or plt.subplots(figsize=(7.5,3.8), layout='constrained')[1]
+    colors = {m:f'C{i%10}' for i,m in enumerate(self.attrs['now'])}
     for (m,f),d in pd.DataFrame(self).groupby(['model','features'], sort=False):
         ax.plot(d.few, d.accuracy, '.', color=colors[m], alpha=.5, ms=5)
         ax.plot(d.groupby('few').accuracy.mean(), color=colors[m], ls=_styles[f][1])
     for m,a in self.attrs['now'].items(): ax.axhline(a, color=colors[m], ls=':', lw=1.2)
     for m,c in colors.items(): ax.plot([], [], color=c, label=m)
-    for label,ls in [_styles[f] for f in ['now', *_kinds] if f in {'now', *self.features}]: ax.plot([], [], color='C7', ls=ls, label=label)
-    ks = sorted(set(self.few))
+    for k in ('now', *self.features.unique()): ax.plot([], [], color='gray', ls=_styles[k][1], label=_styles[k][0])
+    _few_axis(ax, sorted(set(self.few)))
+    percent(ax)
+    legend_beside(ax)
+    return ax
+
+def _few_axis(ax, ks):
     ax.set_xscale('log')
     ax.set_xticks(ks, ks)
     ax.minorticks_off()
     ax.set_xlabel('clean images per class')
-    percent(ax)
-    legend_beside(ax)
-    return ax
 
 # %% ../nbs/16_recover.ipynb #5eadaaaf
 @no_random(reproducible=False)   # the state of Python's random numbers, too, stays as it was
@@ -205,9 +213,11 @@ def recover(
     test = fixed_dl(test, n_test)
     y,y_test = (int_labels(dl_labels(o)) for o in (train, test))
     _check_enough(few[-1], y, y_test, class_names(train))
-    draws,jobs = [_draw(y, few[-1], s) for s in range(seeds)],[(m,f) for m in models for f in features]
-    rows = [r for m,f in (progress_bar(jobs, leave=False) if progress else jobs)
-            for r in _recovered(m, f, partial(_kinds[f], models[m], layers=layers), train, test, draws, few, y, y_test)]
+    (every,sets),rows = _sets(y, few, seeds),[]
+    jobs = [(m,f) for m in models for f in features]
+    for m,f in progress_bar(jobs, leave=False) if progress else jobs:
+        see = partial(_features, models[m], f, layers)
+        rows += [dict(model=m, features=f, **o) for o in _tried(see(train, every), y[every], see(test), y_test, sets)]
     res = Recovered(rows)
     now = {k:float(np.equal(*_answers(m, k, test)).mean()) for k,m in models.items()}
     res.attrs.update(now=now, chance=1/len(np.unique(y)), n_test=len(y_test))
@@ -221,16 +231,22 @@ def _of(dl, idxs):
     res.chosen = ids
     return res
 
-def _recovered(model, kind, see, train, test, draws, few, y, y_test):
-    "A row for each draw and number of images; `see(dl=…)` gives features"
+def _features(model, kind, layers, dl, idxs=None):
+    "Features of the samples `idxs` of a loader, by default of all"
+    some = idxs is not None and isinstance(dl, DataLoader)
+    X = _kinds[kind](model, _of(dl, idxs) if some else dl, layers)
+    return X if some or idxs is None else X[idxs]
+
+def _sets(y, few, seeds):
+    "All samples that are needed, and for each seed and number of images their places among these"
+    draws = [_draw(y, few[-1], s) for s in range(seeds)]
     every = np.unique(draws)
-    X = see(dl=_of(train, every)) if isinstance(train, DataLoader) else see(dl=train)[every]
-    X_test = see(dl=test)
-    for seed,draw in enumerate(draws):
-        for k in few:
-            i = draw[:k].flatten()
-            p = dfr(X[np.searchsorted(every, i)], y[i], seed=seed)
-            yield dict(model=model, features=kind, few=k, seed=seed, accuracy=p.accuracy(X_test, y_test), C=p.C)
+    return every,{(s,k):np.searchsorted(every, d[:k].flatten()) for s,d in enumerate(draws) for k in few}
+
+def _tried(X, y, X_test, y_test, sets):
+    for (seed,k),i in sets.items():
+        p = dfr(X[i], y[i], seed=seed)
+        yield dict(few=k, seed=seed, accuracy=p.accuracy(X_test, y_test), C=p.C)
 
 # %% ../nbs/16_recover.ipynb #899a7c2d
 @patch
@@ -262,7 +278,8 @@ class Recovery(LoggedCallback):
         if (i := self._iters()) in self.at: self._look(i)
     def after_phase(self): self._look(self._iters())
 
-    def _iters(self): return self.learn.train_iter if getattr(self.learn, 'phase', None) is None else self.learn.phase_schedule.iters
+    def _iters(self):
+        return self.learn.train_iter if getattr(self.learn, 'phase', None) is None else self.learn.phase_schedule.iters
     def _look(self, i):
         with precision(self.learn): r = recover(get_model(self.model), *self.given, progress=False, **self.kwargs)
         vals = {f'{f}_{k}':a for (f,k),a in pd.DataFrame(r).groupby(['features','few'], sort=False).accuracy.mean().items()}
@@ -271,7 +288,7 @@ class Recovery(LoggedCallback):
 # %% ../nbs/16_recover.ipynb #c33db9b9
 @patch(as_prop=True)
 def recovery(self:Recorder):
-    "`Recovery`'s records of the last fit: phase, accuracy as the model answers (`now`) and recoverable (`last_10`, …), iteration of the phase"
+    "`Recovery`'s records of the last fit: phase, iteration in it, accuracy as the model answers (`now`), and recoverable"
     return pd.DataFrame(getattr(last_fit(self), 'recovery', []))
 
 @patch
@@ -334,7 +351,8 @@ class GroupAccuracy(Measured):
     )->Measured: # `before`, `after`, `lost` in points, `forgetting` above chance, `n`
         "What each group lost between two models; the most first"
         models = self.index.unique('model') if 'model' in self.index.names else ()
-        if not {before,after} <= set(models): raise ValueError(f"before={before!r}, after={after!r}: measure both in one call; there are {', '.join(models) or 'no names'}")
+        if not {before,after} <= set(models):
+            raise ValueError(f"before={before!r}, after={after!r}: measure both in one call; there are {', '.join(models) or 'no names'}")
         a,b = (self.xs(m, level='model') for m in (before, after))
         f = forgetting(a.accuracy, b.accuracy, self.attrs['chance'])
         d = dict(before=a.accuracy, after=b.accuracy, lost=100*(a.accuracy-b.accuracy), forgetting=f, n=a.n)
@@ -350,7 +368,8 @@ class GroupAccuracy(Measured):
         for i,(m,d) in enumerate(tables.items()):
             ys = np.arange(len(names))+.16*(i-(len(tables)-1)/2)
             ax.errorbar(d.accuracy, ys, xerr=[d.accuracy-d.low, d.high-d.accuracy], fmt='o', ms=5, color=f'C{i%10}', label=m)
-        ax.set(yticks=range(len(names)), yticklabels=[', '.join(map(str, n)) if isinstance(n, tuple) else n for n in names], ylim=(len(names)-.5,-.5), xlim=(-.02,1.02), xlabel='accuracy')
+        ax.set_yticks(range(len(names)), [', '.join(map(str, n)) if isinstance(n, tuple) else n for n in names])
+        ax.set(ylim=(len(names)-.5,-.5), xlim=(-.02,1.02), xlabel='accuracy')
         ax.xaxis.set_major_formatter('{x:.0%}')
         legend_beside(ax)
         return ax
@@ -364,20 +383,22 @@ def group_accuracy(
     n:int|None=None, # Samples of each set, stratified; `None` for all
     seed:int=0, # Which samples
     level:float=.95 # Of the intervals
-)->GroupAccuracy: # `accuracy`, `n`, and the interval `low`, `high` of Wilson (1927); indexed by model and set, if several, and group
+)->GroupAccuracy: # `accuracy`, `n`, Wilson's interval `low`…`high` (1927); indexed by model and set, if several, and group
     "Accuracy of each group of samples"
     models,named = named_models(models),sets if isinstance(sets, dict) else {'':sets}
     names,fixed = _naming(by, named),{k:fixed_dl(dl, n, seed) for k,dl in named.items()}
-    res = pd.concat({(m,k):_by_group(model, m, dl, names, level) for m,model in models.items() for k,dl in fixed.items()}, names=['model','set'])
-    res = GroupAccuracy(res).droplevel([k for k,one in dict(model=len(models)==1, set=not isinstance(sets, dict)).items() if one])
+    found = {(m,k):_by_group(model, m, dl, names, level) for m,model in models.items() for k,dl in fixed.items()}
+    single = ['model']*(len(models)==1)+['set']*(not isinstance(sets, dict))
+    res = GroupAccuracy(pd.concat(found, names=['model','set'])).droplevel(single)
     res.attrs.update(level=level, chance=1/max(_n_classes(dl) for dl in fixed.values()))
     return res
 
 # %% ../nbs/16_recover.ipynb #7ff68b99
 def _by_group(model, name, dl, names, level):
     pred,y = _answers(model, name, dl)
-    d = pd.DataFrame(dict(group=names(dl, y), right=pred==y)).iloc[np.argsort(y, kind='stable')]   # groups in the order of classes
-    return pd.DataFrame({g:_share(int(r.sum()), len(r), level) for g,r in d.groupby('group', sort=False).right}).T.astype(dict(n=int)).rename_axis('group')
+    d = pd.DataFrame(dict(group=names(dl, y), right=pred==y)).iloc[np.argsort(y, kind='stable')]   # in the order of classes
+    rows = {g:_share(int(r.sum()), len(r), level) for g,r in d.groupby('group', sort=False).right}
+    return pd.DataFrame(rows.values(), index=pd.Index(rows, name='group'))
 
 def _share(k, n, level):
     ci = binomtest(k, n).proportion_ci(level, 'wilson')
@@ -409,7 +430,7 @@ def _sched(name, s):
 def _value(name, f, pct):
     v = float(f(pct))
     if 0<=v<=1: return v
-    raise ValueError(f"{name}: its schedule gives {v:g} after {pct:.0%} of the phase; must be in 0…1, a share of what the data have")
+    raise ValueError(f"{name}: its schedule gives {v:g} after {pct:.0%} of the phase; must be in 0…1, as a share")
 
 def _inner(dl): return dl.dl if is_distributed(dl) else dl
 
@@ -420,11 +441,11 @@ class Ramp(TidyCallback):
     "Over a phase, let the pattern come gradually: on more images, with its own class's picture on more of them, or more visible"
     run_valid = False
     def __init__(self,
-        ratio=None, # Share of the painted images that are painted now: a pair (from, to), or a fastai scheduler; 1 is all that `inject` has painted
+        ratio=None, # Share of the images painted by `inject` that are painted now: a pair (from, to), or a fastai scheduler
         strength=None, # Share of the images with their own class's picture that have it now; the others have another class's
         opacity=None, # Share of the pattern's opacity
         phases:list|None=None, # Names of phases; by default each whose training data are painted
-        seed:int=0 # Which images are first; with the seed of `inject`, the same as `inject` would choose for this ratio or strength
+        seed:int=0 # Which images are first; with `inject`'s seed, those that it would choose for this ratio or strength
     ):
         store_attr()
         self.scheds = {k:_sched(k, v) for k in _ramped if (v := getattr(self, k)) is not None}
@@ -466,11 +487,13 @@ def _wanted(self:Ramp):
     return wanted
 
 def _check_ramp(k, data, painted, by_sample):
-    if k is not None and k not in data: raise ValueError(f"phases: there is no phase {k!r} in this fit; must be among {', '.join(map(str, data))}")
-    if k not in painted: raise ValueError(f"Ramp: the training data{f' of phase {k!r}' if k else ''} have no pattern; make them with `dls.inject`")
+    if k is not None and k not in data:
+        raise ValueError(f"phases: there is no phase {k!r} in this fit; must be among {', '.join(map(str, data))}")
+    if k not in painted:
+        raise ValueError(f"Ramp: the training data{f' of phase {k!r}' if k else ''} have no pattern; make them with `dls.inject`")
     if by_sample and (n := _inner(data[k]).fake_l.num_workers):
-        raise ValueError(f"Ramp: {', '.join(sorted(by_sample))} with num_workers={n}: worker processes have copies of the data, which would not "
-                         "change; use num_workers=0 (the loaders of this library need no workers), or ramp the opacity")
+        raise ValueError(f"Ramp: {', '.join(sorted(by_sample))} with num_workers={n}: worker processes have copies of the data, "
+                         "which would not change; use num_workers=0 (this library's loaders need no workers), or ramp the opacity")
 
 @patch
 def _take(self:Ramp):

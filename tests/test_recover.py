@@ -189,7 +189,7 @@ def test_leaves_no_trace():
 
 # --- during a fit
 
-def fit(cbs=(), folder=None, stop=None, lengths=(1,2), iters=None):
+def fit(cbs=(), folder=None, stop=None, iters=None):
     set_seed(0)
     dls = digits_dls(n=128, n_valid=40, bs=32, seed=0)
     easy = dls.inject(ColorSquare(4))
@@ -197,7 +197,8 @@ def fit(cbs=(), folder=None, stop=None, lengths=(1,2), iters=None):
     learn = Learner(dls, net, opt_func=SGD, metrics=accuracy, loss_func=CrossEntropyLossFlat(), lr=.05)
     keep = [KeepRun(RunStore(folder).run('a'), minutes=0, strict=True)] if folder else []
     with learn.no_bar(), learn.no_logging():
-        learn.fit_phases([Phase('pretrain', lengths[0], dls), Phase('erode', None if iters else lengths[1], easy, iters=iters)], cbs=[*keep, StopAt(stop), *cbs])
+        phases = [Phase('pretrain', 1, dls), Phase('erode', None if iters else 2, easy, iters=iters)]
+        learn.fit_phases(phases, cbs=[*keep, StopAt(stop), *cbs])
     return learn
 
 class Boom(Exception): pass
@@ -235,17 +236,20 @@ def test_recovery_without_phases():
 # --- ramps
 
 class Look(Callback):
-    "The stamps, and the top left pixel of each image, batch by batch"
+    "The stamps; of each batch the top left pixels, the numbers of the images, which their bottom right pixels tell, and the labels"
     run_valid = False
-    def before_fit(self): self.stamps,self.pixels,self.labels = [],[],[]
+    def before_fit(self): self.stamps,self.pixels,self.ids,self.labels = [],[],[],[]
     def before_batch(self):
         self.stamps.append(getattr(self.learn.dls.train.dataset, 'stamps', None))
-        self.pixels.append(self.xb[0].as_subclass(torch.Tensor)[:,0,0,0].clone())
+        x = self.xb[0].as_subclass(torch.Tensor)
+        self.pixels.append(x[:,0,0,0].clone())
+        self.ids.append((x[:,0,-1,-1]*255).round().long()-100)
         self.labels.append(self.yb[0])
 
 def grey_dls(n=16, bs=4):
-    "Grey images (100 of 255) of two classes, in 0…1"
-    sets = [TensorImages(np.full((n,8,8,3), 100, dtype=np.uint8), np.arange(n)%2, ['a','b']) for _ in (0,1)]
+    "Grey images (100, 101, … of 255) of two classes, in 0…1"
+    x = np.broadcast_to(np.arange(100, 100+n, dtype=np.uint8)[:,None,None,None], (n,8,8,3))
+    sets = [TensorImages(x.copy(), np.arange(n)%2, ['a','b']) for _ in (0,1)]
     return tensor_dls(*sets, bs=bs, pad=0, flip=False)
 
 def run(cb, dls=None, phases=None, **kw):
@@ -265,9 +269,12 @@ def test_ratio_by_hand():
     look,easy = run(Ramp(ratio=(0,1)))
     assert look.stamps[:4]==[None]*4 and counts(look.stamps)==[0,4,8,12] and counts([easy.train.dataset.stamps])==[16]
     for a,b in zip(look.stamps[4:], look.stamps[5:]): assert (b[a>=0]==a[a>=0]).all()
-    assert torch.allclose(torch.cat(look.pixels[:5]), torch.tensor(100/255))            # the first batch of the ramp has no square, too
-    painted = torch.cat([(p-100/255).abs()>.1 for p in look.pixels[4:]])
-    assert 0<painted.sum()<16
+    check_painted(look)
+
+def check_painted(look):
+    "Each batch was painted as the stamps said when it was read"
+    for s,p,i in zip(look.stamps, look.pixels, look.ids):
+        assert torch.equal((p-(100+i)/255).abs()>.1, torch.zeros(len(i), dtype=torch.bool) if s is None else s[i]>=0)
 
 def test_lengths_and_schedules():
     "Two epochs, iterations, a phase that spans one and a half epochs; a fastai schedule; each phase starts again"
@@ -278,11 +285,15 @@ def test_lengths_and_schedules():
     assert counts(run(Ramp(ratio=(0,1), phases=['erode1']), phases=[dict(epochs=1),dict(epochs=1)])[0].stamps)==[16]*4+[0,4,8,12]
     assert counts(run(Ramp(ratio=(0,1)), ratio=.5)[0].stamps)==[0,2,4,6]                          # of the eight that are painted
 
+def check_faded(look):
+    "Grey to black or white: the image's own grey and a share of the way to 0 or 1"
+    for share,p,i,y in zip((0,.25,.5,.75), look.pixels[4:], look.ids[4:], look.labels[4:]):
+        own = (100+i)/255
+        assert torch.allclose(p, own+share*(y.as_subclass(torch.Tensor).float()-own), atol=1e-6)
+
 def test_opacity_by_hand():
-    "Grey to black or white: 100/255 and a share of the way to 0 or 1"
     look,easy = run(Ramp(opacity=(0,1)))
-    for share,p,y in zip((0,.25,.5,.75), look.pixels[4:], look.labels[4:]):
-        assert torch.allclose(p, 100/255+share*(y.as_subclass(torch.Tensor).float()-100/255), atol=1e-6)
+    check_faded(look)
     assert counts(look.stamps)==[16]*4
     assert not [k for f in easy.train.after_batch.fs for k in vars(f) if k=='_pictures']
     assert set(easy.train.one_batch()[0][:,0,0,0].tolist())<={0.,1.}
@@ -352,7 +363,7 @@ class Items:
     "Read one by one"
     def __init__(self, n=16): self.n = n
     def __len__(self): return self.n
-    def __getitem__(self, i): return TensorImage(torch.full((3,8,8), 100, dtype=torch.uint8)),TensorCategory(i%2)
+    def __getitem__(self, i): return TensorImage(torch.full((3,8,8), 100+i, dtype=torch.uint8)),TensorCategory(i%2)
 
 def slow_dls(num_workers=0):
     dls = DataLoaders(*[TfmdDL(Items(), bs=4, shuffle=s, num_workers=num_workers, after_batch=[IntToFloatTensor()]) for s in (True,False)])
@@ -361,15 +372,16 @@ def slow_dls(num_workers=0):
     return dls
 
 def test_item_by_item():
-    assert counts(run(Ramp(ratio=(0,1)), slow_dls(), n_classes=2)[0].stamps)==[0,4,8,12]
+    look,_ = run(Ramp(ratio=(0,1)), slow_dls(), n_classes=2)
+    assert counts(look.stamps)==[0,4,8,12]
+    check_painted(look)
 
 def test_workers():
     "What lies in the data cannot change in worker processes, and is refused; opacity is painted in the main process"
     for k in ('ratio','strength'):
         with pytest.raises(ValueError, match=f'Ramp: {k} with num_workers=1'): run(Ramp(**{k:(0,1)}), slow_dls(1), n_classes=2)
     look,_ = run(Ramp(opacity=(0,1)), slow_dls(1), n_classes=2)
-    for share,p,y in zip((0,.25,.5,.75), look.pixels[4:], look.labels[4:]):
-        assert torch.allclose(p, 100/255+share*(y.as_subclass(torch.Tensor).float()-100/255), atol=1e-6)
+    check_faded(look)
 
 def test_refused():
     for kw,said in ((dict(), 'say what is to change'), (dict(ratio=.5), 'ratio=0.5: must be a pair'), (dict(ratio=(0,2)), 'ratio: its schedule gives 2 after 100%'),
