@@ -127,7 +127,8 @@ def _all(model, dl, layers):
 _kinds = dict(last=_last, all=_all)
 
 def _check_args(few, features, seeds):
-    if not few or not all(is_int(k) and k>0 for k in few): raise ValueError(f"few={few}: must be numbers of images per class, from 1")
+    if not few or not all(is_int(k) and k>0 for k in few):
+        raise ValueError(f"few={few}: must be numbers of images per class, from 1")
     if bad := [o for o in features if o not in _kinds]: raise ValueError(f"features={bad}: must be among {', '.join(_kinds)}")
     if not is_int(seeds) or seeds<1: raise ValueError(f"seeds={seeds!r}: must be 1 or more draws of images")
 
@@ -352,7 +353,8 @@ class GroupAccuracy(Measured):
         "What each group lost between two models; the most first"
         models = self.index.unique('model') if 'model' in self.index.names else ()
         if not {before,after} <= set(models):
-            raise ValueError(f"before={before!r}, after={after!r}: measure both in one call; there are {', '.join(models) or 'no names'}")
+            raise ValueError(f"before={before!r}, after={after!r}: measure both in one call; "
+                             f"there are {', '.join(models) or 'no names'}")
         a,b = (self.xs(m, level='model') for m in (before, after))
         f = forgetting(a.accuracy, b.accuracy, self.attrs['chance'])
         d = dict(before=a.accuracy, after=b.accuracy, lost=100*(a.accuracy-b.accuracy), forgetting=f, n=a.n)
@@ -386,6 +388,7 @@ def group_accuracy(
 )->GroupAccuracy: # `accuracy`, `n`, Wilson's interval `low`…`high` (1927); indexed by model and set, if several, and group
     "Accuracy of each group of samples"
     models,named = named_models(models),sets if isinstance(sets, dict) else {'':sets}
+    if not named: raise ValueError("sets: name at least one, e.g. `pattern_sets(dls, ColorSquare(4))`")
     names,fixed = _naming(by, named),{k:fixed_dl(dl, n, seed) for k,dl in named.items()}
     found = {(m,k):_by_group(model, m, dl, names, level) for m,model in models.items() for k,dl in fixed.items()}
     single = ['model']*(len(models)==1)+['set']*(not isinstance(sets, dict))
@@ -429,7 +432,7 @@ def _sched(name, s):
 
 def _value(name, f, pct):
     v = float(f(pct))
-    if 0<=v<=1: return v
+    if -1e-6<=v<=1+1e-6: return min(1., max(0., v))
     raise ValueError(f"{name}: its schedule gives {v:g} after {pct:.0%} of the phase; must be in 0…1, as a share")
 
 def _inner(dl): return dl.dl if is_distributed(dl) else dl
@@ -468,7 +471,7 @@ class Ramp(TidyCallback):
 
     def tidy(self):
         if self.ds is None: return
-        self.ds.stamps = self.full
+        if self.full is not None: self.ds.stamps = self.full
         vars(self.tfm).pop('_pictures', None)
         self.ds,self.now = None,{}
 
@@ -493,14 +496,16 @@ def _check_ramp(k, data, painted, by_sample):
         raise ValueError(f"Ramp: the training data{f' of phase {k!r}' if k else ''} have no pattern; make them with `dls.inject`")
     if by_sample and (n := _inner(data[k]).fake_l.num_workers):
         raise ValueError(f"Ramp: {', '.join(sorted(by_sample))} with num_workers={n}: worker processes have copies of the data, "
-                         "which would not change; use num_workers=0 (this library's loaders need no workers), or ramp the opacity")
+                         "which would not change; use num_workers=0 (this library's loaders need none), or ramp the opacity")
 
 @patch
 def _take(self:Ramp):
     "Remember what the data have, and prepare"
     dl = self.learn.dls.train
+    if any(isinstance(o, Ramp) and o.ds is _inner(dl).dataset for o in self.learn.cbs):
+        raise ValueError(f"Ramp: two act on the data of {f'phase {self._phase()!r}' if self._phase() else 'this fit'}; make them one")
     self.ds,self.tfm = _inner(dl).dataset,_painter(dl)
-    self.full = self.ds.stamps
+    self.full = self.ds.stamps if {'ratio','strength'} & set(self.scheds) else None
     if 'opacity' in self.scheds: self.tfm._pictures = self._faded
     if 'strength' in self.scheds:
         y = read_labels(self.ds)
@@ -518,10 +523,15 @@ def _pct(self:Ramp):
 def _turn(self:Ramp):
     "Set the data to what the next batch should have"
     if self.ds is None: return
-    self.now,s,seed = {k:_value(k, f, min(1., self._pct())) for k,f in self.scheds.items()},self.full,stamp_seed(self.seed, 0)
+    self.now = {k:_value(k, f, min(1., self._pct())) for k,f in self.scheds.items()}
+    if self.full is not None: self.ds.stamps = self._stamps(stamp_seed(self.seed, 0))
+
+@patch
+def _stamps(self:Ramp, seed):
+    s = self.full
     if 'strength' in self.now: s = _only_some(s, self.others, self.own, self.now['strength'], seed+[2])
     if 'ratio' in self.now: s = _only_some(s, torch.full_like(s, -1), np.flatnonzero(s>=0), self.now['ratio'], seed)
-    self.ds.stamps = s
+    return s
 
 def _only_some(stamps, others, idx, share, seed):
     "A `share` of the samples `idx` keep their stamps, which of them depends on the seed; the rest of `idx` get `others`"

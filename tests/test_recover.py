@@ -5,8 +5,8 @@ import numpy as np, pytest, torch
 from torch import nn
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from fastai.vision.all import (Callback, CategoryMap, CrossEntropyLossFlat, DataLoaders, IntToFloatTensor, Learner, SchedCos, SGD, TensorCategory,
-                               TensorImage, TfmdDL, accuracy, set_seed)
+from fastai.vision.all import (Callback, CategoryMap, CrossEntropyLossFlat, DataLoaders, IntToFloatTensor, L, Learner, SchedCos, SGD,
+                               TensorCategory, TensorImage, TfmdDL, accuracy, set_seed)
 from feature_erosion.data import TensorImages, digits_dls, tensor_dls
 from feature_erosion.evalsets import EvalSets, pattern_sets
 import feature_erosion.learner   # `fit_phases`, `recover` and others on every Learner
@@ -259,7 +259,7 @@ def run(cb, dls=None, phases=None, **kw):
     learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(192,2)), loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=.01)
     phases = phases or [dict(epochs=1)]
     with learn.no_bar(), learn.no_logging():
-        learn.fit_phases([Phase('clean', 1, dls)]+[Phase(f'erode{i or ""}', dls=easy, **p) for i,p in enumerate(phases)], cbs=[cb, look])
+        learn.fit_phases([Phase('clean', 1, dls)]+[Phase(f'erode{i or ""}', dls=easy, **p) for i,p in enumerate(phases)], cbs=[*L(cb), look])
     return look,easy
 
 def counts(stamps): return [int((o>=0).sum()) for o in stamps if o is not None]
@@ -394,6 +394,14 @@ def test_refused():
     with pytest.raises(ValueError, match='the training data have no pattern'), learn.no_bar(), learn.no_logging(): learn.fit(1)
     bent = Ramp(ratio=lambda pct: 1+pct*(1-pct))
     with pytest.raises(ValueError, match='after 25% of the phase'): run(bent)
+
+def test_two_ramps():
+    "In different phases they work, in one they are refused, and the data are as they were"
+    phases = [dict(epochs=1),dict(epochs=1)]
+    class Second(Ramp): pass
+    look,easy = run([Ramp(ratio=(0,1), phases=['erode']), Second(ratio=(1,0), phases=['erode1'])], phases=phases)
+    assert counts(look.stamps)==[0,4,8,12]+[16,12,8,4] and counts([easy.train.dataset.stamps])==[16]
+    with pytest.raises(ValueError, match="Ramp: two act on the data of phase 'erode'; make them one"): run([Ramp(ratio=(0,1)), Second(opacity=(0,1))])
 
 def test_evaluation_sets_stay():
     "They have the full pattern, whatever the ramp does"
