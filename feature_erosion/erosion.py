@@ -284,7 +284,7 @@ def max_forgetting(
     acc, # As in `backward_transfer`
     tasks:dict|None=None # As in `backward_transfer`
 )->float: # In -1…1
-    "Mean over earlier tasks of the best accuracy before the end, minus the final one (Chaudhry et al. 2018, eq. 3 and 4)"
+    "Mean over earlier tasks of the best accuracy before the end, minus the final one (Chaudhry et al. 2018)"
     R = _task_table(acc, tasks)
     return float((np.nanmax(R[:-1,:-1], axis=0)-R[-1,:-1]).mean())
 

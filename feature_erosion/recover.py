@@ -70,7 +70,7 @@ def dfr(
     retrain:int=20, # How many layers to average, if groups are of different sizes
     seed:int=0 # Which samples are in which half and subset
 )->LinearProbe: # With the `C` that was chosen; `converged` is false if the solver stopped early
-    "Deep feature reweighting: a linear classifier with an ℓ₁ penalty (Kirichenko et al. 2022, section 5)"
+    "Deep feature reweighting: a linear classifier with an ℓ₁ penalty (Kirichenko et al. 2022)"
     X,y = np.asarray(X, dtype=np.float64),int_labels(y)
     classes,y = np.unique(y, return_inverse=True)
     g = y if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
@@ -117,7 +117,7 @@ def _check_enough(k, y, y_test, names):
                              "choose fewer, or give more images")
 
 # %% ../nbs/16_recover.ipynb #4bf31a32
-def _last(model, dl, layers): return penultimate(model, dl)
+def _last(model, dl, layers): return penultimate(model, dl).cpu()
 
 def _all(model, dl, layers):
     got = {}
