@@ -27,6 +27,7 @@ from .measures.inside import look_inside
 from .runs.store import Run, RunStore
 from .runs.resume import KeepRun
 from .runs.sweep import mean_interval, sweep
+from .recover import Ramp, group_accuracy, recover
 from .unlearning import compare_unlearning, split_forget, unlearn
 from .learner import erosion_learner
 from .mitigations import EWC, L2SP, LwF, Replay, SAM, wise_ft

@@ -1015,3 +1015,66 @@ class GroupDRO(Mitigation):
         q = self.q*(self.eta*loss.detach()).exp()
         self.q = q/q.sum()
         self.learn.loss_grad = self.loss_grad-self.loss.detach()*0 if False else (self.q*loss).sum()
+
+# %% ../nbs/15_mitigations.ipynb #1e3c9cf8
+class TensorGroup(TensorBase):
+    "The group of a sample"
+
+class GroupedDataset(StampedDataset):
+    "A dataset that adds a group to each item, before the stamp if there is one"
+    def __getitem__(self, i):
+        *item,last = self.ds[i]
+        g = TensorGroup(self.stamps[i])
+        return (*item, g, last) if isinstance(last, TensorStamp) else (*item, last, g)
+
+def stamp_groups(
+    dl # A loader painted by `dls.inject`
+)->np.ndarray: # int64, shape `(samples,)`: `2·label`, and 1 more where the sample wears its own class's picture
+    "Each class in two groups, with its picture and without"
+    if not isinstance(dl.dataset, StampedDataset): raise ValueError("groups=None: nothing is painted on these data; give one group a sample")
+    y = read_labels(dl.dataset)
+    return 2*y + (dl.dataset.stamps.numpy()==y)
+
+def grouped(
+    dls:DataLoaders, # Data to train on
+    groups=None # Integers from 0, one for each training sample; by default `stamp_groups`
+)->DataLoaders: # For a fit with `GroupDRO`, which takes the groups off the batches again
+    "The same data, whose training samples tell their group"
+    g = np.asarray(stamp_groups(dls.train) if groups is None else groups)
+    if g.shape!=(len(dls.train_ds),) or g.dtype.kind not in 'iu' or g.min()<0:
+        raise ValueError(f"groups: shape {g.shape}, {g.dtype}; must be {len(dls.train_ds)} integers from 0, one for each training sample")
+    res,dl = copy(dls),same_dl(dls.train, GroupedDataset(dls.train_ds, torch.as_tensor(g, dtype=torch.int64)))
+    dl.n_groups = int(g.max())+1
+    res.loaders = [dl, *dls.loaders[1:]]
+    return res
+
+# %% ../nbs/15_mitigations.ipynb #0545830c
+class GroupDRO(Mitigation):
+    "Train on Σ q·loss over groups, where q grows with a group's loss: q ← q·exp(η·loss), normalised (Sagawa et al. 2020, algorithm 1)"
+    order = -5   # takes the groups off before other callbacks see the batch
+    def __init__(self,
+        eta:float=.01, # η; 0 trains on the plain mean
+        phases:list=None # As in `Mitigation`; their data are from `grouped`
+    ):
+        super().__init__(phases)
+        self.eta = eta
+
+    def strength(self): return self.eta
+    def begin(self):
+        n = getattr(self.learn.dls.train, 'n_groups', None)
+        if n is None: raise ValueError("GroupDRO: the data of this phase tell no groups; train on `grouped(dls)`")
+        self.q = torch.full((n,), 1/n, device=self.learn.dls.device)
+
+    def before_batch(self):
+        self.group = None
+        if self.training and isinstance(self.yb[-1], TensorGroup): *self.learn.yb,self.group = self.yb
+
+    def after_loss(self):
+        if not self.acts or not self.training: return
+        with NoneReduce(self.loss_func) as f: each = f(self.learn.pred, *self.yb).flatten().float()
+        g = self.group.as_subclass(torch.Tensor)
+        sums,n = (torch.zeros_like(self.q).index_add(0, g, o) for o in (each, torch.ones_like(each)))
+        loss = sums/n.clamp(min=1)
+        q = self.q*(self.eta*loss.detach()).exp()
+        self.q = q/q.sum()
+        self.learn.loss_grad = self.loss_grad-self.loss.detach()*0 if False else (self.q*loss).sum()

@@ -15,7 +15,7 @@ data_sets = 'digits','cifar10','cifar100' # Besides folders of images
 pattern_names = 'square','stripes','texture','watermark','corner' # As in `find_pattern`
 presets = 'smoke','cpu','paper' # Scales of a recipe
 figures = 'fig1','fig2','fig3','fig4','fig5','fig6','gradcam','rank' # Figures of the paper
-questions = 'resist','unlearn' # Recipes for what the paper leaves open
+questions = 'resist','recover','unlearn' # Recipes for what the paper leaves open
 stats = dict(half=((.5,.5,.5), (.5,.5,.5)),   # Mean and standard deviation of the channels, for normalisation
              imagenet=((.485,.456,.406), (.229,.224,.225)),
              cifar=((.4914,.4822,.4465), (.2023,.1994,.2010)))   # the paper's, after Liu et al. 2019

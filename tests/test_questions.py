@@ -7,7 +7,7 @@ from feature_erosion.evalsets import evaluate, pattern_sets
 from feature_erosion.paper import questions, recipes as recipes_module
 from feature_erosion.paper.nets import Net, load_net, net_dls, net_pattern, trained
 from feature_erosion.paper.questions import resisting, train_resisting
-from feature_erosion.paper.recipes import Scale, recipes, run_recipe
+from feature_erosion.paper.recipes import Scale, recipes, run_recipe, with_control
 from feature_erosion.runs.store import RunStore
 
 tiny = Net('Perceptron', 'perceptron', 'digits', n=128, n_valid=60, lr=.05, lengths=(4,2,1))
@@ -37,6 +37,15 @@ def test_what_is_trained(tmp_path, method):
     before,after = trained(store, replace(tiny, lengths=(2,0,0))).weights('pretrain'),run.weights('erode')
     assert before['1.weight'].equal(after['1.weight'])==(method=='last layer only') and not before['3.weight'].equal(after['3.weight'])
 
+def test_what_is_recovered(tmp_path):
+    made = run_recipe(recipes['recover'], Scale(with_control(replace(tiny, lengths=(4,2,0))), seeds=1), tmp_path, n_jobs=1, progress=False)
+    t = made.tables['recover']
+    assert t.groupby(['ratio','seed','features','model']).size().eq(2*3).all() and set(t.model)=={'start','before','after'} and set(t.few)=={1,10}   # three draws
+    before = t[t.model!='after'].drop(columns='ratio').groupby(t.ratio)
+    assert before.get_group(0.).reset_index(drop=True).equals(before.get_group(1.).reset_index(drop=True))   # the same networks, measured twice
+    assert t.accuracy.between(0,1).all() and len(made.claims())==4
+    plt.close(made.plot())
+
 def test_only_when_named(tmp_path):
     assert set(cli.questions)<=set(recipes) and not set(cli.questions) & set(cli.figures)
     named = [r.name for r,_ in recipes_module._chosen('smoke', None, None)]
@@ -44,7 +53,7 @@ def test_only_when_named(tmp_path):
 
 @pytest.mark.slow('every method at the smallest scale')
 def test_command_line(tmp_path, capsys):
-    assert cli.main(['paper','resist','unlearn','--preset','smoke','--out',str(tmp_path/'o'),'--jobs','1'])==0
+    assert cli.main(['paper','resist','recover','unlearn','--preset','smoke','--out',str(tmp_path/'o'),'--jobs','1'])==0
     said = capsys.readouterr().out
-    assert 'WiSE-FT, half way' in said and 'salun, a class' in said
-    for o in 'resist','unlearn': assert (tmp_path/'o'/o/'figures'/f'{o}.png').exists()
+    assert 'WiSE-FT, half way' in said and 'new last layer brings back' in said and 'salun, a class' in said
+    for o in cli.questions: assert (tmp_path/'o'/o/'figures'/f'{o}.png').exists()
