@@ -7,7 +7,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/watch.html.md"""
 # %% auto #0
 __all__ = ['nearest_mean', 'other_labels', 'grid_boxes', 'hangs_on', 'ErosionWarning', 'WatchErosion']
 
-# %% ../nbs/18_watch.ipynb #8a2a105f
+# %% ../nbs/18_watch.ipynb #705fde87
 import time, warnings, numpy as np, pandas as pd, torch, torch.nn.functional as F
 from contextlib import contextmanager
 from math import log2
@@ -30,7 +30,7 @@ from .measures.layers import *
 from .measures.rank import effective_rank
 from .measures.cka import linear_cka
 
-# %% ../nbs/18_watch.ipynb #a4f829f0
+# %% ../nbs/18_watch.ipynb #547f5ff2
 def nearest_mean(
     X:torch.Tensor, # Features, shape `(samples, features)`
     y:torch.Tensor # Integer labels, shape `(samples,)`
@@ -55,14 +55,14 @@ def _halves(at):
     res[order] = (torch.arange(len(at), device=at.device)-starts[at[order]])%2
     return res
 
-# %% ../nbs/18_watch.ipynb #bbac03c6
+# %% ../nbs/18_watch.ipynb #203a96bd
 class _Answers(Metric):
     "Labels, and whether each was answered rightly"
     def reset(self): self.got = []
     def accumulate(self, learn):
         pred,y = learn.pred,learn.y
         if y.numel()!=len(y) or y.is_floating_point() or pred.ndim!=2: raise wrong_label(y[0])
-        y = y.flatten()
+        y = y.flatten().long()
         self.got.append((y.cpu(), (pred.argmax(1)==y).cpu()))
     @property
     def value(self): return tuple(torch.cat(o) for o in zip(*self.got))
@@ -84,7 +84,7 @@ def _features(model, head):
     finally:
         for h in hooks: h.remove()
 
-# %% ../nbs/18_watch.ipynb #02a96717
+# %% ../nbs/18_watch.ipynb #45e1f954
 class _Known:
     "Fixed samples of data that the model could do"
     def __init__(self, dl, names, n, seed):
@@ -109,25 +109,30 @@ def _references(reference, n, seed):
     if not named: raise ValueError("reference={}: name at least one loader, e.g. {'photos':old_dls}")
     with no_random(reproducible=False): return {k:_Known(_valid(d), class_names(d), n, seed) for k,d in named.items()}
 
-# %% ../nbs/18_watch.ipynb #81d9bac3
+# %% ../nbs/18_watch.ipynb #74ff501d
 class _Layers:
     "A few fixed samples, and what each layer makes of them"
-    def __init__(self, dl, n, layers, seed):
+    def __init__(self, dl, n, layers, model, seed):
         dl = fixed_dl(dl, n, seed)
-        with unaugmented(dl): self.batches = [(*xs, *ys[:1]) for xs,ys in (split_batch(dl, b) for b in dl)]
-        self.dl,self.which = dl,layers
-
-    def inputs(self): return split_batch(self.dl, self.batches[0])[0]
+        with unaugmented(dl): self.batches = [split_batch(dl, b, model)[0] for b in dl]
+        k,calls = len(tensors_in(self.batches[0])[0]),layer_calls(model, self.batches[0], layers)
+        if layers is None and len(calls)<3: calls = layer_calls(model, self.batches[0], 'leaf')
+        self.names = [n for n,c in calls.items() if c.shape[:1]==(k,)]   # samples come first
+        if not self.names: raise ValueError(f"layers={layers!r}: no layer puts out one row for each sample; name another")
 
     def look(self, model):
         got = {}
-        def use(model, layer, X): got[layer] = X.clone()
-        visit(model, self.batches, Features(use, max_features=2000), self.which, progress=False)
-        return got
+        def see(n, m, o):
+            o = o.float()
+            got.setdefault(n, []).append(flat(o, pick_features(o[0].numel(), 2000)).clone())
+        with evaluating(model):
+            for xs in self.batches:
+                with watching(model, see, self.names): model(*to_model(xs, model))
+        return {n:torch.cat(got[n]) for n in self.names}
 
 def _cka(a, b): return linear_cka(a, b) if a.isfinite().all() and b.isfinite().all() else float('nan')
 
-# %% ../nbs/18_watch.ipynb #14c1254a
+# %% ../nbs/18_watch.ipynb #5cf3e8f9
 def other_labels(
     y:torch.Tensor, # Integer labels, shape `(batch,)`
     seed=0 # Same seed, same partners
@@ -168,7 +173,7 @@ def hangs_on(
 
 def _lower(k, n, alpha): return binomtest(k, n, alternative='greater').proportion_ci(1-alpha, method='wilson').low
 
-# %% ../nbs/18_watch.ipynb #314072e6
+# %% ../nbs/18_watch.ipynb #96e4d5cb
 def _image_batch(dl, b, model):
     "Images and labels of a batch, on the model's device"
     xs,ys = split_batch(dl, b, model)
@@ -191,7 +196,7 @@ def _exchanged(model, x, y, grid, seed):
     right,still = (answer_tensor(model(o)).argmax(1).cpu()==y for o in (x,mixed))
     return SimpleNamespace(right=right, still=still, cell=cell, size=x.shape[2:])
 
-# %% ../nbs/18_watch.ipynb #6052f9b5
+# %% ../nbs/18_watch.ipynb #9d1d407f
 class ErosionWarning(UserWarning): "The model is losing what it knew"
 
 class WatchErosion(LoggedCallback):
@@ -215,7 +220,8 @@ class WatchErosion(LoggedCallback):
 
     def reset(self):
         "Forget everything: the next fit begins anew, and its start is what the model knows"
-        self.start,self.good,self.owner,self.rows,self.classes,self.drift,self.warnings = None,None,None,[],[],[],[]
+        self.start,self.good,self.owner = None,None,None
+        self.rows,self.classes,self.drift,self.warnings,self.told = [],[],[],[],[]
         self.level,self.now,self.iters,self.fits,self.looks,self.stopped,self.by = 0,0,0,0,0,False,{}
         self.seconds,self.look_seconds,self.trained = 0.,0.,0.
 
@@ -228,7 +234,7 @@ class WatchErosion(LoggedCallback):
 
     __repr__ = basic_repr('tolerance,budget,stop,restore,n')
 
-_kept = ('start','good','rows','classes','drift','warnings','level','now','iters','fits','looks','stopped','by',
+_kept = ('start','good','rows','classes','drift','warnings','told','level','now','iters','fits','looks','stopped','by',
          'seconds','look_seconds','trained','done_iters','points','times','credit')
 
 def _check_watch(tolerance, budget, n, n_layers):
@@ -237,7 +243,7 @@ def _check_watch(tolerance, budget, n, n_layers):
     if n is not None and n<2: raise ValueError(f"n={n}: must be at least 2, or None for all")
     if n_layers<4: raise ValueError(f"n_layers={n_layers}: CKA needs at least 4 samples")
 
-# %% ../nbs/18_watch.ipynb #5cd75ab7
+# %% ../nbs/18_watch.ipynb #78df8199
 @patch
 def before_fit(self:WatchErosion):
     self.run = trains(self.learn)
@@ -302,7 +308,7 @@ def record(self:WatchErosion, epoch):
     else: self.last.__dict__.update({c:_Blank('nan') for c in self.columns})
     self.mark = time.perf_counter()
 
-# %% ../nbs/18_watch.ipynb #97398105
+# %% ../nbs/18_watch.ipynb #be706faf
 @patch
 def _affords(self:WatchErosion):
     "Whether a look now leaves enough for as many of the later ones as the budget allows"
@@ -321,17 +327,17 @@ def cost(self:WatchErosion):
     "How many looks, the seconds they took, and what share that is of the time for training"
     return AttrDict(looks=self.looks, seconds=round(self.seconds, 3), share=round(self.seconds/self.trained, 4) if self.trained else float('nan'))
 
-# %% ../nbs/18_watch.ipynb #5589cc8a
+# %% ../nbs/18_watch.ipynb #bd72b7a6
 @patch
 def _prepare(self:WatchErosion):
     "Find samples, head and columns"
     model = get_model(self.model)
     self.images,first_dl = None,self.learn.dls.valid
     if self.sets: first_dl = first(self.sets.values()).dl
-    self.inside = _Layers(first_dl, self.n_layers, self.layers, self.seed)
-    x = to_model(tuple(o[:2] for o in self.inside.inputs()), model)
-    self.head = _head(model, x)
-    if self.sets is None: self._without(self.inside.inputs())
+    self.inside = _Layers(first_dl, self.n_layers, self.layers, model, self.seed)
+    x = to_model(self.inside.batches[0], model)
+    self.reads = _head(model, x)
+    if self.sets is None: self._without(x)
     with evaluating(model), precision(self.learn): outputs = answer_tensor(model(*x)).shape[-1]
     self.heads = {k:_same_head(k, s, outputs, self.learn.dls) for k,s in (self.sets or {}).items()}
     known = [c for k,h in self.heads.items() for c in ([k] if h else [])+[f'{k}_features']]
@@ -351,7 +357,7 @@ def _same_head(k, known, outputs, dls):
     if own and set(own)==set(known.names): check_classes(dls, known.dl, f'reference {k!r}')
     return len(known.names)==outputs
 
-# %% ../nbs/18_watch.ipynb #e54bd7d5
+# %% ../nbs/18_watch.ipynb #dbaf7eb5
 @patch
 def _look(self:WatchErosion, epoch):
     "Measure, log, warn"
@@ -360,7 +366,7 @@ def _look(self:WatchErosion, epoch):
     model = get_model(self.model)
     with no_random(reproducible=False), precision(self.learn):
         layers = self.inside.look(model)
-        seen = {k:s.look(model, self.head) for k,s in (self.sets or {}).items()}
+        seen = {k:s.look(model, self.reads) for k,s in (self.sets or {}).items()}
         hangs = hangs_on(model, self.images, n=self.n, seed=self.seed) if self.images else None
     if self.start is None: self._begin(layers, seen)
     self._judge(epoch, layers, seen, hangs)
@@ -384,11 +390,12 @@ def _above_chance(s):
 
 @patch
 def _say(self:WatchErosion, text, warn=True):
-    if warn: self.warnings.append(text)
-    if warn: warnings.warn(text, ErosionWarning)
-    else: print(f'WatchErosion: {text}')
+    if not warn: return print(f'WatchErosion: {text}')
+    self.warnings.append(text)
+    self.told.append(self.iters)
+    warnings.warn(text, ErosionWarning)
 
-# %% ../nbs/18_watch.ipynb #995a1ce1
+# %% ../nbs/18_watch.ipynb #14cf0061
 @patch
 def _judge(self:WatchErosion, epoch, layers, seen, hangs):
     "One row of the table, and a warning where a new level of loss is reached"
@@ -418,8 +425,8 @@ def _values(self:WatchErosion, seen):
 def _penultimate(self:WatchErosion):
     "Features of the few samples on which layers are compared"
     model = get_model(self.model)
-    with evaluating(model), precision(self.learn), _features(model, self.head) as got:
-        for b in self.inside.batches: model(*to_model(split_batch(self.inside.dl, b)[0], model))
+    with evaluating(model), precision(self.learn), _features(model, self.reads) as got:
+        for xs in self.inside.batches: model(*to_model(xs, model))
     X = torch.cat(got) if got else None
     return X if X is not None and X.isfinite().all() else None
 
@@ -438,7 +445,7 @@ def _loss(start, now, by):
     return SimpleNamespace(was=a.mean().item(), now=b.mean().item(), lost=(a-b).mean().item(),
                            se=(a-b).std(unbiased=False).item()/len(a)**.5, worst=worst, worst_was=was[worst], worst_now=now_[worst])
 
-# %% ../nbs/18_watch.ipynb #5a9141d9
+# %% ../nbs/18_watch.ipynb #1eea285c
 @patch
 def _level(self:WatchErosion, losses, hangs):
     "0: all is well; 1: more than the tolerance is lost; 2: twice as much, …"
@@ -472,7 +479,7 @@ def _most_changed(drift):
     low = sorted(drift, key=drift.get)[:min(3, -(-len(drift)//3))]
     return ', '.join(f'{l} (CKA {drift[l]:.2f})' for l in drift if l in low)
 
-# %% ../nbs/18_watch.ipynb #94404599
+# %% ../nbs/18_watch.ipynb #cc09f9fa
 @patch
 def after_fit(self:WatchErosion):
     if self.restore and self.now and self.good:
@@ -482,7 +489,7 @@ def after_fit(self:WatchErosion):
         self._say(f"the weights after {self.good['iter']} iterations are back.", False)
     self.tidy()
 
-# %% ../nbs/18_watch.ipynb #eb119eee
+# %% ../nbs/18_watch.ipynb #c5e111b7
 @patch(as_prop=True)
 def history(self:WatchErosion):
     "One row per look, over all fits: iterations since the start, what was `lost`, and the columns of the Recorder's table"
@@ -506,10 +513,12 @@ def plot(self:WatchErosion)->plt.Figure:
     "What the model knew over the iterations, and how far each layer has moved"
     df = self.history
     if not len(df): raise ValueError("nothing was watched yet: train first, `learn.fine_tune(5, cbs=watch)`")
-    fig,(a,b) = plt.subplots(1, 2, figsize=(11,3.6), layout='constrained', width_ratios=(3,2))
+    fig,(a,b) = plt.subplots(1, 2, figsize=(11,3.8), layout='constrained', width_ratios=(4,3))
+    a.set_xscale('symlog', linthresh=1, linscale=.3)
+    for i in self.told: a.axvline(i, color='C3', ls='--', lw=1, label='warning' if i==self.told[0] else None)
     curves(df, 'iter', [c for c in self.columns if c not in ('cka','rank')], a)
-    a.set(xlabel='iteration'); a.set_xscale('symlog', linthresh=1, linscale=.3)
+    a.set(xlabel='iteration', xlim=(0, df.iter.max()))
     a.xaxis.set_major_formatter('{x:.0f}')
-    layer_map(self.by_layer.T.set_axis([str(i) for i in df.iter], axis=1), b, 'CKA with the start')
+    layer_map(self.by_layer.T.set_axis([str(i) for i in df.iter], axis=1), b, 'CKA with the start', aspect='auto')
     b.set(xlabel='iteration', ylabel='layer')
     return fig
