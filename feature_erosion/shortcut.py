@@ -7,7 +7,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/shortcut.html.md"""
 # %% auto #0
 __all__ = ['Part', 'mean_colour', 'contrast', 'grain', 'jpeg_grid', 'Shortcut', 'find_shortcut']
 
-# %% ../nbs/19_shortcut.ipynb #9ef5fe88
+# %% ../nbs/19_shortcut.ipynb #c784d925
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import lru_cache
@@ -26,7 +26,7 @@ from .measures.layers import named_models
 from .watch import other_labels
 from .watch import _image_batch
 
-# %% ../nbs/19_shortcut.ipynb #3346093a
+# %% ../nbs/19_shortcut.ipynb #6d9f8e91
 class _Images:
     "Images in 0…1 with labels, a partner of another class for each, and the way back to what the model takes"
     def __init__(self, dl, model, n, bs, seed):
@@ -61,7 +61,7 @@ def _range(dl, x):
     low,high = x.amin((0,2,3), keepdim=True),x.amax((0,2,3), keepdim=True)
     return low,(high-low).clamp(min=1e-6)
 
-# %% ../nbs/19_shortcut.ipynb #561cd192
+# %% ../nbs/19_shortcut.ipynb #a826821e
 class Part:
     "A part of an image that can be put into another one"
     def __init__(self,
@@ -69,11 +69,14 @@ class Part:
         where, # `(top, left, height, width)` in pixels; limits in cycles per pixel; name of the channel or statistic
         share:float, # How much of the image it is, in 0…1: of its pixels, or of its variance
         mix, # `mix(own, others)`: images with the part from `own` and the rest from `others`; values in 0…1
-        name:str # In words
-    ): store_attr()
+        name:str, # In words, in a sentence
+        label:str=None # In a table or a plot; by default `name`
+    ):
+        store_attr()
+        self.label = label or name
     __repr__ = basic_repr('kind,where,share')
 
-# %% ../nbs/19_shortcut.ipynb #d958b44b
+# %% ../nbs/19_shortcut.ipynb #70cbde5a
 def _box_part(box, h, w):
     t,l,bh,bw = box
     mask = torch.zeros(h, w, dtype=torch.bool)
@@ -84,7 +87,7 @@ def _border_part(k, h, w):
     "A border `k` pixels wide"
     mask = torch.ones(h, w, dtype=torch.bool)
     mask[k:h-k, k:w-k] = False
-    return Part('place', (0,0,h,w), mask.float().mean().item(), _masked(mask), f'a border {k} pixels wide')
+    return Part('place', (0,0,h,w), mask.float().mean().item(), _masked(mask), f'a border {k} pixel{"s"*(k>1)} wide')
 
 def _masked(mask): return lambda own, others: torch.where(mask.to(own.device), own, others)
 
@@ -95,7 +98,7 @@ def _spot(box, h, w):
     words = [('top','','bottom')[min(2, int(3*y))], ('left','','right')[min(2, int(3*x))]]
     return ' '.join(['at the', *filter(None, words)]) if any(words) else 'in the middle'
 
-# %% ../nbs/19_shortcut.ipynb #a7f5e4ea
+# %% ../nbs/19_shortcut.ipynb #5a3b90d9
 def _band_part(low, high, x):
     "Frequencies from `low` to `high` cycles per pixel"
     h,w = x.shape[2:]
@@ -103,7 +106,8 @@ def _band_part(low, high, x):
     mask = ((f>=low) & (f<high)) if low else (f<high)
     def mix(own, others): return torch.fft.irfft2(torch.where(mask.to(own.device), torch.fft.rfft2(own), torch.fft.rfft2(others)), s=(h,w))
     name = f'frequencies of {low:.3g} to {high:.3g} cycles per pixel' if high<.7 else f'frequencies above {low:.3g} cycles per pixel'
-    return Part('band', (low,min(high, .5**.5)), _variance(mix(x, torch.zeros_like(x)), x), mix, name)
+    label = f'{low:.3g}–{high:.3g} cycles/pixel' if high<.7 else f'above {low:.3g} cycles/pixel'
+    return Part('band', (low,min(high, .5**.5)), _variance(mix(x, torch.zeros_like(x)), x), mix, name, label)
 
 def _variance(part, x):
     "Share of the variance within images that is in a part of them"
@@ -117,7 +121,7 @@ def _bands(x):
     edges = [0, *(e for e in _edges[1:] if e>least)]   # no band without a frequency
     return [_band_part(a, b, x) for a,b in zip(edges, edges[1:])]
 
-# %% ../nbs/19_shortcut.ipynb #fa5b538c
+# %% ../nbs/19_shortcut.ipynb #5e0cb0e2
 _weights = torch.tensor([.299,.587,.114]).view(1,3,1,1)   # ITU-R BT.601
 
 def _luma(x): return (x*_weights.to(x.device)).sum(1, keepdim=True)
@@ -131,11 +135,11 @@ def _channels(x):
     def chroma(own, others): return own-_luma(own)+_luma(others)
     def luma(own, others): return chroma(others, own)
     grey = _variance(_luma(x).expand_as(x), x)
-    rgb = [Part('channel', n, 1/3, one(i), f'the {n} channel') for i,n in enumerate(('red','green','blue'))]
-    return [*rgb, Part('channel', 'luma', grey, luma, 'brightness'),
-            Part('channel', 'chroma', _variance(x-_luma(x), x), chroma, 'colour without brightness')]
+    rgb = [Part('channel', n, 1/3, one(i), f'the {n} channel', n) for i,n in enumerate(('red','green','blue'))]
+    return [*rgb, Part('channel', 'luma', grey, luma, 'brightness', 'luma'),
+            Part('channel', 'chroma', _variance(x-_luma(x), x), chroma, 'colour without brightness', 'chroma')]
 
-# %% ../nbs/19_shortcut.ipynb #4ebc280f
+# %% ../nbs/19_shortcut.ipynb #686c2876
 def _mean(o, dims): return o.mean(dims, keepdim=True)
 
 def _rms(x, dims=(1,2,3)): return _mean(x.square(), dims).sqrt()+1e-6
@@ -177,7 +181,7 @@ def _by_ring(power, r):
     sums = power.new_zeros(*power.shape[:2], r.max()+1).index_add_(2, r.flatten(), power.flatten(2))
     return sums/r.flatten().bincount()
 
-# %% ../nbs/19_shortcut.ipynb #7f6570dc
+# %% ../nbs/19_shortcut.ipynb #ad8d6a07
 @lru_cache
 def _dct(n=8):
     k,i = torch.arange(n)[:,None],torch.arange(n)
@@ -206,9 +210,9 @@ _in_full = dict(grain='the grain of the whole image (noise, sharpness)', JPEG="J
 def _globals(x):
     stats = {('mean colour' if x.shape[1]==3 else 'brightness'):mean_colour, 'contrast':contrast, 'grain':grain}
     if min(x.shape[2:])>=16: stats['JPEG'] = jpeg_grid
-    return [Part('global', k, 0., f, _in_full.get(k, f'the {k} of the whole image')) for k,f in stats.items()]
+    return [Part('global', k, 0., f, _in_full.get(k, f'the {k} of the whole image'), k) for k,f in stats.items()]
 
-# %% ../nbs/19_shortcut.ipynb #e953f995
+# %% ../nbs/19_shortcut.ipynb #b3da9921
 def _cut(box, side, step, h, w):
     "A box without a strip at one side, or `None` if nothing would be left"
     t,l,bh,bw = box
@@ -234,7 +238,7 @@ def _places(images, model, whole):
     widths = sorted({max(1, round(min(h,w)*f)) for f in (1/16,1/8)})
     return [*(_box_part(b, h, w) for b in boxes), *(_border_part(k, h, w) for k in widths if 2*k<min(h,w))]
 
-# %% ../nbs/19_shortcut.ipynb #fba46290
+# %% ../nbs/19_shortcut.ipynb #d2f4630e
 def _map(images, model, grid, rounds, seed):
     "How much each cell pulls answers to its own label, shape `(grid, grid)`: 1 decides alone, 0 does nothing"
     h,w = images.x.shape[2:]
@@ -253,7 +257,7 @@ def _map(images, model, grid, rounds, seed):
     ridge = torch.eye(A.shape[1], dtype=torch.float64)*.05*len(A)/4   # few images: shrink towards 0
     return (torch.linalg.solve(A.T@A+ridge, A.T@b)[:-1]/2).view(grid, grid).numpy()
 
-# %% ../nbs/19_shortcut.ipynb #585a5c5e
+# %% ../nbs/19_shortcut.ipynb #bd06499e
 def _interval(k, n):
     "Wilson's 95% interval of a share"
     ci = binomtest(int(k), int(n)).proportion_ci(method='wilson')
@@ -261,7 +265,7 @@ def _interval(k, n):
 
 def _row(part, own, rest, other=None):
     n = len(own)
-    res = dict(kind=part.kind, name=part.where if part.kind in ('channel','global') else part.name, share=part.share)
+    res = dict(kind=part.kind, name=part.label, share=part.share)
     for k,v in dict(follows=own, rest=rest).items():
         low,high = _interval(v.sum(), n)
         res.update({k:v.float().mean().item(), f'{k}_low':low, f'{k}_high':high})
@@ -274,7 +278,7 @@ def _passes(row, part, halfway, max_share):
     small = part.share<=max_share or part.kind=='channel' and part.share<=1/3 or part.name.startswith('a border')
     return bool(small and row['follows_low']>halfway and row['rest_high']<halfway and row.get('more_low', 1)>0)
 
-# %% ../nbs/19_shortcut.ipynb #e438027d
+# %% ../nbs/19_shortcut.ipynb #0df7c70c
 _order = 'place','global','channel','band'
 
 class Shortcut:
@@ -288,7 +292,8 @@ class Shortcut:
         self.text = self._in_words()
 
     def _rank(self, part):
-        return _order.index(part.kind),part.share if part.kind=='place' else -self.table.follows[self.parts.index(part)]
+        by = dict(place=part.share).get(part.kind, 0 if part.kind=='global' else -self.table.follows[self.parts.index(part)])
+        return _order.index(part.kind),by
 
     def _in_words(self):
         if not self.found: return 'None found: no small part of the image decides the answers.'
@@ -299,7 +304,7 @@ class Shortcut:
 
     def __repr__(self): return self.text
 
-# %% ../nbs/19_shortcut.ipynb #a65fef22
+# %% ../nbs/19_shortcut.ipynb #21538ef9
 def _the_model(o): return only(named_models(o).values())
 
 def _accuracy(images, model):
@@ -352,7 +357,7 @@ def find_shortcut(
         with _other(learn, against) as m: others = [m and images.follow(m, p.mix)[0] for p in parts]
     return _judged(parts, got, others, map_, images, acc, chance, max_share)
 
-# %% ../nbs/19_shortcut.ipynb #257fde24
+# %% ../nbs/19_shortcut.ipynb #cf42a566
 @patch
 def plot(self:Shortcut,
     k:int=4, # How many images
@@ -373,7 +378,7 @@ def _image(self:Shortcut, ax, i, mapped=False):
     x = self.images.x[i].clamp(0, 1).permute(1,2,0).numpy()
     h,w = x.shape[:2]
     ax.imshow(x.mean(-1) if mapped or x.shape[-1]==1 else x, cmap='gray', vmin=0, vmax=1, extent=(0,w,h,0))
-    if mapped: ax.imshow(self.map, cmap='magma', vmin=0, vmax=max(.25, self.map.max()), alpha=.6, extent=(0,w,h,0))
+    if mapped: ax.imshow(self.map, cmap='magma', vmin=0, vmax=max(.25, self.map.max()), alpha=.7, extent=(0,w,h,0))
     if self.kind=='place' and mapped:
         t,l,bh,bw = self.where
         ax.add_patch(plt.Rectangle((l,t), bw, bh, fill=False, ec='C0', lw=2))
@@ -386,10 +391,10 @@ def _bars(self:Shortcut, ax):
     for k,color,off in (('follows','C3',.2), ('rest','C7',-.2)):
         err = np.abs(df[[f'{k}_low',f'{k}_high']].values.T-df[k].values)
         ax.barh(y+off, df[k], .38, xerr=err, color=color, ecolor='C7', error_kw=dict(lw=1), label=dict(follows='follow it', rest='follow the rest')[k])
-    if 'against' in df: ax.plot(df.against, y+.2, 'o', color='C0', ms=4, label='follow it in the other model')
+    if 'against' in df: ax.plot(df.against, y+.2, 'o', color='C0', ms=4, label='in the other model')
     ax.axvline(self.table.attrs['halfway'], color='C7', ls='--', lw=1, label='halfway')
-    ax.set_yticks(y, df.name_in_bars if 'name_in_bars' in df else df['name'])
+    ax.set_yticks(y, df['name'])
     for lab,ok in zip(ax.get_yticklabels(), df.passes): lab.set_fontweight('bold' if ok else 'normal')
     ax.set(xlim=(0,1), xlabel='share of the answers to mixed images')
     ax.xaxis.set_major_formatter('{x:.0%}')
-    ax.legend(loc='upper center', bbox_to_anchor=(.5,1.12), ncols=4, fontsize=8)
+    ax.figure.legend(*ax.get_legend_handles_labels(), loc='outside upper center', ncols=4, fontsize=8)
