@@ -220,9 +220,9 @@ def _cut(box, side, step, h, w):
     if (bh<=dy if side in ('top','bottom') else bw<=dx): return None
     return dict(top=(t+dy,l,bh-dy,bw), bottom=(t,l,bh-dy,bw), left=(t,l+dx,bh,bw-dx), right=(t,l,bh,bw-dx))[side]
 
-def _shrink(score, h, w, least):
-    "The smallest box whose score stays above `least`"
-    box = 0,0,h,w
+def _shrink(score, h, w, least, box=None):
+    "The smallest box whose score stays above `least`, inside another or the whole image"
+    box = box or (0,0,h,w)
     for step in (1/2,1/4,1/8,1/16):
         for side in ('top','bottom','left','right'):
             while (new := _cut(box, side, step, h, w)) and score(new)>least: box = new
@@ -231,12 +231,14 @@ def _shrink(score, h, w, least):
 def _places(images, model, whole):
     "The smallest box that decides almost alone, the smallest that does so by half, and borders"
     h,w = images.x.shape[2:]
+    @lru_cache(None)
     def score(box):
         own,rest = images.follow(model, _box_part(box, h, w).mix)
         return (own.float()-rest.float()).mean().item()
-    boxes = list(dict.fromkeys(_shrink(lru_cache(None)(score), h, w, whole*o) for o in (.8,.5)))   # the second where others matter, too
+    most = _shrink(score, h, w, .8*whole)
+    half = _shrink(score, h, w, .5*whole, most)
     widths = sorted({max(1, round(min(h,w)*f)) for f in (1/16,1/8)})
-    return [*(_box_part(b, h, w) for b in boxes), *(_border_part(k, h, w) for k in widths if 2*k<min(h,w))]
+    return [*(_box_part(b, h, w) for b in dict.fromkeys([most, half])), *(_border_part(k, h, w) for k in widths if 2*k<min(h,w))]
 
 # %% ../nbs/19_shortcut.ipynb #d2f4630e
 def _map(images, model, grid, rounds, seed):
@@ -353,7 +355,7 @@ def find_shortcut(
         _check_knows(acc, chance, len(images.y))
         parts = [*_places(images, model, whole), *_globals(images.x), *_channels(images.x), *_bands(images.x)]
         got = [images.follow(model, p.mix) for p in parts]
-        map_ = _map(images, model, 8, max(1, 512//len(images.y)), seed)
+        map_ = _map(images, model, 8, max(1, (512 if images.x[0,0].numel()<1e4 else 256)//len(images.y)), seed)
         with _other(learn, against) as m: others = [m and images.follow(m, p.mix)[0] for p in parts]
     return _judged(parts, got, others, map_, images, acc, chance, max_share)
 

@@ -260,7 +260,7 @@ def test_vision_transformer():
     learn = Learner(clean, ViT(), loss_func=CrossEntropyLossFlat(), metrics=accuracy, lr=3e-3)
     w = Watch(clean)
     with learn.no_bar(), learn.no_logging():
-        learn.fit_one_cycle(15, 5e-3)
+        learn.fit_one_cycle(25, 5e-3)
         learn.dls = clean.inject(ColorSquare(4))
         quietly(learn.fit, 4, 1e-2, cbs=w)
     assert w.history.known.iloc[0]>.25 and w.history.lost.iloc[-1]>.1 and w.warnings
