@@ -368,7 +368,8 @@ class JpegQuality(Effect):
         last:float=5 # Quality of the last class
     ):
         super().__init__(first, last)
-        if max(first, last)>100 or min(first, last)<1: raise ValueError(f"first={first!r}, last={last!r}: JPEG's quality is in 1…100")
+        if max(first, last)>100 or min(first, last)<1:
+            raise ValueError(f"first={first!r}, last={last!r}: JPEG's quality is in 1…100")
 
     def change(self, x, level):
         files = encode_jpeg(list((x.clamp(0, 1)*255).round().byte().cpu()), quality=round(level))

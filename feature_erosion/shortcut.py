@@ -1,4 +1,4 @@
-"""Which part of the image does a model go by: a place, a band of frequencies, a colour channel, or something that runs through all of the image?
+"""Which part of the image does a model go by: a place, a band of frequencies, a colour channel, or a trace in all of it?
 
 Docs: https://feature-erosion.github.io/feature_erosion/shortcut.html.md"""
 
@@ -104,10 +104,13 @@ def _band_part(low, high, x):
     h,w = x.shape[2:]
     f = (torch.fft.fftfreq(h)[:,None].square()+torch.fft.rfftfreq(w).square()).sqrt()
     mask = ((f>=low) & (f<high)) if low else (f<high)
-    def mix(own, others): return torch.fft.irfft2(torch.where(mask.to(own.device), torch.fft.rfft2(own), torch.fft.rfft2(others)), s=(h,w))
-    name = f'frequencies of {low:.3g} to {high:.3g} cycles per pixel' if high<.7 else f'frequencies above {low:.3g} cycles per pixel'
+    def mix(own, others):
+        a,b = torch.fft.rfft2(own),torch.fft.rfft2(others)
+        return torch.fft.irfft2(torch.where(mask.to(own.device), a, b), s=(h,w))
+    limits = f'of {low:.3g} to {high:.3g}' if high<.7 else f'above {low:.3g}'
     label = f'{low:.3g}–{high:.3g} cycles/pixel' if high<.7 else f'above {low:.3g} cycles/pixel'
-    return Part('band', (low,min(high, .5**.5)), _variance(mix(x, torch.zeros_like(x)), x), mix, name, label)
+    return Part('band', (low,min(high, .5**.5)), _variance(mix(x, torch.zeros_like(x)), x), mix,
+                f'frequencies {limits} cycles per pixel', label)
 
 def _variance(part, x):
     "Share of the variance within images that is in a part of them"
@@ -274,7 +277,8 @@ def _row(part, own, rest, other=None):
     if other is None: return res
     d = own.double()-other.double()   # the same images: paired
     half = 1.96*d.std().item()/n**.5
-    return dict(res, against=other.float().mean().item(), more=d.mean().item(), more_low=d.mean().item()-half, more_high=d.mean().item()+half)
+    against,more = other.float().mean().item(),d.mean().item()
+    return dict(res, against=against, more=more, more_low=more-half, more_high=more+half)
 
 def _passes(row, part, halfway, max_share):
     small = part.share<=max_share or part.kind=='channel' and part.share<=1/3 or part.name.startswith('a border')
@@ -325,8 +329,8 @@ def _other(learn, against):
 
 def _check_knows(acc, chance, n):
     if _interval(round(acc*n), n)[0]>chance: return
-    raise ValueError(f"dl: the model is right on {acc:.0%} of these {n} images, and one class alone makes up {chance:.0%}, so there "
-                     "is nothing to explain. Give the data it was finetuned on, or more images by `n`")
+    raise ValueError(f"dl: the model is right on {acc:.0%} of these {n} images, and one class alone makes up {chance:.0%}, "
+                     "so there is nothing to explain. Give the data it was finetuned on, or more images by `n`")
 
 def _judged(parts, got, others, map_, images, acc, chance, max_share):
     halfway = (acc+chance)/2
@@ -344,7 +348,7 @@ def find_shortcut(
     bs:int=64, # Batch size
     seed:int=0 # Which images, and which are mixed
 )->Shortcut:
-    "Which part of the image does a model go by? A place, a statistic of the whole image, a colour channel or a band of frequencies"
+    "Which part of the image does a model go by? A place, a statistic of the image, a colour channel or a band of frequencies"
     if not 0<max_share<1: raise ValueError(f"max_share={max_share!r}: must be in 0…1; .25 is a quarter of the image")
     model,dl = _the_model(learn),dl.valid if isinstance(dl, DataLoaders) else dl
     cast = precision(learn) if isinstance(learn, Learner) else nullcontext()
@@ -390,9 +394,9 @@ def _image(self:Shortcut, ax, i, mapped=False):
 def _bars(self:Shortcut, ax):
     df = self.table.iloc[::-1]
     y = np.arange(len(df))
-    for k,color,off in (('follows','C3',.2), ('rest','C7',-.2)):
+    for k,color,off,label in (('follows','C3',.2,'follow it'), ('rest','C7',-.2,'follow the rest')):
         err = np.abs(df[[f'{k}_low',f'{k}_high']].values.T-df[k].values)
-        ax.barh(y+off, df[k], .38, xerr=err, color=color, ecolor='C7', error_kw=dict(lw=1), label=dict(follows='follow it', rest='follow the rest')[k])
+        ax.barh(y+off, df[k], .38, xerr=err, color=color, ecolor='C7', error_kw=dict(lw=1), label=label)
     if 'against' in df: ax.plot(df.against, y+.2, 'o', color='C0', ms=4, label='in the other model')
     ax.axvline(self.table.attrs['halfway'], color='C7', ls='--', lw=1, label='halfway')
     ax.set_yticks(y, df['name'])

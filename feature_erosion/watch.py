@@ -140,7 +140,8 @@ def other_labels(
     "For each sample another one with a different label, at random"
     y = y.flatten().cpu()
     differ = y[:,None]!=y
-    if not differ.any(1).all(): raise ValueError(f"labels: all {len(y)} are {y[0].item()}; parts are exchanged between two classes or more")
+    if not differ.any(1).all():
+        raise ValueError(f"labels: all {len(y)} are {y[0].item()}; parts are exchanged between two classes or more")
     return torch.multinomial(differ.float(), 1, generator=torch.Generator().manual_seed(seed))[:,0]
 
 def grid_boxes(
@@ -169,7 +170,8 @@ def hangs_on(
     lost = cell[right & ~still].bincount(minlength=len(boxes))
     top = (lost/count.clamp(min=1)).argmax().item()
     low = _lower(lost[top].item(), count[top].item(), .05/len(boxes)) if count[top] else 0.
-    return SimpleNamespace(share=(lost[top]/count[top].clamp(min=1)).item(), low=low, box=boxes[top], right=right.float().mean().item())
+    share = (lost[top]/count[top].clamp(min=1)).item()
+    return SimpleNamespace(share=share, low=low, box=boxes[top], right=right.float().mean().item())
 
 def _lower(k, n, alpha): return binomtest(k, n, alternative='greater').proportion_ci(1-alpha, method='wilson').low
 
@@ -325,7 +327,8 @@ def _affords(self:WatchErosion):
 @patch(as_prop=True)
 def cost(self:WatchErosion):
     "How many looks, the seconds they took, and what share that is of the time for training"
-    return AttrDict(looks=self.looks, seconds=round(self.seconds, 3), share=round(self.seconds/self.trained, 4) if self.trained else float('nan'))
+    share = self.seconds/self.trained if self.trained else float('nan')
+    return AttrDict(looks=self.looks, seconds=round(self.seconds, 3), share=round(share, 4))
 
 # %% ../nbs/18_watch.ipynb #bd72b7a6
 @patch
@@ -382,7 +385,8 @@ def _begin(self:WatchErosion, layers, seen):
     for k,b in self.by.items():
         if b=='right': continue
         why = 'has other outputs than the classes of' if not self.heads[k] else 'is no better than chance on'
-        self._say(f"the model {why} {k!r}, so its head is new: what its features tell is watched instead (nearest class mean)", False)
+        self._say(f"the model {why} {k!r}, so its head is new: what its features tell is watched instead "
+                  "(nearest class mean)", False)
 
 def _above_chance(s):
     "Whether accuracy is above that of always giving the most frequent class, with 95% confidence"
@@ -407,7 +411,8 @@ def _judge(self:WatchErosion, epoch, layers, seen, hangs):
     vals = agree(vals)
     lost = max((o.lost for o in losses.values()), default=float('nan'))
     self.log(vals, epoch, iter=self.iters, lost=lost)
-    self.rows.append(dict(fit=self.fits, phase=getattr(getattr(self.learn, 'phase', None), 'name', None), iter=self.iters, epoch=epoch, lost=lost, **vals))
+    phase = getattr(getattr(self.learn, 'phase', None), 'name', None)
+    self.rows.append(dict(fit=self.fits, phase=phase, iter=self.iters, epoch=epoch, lost=lost, **vals))
     self.drift.append(drift)
     self.classes.append({k:{self.sets[k].name(c):a for c,a in _by_class(s, self.by[k]).items()} for k,s in seen.items()})
     self._warn(agree(self._level(losses, hangs)), losses, hangs, drift)
@@ -443,7 +448,8 @@ def _loss(start, now, by):
     was,now_ = _by_class(start, by),_by_class(now, by)
     worst = max(was, key=lambda c: was[c]-now_[c])
     return SimpleNamespace(was=a.mean().item(), now=b.mean().item(), lost=(a-b).mean().item(),
-                           se=(a-b).std(unbiased=False).item()/len(a)**.5, worst=worst, worst_was=was[worst], worst_now=now_[worst])
+                           se=(a-b).std(unbiased=False).item()/len(a)**.5,
+                           worst=worst, worst_was=was[worst], worst_now=now_[worst])
 
 # %% ../nbs/18_watch.ipynb #1eea285c
 @patch
