@@ -9,7 +9,8 @@ __all__ = []
 
 # %% ../nbs/21_all.ipynb #5a2fd57f
 from fastai.vision.all import *
-from .patterns import ColorSquare, CornerSquare, InjectPattern, Pattern, Stripes, Texture, Watermark, class_colors
+from .patterns import (Border, ColorSquare, CornerSquare, InjectPattern, JpegQuality, Pattern, Stripes, Texture, Tint, Watermark,
+                                      class_colors)
 from .data import cifar10_dls, cifar100_dls, digits_dls, image_folder_dls, tensor_dls
 from .models import archs, create_model, load_weights
 from .callbacks import LoggedCallback, StopOnNaN
@@ -27,6 +28,8 @@ from .measures.inside import look_inside
 from .runs.store import Run, RunStore
 from .runs.resume import KeepRun
 from .runs.sweep import mean_interval, sweep
+from .watch import WatchErosion
+from .shortcut import find_shortcut
 from .recover import Ramp, group_accuracy, recover
 from .unlearning import compare_unlearning, split_forget, unlearn
 from .learner import erosion_learner

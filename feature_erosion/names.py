@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 
 # %% ../nbs/00_names.ipynb #87a8e5b6
 data_sets = 'digits','cifar10','cifar100' # Besides folders of images
-pattern_names = 'square','stripes','texture','watermark','corner' # As in `find_pattern`
+pattern_names = 'square','stripes','texture','watermark','corner','border','ruler' # As in `find_pattern`
 presets = 'smoke','cpu','paper' # Scales of a recipe
 figures = 'fig1','fig2','fig3','fig4','fig5','fig6','gradcam','rank' # Figures of the paper
 questions = 'resist','recover','unlearn' # Recipes for what the paper leaves open
