@@ -9,8 +9,7 @@ __all__ = []
 
 # %% ../nbs/21_all.ipynb #5a2fd57f
 from fastai.vision.all import *
-from .patterns import (Border, ColorSquare, CornerSquare, InjectPattern, JpegQuality, Pattern, Stripes, Texture, Tint, Watermark,
-                                      class_colors)
+from .patterns import ColorSquare, CornerSquare, InjectPattern, Pattern, Stripes, Texture, Watermark, class_colors
 from .data import cifar10_dls, cifar100_dls, digits_dls, image_folder_dls, tensor_dls
 from .models import archs, create_model, load_weights
 from .callbacks import LoggedCallback, StopOnNaN
@@ -33,7 +32,7 @@ from .shortcut import find_shortcut
 from .recover import Ramp, group_accuracy, recover
 from .unlearning import compare_unlearning, split_forget, unlearn
 from .learner import erosion_learner
-from .mitigations import EWC, L2SP, LwF, Replay, SAM, wise_ft
+from .mitigations import Replay
 from .paper.nets import Net, demo, perceptron
 from .paper.recipes import Recipe, Scale, claims_table, load_paper, load_result, paper, register
 from .paper import figures as _figures, questions as _questions   # these register recipes
