@@ -1,6 +1,7 @@
 "What a finetuning loses is noticed: on images, tables and token sequences, in phases, beside other callbacks, and without a trace in training."
 import contextlib, io, warnings
 from copy import deepcopy
+from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, torch, torch.nn.functional as F
 from torch import nn
 from fastai.callback.all import AMPMode, CSVLogger, MixedPrecision, MixUp
@@ -14,6 +15,7 @@ from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase
 from feature_erosion.runs.resume import KeepRun
 from feature_erosion.runs.store import RunStore
+from feature_erosion import watch as watch_module
 from feature_erosion.watch import ErosionWarning, WatchErosion, hangs_on
 
 def digits(): return digits_dls(n=320, n_valid=100)
@@ -55,6 +57,27 @@ def test_noticed_and_training_is_the_same(knows):
     assert w.history.known.iloc[-1]==pytest.approx(evaluate(b.model, old.valid)['accuracy'])
     C = layer_cka({'a':knows, 'b':b.model}, old.valid, 'leaf', estimator='full', n=32, progress=False, max_features=2000).same_layer()
     assert w.by_layer.iloc[-1].to_dict()==pytest.approx(C.to_dict(), abs=1e-6)
+
+class Takes(Callback):
+    "A batch takes three tenths of a second by the clock of the test"
+    run_valid = False
+    def __init__(self, now): self.now = now
+    def before_batch(self): self.now[0] += .3
+
+@pytest.mark.parametrize('budget,looks', [(1e-6, {2}), (.1, {4,5}), (1e6, None)])
+def test_budget(knows, monkeypatch, budget, looks):
+    "With a look of one second, and 30 epochs of one and a half: a tenth are four and a half looks"
+    now = [0.]
+    look = watch_module._Layers.look
+    def slow_look(self, model):
+        now[0] += 1.
+        return look(self, model)
+    monkeypatch.setattr(watch_module, 'time', SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(watch_module._Layers, 'look', slow_look)
+    w = WatchErosion(digits(), budget=budget, n_layers=32, n=50)
+    erode(knows, Takes(now), w, epochs=30)
+    assert w.cost.looks>20 if looks is None else w.cost.looks in looks, w.cost
+    assert w.cost.share==pytest.approx(w.cost.looks/(.3*30*5), abs=.05)
 
 def test_once_per_level(knows):
     "Each warning says at least twice as much as the level of the one before"
