@@ -6,7 +6,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/erosion.html.md"""
 
 # %% auto #0
 __all__ = ['forgetting', 'half_life', 'pattern_reliance', 'Erosion', 'erosion_summary', 'phase_table', 'epochs_to',
-           'RelearningGap', 'relearning_gap', 'plot_relearning']
+           'RelearningGap', 'relearning_gap', 'plot_relearning', 'backward_transfer', 'max_forgetting', 'eri']
 
 # %% ../nbs/13_erosion.ipynb #81d55a3c
 import numpy as np, pandas as pd
@@ -251,3 +251,68 @@ def plot_relearning(
 def _reached(curve, level):
     e = epochs_to(curve, level)
     return f'{level:.0%} not reached' if np.isnan(e) else f'{level:.0%} after {e:.1f} epochs'
+
+# %% ../nbs/13_erosion.ipynb #a65e27e6
+def _task_table(acc, tasks):
+    "Accuracies after each task (rows) on each task (columns), in the order in which they were learned"
+    acc = phase_table(acc) if isinstance(acc, Learner) else pd.DataFrame(acc)
+    if not tasks and 'start' in acc.index:
+        raise ValueError("tasks=None: name the phase and the set of each task, e.g. dict(pretrain='clean', erode='pattern')")
+    if tasks:
+        if bad := [o for o in tasks if o not in acc.index]+[o for o in tasks.values() if o not in acc]:
+            raise ValueError(f"tasks: there is no {bad[0]!r}; rows are {', '.join(map(str, acc.index))}, "
+                             f"columns {', '.join(map(str, acc))}")
+        acc = acc.loc[list(tasks), list(tasks.values())]
+    R = acc.to_numpy(dtype=float)
+    if R.ndim!=2 or len(R)!=R.shape[1] or len(R)<2:
+        raise ValueError(f"acc: {len(R)} rows and {R.shape[1]} columns; want a row and a column for each of two or more tasks; "
+                         "`tasks` chooses them")
+    if np.isnan(R[np.tril_indices(len(R))]).any():
+        raise ValueError("acc: NaN for a task that had been learned by then; evaluate it after each task from then on")
+    return R
+
+# %% ../nbs/13_erosion.ipynb #02ffbf23
+def backward_transfer(
+    acc, # Learner after `fit_phases`, or a table: a row after each task, a column for each task, in the order of learning
+    tasks:dict|None=None # Column by row, e.g. `dict(pretrain='clean', erode='pattern')`; by default all, in this order
+)->float: # In -1…1
+    "What later tasks did to earlier ones: mean of final minus just-learned accuracy (Lopez-Paz & Ranzato 2017, eq. 3)"
+    R = _task_table(acc, tasks)
+    return float((R[-1]-R.diagonal())[:-1].mean())
+
+def max_forgetting(
+    acc, # As in `backward_transfer`
+    tasks:dict|None=None # As in `backward_transfer`
+)->float: # In -1…1
+    "Mean over earlier tasks of the best accuracy before the end, minus the final one (Chaudhry et al. 2018)"
+    R = _task_table(acc, tasks)
+    return float((np.nanmax(R[:-1,:-1], axis=0)-R[-1,:-1]).mean())
+
+# %% ../nbs/13_erosion.ipynb #ba889341
+def _epoch_of(acc, tau, smooth):
+    "First epoch at which the mean of the last `smooth` accuracies is `tau` or more; NaN if never"
+    hit = np.flatnonzero(pd.Series(acc).rolling(smooth, min_periods=1).mean()>=tau-1e-9)
+    return float(hit[0]+1) if len(hit) else float('nan')
+
+def _two_curves(o, phase, columns):
+    if not isinstance(o, (Learner,Recorder,pd.DataFrame)):
+        raise ValueError(f"continual, scratch: got a {type(o).__name__}; give a Learner, a Recorder "
+                         f"or a table with columns {' and '.join(columns)}")
+    res = [_curve(o, phase, c) for c in columns]
+    if any(not len(c) or np.isnan(c[-1]) for c in res):
+        raise ValueError(f"columns={columns}: there is no accuracy at the end; evaluate each epoch, by `EvalSets`")
+    return res
+
+# %% ../nbs/13_erosion.ipynb #53642806
+def eri(
+    continual, # Of the pretrained network: Learner, Recorder, or `recorder.history`
+    scratch, # The same of a network trained on the second task alone
+    tau:float=.6, # Accuracy to reach
+    smooth:int=3, # Epochs to average before comparing with `tau`
+    phases:tuple=('erode','erode'), # The phase to take from each, if there are phases
+    columns:tuple=('pattern','clean') # Columns of the history: accuracy with the shortcut, and without
+)->pd.Series: # `adaptation_delay` in epochs, NaN if one never reaches `tau`; `performance_deficit`, `relative_reliance`
+    "Einstellung Rigidity Index: does a past make a network take the shortcut sooner? (Gu & Shi 2025, arXiv 2510.00475)"
+    (a,a_clean),(b,b_clean) = (_two_curves(o, p, columns) for o,p in zip((continual, scratch), phases))
+    return pd.Series(dict(adaptation_delay=_epoch_of(a, tau, smooth)-_epoch_of(b, tau, smooth), performance_deficit=b[-1]-a[-1],
+                          relative_reliance=(a[-1]-a_clean[-1])-(b[-1]-b_clean[-1])))

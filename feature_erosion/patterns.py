@@ -6,8 +6,9 @@ Docs: https://feature-erosion.github.io/feature_erosion/patterns.html.md"""
 
 # %% auto #0
 __all__ = ['corners', 'pattern_kinds', 'variants', 'rgb2lab', 'class_colors', 'Pattern', 'ColorSquare', 'paint', 'Stripes',
-           'Texture', 'Watermark', 'CornerSquare', 'find_pattern', 'stamp_seed', 'assign_stamps', 'TensorStamp',
-           'InjectPattern', 'StampedDataset', 'stamp_dl']
+           'Texture', 'Watermark', 'CornerSquare', 'Tint', 'Border', 'Ruler', 'Effect', 'change', 'JpegQuality',
+           'Noise', 'Blur', 'find_pattern', 'stamp_seed', 'assign_stamps', 'TensorStamp', 'InjectPattern',
+           'StampedDataset', 'stamp_dl']
 
 # %% ../nbs/08_patterns.ipynb #563368bb
 import warnings
@@ -15,6 +16,8 @@ from copy import copy
 from functools import lru_cache
 import numpy as np, torch, matplotlib.colors as mcolors
 from PIL import Image, ImageDraw, ImageFont
+from torchvision.io import decode_jpeg, encode_jpeg
+from torchvision.transforms.functional import gaussian_blur
 from fastcore.all import *
 from fastai.vision.all import (DataLoader, DataLoaders, Datasets, ItemTransform, Normalize, TensorBase, TensorImage,
                                image2tensor, no_random, show_images, to_device)
@@ -271,8 +274,153 @@ def _ring(ys, xs):
     bottom,left = [(ys[-1],x) for x in xs[-2::-1]],[(y,xs[0]) for y in ys[-2:0:-1]]
     return top + right + bottom + left
 
+# %% ../nbs/08_patterns.ipynb #1ea1a8a4
+def _whole(self, c, n, h, w): return 0,0,h,w
+
+class Tint(ColorSquare):
+    "A colour cast over the whole image, as of one camera or one stain"
+    box = _whole
+    def __init__(self,
+        opacity:float=.2, # Of the class's colour over the image
+        palette=None # As in `class_colors`
+    ): super().__init__(1., opacity=opacity, palette=palette)
+
+class Border(ColorSquare):
+    "A frame of the class's colour around the image"
+    box = _whole
+    def __init__(self,
+        size:int|float=2, # Its width: pixels or a fraction of the image's shorter side
+        palette=None, # As in `class_colors`
+        opacity:float=1. # 1 hides what is below
+    ): super().__init__(size, palette=palette, opacity=opacity)
+
+    def draw(self, c, n, shape):
+        _,h,w = shape
+        k,alpha = Pattern.box(self, c, n, h, w)[2],torch.ones(1, h, w)
+        alpha[:, k:h-k, k:w-k] = 0
+        return torch.cat([super().draw(c, n, shape), alpha])
+
+class Ruler(Pattern):
+    "A white strip with black marks at the bottom, as in photographs of skin or of specimens; their distance depends on the class"
+    def __init__(self,
+        size:int|float=4, # Height of the strip: pixels or a fraction of the image's shorter side
+        opacity:float=1. # 1 hides what is below
+    ): super().__init__(size, 'bottom_left', opacity=opacity)
+
+    def box(self, c, n, h, w):
+        top,_,side,_ = Pattern.box(self, c, n, h, w)
+        return top,0,side,w
+
+    def draw(self, c, n, shape):
+        res = torch.ones(shape)
+        res[:,:,::c+2] = 0
+        return res
+
+# %% ../nbs/08_patterns.ipynb #bc600c5e
+class Effect(Pattern):
+    "A change of the whole image for each class: subclass it and write `change`"
+    box = _whole
+    def __init__(self,
+        first:float, # Level of the first class
+        last:float # Level of the last class
+    ):
+        super().__init__(1.)
+        if not (first>0 and last>0): raise ValueError(f"first={first!r}, last={last!r}: levels must be above 0")
+        store_attr()
+
+    def level(self, c, n):
+        "The level of class `c` of `n`"
+        return self.first*(self.last/self.first)**(c/max(1, n-1))
+
+    def change(self,
+        x:torch.Tensor, # Images of one class in 0…1, shape `(batch, channels, height, width)`
+        level:float # The class's level
+    )->torch.Tensor: # The same shape; values are clipped to 0…1
+        "The changed images: the only method to write"
+        raise NotImplementedError(f'{type(self).__name__} must define `change(self, x, level)`')
+
+    def pictures(self, n, shape):
+        "All of the image belongs to the pattern"
+        return slice(0, shape[1]),slice(0, shape[2]),torch.full((n,*shape), .5),torch.ones(n, 1, *shape[1:])
+
+    __repr__ = basic_repr('first,last')
+
+# %% ../nbs/08_patterns.ipynb #4f29dab7
+def change(
+    x:torch.Tensor, # Images: uint8 in 0…255 or floats in 0…1, shape `(batch, channels, height, width)`
+    stamps:torch.Tensor, # The class whose effect each image gets, or -1 for none, shape `(batch,)`
+    effect:Effect, # What to do
+    n:int # Number of classes
+)->torch.Tensor: # A new tensor like `x`
+    "Apply an effect to a copy of the images"
+    res,scale = x.clone(),1 if x.is_floating_point() else 255
+    for c in stamps.unique().tolist():
+        if c<0: continue
+        y = effect.change(x[stamps==c].float()/scale, effect.level(c, n)).clamp(0, 1)*scale
+        res[stamps==c] = (y if scale==1 else y.round()).to(x.dtype)
+    return res
+
+# %% ../nbs/08_patterns.ipynb #0e6b4c2d
+class JpegQuality(Effect):
+    "Compress as JPEG; the class decides the quality"
+    def __init__(self,
+        first:float=95, # Quality of the first class, in 1…100
+        last:float=5 # Quality of the last class
+    ):
+        super().__init__(first, last)
+        if max(first, last)>100 or min(first, last)<1:
+            raise ValueError(f"first={first!r}, last={last!r}: JPEG's quality is in 1…100")
+
+    def change(self, x, level):
+        files = encode_jpeg(list((x.clamp(0, 1)*255).round().byte().cpu()), quality=round(level))
+        return torch.stack([decode_jpeg(f) for f in files]).to(x.device)/255
+
+class Noise(Effect):
+    "Gaussian noise, new in each image but always the same for the same image; the class decides how much"
+    def __init__(self,
+        first:float=.02, # Standard deviation for the first class, in units of 0…1
+        last:float=.2 # For the last class
+    ): super().__init__(first, last)
+
+    def change(self, x, level): return x+level*torch.stack([_noise_of(o) for o in x])
+
+def _noise_of(x):
+    "Standard normal numbers that only depend on an image's pixels"
+    v = (x*255).round().long().cpu().flatten()
+    seed = (v*torch.arange(1, len(v)+1)).sum().item()
+    return torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)
+
+class Blur(Effect):
+    "Gaussian blur, as of a lens out of focus; the class decides how much"
+    def __init__(self,
+        first:float=.3, # Standard deviation for the first class, in pixels
+        last:float=2. # For the last class
+    ): super().__init__(first, last)
+
+    def change(self, x, level):
+        k = min(2*int(np.ceil(3*level))+1, 2*min(x.shape[2:])-1)
+        return gaussian_blur(x, [k,k], [level,level])
+
+# %% ../nbs/08_patterns.ipynb #6efbd3c4
+@patch
+def show(self:Effect,
+    n:int=10, # Number of classes
+    shape:tuple=(3,32,32), # `(channels, height, width)` of the images
+    nrows:int=1, # Rows of images
+    imsize:float=1., # Inches per image
+    **kwargs
+):
+    "Show what each class does to an image with an edge, rings and colours"
+    _,h,w = shape
+    y,x = torch.meshgrid(torch.linspace(-1, 1, h), torch.linspace(-1, 1, w), indexing='ij')
+    rings = (10*(x**2+y**2)).cos()/2+.5
+    im = torch.stack([rings, torch.where(x>0, rings, 1-rings), y/2+.5])[:shape[0]]
+    out = change(im.expand(n, *shape), torch.arange(n), self, n)
+    show_images([TensorImage(o) for o in out], nrows=nrows, imsize=imsize, **kwargs)
+
 # %% ../nbs/08_patterns.ipynb #9f0dc934
-pattern_kinds = dict(square=ColorSquare, stripes=Stripes, texture=Texture, watermark=Watermark, corner=CornerSquare) # By name
+pattern_kinds = dict(square=ColorSquare, stripes=Stripes, texture=Texture, watermark=Watermark, corner=CornerSquare,
+                     border=Border, ruler=Ruler) # By name
 
 def find_pattern(
     name:str # One of `pattern_kinds`, or the name of a pattern from an installed package
@@ -382,7 +530,16 @@ def _paint(self:InjectPattern, x, stamps):
     im,ids = x.as_subclass(torch.Tensor),torch.as_tensor(stamps).as_subclass(torch.Tensor)
     if im.ndim==3: return type(x)(self._paint(x[None], ids.reshape(1) if ids.numel()==1 else ids[None])[0])
     if ids.ndim!=1 or ids.is_floating_point(): raise wrong_label(ids[0])
+    if isinstance(self.pattern, Effect): return self._changed(im, ids.to(im.device)).as_subclass(type(x))
     return paint(im, ids.to(im.device), self._pictures(im), self.background).as_subclass(type(x))
+
+@patch
+def _changed(self:InjectPattern, x, stamps):
+    "Images with an effect"
+    if tuple(x.shape[1:]) not in self._made: self._check(x)
+    self._made[tuple(x.shape[1:])] = True
+    if self.background is not None: x = torch.full_like(x, self.background*(1 if x.is_floating_point() else 255))
+    return change(x, stamps, self.pattern, self.n_classes)
 
 @patch
 def _pictures(self:InjectPattern, x):

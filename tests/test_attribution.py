@@ -1,5 +1,5 @@
 "Grad-CAM against an implementation of its own, shares with known answers, and that nothing is left behind."
-import random
+import inspect, random
 import numpy as np, pytest, torch, torchvision
 from hypothesis import given, settings, strategies as st
 from torch import nn
@@ -8,7 +8,7 @@ from feature_erosion.measures.attribution import attention_share, cam_layer, com
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import pattern_sets
 from feature_erosion.models import create_model
-from feature_erosion.patterns import ColorSquare, CornerSquare, Pattern, Stripes, Texture, Watermark, corners, paint
+from feature_erosion.patterns import Border, ColorSquare, CornerSquare, Effect, Pattern, Ruler, Stripes, Texture, Tint, Watermark, corners, paint
 
 def bilinear(m, h, w):
     "Pixel centres, clamped at the border: written out for one map"
@@ -184,13 +184,19 @@ def test_masks(corner, size, margin, opacity, channels, extra):
     "All patterns there are: a pixel is in the mask if paint changes it on a black or on a white image"
     shape,stamps = (channels,30,30+extra),torch.tensor([2,-1,0,5,5,1])
     for cls in subclasses(Pattern):
-        p = cls(size, corner=corner, margin=margin, opacity=opacity)
+        if issubclass(cls, Effect): continue   # nothing is painted
+        given = dict(size=size, corner=corner, margin=margin, opacity=opacity)
+        p = cls(**{k:v for k,v in given.items() if k in inspect.signature(cls).parameters})
         black,pictures = torch.zeros(6, *shape, dtype=torch.float64),p.pictures(6, shape)
         changed = ((paint(black, stamps, pictures)!=0) | (paint(black+1, stamps, pictures)!=1)).any(1)
         assert torch.equal(pattern_mask(p, stamps, 6, shape), changed), p
         assert changed[0].any() and not changed[1].any()
 
-def test_all_patterns_are_tested(): assert {ColorSquare,CornerSquare,Stripes,Texture,Watermark}<=subclasses(Pattern)
+def test_all_patterns_are_tested(): assert {ColorSquare,CornerSquare,Stripes,Texture,Watermark,Tint,Border,Ruler}<=subclasses(Pattern)-subclasses(Effect)
+
+def test_masks_of_effects():
+    "They change all of an image, or nothing"
+    for cls in subclasses(Effect): assert pattern_mask(cls(), torch.tensor([0,-1,1]), 6, (3,30,35)).float().mean((1,2)).tolist()==[1,0,1]
 
 @pytest.fixture(scope='module')
 def digits():

@@ -247,7 +247,7 @@ def test_a_row_cut_short_keeps_its_columns(dls, tmp_path, capsys):
     assert rows[['valid_loss','accuracy']].isna().any(axis=1).tolist()==[i==1 for i in range(len(rows))]
     assert all(rows.train_loss.notna())
 
-@works(what='`WandbCallback`, offline', how="works: evaluation sets and the phase's number are in its log")
+@works(what='`WandbCallback`, offline', how="with fastcore 2.2 it fails for any Learner, and the page 'How do I' has another; with that mended, evaluation sets and the phase's number are in its log")
 def test_wandb(learn, dls, monkeypatch):
     wandb = pytest.importorskip('wandb')
     import fastai.callback.wandb as fw

@@ -10,6 +10,7 @@ nbs = nbglob(root/'nbs', as_path=True).sorted()
 slow = {'paper/02_figures.ipynb': 'trains what tests/test_paper.py trains for all figures',
         'tutorials/inside.ipynb': 'CIFAR-10 through five measures; each has a notebook of its own',
         'tutorials/collapse.ipynb': 'two trainings on CIFAR-10',
+        'tutorials/finetune.ipynb': 'a training on CIFAR-10 and two searches',
         'tutorials/your_own.ipynb': 'trains on image files, one by one',
         'tutorials/own_model.ipynb': 'the models of tests/test_layers_of_models.py and test_models.py',
         'tutorials/cluster.ipynb': 'workers of joblib and dask that import everything'}

@@ -12,6 +12,8 @@ from feature_erosion.paper.recipes import *
 from feature_erosion.paper.figures import *
 from feature_erosion.runs.store import Run, RunStore
 
+every,recipes = recipes,{f:recipes[f] for f in cli.figures}   # without open questions, and what other tests register
+
 @pytest.fixture(scope='module')
 def smoke(tmp_path_factory):
     "All figures of the preset 'smoke', and where they are; trained once for all workers"
@@ -27,7 +29,7 @@ def mine(smoke, tmp_path):
 
 def test_every_figure_has_tables_claims_and_a_picture(smoke):
     res,out = smoke
-    assert list(res)==list(recipes)==list(cli.figures) and all(tuple(r.scales)==cli.presets for r in recipes.values())
+    assert list(res)==list(cli.figures)==[o for o in every if o in res] and all(tuple(r.scales)==cli.presets for r in recipes.values())
     for f,r in res.items():
         run = Run(out/f)
         assert run.status=='finished' and not run.damaged() and run.settings['figure']==f and run.metrics['seconds']>0

@@ -379,10 +379,11 @@ def relearning_claims(t):
             sgd.iloc[-1]-sgd.loc[0], '<0', '.1%'),
         row('The longer the squares stay, the lower it ends: rank correlation (Spearman)', 'not reported',
             falling, (-.8,-.4), '.2f')]
-    if 'adam' not in g: return rows
-    adam = g['adam'].loc['adam']
+    return rows + (_adam_claims(row, g['adam'].loc['adam']) if 'adam' in g else [])
+
+def _adam_claims(row, adam):
     last,none = adam.iloc[-1],adam.loc[0]
-    return rows + [
+    return [
         row('With Adam it ends lower than from scratch', 'not reported', last, '<0', '.1%'),
         row('With Adam it ends lower than the third phase of the control', 'not reported', last-none, '<0', '.1%')]
 

@@ -9,14 +9,14 @@ __all__ = ['recipes', 'Scale', 'Recipe', 'with_control', 'register', 'judged', '
            'claims_table', 'measure_net', 'run_recipe', 'check_scale', 'phases_to_train', 'Plan', 'Unfinished', 'paper']
 
 # %% ../../nbs/paper/01_recipes.ipynb #05925e77
-import contextlib, sys, threading
+import contextlib, inspect, sys, threading
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import monotonic, perf_counter
 import joblib, numpy as np, pandas as pd, torch
 from fastcore.all import *
 from fastai.vision.all import Learner, plt
-from ..names import named
+from ..names import named, questions
 from ..erosion import *
 from ..runs.store import *
 from ..runs.sweep import *
@@ -181,13 +181,14 @@ def measure_net(
     seed:int, # As in `fit_net`
     run:Run, # Where to save the tables
     tables:str, # Name of the measurement, which distinguishes points of different recipes
-    measure, # As in `Recipe`
+    measure, # As in `Recipe`; a parameter `store` gets the store of networks
     n_test:int, # As in `Scale`
     n_train:int # As in `Scale`
 )->dict: # Accuracy on each set at the end of each phase
     "Measure a network for a recipe, training it if needed"
     learn = load_net(trained(run.store, net := Net(**net), seed))
-    with learn.no_bar(): res = measure(learn, net, seed, Scale((net,), n_test=n_test, n_train=n_train))
+    own = {'store':run.store} if 'store' in inspect.signature(measure).parameters else {}
+    with learn.no_bar(): res = measure(learn, net, seed, Scale((net,), n_test=n_test, n_train=n_train), **own)
     for k,v in res.items(): run.save_table(k, v)
     return {f'{p}_{k}':v for p,row in phase_table(learn).to_dict('index').items() for k,v in row.items()}
 
@@ -316,7 +317,7 @@ class Unfinished(RuntimeError):
 # %% ../../nbs/paper/01_recipes.ipynb #3bddfce1
 def paper(
     preset:str='cpu', # A preset for which each recipe has a `Scale`
-    figures:list|None=None, # Names of `recipes`, or a `Recipe`; by default all
+    figures:list|None=None, # Names of `recipes`, or a `Recipe`; by default all but the open questions
     out=None, # Folder for figures and, in `runs`, networks; by default 'runs/paper-PRESET'
     images:str|None=None, # Folder in ImageNet's layout, for networks trained on ImageNet
     n_jobs:int|None=None, # As in `run_recipe`
@@ -337,7 +338,7 @@ def paper(
 # %% ../../nbs/paper/01_recipes.ipynb #d8214613
 def _chosen(preset, figures, images):
     "Pairs of a recipe and its scale"
-    rs = [_known(f) if isinstance(f, str) else f for f in (listify(figures) or recipes)]
+    rs = [_known(f) if isinstance(f, str) else f for f in (listify(figures) or [o for o in recipes if o not in questions])]
     known = list(dict.fromkeys(k for r in rs for k in r.scales))
     if bad := [r.name for r in rs if preset not in r.scales]:
         raise ValueError(f"preset={preset!r}: must be one of {', '.join(known)}; {', '.join(bad)} has no such scale")

@@ -206,6 +206,7 @@ def files(self:_Folder):
 # %% ../../nbs/paper/03_report.ipynb #3522c057
 @patch(as_prop=True)
 def title(self:_Folder):
+    "The figure's name and title, or the folder's name"
     names = [_text(self.full[k]) for k in ('figure','title') if self.full.get(k)]
     return re.sub(r'^fig(ure)?[ _-]?(?=\d)', 'Figure ', ': '.join(names), flags=re.I) or self.path.resolve().name
 
@@ -221,13 +222,16 @@ def facts(self:_Folder):
 # %% ../../nbs/paper/03_report.ipynb #635ab3e6
 @patch
 def status(self:_Folder):
+    "As in `Run`; the error of a failed run goes into the notes"
     if not self.info: return
     if self.info['error']: self.notes.append(f"The run ended with an error: {_text(self.info['error'])}")
     with self.noting(self.path/'run.json'): return Run(self.path).status
 
 # %% ../../nbs/paper/03_report.ipynb #9939bf15
 @patch(as_prop=True)
-def settings(self:_Folder): return {k:v for k,v in self.full.items() if k not in ('figure','title','preset')}
+def settings(self:_Folder):
+    "All settings but those that the title and the line below it show"
+    return {k:v for k,v in self.full.items() if k not in ('figure','title','preset')}
 
 @patch(as_prop=True)
 def versions(self:_Folder):
@@ -263,6 +267,7 @@ def _count(*dfs):
 # %% ../../nbs/paper/03_report.ipynb #34b62e04
 @patch
 def parts(self:_Folder, figures):
+    "Pictures, numbers and settings; what cannot be shown goes into the notes"
     with self.noting(self.path): yield from figures.of(self.path, self.title, self.noting, self.check)
     with self.noting(self.path): yield from self.numbers()
     with self.noting(self.path):

@@ -35,33 +35,33 @@ def about(m): return f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, t
 
 def modules(only):
     "Names of what to run"
-    all_ = [*sorted(o.stem for o in here.glob('*_rows.py')), 'growth']
+    all_ = [*sorted(o.stem for o in here.glob('*_rows.py')), 'growth', 'shares']
     names = [o for o in all_ if o.startswith(only)]
     if not names: sys.exit(f"only={only!r}: must begin one of {', '.join(all_)}")
     return names
 
 def measure(names, repeats):
-    "Rows of the modules, printed as they come, and how cost grows if that is wanted"
+    "Rows of the modules, printed as they come; how cost grows, and shares of the time, if those are wanted"
     from common import compared
     rows = []
     print(head)
     for n in names:
-        if n=='growth': continue
+        if not n.endswith('_rows'): continue
         for r in importlib.import_module(n).rows(repeats):
             rows.append(dict(module=n, **r, **({} if r.get('skipped') else compared(r['ours_s'], r['peer_s']))))
             print(line(rows[-1]), flush=True)
     growth = importlib.import_module('growth').points() if 'growth' in names else None
     if growth: print(importlib.import_module('growth').table(growth))
-    return rows,growth
+    return rows,growth,importlib.import_module('shares').shares() if 'shares' in names else None
 
 def main(only='', repeats='3'):
     start,names,store = time.time(),modules(only),here/'results.json'
     old = json.loads(store.read_text()) if store.exists() and only else {}
     with tempfile.TemporaryDirectory() as tmp:
         os.environ['BENCH_TMP'] = tmp
-        rows,growth = measure(names, int(repeats))
+        rows,growth,shares = measure(names, int(repeats))
     rows = sorted([o for o in old.get('rows', []) if o['module'] not in names]+rows, key=lambda r: r['module'])
-    res = dict(machine=machine(), seconds=round(time.time()-start), rows=rows, growth=growth or old.get('growth', []))
+    res = dict(machine=machine(), seconds=round(time.time()-start), rows=rows, growth=growth or old.get('growth', []), shares=shares or old.get('shares', []))
     store.write_text(json.dumps(res, indent=1)+'\n')
     text = f"# Benchmarks\n\n`make bench` on {about(res['machine'])}.\n\n{head}\n"+'\n'.join(map(line, rows))+'\n'
     if res['growth']: text += f"\n## How cost grows\n\n{importlib.import_module('growth').table(res['growth'])}\n"

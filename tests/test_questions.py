@@ -1,0 +1,60 @@
+"The open questions' recipes: all methods begin with the same network, nothing is trained twice, and what they return is what was measured."
+from dataclasses import asdict, replace
+import pytest
+from fastai.vision.all import plt
+from feature_erosion import cli
+from feature_erosion.evalsets import evaluate, pattern_sets
+from feature_erosion.paper import questions, recipes as recipes_module
+from feature_erosion.paper.nets import Net, load_net, net_dls, net_pattern, trained
+from feature_erosion.paper.questions import resisting, train_resisting
+from feature_erosion.paper.recipes import Scale, recipes, run_recipe, with_control
+from feature_erosion.runs.store import RunStore
+
+tiny = Net('Perceptron', 'perceptron', 'digits', n=128, n_valid=60, lr=.05, lengths=(4,2,1))
+some = 'plain finetuning','replay','shrink and perturb','last layer only','last layer first (LP-FT)','a tenth of the learning rate'
+
+@pytest.fixture
+def few(monkeypatch): monkeypatch.setattr(questions, 'resisting', {k:resisting[k] for k in some})
+
+def test_all_methods_begin_with_the_same_network(tmp_path, few):
+    made = run_recipe(recipes['resist'], Scale((tiny,), seeds=1), tmp_path, n_jobs=1, progress=False)
+    t = made.tables['resist'].set_index('method')
+    assert list(t.index)==[*some,'WiSE-FT, half way']
+    start = load_net(trained(RunStore(tmp_path), replace(tiny, lengths=(4,0,0)), 0)).model
+    sets = pattern_sets(net_dls(tiny, 0), net_pattern(tiny), ('clean','pattern'))
+    assert t.before.tolist()==pytest.approx([evaluate(start, sets['clean'])['accuracy']]*7)   # also where a method changes weights at once
+    assert t[['clean','pattern']].stack().between(0,1).all() and t.relearned.isna().tolist()==[False]*6+[True] and t.step['plain finetuning']==1
+    written = {f:f.stat().st_mtime_ns for f in tmp_path.glob('train_*/run.json')}
+    again = run_recipe(recipes['resist'], Scale((tiny,), seeds=1), tmp_path, n_jobs=1, progress=False)
+    assert again.tables['resist'].equals(made.tables['resist']) and written=={f:f.stat().st_mtime_ns for f in tmp_path.glob('train_*/run.json')}
+    plt.close(made.plot())
+
+@pytest.mark.parametrize('method', ['last layer only','last layer first (LP-FT)'])
+def test_what_is_trained(tmp_path, method):
+    "The last layer alone leaves the first as it was; linear probing first does not, in the end"
+    store,net = RunStore(tmp_path),replace(tiny, lengths=(2,2,0))
+    run = store.once(train_resisting, seed=0, net=asdict(net), method=method)
+    before,after = trained(store, replace(tiny, lengths=(2,0,0))).weights('pretrain'),run.weights('erode')
+    assert before['1.weight'].equal(after['1.weight'])==(method=='last layer only') and not before['3.weight'].equal(after['3.weight'])
+
+def test_what_is_recovered(tmp_path):
+    made = run_recipe(recipes['recover'], Scale(with_control(replace(tiny, lengths=(4,2,0))), seeds=1), tmp_path, n_jobs=1, progress=False)
+    t = made.tables['recover']
+    assert t.groupby(['ratio','seed','features','model']).size().eq(2*3).all() and set(t.model)=={'start','before','after'} and set(t.few)=={1,10}   # three draws
+    before = t[t.model!='after'].drop(columns='ratio').groupby(t.ratio)
+    assert before.get_group(0.).reset_index(drop=True).equals(before.get_group(1.).reset_index(drop=True))   # the same networks, measured twice
+    assert t.accuracy.between(0,1).all() and len(made.claims())==4
+    plt.close(made.plot())
+
+def test_only_when_named(tmp_path):
+    assert set(cli.questions)<=set(recipes) and not set(cli.questions) & set(cli.figures)
+    named = [r.name for r,_ in recipes_module._chosen('smoke', None, None)]
+    assert [o for o in named if o in recipes_module.questions]==[] and set(cli.figures)<=set(named)
+
+@pytest.mark.slow('three recipes at the smallest scale')
+def test_command_line(tmp_path, capsys, few, monkeypatch):
+    monkeypatch.setattr(questions, 'unlearners', {k:questions.unlearners[k] for k in ('pattern','finetune')})
+    assert cli.main(['paper','resist','recover','unlearn','--preset','smoke','--out',str(tmp_path/'o'),'--jobs','1'])==0
+    said = capsys.readouterr().out
+    assert 'WiSE-FT, half way' in said and 'new last layer brings back' in said and 'finetune, a class' in said
+    for o in cli.questions: assert (tmp_path/'o'/o/'figures'/f'{o}.png').exists()

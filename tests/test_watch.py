@@ -1,0 +1,296 @@
+"What a finetuning loses is noticed: on images, tables and token sequences, in phases, beside other callbacks, and without a trace in training."
+import contextlib, io, warnings
+from copy import deepcopy
+from types import SimpleNamespace
+import numpy as np, pandas as pd, pytest, torch, torch.nn.functional as F
+from torch import nn
+from fastai.callback.all import AMPMode, CSVLogger, MixedPrecision, MixUp
+from fastai.tabular.all import (Categorify, CategoryBlock, Normalize, TabularPandas, tabular_learner)
+from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoaders, Learner, SGD, TfmdDL, accuracy, load_learner, partial, set_seed)
+from feature_erosion.data import digits_dls
+from feature_erosion.evalsets import EvalSets, evaluate, pattern_sets
+from feature_erosion.learner import erosion_learner
+from feature_erosion.measures.cka import layer_cka
+from feature_erosion.patterns import ColorSquare
+from feature_erosion.phases import Phase
+from feature_erosion.runs.resume import KeepRun
+from feature_erosion.runs.store import RunStore
+from feature_erosion import watch as watch_module
+from feature_erosion.watch import ErosionWarning, WatchErosion, hangs_on
+
+def digits(): return digits_dls(n=320, n_valid=100)
+def net(): return nn.Sequential(nn.Conv2d(3,8,3,padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128,10))
+Watch = partial(WatchErosion, budget=1e6, n_layers=32)   # every look is taken, however long it takes
+
+def learner(dls, model, lr=.2, **kw):
+    return Learner(dls, model, lr=lr, loss_func=CrossEntropyLossFlat(), opt_func=partial(SGD, mom=.9), metrics=accuracy, **kw)
+
+def quietly(f, *args, **kw):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', ErosionWarning)
+        return f(*args, **kw)
+
+@pytest.fixture(scope='module')
+def knows():
+    "A small network that knows digits"
+    set_seed(0)
+    learn = learner(digits(), net())
+    with learn.no_bar(), learn.no_logging(): learn.fit(12, .05)
+    assert learn.validate()[1]>.8
+    return learn.model
+
+def erode(model, *cbs, epochs=3, **kw):
+    set_seed(0)
+    learn = learner(digits().inject(ColorSquare(4)), deepcopy(model), **kw)
+    with learn.no_bar(), learn.no_logging(): quietly(learn.fit, epochs, cbs=cbs)
+    return learn
+
+def same(a, b): return all(torch.equal(x, y) for x,y in zip(a.model.state_dict().values(), b.model.state_dict().values(), strict=True))
+
+def test_noticed_and_training_is_the_same(knows):
+    old,w = digits(),None
+    w = Watch(old)
+    a,b = erode(knows),erode(knows, w, Watch())
+    assert same(a, b) and not any(m._forward_hooks or m._forward_pre_hooks for m in b.model.modules())
+    assert w.warnings and w.history.lost.iloc[-1]>.2 and w.history.lost.iloc[0]==0
+    assert f"after {w.told[0]} iteration" in w.warnings[0] and 'find_shortcut' in w.warnings[0]
+    assert w.history.known.iloc[-1]==pytest.approx(evaluate(b.model, old.valid)['accuracy'])
+    C = layer_cka({'a':knows, 'b':b.model}, old.valid, 'leaf', estimator='full', n=32, progress=False, max_features=2000).same_layer()
+    assert w.by_layer.iloc[-1].to_dict()==pytest.approx(C.to_dict(), abs=1e-6)
+
+class Takes(Callback):
+    "A batch takes three tenths of a second by the clock of the test"
+    run_valid = False
+    def __init__(self, now): self.now = now
+    def before_batch(self): self.now[0] += .3
+
+@pytest.mark.parametrize('budget,looks', [(1e-6, {2}), (.1, {4,5}), (1e6, None)])
+def test_budget(knows, monkeypatch, budget, looks):
+    "With a look of one second, and 30 epochs of one and a half: a tenth are four and a half looks"
+    now = [0.]
+    look = watch_module._Layers.look
+    def slow_look(self, model):
+        now[0] += 1.
+        return look(self, model)
+    monkeypatch.setattr(watch_module, 'time', SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(watch_module._Layers, 'look', slow_look)
+    w = WatchErosion(digits(), budget=budget, n_layers=32, n=50)
+    erode(knows, Takes(now), w, epochs=30)
+    assert w.cost.looks>20 if looks is None else w.cost.looks in looks, w.cost
+    assert w.cost.share==pytest.approx(w.cost.looks/(.3*30*5), abs=.05)
+
+def test_once_per_level(knows):
+    "Each warning says at least twice as much as the level of the one before"
+    w = Watch(digits(), tolerance=.02)
+    erode(knows, w)
+    lost = w.history.set_index('iter').lost
+    levels = [int(np.log2(lost[i]/.02)) for i in w.told]
+    assert levels==sorted(set(levels)) and len(levels)>1
+
+def test_clean_finetuning_is_left_alone(knows):
+    for seed in range(3):
+        set_seed(seed)
+        w = Watch(digits())
+        learn = learner(digits(), deepcopy(knows), lr=.01)
+        with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
+            warnings.simplefilter('error', ErosionWarning)
+            learn.fit_one_cycle(2, cbs=w)
+        assert len(w.history)>5
+
+def test_fine_tune_is_two_fits(knows, tmp_path):
+    "One start, one history; a stop holds for the second fit; CSV has whole rows"
+    set_seed(0)
+    learn,w = learner(digits().inject(ColorSquare(4)), deepcopy(knows), path=tmp_path),Watch(digits())
+    with learn.no_bar(), learn.no_logging(): quietly(learn.fine_tune, 2, .4, cbs=[w, CSVLogger(append=True)])
+    assert w.history.fit.tolist().count(1)>2 and w.history.fit.tolist().count(2)>2 and w.history.iter.is_monotonic_increasing
+    assert w.history.iter.iloc[-1]==15 and w.history.iter.tolist().count(0)==1
+    rows = [r.split(',') for r in (tmp_path/'history.csv').read_text().splitlines()]
+    assert len({len(r) for r in rows})==1 and rows[0][4:9]==['known','known_features','worst','cka','rank']
+    g = Watch(digits(), stop=True, restore=True, tolerance=.01)
+    with learn.no_bar(), learn.no_logging():
+        learn.model.load_state_dict(knows.state_dict())
+        quietly(learn.fine_tune, 30, .4, freeze_epochs=5, cbs=g)
+    assert g.stopped and g.iters<175 and g.warnings[-1].endswith('Training ends here.')
+    assert evaluate(learn.model, digits().valid)['accuracy']>=g.history.known.iloc[0]-.01-1e-6
+
+def test_restores_the_weights_it_says(knows):
+    "Those of the last look within the tolerance, to the last bit, with BatchNorm's statistics"
+    class Keep(Callback):
+        order = 99
+        def before_fit(self): self.at = {0:deepcopy(self.model.state_dict())}
+        def after_batch(self):
+            if self.training: self.at[self.learn.train_iter] = deepcopy(self.model.state_dict())
+    k,w = Keep(),Watch(digits(), restore=True)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out): learn = erode(knows, w, k)
+    i = w.good['iter']
+    assert f'weights after {i} iterations' in out.getvalue() and 0<=i<15
+    assert all(torch.equal(a, b) for a,b in zip(k.at[i].values(), learn.model.state_dict().values()))
+
+def test_lr_find_validation_export(knows, tmp_path):
+    w = Watch(digits())
+    learn = learner(digits().inject(ColorSquare(4)), deepcopy(knows), path=tmp_path, cbs=w)
+    with learn.no_bar(), learn.no_logging():
+        learn.lr_find(num_it=10, show_plot=False); learn.validate(); learn.get_preds()
+        assert not w.rows and w.iters==0
+        quietly(learn.fit, 1)
+        n = len(w.rows)
+        learn.validate(); learn.lr_find(num_it=5, show_plot=False)
+        assert len(w.rows)==n and list(learn.metrics.attrgot('name'))==['accuracy']
+    learn.export()
+    again = load_learner(tmp_path/'export.pkl')
+    assert again.watch_erosion.history.equals(w.history)
+
+def test_phases(knows):
+    "Each phase has a start of its own; `EvalSets` is still added"
+    set_seed(0)
+    clean = digits()
+    learn,w = learner(clean, net()),Watch(clean)
+    with learn.no_bar(), learn.no_logging():
+        quietly(learn.fit_phases, [Phase('pretrain', 12, clean, .05, sched='constant'), Phase('erode', 3, clean.inject(ColorSquare(4)), .2, sched='constant')], cbs=w)
+    h = w.history
+    assert h.groupby('phase', sort=False).iter.first().to_dict()==dict(pretrain=0, erode=0) and w.by=={'known':'right'}
+    assert not any(h.lost[h.phase=='pretrain']>.05) and h.lost.iloc[-1]>.1 and w.warnings
+    assert {'clean','pattern','conflict'} <= set(learn.recorder.evals) and 'known' in learn.recorder.history
+
+class Boom(Exception): pass
+class StopAt(Callback):
+    order,run_valid,passive = 999,False,True
+    def __init__(self, at): self.at = at
+    def after_batch(self):
+        if self.learn.train_iter==self.at: raise Boom('here')
+
+def test_goes_on_after_an_interrupt(knows, tmp_path):
+    def fit(folder, *more):
+        set_seed(0)
+        clean = digits()
+        learn,w = learner(clean, deepcopy(knows)),Watch(clean, restore=True, tolerance=.3)
+        keep = KeepRun(RunStore(folder).run('a'), minutes=0, strict=True)
+        with learn.no_bar(), learn.no_logging(): quietly(learn.fit_phases, [Phase('erode', 4, clean.inject(ColorSquare(4)))], cbs=[w, keep, *more])
+        return w.history.drop(columns='seconds')
+    whole = fit(tmp_path/'whole')
+    with pytest.raises(Boom): fit(tmp_path/'cut', StopAt(13))
+    pd.testing.assert_frame_equal(fit(tmp_path/'cut'), whole)
+
+def test_mixed_precision_mixup_and_small_last_batch(knows):
+    class Bf16(MixedPrecision):
+        def before_fit(self):
+            super().before_fit()
+            self.autocast = torch.autocast('cpu', dtype=torch.bfloat16)
+    w = Watch(digits_dls(n=320, n_valid=97, bs=48))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        learn = erode(knows, w, Bf16(amp_mode=AMPMode.BF16), MixUp(.4))
+    assert w.history.known.notna().all() and w.history.cka.between(0,1.01).all()
+    assert w.history.known.iloc[0]==pytest.approx(evaluate(knows, w.sets['known'].dl)['accuracy'], abs=.03)
+
+def test_after_an_exception(knows):
+    "Hooks and columns are gone"
+    learn,w = learner(digits(), deepcopy(knows)),Watch(digits())
+    class Bad(nn.Module):
+        def forward(self, x):
+            if not self.training: raise Boom('here')
+            return x
+    learn.model.insert(2, Bad())
+    with pytest.raises(Boom), learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=w)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in learn.model.modules())
+    assert list(learn.metrics.attrgot('name'))==['accuracy']
+
+def test_model_that_returns_more(knows):
+    class Two(nn.Module):
+        def __init__(self): super().__init__(); self.net = deepcopy(knows)
+        def forward(self, x): return dict(logits=self.net(x), aux=0)
+    set_seed(0)
+    from feature_erosion.batches import TensorAnswer
+    learn,w = learner(digits().inject(ColorSquare(4)), Two(), cbs=TensorAnswer()),Watch(digits())
+    with learn.no_bar(), learn.no_logging(): quietly(learn.fit, 2, cbs=w)
+    assert w.history.lost.iloc[-1]>.1
+
+# Other kinds of data
+
+def table(easy, n=600, seed=0):
+    "Two classes told apart by `a`+`b`; where it is easy, `hint` gives the class away"
+    rng = np.random.RandomState(seed)
+    df = pd.DataFrame(rng.randn(n,3), columns=['a','b','c'])
+    df['y'] = np.where(df.a+df.b>0, 'yes', 'no')
+    df['hint'] = np.where(rng.rand(n)<.5, 'p', 'q') if not easy else np.where(df.y=='yes', 'p', 'q')
+    if easy: df['y'] = np.where(rng.rand(n)<.5, 'yes', 'no'); df['hint'] = np.where(df.y=='yes', 'p', 'q')
+    return TabularPandas(df, [Categorify, Normalize], ['hint'], ['a','b','c'], 'y', CategoryBlock(), splits=(list(range(400)), list(range(400,n)))).dataloaders(bs=64)
+
+def test_tabular():
+    set_seed(0)
+    old,new = table(False),table(True)
+    learn = tabular_learner(old, layers=[32,16], metrics=accuracy)
+    w = Watch(old)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(5, .02)
+        learn.dls = new
+        quietly(learn.fit, 5, .02, cbs=w)
+    assert w.history.known.iloc[0]>.85 and w.history.known.iloc[-1]<.75 and w.warnings
+    assert w.history['rank'].notna().all() and w.by_layer.shape[1]>=3 and w.by_layer.iloc[-1].min()<.95
+    with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning, match='without a reference, blocks of images are exchanged'):
+        w = Watch()
+        learn.fit(1, cbs=w)
+    assert w.columns==['cka','rank'] and w.history.cka.notna().all()
+
+class Reader(nn.Module):
+    "Embedding, LSTM, last state"
+    def __init__(self, words=20, classes=4):
+        super().__init__()
+        self.emb,self.lstm,self.out = nn.Embedding(words, 16),nn.LSTM(16, 32, batch_first=True),nn.Linear(32, classes)
+    def forward(self, x): return self.out(self.lstm(self.emb(x))[0][:,-1])
+
+def sentences(easy, n=512):
+    "The class is the word at the end, one of four; where it is easy, the first word gives away a class that has nothing to do with it"
+    g = torch.Generator().manual_seed(int(easy))
+    x,y = torch.randint(4, 20, (n,9), generator=g),torch.randint(4, (n,), generator=g)
+    x[:,-1] = torch.randint(4, (n,), generator=g) if easy else y
+    if easy: x[:,-2] = y+10
+    items = list(zip(x, y))
+    return DataLoaders(TfmdDL(items[:384], bs=32, shuffle=True, n_inp=1, num_workers=0), TfmdDL(items[384:], bs=50, n_inp=1, num_workers=0))
+
+def test_text():
+    set_seed(0)
+    old,new = sentences(False),sentences(True)
+    learn = Learner(old, Reader(), loss_func=nn.CrossEntropyLoss(), metrics=accuracy, lr=.01)
+    w = Watch(old)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(4)
+        learn.dls = new
+        quietly(learn.fit, 4, cbs=w)
+    assert w.history.known.iloc[0]>.95 and w.history.known.iloc[-1]<.8 and w.warnings and 'lstm' in w.by_layer
+    with pytest.raises(ValueError, match='between images'): hangs_on(learn.model, new.valid)
+    torch_dl = torch.utils.data.DataLoader(new.valid.dataset, batch_size=40)
+    v = Watch({'plain torch':torch_dl})
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=v)
+    assert v.history['plain torch'].iloc[-1]==pytest.approx(evaluate(learn.model, torch_dl)['accuracy'])
+
+class ViT(nn.Module):
+    "A vision transformer with a class token"
+    def __init__(self, d=32):
+        super().__init__()
+        self.patch,self.cls,self.pos = nn.Conv2d(3, d, 4, 4),nn.Parameter(torch.zeros(1,1,d)),nn.Parameter(torch.randn(1,17,d)*.02)
+        self.blocks = nn.Sequential(*(nn.TransformerEncoderLayer(d, 2, 2*d, 0., batch_first=True, norm_first=True) for _ in range(2)))
+        self.norm,self.head = nn.LayerNorm(d),nn.Linear(d, 10)
+    def forward(self, x):
+        t = self.patch(x).flatten(2).transpose(1,2)
+        t = torch.cat([self.cls.expand(len(t),-1,-1), t], 1)+self.pos
+        return self.head(self.norm(self.blocks(t))[:,0])
+
+def test_vision_transformer():
+    set_seed(0)
+    clean = digits()
+    learn = Learner(clean, ViT(), loss_func=CrossEntropyLossFlat(), metrics=accuracy, lr=3e-3)
+    w = Watch(clean)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(25, 5e-3)
+        learn.dls = clean.inject(ColorSquare(4))
+        quietly(learn.fit, 4, 1e-2, cbs=w)
+    assert w.history.known.iloc[0]>.25 and w.history.lost.iloc[-1]>.1 and w.warnings
+    assert 'blocks.0' in w.by_layer and w.sets['known'].look(learn.model, w.reads).X.shape==(100,32)   # the class token alone
+
+def test_wrong_references(knows):
+    learn = learner(digits(), deepcopy(knows))
+    floats = DataLoaders(*[TfmdDL([(torch.randn(3,16,16), torch.rand(())) for _ in range(20)], bs=10, n_inp=1, num_workers=0)]*2)
+    with pytest.raises(ValueError, match='regression'), learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=Watch(floats))
+    with pytest.raises(ValueError, match='no labels'), learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=Watch([torch.randn(8,3,16,16)]))
