@@ -61,7 +61,8 @@ def _demo_args(p):
 
 def _paper_args(p):
     p.add_argument('figures', nargs='*', metavar='FIGURE', type=_one_of('recipes', figures+questions),
-                   help=f"some of {', '.join(figures)} (default: all of these); or an open question, {' or '.join(questions)}; or a recipe that an installed package offers")
+                   help=f"some of {', '.join(figures)} (default: all of these); or an open question, {' or '.join(questions)}; "
+                        'or a recipe that an installed package offers')
     p.add_argument('--preset', default='cpu', choices=presets, help='how large (default: cpu)')
     p.add_argument('--out', metavar='DIR', help='folder of the figures and networks (default: runs/paper-PRESET)')
     p.add_argument('--images', metavar='DIR', help="folder in ImageNet's layout, for the networks trained on ImageNet")

@@ -4,6 +4,7 @@ import pytest, torch, torch.nn.functional as F
 from torch import nn
 from fastai.callback.mixup import MixUp
 from fastai.vision.all import Callback, CrossEntropyLossFlat, DataLoaders, GradientAccumulation, Learner, MixedPrecision, SGD, TfmdDL, accuracy, set_seed
+from stop import Boom, StopAt
 from feature_erosion.data import digits_dls
 from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
 from feature_erosion.mitigations import (DERpp, EWC, Adversarial, ContinualBackprop, GroupDRO, L2Init, L2SP, LwF, Mitigation, Only, ReDo, Replay, SAM, SI,
@@ -22,13 +23,6 @@ every = dict(
     decoupling=lambda: SpectralDecoupling(.01), replay=lambda: Replay(dls, 40), derpp=lambda: DERpp(dls, 40), sam=lambda: SAM(.05), asam=lambda: SAM(.5, adaptive=True),
     adversarial=lambda: Adversarial(8/255, steps=2), shrink=lambda: ShrinkPerturb(), only=lambda: Only('4'), redo=lambda: ReDo(1., every=2),
     backprop=lambda: ContinualBackprop(.02, maturity=2), dro=lambda: GroupDRO(.5))
-
-class Boom(Exception): pass
-class StopAt(Callback):
-    order,run_valid,passive = 999,False,True
-    def __init__(self, at): self.at = at
-    def after_batch(self):
-        if self.learn.train_iter==self.at: raise Boom('here')
 
 def fit(cbs, folder=None, stop=None, lengths=(2,2), **kw):
     set_seed(0)

@@ -7,6 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from fastai.vision.all import (Callback, CategoryMap, CrossEntropyLossFlat, DataLoaders, IntToFloatTensor, L, Learner, SchedCos, SGD,
                                TensorCategory, TensorImage, TfmdDL, accuracy, set_seed)
+from stop import Boom, StopAt
 from feature_erosion.data import TensorImages, digits_dls, tensor_dls
 from feature_erosion.evalsets import EvalSets, pattern_sets
 import feature_erosion.learner   # `fit_phases`, `recover` and others on every Learner
@@ -200,13 +201,6 @@ def fit(cbs=(), folder=None, stop=None, iters=None):
         phases = [Phase('pretrain', 1, dls), Phase('erode', None if iters else 2, easy, iters=iters)]
         learn.fit_phases(phases, cbs=[*keep, StopAt(stop), *cbs])
     return learn
-
-class Boom(Exception): pass
-class StopAt(Callback):
-    order,run_valid,passive = 999,False,True
-    def __init__(self, at): self.at = at
-    def after_batch(self):
-        if self.learn.train_iter==self.at: raise Boom('here')
 
 def weights(learn): return list(learn.model.state_dict().values())
 def same(a, b): return all(torch.equal(x, y) for x,y in zip(weights(a), weights(b), strict=True))

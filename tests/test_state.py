@@ -10,20 +10,13 @@ from fastai.vision.all import (CSVLogger, Callback, EarlyStoppingCallback, Gradi
                                accuracy, load_learner, set_seed)
 from fastai.callback.mixup import CutMix, MixUp
 from conftest import root
+from stop import Boom, StopAt
 from feature_erosion.data import digits_dls
 from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase
 from feature_erosion.runs.resume import KeepRun
 from feature_erosion.runs.store import RunStore, unpack
-
-class Boom(Exception): pass
-
-class StopAt(Callback):
-    order,run_valid,passive = 999,False,True
-    def __init__(self, at): self.at = at
-    def after_batch(self):
-        if self.learn.train_iter==self.at: raise Boom('here')
 
 class Train(Callback):
     "A callback that only trains, and may steer by what it remembers"

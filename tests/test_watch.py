@@ -7,6 +7,7 @@ from torch import nn
 from fastai.callback.all import AMPMode, CSVLogger, MixedPrecision, MixUp
 from fastai.tabular.all import (Categorify, CategoryBlock, Normalize, TabularPandas, tabular_learner)
 from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoaders, Learner, SGD, TfmdDL, accuracy, load_learner, partial, set_seed)
+from stop import Boom, StopAt
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import EvalSets, evaluate, pattern_sets
 from feature_erosion.learner import erosion_learner
@@ -152,13 +153,6 @@ def test_phases(knows):
     assert h.groupby('phase', sort=False).iter.first().to_dict()==dict(pretrain=0, erode=0) and w.by=={'known':'right'}
     assert not any(h.lost[h.phase=='pretrain']>.05) and h.lost.iloc[-1]>.1 and w.warnings
     assert {'clean','pattern','conflict'} <= set(learn.recorder.evals) and 'known' in learn.recorder.history
-
-class Boom(Exception): pass
-class StopAt(Callback):
-    order,run_valid,passive = 999,False,True
-    def __init__(self, at): self.at = at
-    def after_batch(self):
-        if self.learn.train_iter==self.at: raise Boom('here')
 
 def test_goes_on_after_an_interrupt(knows, tmp_path):
     def fit(folder, *more):

@@ -161,10 +161,10 @@ def _resist_claims(net, ratio, d):
     plain = d.loc['plain finetuning']
     def saved(m):
         o = d.loc[m].loc[plain.index]
-        return ((plain.forgotten-o.forgotten)/plain.forgotten).where(o.pattern>=.9)
+        return ((plain.forgotten-o.forgotten)/plain.forgotten).where((o.pattern>=.9) & (plain.forgotten>0))
     told = f'saves of what plain finetuning forgets, squares on {ratio:.0%} of the images'
     return [judged('Plain finetuning forgets clean accuracy', 'all', plain.forgotten, (.9,.5), net=net)] + [
-        judged(f'{m} {told}', 'left open', saved(m), (.5,.1), net=net, none='does not learn the squares')
+        judged(f'{m} {told}', 'left open', saved(m), (.5,.1), net=net, none='no squares learned, or nothing forgotten')
         for m in d.index.unique('method') if m!='plain finetuning']
 
 # %% ../../nbs/paper/04_questions.ipynb #f395064b
