@@ -65,7 +65,7 @@ def test_no_sync_per_step_on_a_gpu():
     class Relax(Callback):
         order,run_valid = -1000,False
         def after_train(self): torch.cuda.set_sync_debug_mode('default')
-    learn = erosion_learner(digits_dls(n=640, bs=32, device='cuda').inject(ColorSquare(4)), net())
+    learn = erosion_learner(digits_dls(n=640, bs=32).to('cuda').inject(ColorSquare(4)), net())
     sets = EvalSets(pattern_sets(learn.dls), at=[])   # which do ask, so not in between
     try: learn.fit_phases(Phase('erode', 1), cbs=[Strict(), Relax(), sets])
     finally: torch.cuda.set_sync_debug_mode('default')
