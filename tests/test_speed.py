@@ -151,3 +151,14 @@ def test_help_does_not_import_torch():
     "The command answers before anything heavy is loaded; no clock needed"
     out = subprocess.run([sys.executable, '-X', 'importtime', '-m', 'feature_erosion.cli', '--help'], capture_output=True, text=True, check=True)
     assert 'demo' in out.stdout and not [l for l in out.stderr.splitlines() if l.rsplit('|', 1)[-1].strip() in ('torch','fastai','pandas','numpy','matplotlib')]
+
+def test_rows_measured_on_another_machine(monkeypatch):
+    "They stay, and say where; a row that can't be measured here does not replace one that was measured elsewhere"
+    monkeypatch.syspath_prepend(str(bench))
+    import run
+    there = dict(cpu='A', cores=1, threads=1, python='3', torch='2', fastai='2', sklearn='1', device='NVIDIA H200', data='noise')
+    a,b = dict(module='a_rows', name='loading', peer='x'),dict(module='gpu_rows', name='an epoch', peer='y')
+    old = dict(machine=there, rows=[a, b])
+    now = run.merged(old, ['a_rows','gpu_rows'], [dict(a, on='here'), dict(b, on='here', skipped='no GPU here')])
+    assert now==[dict(a, on='here'), dict(b, on=run.about(there))]
+    assert run.merged(old, ['a_rows'], [dict(a, on='here')])==now and [o for o,_ in run.by_machine(now+[dict(a, on='here')])]==['here',run.about(there)]
