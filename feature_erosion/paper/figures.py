@@ -88,9 +88,9 @@ def phase_ends(
 def forgotten(
     ends:pd.DataFrame # As from `phase_ends`, one network and seed
 )->float:
-    "Share of the accuracy above chance lost in the second phase"
+    "Share of the accuracy above chance lost in the second phase; 1 if it ends below chance"
     before,after = ends[ends.phase!='erode'].iloc[0],ends[ends.phase=='erode'].iloc[0]
-    return forgetting(before.clean, after.clean, before.chance)
+    return min(1., forgetting(before.clean, after.clean, before.chance))
 
 def _forgotten(ends, *by):
     "A row for each arm and seed"
@@ -131,7 +131,8 @@ def _plot_curves(ax, t, net):
     _seeds(ax, c[c.ratio>0], 'epoch', 'pattern', 'C1', 'test images with squares')
     _seeds(ax, c[c.ratio==0], 'epoch', 'clean', _colors['control'], 'clean, control')
     _seeds(ax, c[c.ratio>0], 'epoch', 'clean', _colors['after'], 'clean')
-    _seeds(ax, c[(c.ratio>0) & (c.phase=='pretrain')], 'epoch', 'clean', _colors['before'])
+    first = c[(c.ratio>0) & (c.phase=='pretrain')]
+    if len(first): _seeds(ax, first, 'epoch', 'clean', _colors['before'], 'clean, before')
     _percent(ax)
     ax.set_title(net, loc='left', pad=22, weight='bold')
 
