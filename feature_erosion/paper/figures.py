@@ -128,11 +128,11 @@ def _plot_curves(ax, t, net):
     c,ph = (t[k][t[k].net==net] for k in ('curves','phases'))
     _shade(ax, ph)
     c = c[(c.when=='epoch') | (c.epoch==0)]
-    _seeds(ax, c[c.ratio>0], 'epoch', 'pattern', 'C1', 'test images with squares')
-    _seeds(ax, c[c.ratio==0], 'epoch', 'clean', _colors['control'], 'clean, control')
-    _seeds(ax, c[c.ratio>0], 'epoch', 'clean', _colors['after'], 'clean')
-    first = c[(c.ratio>0) & (c.phase=='pretrain')]
-    if len(first): _seeds(ax, first, 'epoch', 'clean', _colors['before'], 'clean, before')
+    sq,control = c[c.ratio>0],c[c.ratio==0]
+    lines = [(sq, 'pattern', 'C1', 'test images with squares'), (control, 'clean', _colors['control'], 'clean, control'),
+             (sq, 'clean', _colors['after'], 'clean'), (sq[sq.phase=='pretrain'], 'clean', _colors['before'], 'clean, before')]
+    for d,y,color,label in lines:
+        if len(d): _seeds(ax, d, 'epoch', y, color, label)
     _percent(ax)
     ax.set_title(net, loc='left', pad=22, weight='bold')
 
@@ -157,7 +157,7 @@ def plot_curves(t):
     for ax,n in zip(axs, nets):
         (_plot_curves if t['ends'][t['ends'].net==n].lr.nunique()==1 else _plot_rates)(ax, t, n)
     h,l = axs[0].get_legend_handles_labels()
-    fig.legend(h, l, loc='outside lower center', ncols=3)
+    fig.legend(h, l, loc='outside lower center', ncols=2)
     return fig
 
 # %% ../../nbs/paper/02_figures.ipynb #a9ea862c
