@@ -223,7 +223,7 @@ def test_cam_and_rank_claims():
 
 def tiny(net, images):
     "The same network for two iterations a phase, on a few images"
-    few = dict(bs=40, n_valid=20) if net.weights!='imagenet' else dict(bs=4, n_valid=10, size=32, pad=4, data=str(images))
+    few = dict(bs=10, n_valid=10) if net.weights!='imagenet' else dict(bs=4, n_valid=10, size=32, pad=4, data=str(images))
     return replace(net, n=40, unit='iters', lengths=tuple(2*(l>0) for l in net.lengths), **few)
 
 @lru_cache(None)
@@ -241,7 +241,7 @@ def test_paper_preset(figure, tmp_path, hub, cifar10, tiny_imagenet):
     r = recipes[figure]
     nets = [o for o in r.nets(r.scales['paper']) if o.weights!='imagenet' and o.ratio in (0,.3,1) and o.lengths[1] in (48,160)]
     assert nets[0].n is None and nets[0].width==1 and nets[0].lengths[:2]==(160,160)
-    res = measured(r, replace(r.scales['paper'], nets=tuple(nets), n_test=20, n_train=40), tiny_imagenet)
+    res = measured(r, replace(r.scales['paper'], nets=tuple(nets), n_test=10, n_train=40), tiny_imagenet)
     res.save(RunStore(tmp_path).run('out'))
     assert (tmp_path/'out'/'figures'/f'{figure}.png').stat().st_size>5000 and set(res.claims().net)=={o.name for o in nets}
 

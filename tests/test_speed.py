@@ -124,7 +124,7 @@ def test_gpu_benchmark_on_a_cpu(monkeypatch, dls):
     x,y = gpu_rows.ready(dls, torch.float32)
     plain = dls.train.new(shuffle=False)
     with dls.train.dataset.set_split_idx(1): want,_ = plain.one_batch()
-    assert torch.allclose(x[:32], want.as_subclass(torch.Tensor), atol=1e-5) and torch.equal(y, dls.train_ds.y)
+    assert torch.allclose(x[:32].cpu(), want.as_subclass(torch.Tensor).cpu(), atol=1e-5) and torch.equal(y.cpu(), dls.train_ds.y)
     got = list(gpu_rows.on_device(x, y, 32))
     assert len(got)==20 and sorted(torch.cat([o[1] for o in got]).tolist())==sorted(y.tolist()) and got[0][0].shape==(32,3,16,16)
     if torch.cuda.is_available(): return
