@@ -588,13 +588,13 @@ def rank_claims(t):
     d = _gains(t)
     d = d[d.opt=='sgd']
     said = 'The {} after the second phase, the less is learned again: rank correlation over lengths (Spearman)'
-    def row(what, col, yes):
+    def row(what, col, yes, d=d):
         found = _per_seed(d, lambda o: _spearman(o[col], o.gain))
         return judged(said.format(what), 'left open', found, yes, '.2f', d.net.iloc[0])
     rows = [row('lower the effective rank', 'rank', '>0'), row('more dormant units', 'dormant_after', '<0'),
             row('larger the weights', 'weight_norm_after', '<0')]
     if 'hessian_rank_after' not in d: return rows   # tables from before it was measured
-    return [*rows, row("fewer eigenvalues of the Hessian beyond ±.1", 'hessian_rank_after', '>0')]
+    return [*rows, row('fewer eigenvalues of the Hessian beyond ±.1', 'hessian_rank_after', '>0', d[d.squares>0])]
 
 # %% ../../nbs/paper/02_figures.ipynb #fc19065a
 def _lengths(net, *squares):
