@@ -246,7 +246,8 @@ def test_paper_preset(figure, tmp_path, hub, cifar10, tiny_imagenet):
     r = recipes[figure]
     nets = [o for o in r.nets(r.scales['paper']) if o.weights!='imagenet' and o.ratio in (0,.3,1) and o.lengths[1] in (48,160)]
     assert nets[0].n is None and nets[0].width==1 and nets[0].lengths[:2]==(160,160)
-    few = dict(n_test=10, n_train=8 if figure=='rank' else 40)   # curvature takes several passes for each image
+    few = dict(n_test=10, n_train=4 if figure=='rank' else 40)   # curvature takes several passes for each image
+    if figure=='rank': nets = [o for o in nets if o.opt=='sgd']
     res = measured(r, replace(r.scales['paper'], nets=tuple(nets), **few), tiny_imagenet)
     res.save(RunStore(tmp_path).run('out'))
     assert (tmp_path/'out'/'figures'/f'{figure}.png').stat().st_size>5000 and set(res.claims().net)=={o.name for o in nets}
