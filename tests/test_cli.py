@@ -121,7 +121,7 @@ def test_main_job_on_cifar(tmp_path, cifar10, resnet20):
 
 tiny = ['--image-size','16','--arch','resnet20','--width','.25','--bs','30','--epochs','1','--lr','.05','--seeds','1','--jobs','1','--n','30']
 
-@pytest.mark.parametrize('figure,nets', [('fig3', 2), pytest.param('fig6', 8, marks=pytest.mark.slow('eight networks')),
+@pytest.mark.parametrize('figure,nets', [pytest.param('fig3', 2, marks=pytest.mark.slow('two networks')), pytest.param('fig6', 8, marks=pytest.mark.slow('eight networks')),
     pytest.param('gradcam', 2, marks=pytest.mark.slow('Grad-CAM of two networks'))])
 def test_another_figure_on_a_folder(folder, tmp_path, capsys, figure, nets):
     "All that the figure compares, with the network and the data that were asked for"

@@ -69,7 +69,7 @@ def on(self:Recipe,
     arms = [o for o in nets if o.name==nets[0].name]
     base = first(o for o in arms if o.ratio==1) or arms[0]
     _check_ratio(self.name, net.ratio, sorted({o.ratio for o in arms}))
-    return replace(self, scales=dict(own=Scale(tuple(_changed(net, base, o) for o in arms), seeds)))
+    return replace(self, scales=dict(own=Scale(tuple(dict.fromkeys(_changed(net, base, o) for o in arms)), seeds)))
 
 def _check_ratio(name, ratio, ratios):
     if ratio<1 and not {*ratios}<={0,1}:
