@@ -19,7 +19,9 @@ class _Parser(argparse.ArgumentParser):
 
 # %% ../nbs/20_cli.ipynb #320b62c4
 _about = 'What happens to what a network knew when it is finetuned on data with an easier feature.'
-_about_run = "Runs a figure of the paper (arXiv 2310.19537). The defaults are the paper's settings."
+_about_run = """Makes a figure of the paper (arXiv 2310.19537) from your data and network. The defaults are the paper's settings.
+fig1 trains one network. The others train all that they compare (controls without the pattern, ratios, lengths), each with several
+seeds, and say how long that takes."""
 _example = ('example: feature_erosion run fig1 --arch resnet20 --weights resnet20.th '
             '--stats imagenet --iters 200 200 --sched constant')
 _scales = """A preset of the paper's own scale wants a GPU and days; cpu some hours on two cores; smoke a minute.
@@ -82,15 +84,17 @@ def _report_args(p):
 
 # %% ../nbs/20_cli.ipynb #483faed8
 def _run_args(p):
-    p.add_argument('figure', choices=['fig1'],
-                   help='fig1: clean and pattern accuracy while a network is trained, eroded and trained again')
+    p.add_argument('figure', type=_one_of('recipes', figures+questions), metavar='FIGURE',
+                   help='fig1: clean and pattern accuracy while a network is trained, eroded and trained again; '
+                        f"or {', '.join(figures[1:])}, {', '.join(questions)}, or a recipe that an installed package offers")
     _data_args(_group(p, 'data'))
     _pattern_args(_group(p, 'easy feature'))
     _training_args(_group(p, 'model and training'))
     p.set_defaults(do=run_figure)
 
 def _data_args(add):
-    add('--data', f"{', '.join(data_sets)}, or a folder in ImageNet's layout", 'cifar10')
+    add('--data', f"{', '.join(data_sets)}, or a folder of images, with a folder for each class (or train/CLASS, val/CLASS)",
+        'cifar10')
     add('--n', 'training images, stratified; all if not given', type=int)
     add('--n-valid', 'test images, stratified; all if not given', type=int, metavar='N')
     add('--bs', 'batch size', 64, type=int)
@@ -106,18 +110,24 @@ def _pattern_args(add):
     add('--ratio', 'share of the training images that wear it, 0…1', 1., type=float)
     add('--strength', "share of those that wear their own class's, 0…1", 1., type=float)
 
+_whole = 'fig5','rank','resist','unlearn'   # these compare with the network's own training
+
 def _training_args(add):
     add('--arch', "resnet18, resnet20, resnet32, resnet44, resnet56 or vgg19 as made for CIFAR; "
         "'torchvision/NAME', 'timm/NAME'", 'vgg19')
     add('--width', 'factor on the channels of a CIFAR network', 1., type=float)
-    add('--weights', "start from these weights, or from 'imagenet', and leave out the first phase", metavar='FILE')
+    add('--weights', "start from these weights, or from 'imagenet', and leave out the first phase; "
+        f"not for {', '.join(_whole)}, which compare with it", metavar='FILE')
     add('--epochs', 'length of pretrain, erode, relearn (with --weights: erode, relearn), or one length for all; '
         '160 if not given', type=int, nargs='+', metavar='N')
     add('--iters', 'the same in iterations', type=int, nargs='+', metavar='N')
     add('--lr', 'learning rate', .1, type=float)
     add('--sched', 'learning rate schedule of each phase', 'multi_step', choices=['multi_step','constant','one_cycle'])
-    add('--seed', 'of everything random', 0, type=int)
-    add('--out', 'folder of the run: figure, tables, weights', 'runs/fig1', metavar='DIR')
+    add('--seed', 'of everything random, for fig1', 0, type=int)
+    add('--seeds', 'for other figures than fig1: how many seeds; 3 if not given', type=int, metavar='N')
+    add('--jobs', 'for other figures than fig1: networks at a time; 1 on a GPU, else one for each core, if not given',
+        type=int, metavar='N')
+    add('--out', 'folder of figure, tables and weights; runs/FIGURE if not given', metavar='DIR')
 
 # %% ../nbs/20_cli.ipynb #c54ccaa9
 def _checked(p, action, v):
@@ -169,6 +179,16 @@ def _lengths(a):
     return (0,)*(3-n)+tuple(given if len(given)==n else given*n),unit
 
 # %% ../nbs/20_cli.ipynb #031a3dfb
+def _check_figure(a):
+    "Arguments that belong to other figures"
+    fig = a.figure
+    if fig in _whole and a.weights: raise ValueError(f"weights: {fig} compares with training from scratch; leave it out")
+    if fig!='fig1' and a.seed: raise ValueError(f"seed={a.seed}: {fig} has seeds 0, 1, …; say how many with --seeds")
+    for k in 'seeds','jobs':
+        if (v := getattr(a, k)) is None: continue
+        if fig=='fig1': raise ValueError(f"{k}={v}: fig1 trains one network; its seed is --seed")
+        if v<1: raise ValueError(f"{k}={v}: must be at least 1")
+
 _fields = 'arch','data','width','weights','n','n_valid','n_classes','stats','bs','lr','sched','pattern','ratio','strength'
 
 def _net(a):
@@ -183,6 +203,15 @@ def _as_json(**values):
     "One line; tables as lists or objects of rows, with null for NaN"
     def rows(df): return json.loads(df.to_json(orient='index' if df.index.name else 'records'))
     print(json.dumps({k:rows(v) if hasattr(v, 'to_json') else v for k,v in values.items()}))
+
+def _make(a, preset, figures, images=None):
+    "Make figures and print what they bear out; those that could not be made come last, with the reason"
+    from feature_erosion.paper.questions import Unfinished, claims_table, paper
+    try: res,failed = paper(preset, figures, a.out, images, a.jobs),None
+    except Unfinished as e: res,failed = e.results,f'feature_erosion: {e}'
+    for r in claims_table(res).itertuples() if res else (): print(f'{r.figure:8} {r.agrees:10} {r.net}: {r.claim}: {r.ours}')
+    if a.json: _as_json(claims=claims_table(res) if res else [])
+    if failed: sys.exit(failed)
 
 def _report(learn, a):
     from feature_erosion.loaders import n_labels
@@ -206,7 +235,11 @@ def run_figure(
     a # Parsed arguments
 ):
     "`feature_erosion run`"
-    net = _net(a)
+    _check_figure(a)
+    net,a.out = _net(a),a.out or f'runs/{a.figure}'
+    if a.figure!='fig1':
+        from feature_erosion.paper.questions import find_recipe
+        return _make(a, 'own', [find_recipe(a.figure).on(net, a.seeds or 3)])
     from feature_erosion.paper.nets import keep_net
     _report(keep_net(net, a.out, a.seed), a)
 
@@ -214,13 +247,8 @@ def run_paper(
     a # Parsed arguments
 ):
     "`feature_erosion paper`"
-    from feature_erosion.paper.questions import Unfinished, claims_table, paper
     if a.jobs is not None and a.jobs<1: raise ValueError(f"jobs={a.jobs}: must be at least 1")
-    try: res,failed = paper(a.preset, a.figures, a.out, a.images, a.jobs),None
-    except Unfinished as e: res,failed = e.results,f'feature_erosion: {e}'
-    for r in claims_table(res).itertuples() if res else (): print(f'{r.figure:8} {r.agrees:10} {r.net}: {r.claim}: {r.ours}')
-    if a.json: _as_json(claims=claims_table(res) if res else [])
-    if failed: sys.exit(failed)
+    _make(a, a.preset, a.figures, a.images)
 
 def run_report(
     a # Parsed arguments

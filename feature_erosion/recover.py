@@ -208,12 +208,7 @@ def recover(
 )->Recovered: # `accuracy` and the `C` that was chosen; each model's own accuracy is in `attrs['now']`
     "Accuracy on `test` with a new last layer, trained by `dfr` on a few images of each class"
     models,few,features = named_models(models),sorted(listify(few)),listify(features)
-    _check_args(few, features, seeds)
-    check_classes(train, test, 'test', 'train')
-    _check_apart(train, test)
-    test = fixed_dl(test, n_test)
-    y,y_test = (int_labels(dl_labels(o)) for o in (train, test))
-    _check_enough(few[-1], y, y_test, class_names(train))
+    test,y,y_test = _checked(train, test, few, features, seeds, n_test)
     (every,sets),rows = _sets(y, few, seeds),[]
     jobs = [(m,f) for m in models for f in features]
     for m,f in progress_bar(jobs, leave=False) if progress else jobs:
@@ -237,6 +232,16 @@ def _features(model, kind, layers, dl, idxs=None):
     some = idxs is not None and isinstance(dl, DataLoader)
     X = _kinds[kind](model, _of(dl, idxs) if some else dl, layers)
     return X if some or idxs is None else X[idxs]
+
+def _checked(train, test, few, features, seeds, n_test):
+    "The test samples and the labels of both, if all arguments are right"
+    _check_args(few, features, seeds)
+    check_classes(train, test, 'test', 'train')
+    _check_apart(train, test)
+    test = fixed_dl(test, n_test)
+    y,y_test = (int_labels(dl_labels(o)) for o in (train, test))
+    _check_enough(few[-1], y, y_test, class_names(train))
+    return test,y,y_test
 
 def _sets(y, few, seeds):
     "All samples that are needed, and for each seed and number of images their places among these"

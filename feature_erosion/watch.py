@@ -248,12 +248,14 @@ def _check_watch(tolerance, budget, n, n_layers):
 # %% ../nbs/18_watch.ipynb #78df8199
 @patch
 def before_fit(self:WatchErosion):
+    "Find samples and columns, unless the fit does not train; another model has another start"
     self.run = trains(self.learn)
     if not self.run: return
     if self.owner is not get_model(self.model):   # another model: another start
         self.reset()
         self.owner = get_model(self.model)
     clock = time.perf_counter()
+    self.tidy()
     with no_random(reproducible=False): self._prepare()
     LoggedCallback.before_fit(self)
     self.fresh,self.done_iters,self.times,self.credit,self.cut = self.start is None,0,[],0.,False
@@ -278,22 +280,27 @@ def before_phase(self:WatchErosion):
 
 @patch
 def before_epoch(self:WatchErosion):
+    "Look at the model before its first batch; after a warning with `stop`, end the fit"
     if self.stopped: raise CancelFitException
+    if self.learn.epoch==0: self._check_columns()
     if self.fresh: self._look(self.learn.epoch)
     self.fresh,self.mark = False,time.perf_counter()
 
 @patch
 def before_batch(self:WatchErosion):
+    "After a warning with `stop`, end the epoch"
     if not self.stopped: return
     self.cut = True
     raise CancelTrainException
 
 @patch
 def after_train(self:WatchErosion):
+    "An epoch that was cut short keeps its row in the table"
     if self.cut and hasattr(self, 'recorder'): self.recorder.cancel_train = False   # log this epoch's loss, as it is
 
 @patch
 def after_batch(self:WatchErosion):
+    "Count the time of training, and look at log-spaced iterations"
     self.iters,self.done_iters = self.iters+1,self.done_iters+1
     now = time.perf_counter()
     self.times.append(now-self.mark)
@@ -304,6 +311,7 @@ def after_batch(self:WatchErosion):
 
 @patch
 def record(self:WatchErosion, epoch):
+    "Look at the end of an epoch if the budget allows it, and after the last in any case; else its columns are empty"
     self.trained += time.perf_counter()-self.mark   # validation is part of training
     last = self.learn.epoch+1>=self.learn.n_epoch or self.stopped
     if last or self._affords(): self._look(epoch)
@@ -344,7 +352,16 @@ def _prepare(self:WatchErosion):
     with evaluating(model), precision(self.learn): outputs = answer_tensor(model(*x)).shape[-1]
     self.heads = {k:_same_head(k, s, outputs, self.learn.dls) for k,s in (self.sets or {}).items()}
     known = [c for k,h in self.heads.items() for c in ([k] if h else [])+[f'{k}_features']]
-    self.columns = [*known, *(['worst'] if known else []), *(['hangs'] if self.images else []), 'cka', 'rank']
+    more = [*(['worst'] if known else []), *(['hangs'] if self.images else []), 'cka', 'rank']
+    self.columns = known + [c for c in more if c not in self.learn.metrics.attrgot('name')]   # of two watchers, the first one's
+
+@patch
+def _check_columns(self:WatchErosion):
+    "Of two columns of one name, loggers that take a dict would keep one, without a word"
+    names = list(self.learn.metrics.attrgot('name'))
+    if twice := [c for c in self.columns if names.count(c)>1]:
+        raise ValueError(f"reference: the Recorder's table would have two columns {twice[0]!r}; "
+                         "give the data another name, `WatchErosion({'old': dls})`")
 
 @patch
 def _without(self:WatchErosion, xs):
@@ -488,6 +505,7 @@ def _most_changed(drift):
 # %% ../nbs/18_watch.ipynb #cc09f9fa
 @patch
 def after_fit(self:WatchErosion):
+    "Take the last good weights, with `restore`; leave no trace in the Learner"
     if self.restore and self.now and self.good:
         get_model(self.model).load_state_dict(self.good['weights'])
         self.learn.create_opt()   # momentum belongs to the weights that were given up

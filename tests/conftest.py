@@ -11,9 +11,20 @@ for o in 'OMP_NUM_THREADS','LOKY_MAX_CPU_COUNT': os.environ.setdefault(o, '1')  
 
 def pytest_addoption(parser): parser.addoption('--quick', action='store_true', help='leave out the tests marked slow')
 
+first = ['test_notebooks.py','test_paper.py', 'test_site.py','test_distributed.py', 'test_docs.py','test_sweep.py']   # what takes long, in turns
+
+def halves(items):
+    "Two workers begin at the start and in the middle, and at last take over from each other: what takes long comes first in both halves"
+    one,two = ([o for f in first[i::2] for o in items if o.path.name==f] for i in (0,1))
+    rest = [o for o in items if o.path.name not in first]
+    n = max(0, len(items)//2-len(one))
+    return [*one, *rest[:n], *two, *rest[n:]]
+
+@pytest.hookimpl(trylast=True)   # without what was not asked for
 def pytest_collection_modifyitems(config, items):
     for o in items if config.getoption('--quick') else []:
         if m := o.get_closest_marker('slow'): o.add_marker(pytest.mark.skip(reason=f'slow: {m.args[0]}'))
+    items[:] = halves(items)
 
 needs = re.findall(r'^\| `([\w-]+)` \|', (root/'CONTRIBUTING.md').read_text('utf-8'), re.M)
 

@@ -54,15 +54,16 @@ def nets(draw):
     x = torch.randn(draw(st.integers(1, 5)), ni, side, side+draw(st.integers(0, 3)))
     return randomise(nn.Sequential(*body)),nn.Sequential(*head).eval(),x,draw(st.sampled_from([None,0,3]))
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(nets(), st.integers(1, 5))
 def test_random_networks(net, bs):
+    "Single precision on both sides: where terms cancel, the fifth digit differs"
     body,head,x,target = net
     want,model = reference(body, head, x, target),nn.Sequential(body, head)
-    close(grad_cam(model, x, target, layer=body, bs=bs), want)
-    close(grad_cam(model, x, target), want)
+    close(grad_cam(model, x, target, layer=body, bs=bs), want, 1e-4)
+    close(grad_cam(model, x, target), want, 1e-4)
     for p in model.parameters(): p.requires_grad_(False)
-    close(grad_cam(model, x, target, layer='0'), want)
+    close(grad_cam(model, x, target, layer='0'), want, 1e-4)
 
 def small_vgg():
     "torchvision's VGG-11 with in-place ReLUs; a small classifier in place of 120 million weights"

@@ -118,3 +118,25 @@ def test_main_job_on_cifar(tmp_path, cifar10, resnet20):
                  '--iters','60','5','--out',str(tmp_path/'o')])==0
     acc = Run(tmp_path/'o').table('accuracy').set_index('phase')
     assert acc.clean.start>.75 and acc.clean.erode<.4 and acc.pattern.erode>.9 and acc.conflict_picture.erode>.4
+
+tiny = ['--image-size','16','--arch','resnet20','--width','.25','--bs','30','--epochs','1','--lr','.05','--seeds','1','--jobs','1','--n','30']
+
+@pytest.mark.parametrize('figure,nets', [pytest.param('fig3', 2, marks=pytest.mark.slow('two networks')), pytest.param('fig6', 8, marks=pytest.mark.slow('eight networks')),
+    pytest.param('gradcam', 2, marks=pytest.mark.slow('Grad-CAM of two networks'))])
+def test_another_figure_on_a_folder(folder, tmp_path, capsys, figure, nets):
+    "All that the figure compares, with the network and the data that were asked for"
+    if figure=='gradcam': pytest.importorskip('captum')
+    assert main(['run',figure,'--data',str(folder),*tiny,'--out',str(tmp_path/'o')])==0
+    run = Run(tmp_path/'o'/figure)
+    got = run.settings['nets']
+    assert len(got)==nets and {o['data'] for o in got}=={str(folder)} and {o['arch'] for o in got}=={'resnet20'}
+    assert {0.,1.}<={o['ratio'] for o in got} and all(o['lengths'][:2]==[1,1] for o in got)
+    assert run.status=='finished' and (run.path/'figures'/f'{figure}.png').is_file()
+    assert f'{figure} ' in capsys.readouterr().out
+
+@pytest.mark.parametrize('args,words', [(['fig3','--seed','2'], 'seed=2: fig3 has seeds 0, 1'), (['fig1','--seeds','2'], 'seeds=2: fig1 trains one network'),
+    (['fig3','--seeds','0'], 'seeds=0: must be at least 1'), (['fig5','--weights','w.pth'], 'fig5 compares with training from scratch'),
+    (['fig3','--ratio','0'], 'ratio=0: that is the control'), (['fig6','--ratio','.5'], 'ratio=0.5: fig6 compares the ratios 0, 0.01'), (['fig9'], "invalid choice: 'fig9'")])
+def test_other_figures_errors(tmp_path, capsys, args, words):
+    assert words in fails(capsys, 'run', *args, *quick, '--out', tmp_path/'o')
+    assert not (tmp_path/'o').exists()

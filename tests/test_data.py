@@ -120,7 +120,7 @@ def test_images_that_do_not_fit_stay(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_gpu_batches_equal_cpu_batches():
     "The validation set comes out the same, pattern and all, from images that lie on the GPU"
-    cpu,gpu = (digits_dls(n=200, bs=32, device=d).inject(ColorSquare(4)) for d in ('cpu','cuda'))
+    cpu,gpu = (digits_dls(n=200, bs=32).to(d).inject(ColorSquare(4)) for d in ('cpu','cuda'))
     assert gpu.train_ds.x.is_cuda and not cpu.train_ds.x.is_cuda
     for a,b in zip(cpu.valid, gpu.valid):
         assert b[0].is_cuda and torch.equal(a[1], b[1].cpu()) and torch.allclose(a[0], b[0].cpu(), atol=1e-6)

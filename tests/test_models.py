@@ -21,6 +21,7 @@ def accuracy(model, imgs, labels, bs=500):
     preds = [model((b/255-mean)/std).argmax(1) for b in imgs.split(bs)]
     return (torch.cat(preds)==labels).float().mean().item()
 
+@pytest.mark.slow('all 10,000 test images')
 def test_public_checkpoint(resnet20, cifar_test):
     "91.7% on the lossless images, 81.0% on the re-compressed ones of fastai's layout that are at hand"
     imgs,labels,expected = cifar_test

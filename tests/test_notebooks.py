@@ -7,30 +7,38 @@ from run_notebooks import run_notebook
 
 nbs = nbglob(root/'nbs', as_path=True).sorted()
 
-slow = {'paper/02_figures.ipynb': 'trains what tests/test_paper.py trains for all figures',
+slow = {'tutorials/collapse.ipynb': 'two trainings on CIFAR-10',   # the longest first
         'tutorials/inside.ipynb': 'CIFAR-10 through five measures; each has a notebook of its own',
-        'tutorials/collapse.ipynb': 'two trainings on CIFAR-10',
-        'tutorials/finetune.ipynb': 'a training on CIFAR-10 and two searches',
         'tutorials/your_own.ipynb': 'trains on image files, one by one',
+        'tutorials/finetune.ipynb': 'a training on CIFAR-10 and two searches',
+        'tutorials/cluster.ipynb': 'workers of joblib and dask that import everything',
+        'measures/03_probes.ipynb': 'some fifty probes to their optimum, and a thousand epochs; tests/test_probes.py has the same functions',
+        '15_mitigations.ipynb': 'many trainings; tests/test_mitigations.py has the same functions',
+        'paper/00_nets.ipynb': 'trains and stores networks, as tests/test_paper.py does',
+        'runs/04_sweep.ipynb': 'workers that import everything; tests/test_sweep.py has the same functions',
+        '17_unlearning.ipynb': 'many trainings; tests/test_unlearning.py has the same functions',
         'tutorials/own_model.ipynb': 'the models of tests/test_layers_of_models.py and test_models.py',
-        'tutorials/cluster.ipynb': 'workers of joblib and dask that import everything'}
+        '18_watch.ipynb': 'many trainings; tests/test_watch.py has the same functions',
+        '16_recover.ipynb': 'many trainings; tests/test_recover.py has the same functions',
+        '19_shortcut.ipynb': 'many searches; tests/test_shortcut.py has the same functions',
+        'paper/02_figures.ipynb': 'trains what tests/test_paper.py trains for all figures'}
 
 def required(nb):
     "The names in `requires:` of the front matter of notebook `nb`"
     res = nb_frontmatter(read_nb(nb)).get('requires') or []
     return res.split() if isinstance(res, str) else res
 
-def case(nb):
-    name = nb.relative_to(root/'nbs').as_posix()
-    return pytest.param(nb, id=name, marks=[pytest.mark.slow(slow[name])] if name in slow else [])
+def name(nb): return nb.relative_to(root/'nbs').as_posix()
 
-@pytest.mark.parametrize('nb', [*map(case, nbs)])
+def case(nb): return pytest.param(nb, id=name(nb), marks=[pytest.mark.slow(slow[name(nb)])] if name(nb) in slow else [])
+
+@pytest.mark.parametrize('nb', [case(o) for o in sorted(nbs, key=lambda o: [*slow, name(o)].index(name(o)))])
 def test_notebook(nb):
     require(*required(nb))
     fine,said = run_notebook(nb)
     assert fine, said
 
-def test_each_slow_notebook_is_there(): assert {*slow}<={f.relative_to(root/'nbs').as_posix() for f in nbs}
+def test_each_slow_notebook_is_there(): assert {*slow}<={*map(name, nbs)}
 
 def ran(path, *cells):
     write_nb(new_nb(list(map(mk_cell, cells))), path)

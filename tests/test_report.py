@@ -10,6 +10,7 @@ from feature_erosion.cli import main
 from feature_erosion.paper.report import report
 from feature_erosion.files import save_json
 from feature_erosion.runs.store import Run, RunStore, environment
+from feature_erosion.runs.sweep import sweep
 
 script = '<script>document.title="hacked"</script><img src=x onerror="document.title=\'hacked\'">'
 evil_svg = '<svg xmlns="http://www.w3.org/2000/svg" width="90" height="60" onload="parent.document.title=\'hacked\'"><script>document.title="hacked"</script><image href="http://127.0.0.1:9/x.png" width="9" height="9"/><rect width="90" height="60"/></svg>'
@@ -121,6 +122,27 @@ def test_it_reads_and_writes_nothing_else(folder):
     before = written()
     out = report(folder)
     assert {f:o for f,o in written().items() if f!=out}==before
+
+def swept(ratio, net, seed): return dict(clean=1-ratio*(.5+.1*seed), valid_loss=ratio, **{script:seed})
+
+def test_sweeps(tmp_path, browser):
+    "Means and intervals over seeds, and a plot across runs, on a phone as well"
+    sweep(swept, dict(ratio=[0,.5,1.], net=['a',script]), seeds=3, store=tmp_path/'s', n_jobs=1, progress=False)
+    make_run(tmp_path/'s', 'another', lr=.1)
+    html = report(tmp_path/'s').read_text()
+    assert headings(html)==['s','Sweep: swept','Runs','another'] and '19 runs · 1 sweep' in html and '18 of 18 points' in html
+    for cell in ('0.4 (0.3 to 0.5)', '0.7 (0.65 to 0.75)', '1 (1 to 1)', 'of two or three seeds the lowest and the highest'): assert cell in html, cell
+    assert '<script' not in html
+    with Page(browser, (tmp_path/'s'/'report.html').as_uri(), 390) as p:
+        img = p.page.locator('#sweep0 img')
+        assert p.overflow()<=0 and img.count()==1 and img.get_attribute('alt') and not p.errors
+        assert p.page.locator('#sweep0 tbody tr').count()==6 and p.page.locator('nav a[href="#sweep0"]').count()==1
+
+def test_a_sweep_that_cannot_be_shown(tmp_path):
+    "Its numbers have a name that matplotlib reads as a broken formula; the rest of the page is there"
+    sweep(lambda seed: {'a$\\b$':seed}, {}, seeds=2, store=tmp_path/'s', n_jobs=1, progress=False)
+    html = report(tmp_path/'s').read_text()
+    assert 'This sweep cannot be shown' in html and '2 runs · 1 sweep' in html
 
 def report_often(folder):
     for _ in range(5): report(folder)

@@ -1,5 +1,5 @@
 "The built site in a real browser: search, links, pictures and colours, on a desk and on a phone."
-import threading
+import json, threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
@@ -25,6 +25,18 @@ def test_search_finds_a_class(browser, url):
         p.page.locator('.smalldocs-search-results a[href*="patterns.html"]').first.click()
         p.page.wait_for_url('**/patterns.html*')
         assert p.page.locator('#colorsquare').count()==1
+
+@pytest.mark.parametrize('query,first', [('ratio','DataLoaders.inject'), ('wandb','Log to Weights & Biases'), ('rank','Numerical rank'), ('layer_rank','Learner.layer_rank'),
+    ('probe','Learner.layer_probe'), ('tolerance','WatchErosion'), ('colorsqare','ColorSquare')])
+def test_search_shows_first_what_users_meet(browser, url, site, query, first):
+    "Public names and pages that tell how to come before the inside of the library; a slip of the finger is forgiven"
+    kinds = {o['href']:o['kind'] for o in json.loads((site/'search.json').read_text('utf-8'))}
+    with Page(browser, url) as p:
+        p.page.locator('.smalldocs-search input').first.press_sequentially(query)
+        hits = p.page.locator('.smalldocs-search-results.show').first
+        assert hits.locator('.search-result-section').first.inner_text().startswith(first)
+        got = [kinds[o.get_attribute('href').removeprefix('./')] for o in hits.locator('a').all()]
+    assert got[0]==0 and (query=='colorsqare' or got[1:]==sorted(got[1:]))
 
 def test_sidebar_leads_everywhere(browser, url):
     with Page(browser, url) as p:

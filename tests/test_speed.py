@@ -65,7 +65,7 @@ def test_no_sync_per_step_on_a_gpu():
     class Relax(Callback):
         order,run_valid = -1000,False
         def after_train(self): torch.cuda.set_sync_debug_mode('default')
-    learn = erosion_learner(digits_dls(n=640, bs=32, device='cuda').inject(ColorSquare(4)), net())
+    learn = erosion_learner(digits_dls(n=640, bs=32).to('cuda').inject(ColorSquare(4)), net())
     sets = EvalSets(pattern_sets(learn.dls), at=[])   # which do ask, so not in between
     try: learn.fit_phases(Phase('erode', 1), cbs=[Strict(), Relax(), sets])
     finally: torch.cuda.set_sync_debug_mode('default')
@@ -124,7 +124,7 @@ def test_gpu_benchmark_on_a_cpu(monkeypatch, dls):
     x,y = gpu_rows.ready(dls, torch.float32)
     plain = dls.train.new(shuffle=False)
     with dls.train.dataset.set_split_idx(1): want,_ = plain.one_batch()
-    assert torch.allclose(x[:32], want.as_subclass(torch.Tensor), atol=1e-5) and torch.equal(y, dls.train_ds.y)
+    assert torch.allclose(x[:32].cpu(), want.as_subclass(torch.Tensor).cpu(), atol=1e-5) and torch.equal(y.cpu(), dls.train_ds.y)
     got = list(gpu_rows.on_device(x, y, 32))
     assert len(got)==20 and sorted(torch.cat([o[1] for o in got]).tolist())==sorted(y.tolist()) and got[0][0].shape==(32,3,16,16)
     if torch.cuda.is_available(): return
@@ -151,3 +151,14 @@ def test_help_does_not_import_torch():
     "The command answers before anything heavy is loaded; no clock needed"
     out = subprocess.run([sys.executable, '-X', 'importtime', '-m', 'feature_erosion.cli', '--help'], capture_output=True, text=True, check=True)
     assert 'demo' in out.stdout and not [l for l in out.stderr.splitlines() if l.rsplit('|', 1)[-1].strip() in ('torch','fastai','pandas','numpy','matplotlib')]
+
+def test_rows_measured_on_another_machine(monkeypatch):
+    "They stay, and say where; a row that can't be measured here does not replace one that was measured elsewhere"
+    monkeypatch.syspath_prepend(str(bench))
+    import run
+    there = dict(cpu='A', cores=1, threads=1, python='3', torch='2', fastai='2', sklearn='1', device='NVIDIA H200', data='noise')
+    a,b = dict(module='a_rows', name='loading', peer='x'),dict(module='gpu_rows', name='an epoch', peer='y')
+    old = dict(machine=there, rows=[a, b])
+    now = run.merged(old, ['a_rows','gpu_rows'], [dict(a, on='here'), dict(b, on='here', skipped='no GPU here')])
+    assert now==[dict(a, on='here'), dict(b, on=run.about(there))]
+    assert run.merged(old, ['a_rows'], [dict(a, on='here')])==now and [o for o,_ in run.by_machine(now+[dict(a, on='here')])]==['here',run.about(there)]

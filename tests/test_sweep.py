@@ -5,6 +5,7 @@ import joblib, numpy as np, pytest
 from fastai.vision.all import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from conftest import root
+from feature_erosion.runs.store import RunStore
 from feature_erosion.runs.sweep import sweep
 
 def point(a, seed, run):
@@ -119,3 +120,31 @@ def test_what_cannot_be_compared_is_computed_again(tmp_path):
 
 def test_threads_are_refused(tmp_path):
     with joblib.parallel_config('threading'), pytest.raises(ValueError, match='share one random state'): sweep(always_dies, dict(a=[0]), store=tmp_path)
+
+def near_the_top(ratio, seed): return dict(acc=[.97,.99,1.,1.,1.][seed], zero=0., loss=ratio+seed)
+
+@pytest.mark.parametrize('seeds', [1,2,3,4,5])
+def test_a_share_stays_within_0_and_1(tmp_path, seeds):
+    s = sweep(near_the_top, dict(ratio=[0,.5]), seeds=seeds, store=tmp_path, n_jobs=1, progress=False).summary()
+    vals = [.97,.99,1.,1.,1.][:seeds]
+    low,high = s['acc','low'],s['acc','high']
+    if seeds==1:
+        assert low.isna().all() and high.isna().all()
+        return
+    assert (low>=min(vals)).all() and (high<=1).all() and (low<np.mean(vals)).all() and (high>=np.mean(vals)).all()
+    assert s['zero','low'].eq(0).all() and s['zero','high'].eq(0).all()
+    if seeds<4: assert low.eq(min(vals)).all() and high.eq(max(vals)).all()
+
+def test_sweeps_in_a_store(tmp_path, monkeypatch):
+    "Of a function that was changed both, of a grid that was extended all points, of a damaged point the rest"
+    kw = dict(seeds=2, store=tmp_path, n_jobs=1, progress=False)
+    sweep(partial(plus, b=1), dict(a=[1,2]), **kw)
+    df = sweep(partial(plus, b=1), dict(a=[1,2,3]), **kw)
+    monkeypatch.setattr(sys.modules[__name__], 'offset', 10)
+    with pytest.warns(UserWarning, match='computed again'): sweep(partial(plus, b=1), dict(a=[1,2]), **kw)
+    by_size = {len(o):o for o in RunStore(tmp_path).sweeps().values()}
+    assert sorted(by_size)==[4,6] and sorted(by_size[6].y)==sorted(df.y) and sorted(by_size[4].y)==[12,12,13,13]
+    (tmp_path/df.run[0]/'metrics.json').write_text('['*5000)
+    (tmp_path/df.run[1]/'run.json').write_text('{')
+    six = [o for o in RunStore(tmp_path).sweeps().values() if len(o)==5][0]
+    assert sorted(six.status)==['damaged']+['finished']*4 and six.summary()['y','n'].tolist()==[2,2]

@@ -288,3 +288,67 @@ def test_wrong_references(knows):
     floats = DataLoaders(*[TfmdDL([(torch.randn(3,16,16), torch.rand(())) for _ in range(20)], bs=10, n_inp=1, num_workers=0)]*2)
     with pytest.raises(ValueError, match='regression'), learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=Watch(floats))
     with pytest.raises(ValueError, match='no labels'), learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=Watch([torch.randn(8,3,16,16)]))
+
+class LogWith(Callback):
+    "Hand each epoch's row to a function, as the page 'How do I' has it"
+    order,run_valid = 60,False
+    def __init__(self, write): self.write = write
+    def after_epoch(self): self.write({k:float(v) for k,v in zip(self.recorder.metric_names, self.recorder.log) if k!='time'}, step=self.learn.epoch)
+
+def to_tensorboard(path, m):
+    pytest.importorskip('tensorboard')
+    from fastai.callback.tensorboard import TensorBoardCallback
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    yield TensorBoardCallback(log_dir=path, trace_model=False, log_preds=False)
+    got = EventAccumulator(str(path)).Reload()
+    yield lambda k: [o.value for o in got.Scalars(k)]
+
+def to_wandb(path, m):
+    wandb = pytest.importorskip('wandb')
+    import fastai.callback.wandb as fw
+    old,logs,plain = fw.init_args,[],wandb.sdk.wandb_run.Run.log
+    m.setattr(fw, 'init_args', lambda o: old(o) if hasattr(o, '__dict__') else {})   # as in test_callbacks
+    m.setattr(wandb.sdk.wandb_run.Run, 'log', lambda self, data, *a, **kw: (logs.append(data), plain(self, data, *a, **kw)))
+    run = wandb.init(mode='offline', dir=str(path), settings=wandb.Settings(console='off', silent=True))
+    try: yield fw.WandbCallback(log_preds=False)
+    finally: run.finish()
+    yield lambda k: [float(o[k]) for o in logs if k in o]
+
+def to_mlflow(path, m):
+    mlflow = pytest.importorskip('mlflow')
+    m.setenv('MLFLOW_ALLOW_FILE_STORE', 'true')
+    mlflow.set_tracking_uri((path/'mlruns').resolve().as_uri())
+    with mlflow.start_run() as run: yield LogWith(mlflow.log_metrics)
+    yield lambda k: [o.value for o in mlflow.MlflowClient().get_metric_history(run.info.run_id, k)]
+
+def to_csv(path, m):
+    yield CSVLogger(path/'h.csv')
+    yield lambda k: pd.read_csv(path/'h.csv')[k].tolist()
+
+@pytest.mark.parametrize('budget', [1e6,1e-6])
+@pytest.mark.parametrize('logger', [to_csv,to_tensorboard,to_wandb,to_mlflow])
+def test_loggers(knows, tmp_path, monkeypatch, logger, budget):
+    "Each epoch's numbers, NaN where an epoch was not looked at"
+    (tmp_path/'log').mkdir()
+    steps = logger(tmp_path/'log', monkeypatch)
+    w = Watch({'old':digits()}, budget=budget)
+    erode(knows, w, next(steps), path=tmp_path)
+    read = next(steps)
+    ends = w.history[w.history.iter>0].query('iter%5==0').set_index('iter')
+    assert len(ends)==(3 if budget>1 else 1)
+    for k in 'old','old_features','worst','cka','rank':
+        assert read(k)==pytest.approx(ends[k].reindex([5,10,15]).tolist(), abs=1e-5, nan_ok=True), k
+
+def test_columns_have_names_of_their_own(knows):
+    "Where a logger would keep one of two columns, an error says so before training; two watchers share what is not about their data"
+    for name in 'accuracy','rank':
+        with pytest.raises(ValueError, match=f"two columns '{name}'"): erode(knows, Watch({name:digits()}))
+    with pytest.raises(ValueError, match="two columns 'known'"): erode(knows, Watch(digits()), Watch(digits()))
+    a,b = Watch({'a':digits()}),Watch({'b':digits()})
+    learn = erode(knows, a, b, epochs=1)
+    names = list(learn.recorder.metric_names)
+    assert len(set(names))==len(names) and {'a','b','worst','cka','rank'}<={*names}
+    assert list(learn.metrics.attrgot('name'))==['accuracy'] and b.history[['worst','cka','rank']].notna().all(axis=None)
+    learn = erosion_learner(digits(), net)
+    with learn.no_bar(), pytest.raises(ValueError, match="two columns 'clean'"):
+        learn.fit_phases([Phase('a', 1, digits()), Phase('b', 1, digits().inject(ColorSquare(4)))], cbs=Watch({'clean':digits()}))

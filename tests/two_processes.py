@@ -26,7 +26,7 @@ def main():
     set_seed(0)
     dls = digits_dls(bs=bs)
     learn = erosion_learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(768,64), nn.ReLU(), nn.Linear(64,10)))
-    phases = [Phase('pretrain', 12, dls), Phase('erode', 16, dls.inject(ColorSquare(4)))]
+    phases = [Phase('pretrain', 6, dls), Phase('erode', 8, dls.inject(ColorSquare(4)))]
     seen = []
     class Look(Callback):
         passive = True

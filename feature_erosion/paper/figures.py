@@ -88,9 +88,9 @@ def phase_ends(
 def forgotten(
     ends:pd.DataFrame # As from `phase_ends`, one network and seed
 )->float:
-    "Share of the accuracy above chance lost in the second phase"
+    "Share of the accuracy above chance lost in the second phase; 1 if it ends below chance"
     before,after = ends[ends.phase!='erode'].iloc[0],ends[ends.phase=='erode'].iloc[0]
-    return forgetting(before.clean, after.clean, before.chance)
+    return min(1., forgetting(before.clean, after.clean, before.chance))
 
 def _forgotten(ends, *by):
     "A row for each arm and seed"
@@ -128,10 +128,11 @@ def _plot_curves(ax, t, net):
     c,ph = (t[k][t[k].net==net] for k in ('curves','phases'))
     _shade(ax, ph)
     c = c[(c.when=='epoch') | (c.epoch==0)]
-    _seeds(ax, c[c.ratio>0], 'epoch', 'pattern', 'C1', 'test images with squares')
-    _seeds(ax, c[c.ratio==0], 'epoch', 'clean', _colors['control'], 'clean, control')
-    _seeds(ax, c[c.ratio>0], 'epoch', 'clean', _colors['after'], 'clean')
-    _seeds(ax, c[(c.ratio>0) & (c.phase=='pretrain')], 'epoch', 'clean', _colors['before'])
+    sq,control = c[c.ratio>0],c[c.ratio==0]
+    lines = [(sq, 'pattern', 'C1', 'test images with squares'), (control, 'clean', _colors['control'], 'clean, control'),
+             (sq, 'clean', _colors['after'], 'clean'), (sq[sq.phase=='pretrain'], 'clean', _colors['before'], 'clean, before')]
+    for d,y,color,label in lines:
+        if len(d): _seeds(ax, d, 'epoch', y, color, label)
     _percent(ax)
     ax.set_title(net, loc='left', pad=22, weight='bold')
 
@@ -156,7 +157,7 @@ def plot_curves(t):
     for ax,n in zip(axs, nets):
         (_plot_curves if t['ends'][t['ends'].net==n].lr.nunique()==1 else _plot_rates)(ax, t, n)
     h,l = axs[0].get_legend_handles_labels()
-    fig.legend(h, l, loc='outside lower center', ncols=3)
+    fig.legend(h, l, loc='outside lower center', ncols=2)
     return fig
 
 # %% ../../nbs/paper/02_figures.ipynb #a9ea862c
@@ -554,33 +555,47 @@ def rank_tables(learn, net, seed, scale):
     arm = dict(opt=net.opt, squares=net.lengths[1] if net.ratio else 0)
     ends = dict(scratch=e[phases['before']], eroded=e['erode'], relearned=e['relearn'])
     measures = {f'{k}_{w}':m.loc[p,k] for k in m for w,p in phases.items()}
+    k = min(200, scale.n_train or 200)   # as Prakash et al.: 200 images, 100 steps
+    with learn.at_phase('erode'): measures['hessian_rank_after'] = hessian_rank(learn, clean_of(learn.dls).train, n=k, steps=k//2)
     return dict(rank=pd.DataFrame([{**arm, **ends, **measures}]))
 
+def _gains(t):
+    "What may predict learning again, and what is gained over training from scratch"
+    d = t['rank']
+    return d.assign(rank=d.effective_rank_after/d.effective_rank_before, gain=d.relearned-d.scratch)
+
+_predictors = dict(rank='effective rank of the penultimate\nlayer: after the second phase / before',
+                   hessian_rank_after="eigenvalues of the Hessian beyond ±.1\nafter the second phase")
+
 def plot_rank(t):
-    "One dot for each length of squares and seed"
-    fig,ax = plt.subplots(figsize=(7,3.8), layout='constrained')
-    for (opt,d),mark in zip(t['rank'].groupby('opt', sort=False), 'os'):
-        colors = plt.cm.viridis(np.linspace(0, 1, d.squares.nunique()))
-        for color,(l,o) in zip(colors, d.groupby('squares')):
-            rank,gain = o.effective_rank_after/o.effective_rank_before,o.relearned-o.scratch
-            ax.plot(rank, gain, mark, color=color, label=f'{_opt_names[opt]}, {l}')
-    ax.axhline(0, color='C7', lw=.8, ls='--')
-    ax.yaxis.set_major_formatter(lambda v,_: f'{100*v:+.0f}'.replace('-', '−'))
-    ax.set(xlabel='effective rank of the penultimate layer: after the second phase / before',
-           ylabel='points above training from scratch')
-    ax.legend(title='epochs with squares', loc='center left', bbox_to_anchor=(1.01,.5))
+    "One dot for each length of squares and seed; a panel for each predictor"
+    all_ = _gains(t)
+    known = [c for c in _predictors if c in all_]
+    fig,axs = plt.subplots(1, len(known), figsize=(2.4+4*len(known),3.8), sharey=True, layout='constrained', squeeze=False)
+    for c,ax in zip(known, axs[0]):
+        for (opt,d),mark in zip(all_.groupby('opt', sort=False), 'os'):
+            colors = plt.cm.viridis(np.linspace(0, 1, d.squares.nunique()))
+            for color,(l,o) in zip(colors, d.groupby('squares')):
+                ax.plot(o[c], o.gain, mark, color=color, label=f'{_opt_names[opt]}, {l}')
+        ax.axhline(0, color='C7', lw=.8, ls='--')
+        ax.set(xlabel=_predictors[c])
+    axs[0,0].yaxis.set_major_formatter(lambda v,_: f'{100*v:+.0f}'.replace('-', '−'))
+    axs[0,0].set(ylabel='points above training from scratch')
+    axs[0,-1].legend(title='epochs with squares', loc='center left', bbox_to_anchor=(1.01,.5))
     return fig
 
 def rank_claims(t):
     "Rank correlations over the lengths, seed by seed"
-    d = t['rank'][t['rank'].opt=='sgd']
-    d = d.assign(rank=d.effective_rank_after/d.effective_rank_before, gain=d.relearned-d.scratch)
+    d = _gains(t)
+    d = d[d.opt=='sgd']
     said = 'The {} after the second phase, the less is learned again: rank correlation over lengths (Spearman)'
-    def row(what, col, yes):
+    def row(what, col, yes, d=d):
         found = _per_seed(d, lambda o: _spearman(o[col], o.gain))
         return judged(said.format(what), 'left open', found, yes, '.2f', d.net.iloc[0])
-    return [row('lower the effective rank', 'rank', '>0'), row('more dormant units', 'dormant_after', '<0'),
+    rows = [row('lower the effective rank', 'rank', '>0'), row('more dormant units', 'dormant_after', '<0'),
             row('larger the weights', 'weight_norm_after', '<0')]
+    if 'hessian_rank_after' not in d: return rows   # tables from before it was measured
+    return [*rows, row('fewer eigenvalues of the Hessian beyond ±.1', 'hessian_rank_after', '>0', d[d.squares>0])]
 
 # %% ../../nbs/paper/02_figures.ipynb #fc19065a
 def _lengths(net, *squares):

@@ -14,12 +14,14 @@ from base64 import b64encode
 from contextlib import contextmanager
 from xml.etree import ElementTree
 from PIL import Image
+from fastai.vision.all import plt
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from fastcore.all import *
 from fastcore import xml as h
 from ..files import *
 from .. import __version__
 from ..runs.store import *
+from ..runs.sweep import sweep
 
 # %% ../../nbs/paper/03_report.ipynb #4b282b50
 def _number(v):
@@ -92,11 +94,12 @@ def _agrees(v):
     return _badge(dict(yes='agrees', no='differs').get(said) or _text(v), said) if said else '–'
 
 # %% ../../nbs/paper/03_report.ipynb #5b61e31e
+def _interval(m, l, h): return _text(m) if l!=l or h!=h else f'{_text(m)} ({_text(l)} to {_text(h)})'
+
 def _with_interval(df):
     "Mean, low and high as one column"
     if not {'mean','low','high'} <= {*df}: return df
-    def text(m, l, h): return _text(m) if l!=l or h!=h else f'{_text(m)} ({_text(l)} to {_text(h)})'
-    vals = [text(*o) for o in df[['mean','low','high']].itertuples(index=False)]
+    vals = [_interval(*o) for o in df[['mean','low','high']].itertuples(index=False)]
     return df.assign(mean=vals).rename(columns={'mean':'mean (interval)'}).drop(columns=['low','high'])
 
 def _claims(df):
@@ -317,6 +320,51 @@ def _overview(paths):
     rows = pd.DataFrame([_run_row(o) for o in paths])
     return h.Section(h.H2('Runs'), h.Div(_grid(rows, 100), klass='runs'), id='runs')
 
+# %% ../../nbs/paper/03_report.ipynb #32b6d513
+_how = ('Lines and first numbers are means over seeds, dots are the seeds. Bars and brackets: of two or three seeds '
+        'the lowest and the highest, of more the 95% interval (bootstrap over seeds).')
+
+def _over_seeds(df):
+    "One row per point of the grid: settings, number of seeds, mean and interval of each number"
+    s = df.summary()
+    n = s.xs('n', axis=1, level=1)
+    res = s.index.to_frame(index=False) if df.attrs['names'] else pd.DataFrame(index=range(len(s)))
+    res['seeds'] = n.max(axis=1).astype(int).values
+    for y in n: res[y.replace('_',' ')] = [_of(o, k) for o,k in zip(s[y].itertuples(), res.seeds)]
+    return res
+
+def _of(o, seeds):
+    few = f', {int(o.n)} of {seeds} seeds' if o.n<seeds else ''
+    return _interval(o.mean, o.low, o.high) + few if o.n else '–'
+
+def _sweep_facts(df):
+    varied = {k:', '.join(map(_text, dict.fromkeys(map(_text, df[k])))) for k in df.attrs['names']}
+    return dict(finished=f'{(df.status=="finished").sum()} of {len(df)} points', **varied, seeds=df.seed.nunique())
+
+# %% ../../nbs/paper/03_report.ipynb #c0cb21ef
+def _picture(fig, alt, caption):
+    "A figure made for the page"
+    f = io.BytesIO()
+    fig.savefig(f, format='png', dpi=150)
+    plt.close(fig)
+    src = f'data:image/png;base64,{b64encode(f.getvalue()).decode()}'
+    return h.Figure(h.Img(src=src, alt=alt, **_check_png(f.getvalue())), h.Figcaption(caption))
+
+def _sweep_parts(name, df):
+    "Facts, plot and table; what cannot be shown becomes a note"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')   # a font without some sign
+            table = _over_seeds(df)
+            plot = _picture(df.plot(), f'{name}: each number against what was varied', _how)
+        return _facts(_sweep_facts(df), None),plot,_part('Over seeds', _grid(table, 25), _size(table))
+    except Exception as e: return _notes([f'This sweep cannot be shown: {type(e).__name__}: {_text(str(e))}']),
+
+def _sweeps(path):
+    "A section for each sweep among the runs in a folder"
+    found = RunStore(path).sweeps()
+    return [(None, h.Section(h.H2(f'Sweep: {k}'), *_sweep_parts(k, df), id=f'sweep{i}')) for i,(k,df) in enumerate(found.items())]
+
 # %% ../../nbs/paper/03_report.ipynb #312cb307
 _colours = """
 :root { color-scheme: light dark; --bg: #fff; --fg: #1f2328; --soft: #f6f7f9; --line: #dfe3e8; --mute: #59636e; --accent: #b83a15;
@@ -440,20 +488,20 @@ def _single(sec):
     return h.Main(*sec[:2], _contents([(o.id, o[0][0][0], '') for o in parts]), *sec[2:])
 
 # %% ../../nbs/paper/03_report.ipynb #085533c8
-def _several(title, kinds, secs):
-    "A page for several folders: figures, the table of runs, runs"
+def _several(title, kinds, secs, sweeps):
+    "A page for several folders: figures, sweeps, the table of runs, runs"
     runs = [(o,s) for o,s in secs if o.path in kinds['run']]
     claims = [o.claims for o,_ in secs if o.claims is not None]
     table = [(None,_overview(kinds['run']))] if kinds['run'] else []
-    body = [*(o for o in secs if o not in runs), *table, *runs]
+    body = [*(o for o in secs if o not in runs), *sweeps, *table, *runs]
     nav = _contents([(s.id, s[0][0], '' if o is None or o.claims is None else _count(o.claims)) for o,s in body])
-    return h.Main(h.Header(h.H1(title), _lead(kinds, claims), nav), *(s for _,s in body))
+    return h.Main(h.Header(h.H1(title), _lead(dict(kinds, sweep=sweeps), claims), nav), *(s for _,s in body))
 
 # %% ../../nbs/paper/03_report.ipynb #b401f194
 def _page(path, kinds):
     secs,one = _sections(kinds),sum(map(len, kinds.values()))==1
     title = secs[0][0].title if one else path.name
-    main = _single(secs[0][1]) if one else _several(title, kinds, secs)
+    main = _single(secs[0][1]) if one else _several(title, kinds, secs, _sweeps(path))
     made = h.Footer(f"Made by feature_erosion {__version__}, {time.strftime('%Y-%m-%d %H:%M')}")
     return h.to_xml(*h.Html(_head(title), h.Body(main, made), lang='en'), indent=False)
 

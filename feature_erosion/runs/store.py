@@ -19,6 +19,7 @@ from fastai.vision.all import Learner, no_random, plt
 from safetensors.torch import load as load_tensors, save as save_tensors
 from .. import __version__
 from ..files import *
+from ..callbacks import log_columns
 from .keys import *
 
 # %% ../../nbs/runs/01_store.ipynb #b27d3732
@@ -579,7 +580,7 @@ def numbers(
 
 def _last_row(rec):
     ev = rec.evals
-    return dict(ev.iloc[-1].drop(['phase','when','iter','epoch','n'], errors='ignore')) if len(ev) else dict(rec.history.iloc[-1])
+    return dict(ev.iloc[-1].drop(list(log_columns), errors='ignore')) if len(ev) else dict(rec.history.iloc[-1])
 
 def _one_number(k, v):
     if isinstance(v, (torch.Tensor,np.ndarray,np.generic)):

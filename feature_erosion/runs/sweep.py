@@ -10,12 +10,12 @@ __all__ = ['Sweep', 'sweep', 'mean_interval']
 # %% ../../nbs/runs/04_sweep.ipynb #6379ea97
 import inspect, itertools, json, warnings
 import joblib, numpy as np, pandas as pd, torch
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from joblib.parallel import get_active_backend
 from scipy import stats
 from fastcore.all import *
 from fastai.vision.all import plt, progress_bar
-from ..measures.layers import Measured
+from ..plots import Measured, percent
 from .keys import *
 from .store import *
 
@@ -199,26 +199,43 @@ def _report(df, names):
 # %% ../../nbs/runs/04_sweep.ipynb #bb94ade8
 def mean_interval(
     x, # Values of one quantity over seeds
-    level:float=.95 # Confidence level
-)->tuple: # n, mean, low, high; the interval is NaN for fewer than two values
-    "Mean and Student's t interval (Gosset 1908)"
+    level:float=.95 # Confidence level, for four or more values
+)->tuple: # n, mean, low, high: a bootstrap interval for four or more values, lowest and highest for 2 or 3, NaN for fewer
+    "Mean and expanded percentile bootstrap interval (Hesterberg 2015), which stays within the range of the values"
+    if not 0<level<1: raise ValueError(f"level={level!r}: must be between 0 and 1, e.g. .95")
     x = np.asarray(pd.Series(x).dropna(), dtype=float)
     n,m = len(x),x.mean() if len(x) else np.nan
-    half = stats.t.ppf((1+level)/2, n-1)*x.std(ddof=1)/np.sqrt(n) if n>1 else np.nan
-    return n,m,m-half,m+half
+    if n<2: return n,m,np.nan,np.nan
+    return n,m,*((x.min(),x.max()) if n<4 else _bootstrap(x, level))
+
+def _expanded(n, level):
+    "The level at which a percentile bootstrap of `n` normal values is as wide as Student's t interval"
+    return 1-2*stats.norm.sf(stats.t.ppf((1+level)/2, n-1)*(n/(n-1))**.5)
+
+def _bootstrap(x, level):
+    res = stats.bootstrap((x,), np.mean, confidence_level=_expanded(len(x), level), method='percentile', rng=0)
+    return np.clip(res.confidence_interval, x.min(), x.max())   # a mean of equal values may be off in its last digit
 
 # %% ../../nbs/runs/04_sweep.ipynb #6f7c891d
 @patch
 def summary(self:Sweep,
-    level:float=.95 # Confidence level
+    level:float=.95 # Confidence level, for four or more seeds
 )->pd.DataFrame: # A row for each point of the grid; `n`, `mean`, `low`, `high` for each number
-    "Mean and interval over seeds"
-    names,done = self.attrs['names'],pd.DataFrame(self[self.status=='finished'])
+    "Mean and interval over seeds, as in `mean_interval`: for two or three seeds, the lowest and the highest"
+    names,done = self.attrs['names'],self._finished()
     groups = done.groupby(names, sort=False, dropna=False) if names else [((), done)]
     rows = {k:_intervals(d[self._numbers()], level) for k,d in groups}
     res = pd.DataFrame(rows.values(), index=_point_index(rows, names))
     res.columns = pd.MultiIndex.from_tuples(res.columns)
     return res
+
+@patch
+def _finished(self:Sweep):
+    "Finished points; a setting that is a list or dict becomes text, by which rows can be grouped"
+    done = pd.DataFrame(self[self.status=='finished'])
+    return done.assign(**{k:done[k].map(_groupable) for k in self.attrs['names']})
+
+def _groupable(v): return json.dumps(v) if isinstance(v, (list,dict)) else v
 
 @patch
 def _numbers(self:Sweep):
@@ -240,24 +257,114 @@ def plot_means(self:Sweep,
     log:bool=False, # A logarithmic x-axis, linear near 0
     ax:plt.Axes=None # A matplotlib axis; created if `None`
 )->plt.Axes:
-    "Means over seeds, with their 95% intervals"
-    s = self.summary()
-    self._check_names(s, x, ys)
+    "Means over seeds, with their intervals as in `mean_interval`, and each seed as a dot"
+    self._check_names(x, ys)
     ax = ax or plt.subplots(figsize=(5,3.5), layout='constrained')[1]
-    for i,y in enumerate(ys): _plot_mean(ax, s[y], y.replace('_',' '), f'C{i}')
-    if log: ax.set_xscale('symlog', linthresh=min(v for v in s.index if v>0))
-    ax.set(xlabel=x, ylabel='mean and 95% interval')
+    done = self._finished()
+    for i,y in enumerate(ys): _plot_mean(ax, done, x, y, y.replace('_',' '), f'C{i}')
+    if log: ax.set_xscale('symlog', linthresh=min(v for v in done[x] if v>0))
+    ax.set(xlabel=x, ylabel='mean, interval and seeds')
     ax.legend()
     return ax
 
-def _plot_mean(ax, d, label, color):
-    ax.plot(d.index, d['mean'], marker='.', color=color, label=label)
-    ax.fill_between(d.index, d.low.fillna(d['mean']), d.high.fillna(d['mean']), color=color, alpha=.2, lw=0)
+def _is_scale(values): return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+
+def _plot_mean(ax, df, x, y, label, color):
+    "Mean and interval at each value of `x`, and a dot for each row; values that are no numbers stand side by side"
+    scale = _is_scale(df[x])
+    df = df if scale else df.assign(**{x:df[x].map(str)})
+    d = pd.DataFrame({k:mean_interval(v)[1:] for k,v in df.groupby(x, sort=scale)[y]}, index=['mean','low','high']).T
+    bars = [(d['mean']-d.low).clip(0), (d.high-d['mean']).clip(0)]
+    ax.errorbar(d.index, d['mean'], bars, color=color, label=label, ls='-' if scale else '', marker='_', lw=1, elinewidth=2)
+    ax.plot(df[x], df[y], ls='', marker='o', ms=5.5, mew=0, alpha=.5, color=color)
 
 @patch
-def _check_names(self:Sweep, s, x, ys):
-    if list(s.index.names)!=[x]:
-        raise ValueError(f"x={x!r}: this sweep is over {', '.join(self.attrs['names'])}; "
-                         "select rows so that one name is left, or plot `summary()`")
-    known = list(dict.fromkeys(s.columns.get_level_values(0)))
+def _check_names(self:Sweep, x, ys):
+    names,known = self.attrs['names'],self._numbers()
+    if names!=[x]:
+        raise ValueError(f"x={x!r}: this sweep is over {', '.join(names)}; "
+                         "select rows so that one name is left, or plot all with `plot()`")
     if bad := [y for y in ys if y not in known]: raise ValueError(f"ys: {bad[0]!r} is not among {', '.join(known)}")
+
+# %% ../../nbs/runs/04_sweep.ipynb #f4e1a827
+@patch
+def plot(self:Sweep,
+    x:str=None, # A name in the grid; by default the one with the most values
+    most:int=12 # How many numbers to draw at most
+)->plt.Figure:
+    "All numbers against one setting, each seed as a dot"
+    x,done = self._axis(x)
+    ys,lines = self._numbers()[:most],self._lines(done, x)
+    if not ys or not len(done): raise ValueError("nothing to plot: no point is finished, or none has numbers")
+    cols = min(3, len(ys))
+    rows = -(-len(ys)//cols)
+    fig,axs = plt.subplots(rows, cols, figsize=(1+3.3*cols, .6+2.5*rows), layout='constrained', squeeze=False)
+    for ax in axs.flat[len(ys):]: ax.remove()
+    for ax,y in zip(axs.flat, ys):
+        for i,(label,d) in enumerate(lines.items()): _plot_mean(ax, d, x, y, label, f'C{i%10}')
+        _dress(ax, done, x, y)
+    if len(lines)>1: fig.legend(*axs.flat[0].get_legend_handles_labels(), loc='outside right upper')
+    return fig
+
+# %% ../../nbs/runs/04_sweep.ipynb #2ca58ec0
+@patch
+def _axis(self:Sweep, x):
+    "The setting on the x-axis, and the finished points; without a grid, all stand at one place"
+    done,names = self._finished(),self.attrs['names']
+    if not names: return 'all seeds',done.assign(**{'all seeds':''})
+    if x is None: x = max(names, key=lambda k: done[k].nunique())
+    if x not in names: raise ValueError(f"x={x!r}: this sweep is over {', '.join(names)}")
+    return x,done
+
+@patch
+def _lines(self:Sweep, done, x):
+    "Points by the other settings, as far as these differ"
+    others = [k for k in self.attrs['names'] if k!=x and done[k].nunique(dropna=False)>1]
+    if not others: return {'':done}
+    return {', '.join(f'{n} {v}' for n,v in zip(others, k)):d for k,d in done.groupby(others, sort=False, dropna=False)}
+
+def _dress(ax, done, x, y):
+    "Axes: shares from 0 to 100%; a logarithmic x-axis for positive settings that span two decades"
+    if done[y].between(0, 1).where(done[y].notna(), True).all() and 'loss' not in y: percent(ax, None)
+    if _is_scale(done[x]) and done[x].min()>0 and done[x].max()>=100*done[x].min(): ax.set_xscale('log')
+    ax.set(xlabel=x, title=y.replace('_',' '))
+
+# %% ../../nbs/runs/04_sweep.ipynb #82dc5b79
+@patch
+def sweeps(self:RunStore)->dict: # A `Sweep` by the name of its function; those of its earlier versions have their time in it
+    "The sweeps in the store that have numbers, as far as they have come"
+    groups,res = groupby(self._points(), key=_sweep_key),{}
+    for points in sorted(groups.values(), key=lambda o: o[-1][0]['created'], reverse=True):
+        info = points[-1][0]
+        name = info['recipe']['name']
+        df = _swept(points)
+        if len(df)>1 and df._numbers(): res[name if name not in res else f"{name}, {info['created'][:16]}"] = df
+    return res
+
+# %% ../../nbs/runs/04_sweep.ipynb #1612fb81
+@patch
+def _points(self:RunStore):
+    "Of each readable run that a seeded recipe made, `info` and the run, oldest first"
+    res = []
+    for r in self:
+        with suppress(ValueError, RecursionError): res.append((r.info, r))   # a damaged one belongs nowhere
+    ours = [o for o in res if isinstance((o[0]['recipe'] or {}).get('name'), str) and 'seed' in o[0]['settings']]
+    return sorted(ours, key=lambda o: o[0]['created'])
+
+def _sweep_key(point):
+    "The same for all points of a sweep: function, files, versions, and the names of its grid"
+    info,_ = point
+    return json.dumps([{k:v for k,v in info['recipe'].items() if k!='key'}, sorted(info['settings'])])
+
+def _swept(points):
+    "Points as a table; of a point computed several times, the last"
+    last = {json.dumps(i['settings'], sort_keys=True):(i,r) for i,r in points}
+    res = Sweep([dict(i['settings'], **_stored(i, r), run=r.name) for i,r in last.values()])
+    res.attrs.update(names=[k for k in points[-1][0]['settings'] if k!='seed'])
+    return res
+
+def _stored(info, run):
+    "Status of a run and, if it is finished, its numbers"
+    if info['status']!='finished': return dict(status=run.status, **dict(error=info['error']) if info['error'] else {})
+    try: return dict(run.metrics, status='finished')
+    except (ValueError,RecursionError) as e: return dict(status='damaged', error=str(e))

@@ -1,5 +1,5 @@
 "Build the documentation site: with Quarto where it is installed, with smalldocs elsewhere. A warning, a broken link, or a picture without an alt text is an error."
-import io, os, re, shutil, subprocess, sys, tempfile, warnings
+import io, json, os, re, shutil, subprocess, sys, tempfile, warnings
 from base64 import b64decode
 from functools import cache
 from html import unescape
@@ -51,6 +51,23 @@ def mathml(m):
     from latex2mathml.converter import convert
     return convert(unescape(m[2]).strip(), display='inline' if m[1]=='(' else 'block')
 
+for_users = re.compile(r'(index|concept|howdoi|glossary|faq)\.|(howto|tutorials)/')
+for_few = re.compile(r'0[0-7]_|paper/|runs/0[02]_|(21_all|built|works|trust|benchmarks|contributing)\.')
+
+@cache
+def public():
+    "What `from feature_erosion.all import *` brings, and the names of all modules"
+    from feature_erosion._modidx import d
+    ours = {name.removeprefix(f'{mod}.').partition('.')[0] for mod,syms in d['syms'].items() for name in syms if name.count('.')==mod.count('.')+1}
+    text = (root/'feature_erosion/all.py').read_text()
+    return {o.strip() for l in re.findall(r'^from \.\S+ import (.*)', text, re.M) for o in l.split(',')}, ours
+
+def kind(src, section):
+    "How early search shows a section: 0 for public names and what tells how to, 2 for the inside of the library, 1 for the rest"
+    (users,ours),name = public(),section.partition('.')[0]
+    if for_users.match(src) or name in users or ('.' in section and name.isidentifier() and name not in ours): return 0
+    return 2 if for_few.match(src) else 1
+
 class Site(site.Site):
     "smalldocs, with nbdev's page names and doclinks, figures at their real size, and maths without scripts"
     def read(self, src):
@@ -67,6 +84,12 @@ class Site(site.Site):
         page.html = re.sub(r'<img [^>]*?src="data:image/png;base64,([^"]+)"[^>]*>', half_size, page.html)
         page.html = re.sub(r'\\([(\[])(.*?)\\[)\]](?=</span>)', mathml, page.html, flags=re.S)
         page.env['math'] = False
+    def write_search(self):
+        "The index with the `kind` of each section, and a search that knows it"
+        super().write_search()
+        f,src = self.out/'search.json',{str(p.out):p.src.as_posix() for p in self.pages.values()}
+        f.write_text(json.dumps([dict(o, kind=kind(src[o['href'].partition('#')[0]], o['section'])) for o in json.loads(f.read_text('utf-8'))]), 'utf-8')
+        with open(self.out/'site_libs/fuse/fuse.min.js', 'a') as o: o.write((Path(__file__).parent/'search.js').read_text('utf-8'))
     def build(self):
         super().build()
         for p in self.pages.values():  # patterns.html.md is the address in the docstring of the module

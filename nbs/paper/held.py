@@ -1,6 +1,6 @@
 """Tables that were measured at a small learning rate, without augmentation, and their figures
 
-Lines are means over three seeds, bands 95% intervals. Claims stand in `claims.csv`, as they were judged when they were measured."""
+Lines are means over three seeds, bands go from the lowest seed to the highest. Claims stand in `claims.csv`, as they were judged when they were measured."""
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastai.vision.all import plt
@@ -22,10 +22,10 @@ class Held:
 def all_claims(): return pd.concat([Held(f).claims() for f in _plots], ignore_index=True)
 
 def _band(ax, d, x, y, color, **kw):
-    "Mean over seeds of column `y` at each `x`, and its interval"
+    "Mean over seeds of column `y` at each `x`, from the lowest to the highest"
     s = pd.DataFrame({k:mean_interval(v)[1:] for k,v in d.groupby(x, sort=False)[y]}, index=['mean','low','high']).T
     ax.plot(s.index, s['mean'], color=color, **kw)
-    ax.fill_between(s.index, s.low.fillna(s['mean']).clip(0), s.high.fillna(s['mean']), color=color, alpha=.2, lw=0)
+    ax.fill_between(s.index, s.low.fillna(s['mean']), s.high.fillna(s['mean']), color=color, alpha=.2, lw=0)
 
 def _panels(nets, width=5., height=3.4): return zip(plt.subplots(1, len(nets), figsize=(2+width*len(nets), height), layout='constrained', squeeze=False)[1][0], nets)
 

@@ -54,18 +54,32 @@ def measure(names, repeats):
     if growth: print(importlib.import_module('growth').table(growth))
     return rows,growth,importlib.import_module('shares').shares() if 'shares' in names else None
 
+def merged(old, names, rows):
+    "Rows of modules that were not run stay, each with its machine; so does one that was measured where now something is missing"
+    kept = [dict(o, on=o.get('on') or about(old['machine'])) for o in old.get('rows', [])]
+    measured = [o for o in kept if not o.get('skipped')]
+    rows = [next((o for o in measured if r.get('skipped') and (o['module'],o['name'])==(r['module'],r['name'])), r) for r in rows]
+    return sorted([o for o in kept if o['module'] not in names]+rows, key=lambda r: r['module'])
+
+def by_machine(rows):
+    "The machine with most rows first"
+    parts = {on:[r for r in rows if r['on']==on] for on in dict.fromkeys(r['on'] for r in rows)}
+    return sorted(parts.items(), key=lambda o: -len(o[1]))
+
 def main(only='', repeats='3'):
     start,names,store = time.time(),modules(only),here/'results.json'
-    old = json.loads(store.read_text()) if store.exists() and only else {}
+    old = json.loads(store.read_text()) if store.exists() else {}
     with tempfile.TemporaryDirectory() as tmp:
         os.environ['BENCH_TMP'] = tmp
         rows,growth,shares = measure(names, int(repeats))
-    rows = sorted([o for o in old.get('rows', []) if o['module'] not in names]+rows, key=lambda r: r['module'])
-    res = dict(machine=machine(), seconds=round(time.time()-start), rows=rows, growth=growth or old.get('growth', []), shares=shares or old.get('shares', []))
+    now = machine()
+    rows = merged(old, names, [dict(r, on=about(now)) for r in rows])
+    main_one = now if by_machine(rows)[0][0]==about(now) else old['machine']
+    res = dict(machine=main_one, seconds=round(time.time()-start), rows=rows, growth=growth or old.get('growth', []), shares=shares or old.get('shares', []))
     store.write_text(json.dumps(res, indent=1)+'\n')
-    text = f"# Benchmarks\n\n`make bench` on {about(res['machine'])}.\n\n{head}\n"+'\n'.join(map(line, rows))+'\n'
+    text = '# Benchmarks\n'+''.join(f"\n`make bench` on {on}.\n\n{head}\n"+'\n'.join(map(line, rs))+'\n' for on,rs in by_machine(rows))
     if res['growth']: text += f"\n## How cost grows\n\n{importlib.import_module('growth').table(res['growth'])}\n"
     (here/'results.md').write_text(text)
-    print(f"{res['seconds']} s, {about(res['machine'])}")
+    print(f"{res['seconds']} s, {about(now)}")
 
 if __name__=='__main__': main(**dict(o.split('=', 1) for o in sys.argv[1:]))

@@ -1,0 +1,22 @@
+"What the pages of the figures share: results by the paper's recipe, and what they were made with"
+from pathlib import Path
+import pandas as pd
+from feature_erosion.paper.recipes import load_result
+
+def measured(name): return load_result(Path(__file__).parent/'results'/name)
+
+def claims(res): return res.claims().set_index('net')[['claim','paper','ours','rule','agrees']]
+
+_shown = 'arch width data n weights bs bf16 opt lr sched lengths ratio'.split()
+
+def networks(res):
+    "Settings of each network, one column each"
+    d = pd.DataFrame([{k:n[k] for k in _shown} for n in res.settings['nets']], dtype=object)
+    d.index = [n['name'] if n['ratio'] else f"{n['name']}, control" for n in res.settings['nets']]
+    return d.fillna('–').T
+
+def where(res):
+    "Seeds and environment"
+    e = res.environment
+    on = e.get('device') or f"{e['cpus']} cores of {e['processor']}"
+    return f"{res.settings['seeds']} seeds; {on}, torch {e['torch']}, fastai {e['fastai']}"
