@@ -259,13 +259,23 @@ def run_report(
     _as_json(page=str(page)) if a.json else print(page)
 
 # %% ../nbs/20_cli.ipynb #4254898f
+@contextlib.contextmanager
+def _bars():
+    "Progress bars only on a terminal"
+    from fastprogress import fastprogress
+    before = fastprogress.NO_BAR
+    fastprogress.NO_BAR = before or not sys.stdout.isatty()
+    try: yield
+    finally: fastprogress.NO_BAR = before
+
 def main(
     args:list|None=None # By default from the command line
 )->int: # Exit code: 0, or 2 for bad input
     "The console script"
     warnings.filterwarnings('ignore', '.torch.jit')   # an internal warning of torch
     a = _parsed(args)
-    try: a.do(a)
+    try:
+        with _bars(): a.do(a)
     except (ValueError, OSError, ImportError) as e:
         print(f'feature_erosion: {_one_line(e)}', file=sys.stderr)
         return 2

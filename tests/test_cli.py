@@ -1,7 +1,9 @@
 "The command line, as a user types it: results, and one line with exit code 2 for what a user can mend."
 import subprocess, sys
+from types import SimpleNamespace
 import numpy as np, pytest, torch
 from PIL import Image
+from feature_erosion import cli
 from feature_erosion.cli import main
 from feature_erosion.runs.store import Run
 
@@ -140,3 +142,10 @@ def test_another_figure_on_a_folder(folder, tmp_path, capsys, figure, nets):
 def test_other_figures_errors(tmp_path, capsys, args, words):
     assert words in fails(capsys, 'run', *args, *quick, '--out', tmp_path/'o')
     assert not (tmp_path/'o').exists()
+
+@pytest.mark.parametrize('terminal', [False,True])
+def test_bars_are_for_a_terminal(terminal, monkeypatch, capsys):
+    from fastprogress import fastprogress
+    monkeypatch.setattr(cli, '_parsed', lambda args: SimpleNamespace(do=lambda a: list(fastprogress.progress_bar(range(3)))))
+    monkeypatch.setattr(sys.stdout, 'isatty', lambda: terminal)
+    assert main([])==0 and ('100.00%' in capsys.readouterr().out)==terminal and fastprogress.NO_BAR is False

@@ -150,7 +150,6 @@ def plot_resist(t):
     fig.legend(*axs[0,0].get_legend_handles_labels(), loc='outside lower center', ncols=2)
     return fig
 
-
 # %% ../../nbs/paper/04_questions.ipynb #302d70e5
 def resist_claims(t):
     "For each method: what it saves of what plain finetuning forgets"

@@ -5,7 +5,10 @@ from feature_erosion.paper.recipes import load_result
 
 def measured(name): return load_result(Path(__file__).parent/'results'/name)
 
-def claims(res): return res.claims().set_index('net')[['claim','paper','ours','rule','agrees']]
+def claims(res):
+    "A row for each claim; the network is named where there are several"
+    d = res.claims()
+    return d.set_index(['net','claim'] if d.net.nunique()>1 else 'claim')[['paper','ours','rule','agrees']]
 
 _shown = 'arch width data n weights bs bf16 opt lr sched lengths ratio'.split()
 
