@@ -93,7 +93,10 @@ def register(
     return recipe
 
 # %% ../../nbs/paper/01_recipes.ipynb #bc632410
-def _num(v, fmt, none): return none if np.isnan(v) else format(v, fmt).replace('-', '−')
+def _num(v, fmt, none):
+    if np.isnan(v): return none
+    text = format(v, fmt)
+    return (text if {*text} & {*'123456789'} else text.lstrip('-')).replace('-', '−')   # no '−0%'
 
 def _shown(x, fmt, none):
     "Mean and the seeds: all of up to five, the extremes of more"
