@@ -31,7 +31,7 @@ class Scale:
     nets:tuple # `Net`s: each is trained and measured with each seed
     seeds:int=3 # Number of seeds
     n_test:int=None # Test images to measure on; by default all
-    n_train:int=None # Training images for linear probes (by default all of the network's) and for the Hessian (200, or these if fewer)
+    n_train:int=None # Training images for linear probes, by default all of the network's; and for the Hessian, at most 200
 
 @dataclass(frozen=True)
 class Recipe:
