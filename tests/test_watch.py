@@ -166,6 +166,16 @@ def test_goes_on_after_an_interrupt(knows, tmp_path):
     with pytest.raises(Boom): fit(tmp_path/'cut', StopAt(13))
     pd.testing.assert_frame_equal(fit(tmp_path/'cut'), whole)
 
+@pytest.mark.parametrize('phases', [True,False])
+def test_a_run_keeps_epochs_that_were_not_looked_at(knows, tmp_path, phases):
+    "With a budget that allows hardly any look"
+    clean = digits()
+    learn,w,run = learner(clean, deepcopy(knows)),Watch(clean, budget=1e-6),RunStore(tmp_path).run('a')
+    with learn.no_bar(), learn.no_logging():
+        if phases: quietly(learn.fit_phases, [Phase('erode', 4, clean.inject(ColorSquare(4)))], run=run, cbs=w)
+        else: quietly(learn.fit, 4, cbs=[w, KeepRun(run, strict=True)])
+    assert run.status=='finished' and run.history.known.notna().tolist()==[False]*3+[True]
+
 def test_mixed_precision_mixup_and_small_last_batch(knows):
     class Bf16(MixedPrecision):
         def before_fit(self):
