@@ -10,7 +10,7 @@ __all__ = ['Net', 'data_folder', 'net_dls', 'imagenet_indices', 'weights_file', 
            'load_net', 'before_erosion', 'net_seconds', 'open_run', 'keep_net', 'demo']
 
 # %% ../../nbs/paper/00_nets.ipynb #f41a3b98
-import contextlib, io
+import contextlib, io, warnings
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -169,7 +169,9 @@ class _Bf16(MixedPrecision):
     "bfloat16 on the Learner's device: fastai's own requires CUDA, and has no effect on a CPU"
     def __init__(self): super().__init__('bf16')
     def before_fit(self):
-        super().before_fit()
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'CUDA is not available')   # what is made for CUDA is replaced
+            super().before_fit()
         self.autocast = _autocast(self.dls.device)
 
 # %% ../../nbs/paper/00_nets.ipynb #9821fcc3

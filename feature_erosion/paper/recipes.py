@@ -115,14 +115,14 @@ def judged(
     fmt:str='.0%', # Number format
     net:str='', # Name of the network
     none:str='–', # What to write for NaN
-    nothing:str='no' # What to conclude if there are only NaN: 'not clear' where they mean that the question does not arise
+    nothing:str=None # What to conclude if there are only NaN, e.g. 'not clear' where they mean that the question does not arise
 )->dict: # A row of `Result.claims`
     "Judge a claim by its values"
     x = np.asarray(list(x), dtype=float)
     if not len(x): raise ValueError(f"x=[]: no values for the claim {claim!r}")
     mean,least,most = (f(x[~np.isnan(x)]) if not np.isnan(x).all() else np.nan for f in (np.mean,np.min,np.max))
     return dict(claim=claim, paper=paper, net=net, ours=_shown(x, fmt, none), n=len(x), mean=mean, least=least, most=most,
-                rule=_rule(yes, fmt), agrees=nothing if np.isnan(x).all() else _agrees(yes, x))
+                rule=_rule(yes, fmt), agrees=nothing if nothing and np.isnan(x).all() else _agrees(yes, x))
 
 # %% ../../nbs/paper/01_recipes.ipynb #bcea9fd7
 def _sign(yes): return -1 if yes[0]<yes[1] else 1
