@@ -284,6 +284,7 @@ def loaders(path, item_tfms=None, bs=8, **kw):
     return ImageDataLoaders.from_folder(path, valid='valid', item_tfms=item_tfms or Resize(16), bs=bs, num_workers=0,
                                         batch_tfms=[*aug_transforms(**kw), Normalize.from_stats(*imagenet_stats)])
 
+@pytest.mark.works(kind='loaders', what='random transforms of fastai in a kept run', how='work: what they were made with is a setting, what they have drawn is not')
 def test_what_a_transform_has_drawn_is_no_setting(photos):
     dls,other = loaders(photos, RandomResizedCrop(16)),loaders(photos, RandomResizedCrop(16))
     before = describe(dls.after_item),describe(dls.after_batch)
@@ -304,6 +305,7 @@ class StopAfter(Callback):
         self.n -= 1
         if self.n<0: raise Boom('stopped')
 
+@pytest.mark.works(kind='callbacks', what='`KeepRun` in `fine_tune`, on data with `aug_transforms`', how='works: each of its two fits has a run of its own, and goes on in the middle')
 @pytest.mark.parametrize('cut', [2,4,8], ids=['frozen','first','second'])
 def test_fine_tune_goes_on(photos, tmp_path, cut):
     "Both of its fits, each with a run of its own; the random state in which loaders were made again does not matter"

@@ -166,6 +166,7 @@ def test_goes_on_after_an_interrupt(knows, tmp_path):
     with pytest.raises(Boom): fit(tmp_path/'cut', StopAt(13))
     pd.testing.assert_frame_equal(fit(tmp_path/'cut'), whole)
 
+@pytest.mark.works(kind='callbacks', what='`WatchErosion` in a kept run', how='works: an epoch that its budget left out is kept as NaN')
 @pytest.mark.parametrize('phases', [True,False])
 def test_a_run_keeps_epochs_that_were_not_looked_at(knows, tmp_path, phases):
     "With a budget that allows hardly any look"
@@ -363,6 +364,7 @@ def test_columns_have_names_of_their_own(knows):
     with learn.no_bar(), pytest.raises(ValueError, match="two columns 'clean'"):
         learn.fit_phases([Phase('a', 1, digits()), Phase('b', 1, digits().inject(ColorSquare(4)))], cbs=Watch({'clean':digits()}))
 
+@pytest.mark.works(kind='loaders', what='read class by class, so that a batch has one class only, in `hangs_on` and `WatchErosion`', how='works: parts are exchanged over the whole set')
 def test_parts_come_from_the_whole_set():
     "A loader that is read class by class has batches of one class"
     dls,sizes = digits_dls(n=300, n_valid=60),set()
