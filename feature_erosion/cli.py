@@ -189,6 +189,17 @@ def _check_figure(a):
         if fig=='fig1': raise ValueError(f"{k}={v}: fig1 trains one network; its seed is --seed")
         if v<1: raise ValueError(f"{k}={v}: must be at least 1")
 
+def _check_numbers(a):
+    "Values that are wrong for any data, before anything is imported"
+    for k in 'n','n_valid','n_classes','bs','image_size':
+        if (v := getattr(a, k)) is not None and v<1: raise ValueError(f"{k}={v}: must be at least 1")
+    for k in 'ratio','strength':
+        if not 0<=(v := getattr(a, k))<=1: raise ValueError(f"{k}={v!r}: must be in 0…1")
+    for k in 'lr','width','size':
+        if not 0<(v := getattr(a, k))<float('inf'): raise ValueError(f"{k}={v!r}: must be above 0")
+    if a.seed<0: raise ValueError(f"seed={a.seed}: must be 0 or more")
+    if a.data in data_sets and a.n_classes: raise ValueError(f"n_classes={a.n_classes}: only for a folder of images; {a.data} has its own classes")
+
 _fields = 'arch','data','width','weights','n','n_valid','n_classes','stats','bs','lr','sched','pattern','ratio','strength'
 
 def _net(a):
@@ -235,7 +246,7 @@ def run_figure(
     a # Parsed arguments
 ):
     "`feature_erosion run`"
-    _check_figure(a)
+    _check_figure(a), _check_numbers(a)
     net,a.out = _net(a),a.out or f'runs/{a.figure}'
     if a.figure!='fig1':
         from feature_erosion.paper.questions import find_recipe
@@ -280,7 +291,7 @@ def main(
         print(f'feature_erosion: {_one_line(e)}', file=sys.stderr)
         return 2
     except KeyboardInterrupt as e:
-        print(f"\nfeature_erosion: {e or 'stopped; the same command goes on from what was kept'}", file=sys.stderr)
+        print(f"\nfeature_erosion: {str(e) or 'stopped; the same command goes on from what was kept'}", file=sys.stderr)
         return 130
     return 0
 

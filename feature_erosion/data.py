@@ -543,7 +543,7 @@ def _train_valid(path, n_classes, seed, classes, valid_pct, level, *how):
 # %% ../nbs/09_data.ipynb #20cfb28a
 def image_folder_dls(
     path, # Folder in ImageNet's layout: `train/CLASS/…` and `val/CLASS/…` (or `valid`, `test`); or just `CLASS/…`
-    n_classes:int|None=10, # How many classes, chosen at random; `None` for all
+    n_classes:int|None=None, # How many classes, chosen at random; by default all
     seed:int=0, # Same seed, same classes and samples
     size:int|None=64, # Side in pixels, scaled and centre-cropped; `None` if all images have the same size
     classes:list|None=None, # These classes, instead of a random choice
@@ -559,7 +559,7 @@ def image_folder_dls(
     level:int=1, # As in `class_files`
     value_range:tuple|None=None # As in `to_uint8`
 )->DataLoaders:
-    "In-memory `DataLoaders` from image files, on a random subset of the classes"
+    "In-memory `DataLoaders` from image files, on all classes or a random choice of them"
     train,valid = _train_valid(path, n_classes, seed, classes, valid_pct, level, size, channels, value_range)
     stats = stats and tuple(o[:channels] for o in stats)
     train,valid,pad = train.subset(n, seed),valid.subset(n_valid, seed),ifnone(pad, train.x.shape[1]//8)

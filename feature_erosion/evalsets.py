@@ -36,6 +36,7 @@ def evaluate(
     with evaluating(model):
         for b in dl:
             pred,y = _answer(model, *split_batch(dl, b, model))
+            _check_choice(pred, mets[''])
             _accumulate(mets[''], pred, y)
             for k,v in labels.items(): _accumulate(mets[k], pred, v[i:i+len(y)].to(pred.device))
             i += len(y)
@@ -46,6 +47,12 @@ def _answer(model, xs, ys):
     if not ys: raise ValueError("dl: batches have no labels; give a loader of (x, y)")
     pred = answer_tensor(model(*to_model(xs, model)))
     return pred,to_device(ys[0], pred.device)
+
+def _check_choice(pred, mets):
+    "`accuracy` takes the highest score: of one, it is always the first"
+    if (pred.ndim<2 or pred.shape[1]<2) and any(getattr(m, 'func', None) is accuracy for m in mets):
+        raise ValueError(f"model: answers with shape {tuple(pred.shape)}; `accuracy` wants (batch, classes), a score for each of two "
+                         "classes or more. Give a metric that fits, as in `EvalSets(pattern_sets(easy), metrics=accuracy_multi)`")
 
 # %% ../nbs/12_evalsets.ipynb #2d89eb36
 def _accumulate(mets, pred, y):
@@ -289,4 +296,4 @@ def train_accuracy(
 
 def _n_wrong(model, xs, ys):
     scores = answer_tensor(model(*to_model(xs, model)))
-    return int((scores.argmax(1)!=ys[0].to(scores.device)).sum())
+    return int((answered(scores)!=ys[0].to(scores.device)).sum())

@@ -273,6 +273,8 @@ def fixed_dl(
     "The same samples in the same order every time, including an incomplete last batch"
     if n is not None and n<1: raise ValueError(f"n={n}: must be at least 1, or None for all")
     if isinstance(dl, (list,L)): return _fixed_list(dl, n)
+    if isinstance(dl, DataLoader) and hasattr(dl.dataset, '__len__') and not len(dl.dataset):
+        raise ValueError("dl: there are no samples in it, as in the data of a Learner that was exported; give some")
     if isinstance(dl, DataLoader): res = subset_dl(dl, n, seed)
     elif isinstance(dl, torch.utils.data.DataLoader): res = _fixed_torch(dl, n, seed)
     else: raise ValueError(f"dl: {type(dl).__name__}; must be a fastai or PyTorch DataLoader, or a list of batches `(x, y)`")

@@ -749,7 +749,7 @@ def _wrong(model, dl):
     model = get_model(model)
     def one(b):
         xs,ys = split_batch(dl, b, model)
-        return _scores(model, to_model(xs, model)).argmax(1).cpu()!=ys[0].cpu()
+        return answered(_scores(model, to_model(xs, model))).cpu()!=ys[0].cpu()
     with unaugmented(dl), torch.no_grad(): return torch.cat([one(b) for b in dl]).numpy()
 
 def just_train_twice(

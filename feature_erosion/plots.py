@@ -77,6 +77,17 @@ def layer_names(
     "All layers, each once, in the order of the table"
     return list(values.index.get_level_values('layer').unique())
 
+# %% ../nbs/06_plots.ipynb #0843f8bc
+def _inches(ax):
+    "Width and height of an axis"
+    box = ax.get_window_extent()
+    return box.width/ax.figure.dpi, box.height/ax.figure.dpi
+
+def _that_fit(names, inches):
+    "Positions and names, evenly spaced, of as many as fit at six an inch"
+    step = -(-len(names)//max(1, int(6*inches)))
+    return range(0, len(names), step),[str(n) for n in names[::step]]
+
 # %% ../nbs/06_plots.ipynb #d5866e7b
 def layer_lines(
     values:pd.Series, # As in `by_model`
@@ -90,7 +101,7 @@ def layer_lines(
     for i,(m,v) in enumerate(by_model(values).items()):
         style = dict(color=colors[i%len(colors)], marker='xo^sDv'[i%6], ls='-' if i else ':', lw=1)
         ax.plot([layers.index(l) for l in v.index], v, label=f'{what}{m}' or None, **style)
-    ax.set_xticks(range(len(layers)), layers, rotation=90 if max(map(len, layers))>2 else 0)
+    ax.set_xticks(*_that_fit(layers, _inches(ax)[0]), rotation=90 if max(map(len, layers))>2 else 0)
     ax.set_xlabel('layer')
     return ax
 
@@ -104,7 +115,8 @@ def layer_map(
     "A map of all pairs of layers, dark for 0 and bright for 1 (Fig. 3 of the paper)"
     ax = ax or plt.subplots(figsize=(1.8+.25*len(C.columns), 1.2+.25*len(C)), layout='constrained')[1]
     im = ax.imshow(C, origin='lower', **{'cmap':'magma', 'vmin':0, 'vmax':1, **kwargs})
-    ax.set_xticks(range(len(C.columns)), C.columns, rotation=90)
-    ax.set_yticks(range(len(C)), C.index)
+    w,h = _inches(ax)
+    ax.set_xticks(*_that_fit(C.columns, w), rotation=90)
+    ax.set_yticks(*_that_fit(C.index, h))
     ax.figure.colorbar(im, ax=ax, label=label)
     return ax

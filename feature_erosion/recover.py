@@ -142,7 +142,7 @@ def _answers(model, name, dl):
             scores = answer_tensor(model(*to_model(xs, model)))
             if not scores.isfinite().all():
                 raise ValueError(f"models: {name!r} answers with NaN or infinite scores; it has diverged")
-            got.append((scores.argmax(1).cpu(), ys[0].cpu()))
+            got.append((answered(scores).cpu(), ys[0].cpu()))
     if not got: raise ValueError("dl: there are no samples in it")
     return tuple(int_labels(torch.cat(o)) for o in zip(*got))
 

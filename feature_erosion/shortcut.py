@@ -47,7 +47,7 @@ class _Images:
         own,rest,dev = [],[],first(model.parameters()).device if any(True for _ in model.parameters()) else 'cpu'
         for i in torch.arange(len(self.x)).split(self.bs):
             mixed = self.back(mix(self.x[i].to(dev), self.x[self.partner[i]].to(dev)))
-            pred = answer_tensor(model(*to_model((mixed,), model))).argmax(1).cpu()
+            pred = answered(answer_tensor(model(*to_model((mixed,), model)))).cpu()
             own.append(pred==self.y[i]); rest.append(pred==self.y[self.partner[i]])
         return torch.cat(own),torch.cat(rest)
 
@@ -374,10 +374,15 @@ def plot(self:Shortcut,
     fig.suptitle(fill(self.text, 110), fontsize=11)
     left,right = fig.subfigures(1, 2, width_ratios=(1,1))
     axs = left.subplots(2, k, squeeze=False)
-    for i,(a,b) in enumerate(axs.T): self._image(a, i); self._image(b, i, True)
+    for i,(a,b) in zip(_one_of_each(self.images.y, k), axs.T): self._image(a, i); self._image(b, i, True)
     axs[0,0].set_title('images', fontsize=9, loc='left'); axs[1,0].set_title('what decides', fontsize=9, loc='left')
     self._bars(right.subplots())
     return fig
+
+def _one_of_each(y, k):
+    "Indices of `k` samples: first one of each class, then a second one"
+    y = y.tolist()
+    return sorted(range(len(y)), key=lambda i: (y[:i].count(y[i]), i))[:k]
 
 @patch
 def _image(self:Shortcut, ax, i, mapped=False):

@@ -522,7 +522,9 @@ def sample_losses(
     dl # As in `fixed_dl`, with labels
 )->tuple: # Cross-entropy of each sample, and whether its answer is right: arrays in the order of `fixed_dl`
     "Losses in eval mode and without augmentation"
-    def look(pred, y): return F.cross_entropy(pred, y, reduction='none').cpu(),(pred.argmax(1)==y).cpu()
+    def look(pred, y):
+        right = answered(pred)==y   # refuses answers that are no choice
+        return F.cross_entropy(pred, y, reduction='none').cpu(),right.cpu()
     return tuple(torch.cat(o).numpy() for o in zip(*_each_batch(model, dl, look)))
 
 def membership_attack(
@@ -703,17 +705,17 @@ def plot(self:Unlearning,
     for i,(c,what) in enumerate(dict(test='the rest, test images', forget='to be forgotten').items()):
         ax.scatter(self[c], ys, color=f'C{i}', marker='oD'[i], s=(90,35)[i], label=what, zorder=3)
         if 'retrained' in self.index: ax.axvline(self[c]['retrained'], color=f'C{i}', ls=(4*i,(4,4)), lw=1)   # dashes in turn
-    for y,(_,r) in zip(ys, self.iterrows()): ax.text(1.02, y, _told(r), va='center', transform=ax.get_yaxis_transform())
+    for y,(name,r) in zip(ys, self.iterrows()): ax.text(1.02, y, _told(name, r), va='center', transform=ax.get_yaxis_transform())
     ax.set_yticks(ys, [o.replace('_', ' ') for o in self.index])
     ax.set(ylim=(len(self)-.5,-.5), xlim=(-.02,1.02), xlabel='accuracy')
     ax.xaxis.set_major_formatter('{x:.0%}')
     ax.legend(loc='lower left', bbox_to_anchor=(0,1.01), ncols=2)
     return ax
 
-def _told(r):
+def _told(name, r):
     "What else is known of a network, in words"
     steps = f"back after {r.relearn:.0f} step{'' if r.relearn==1 else 's'}"
-    back = 'not back' if np.isnan(r.relearn) else steps if r.relearn else 'known'
+    back = 'known' if name=='original' or r.relearn==0 else 'not back' if np.isnan(r.relearn) else steps
     time = [f'time ×{r.time:.2g}'] if r.get('time', 0)>0 else []
     return ' · '.join([f'attack {r.attack:.0%}', back, *time])
 

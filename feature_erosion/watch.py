@@ -63,7 +63,7 @@ class _Answers(Metric):
         pred,y = learn.pred,learn.y
         if y.numel()!=len(y) or y.is_floating_point() or pred.ndim!=2: raise wrong_label(y[0])
         y = y.flatten().long()
-        self.got.append((y.cpu(), (pred.argmax(1)==y).cpu()))
+        self.got.append((y.cpu(), (answered(pred)==y).cpu()))
     @property
     def value(self): return tuple(torch.cat(o) for o in zip(*self.got))
 
@@ -163,9 +163,10 @@ def hangs_on(
     "How much hangs on the most important small part of the image: exchange one box with an image of another class"
     with no_random(reproducible=False), evaluating(model):
         dl = fixed_dl(dl, n, seed)
-        with unaugmented(dl): got = [_exchanged(model, *_image_batch(dl, b, model), grid, seed+i) for i,b in enumerate(dl)]
-    boxes = grid_boxes(*got[0].size, grid)
-    right,still,cell = (torch.cat([getattr(o, k) for o in got]) for k in ('right','still','cell'))
+        with unaugmented(dl): got = [_image_batch(dl, b, model) for b in dl]
+        x,y = _joined(got)
+        boxes = grid_boxes(*x.shape[2:], grid)
+        right,still,cell = _exchanged(model, x, y, boxes, len(got[0][1]), seed)
     count = cell[right].bincount(minlength=len(boxes))
     lost = cell[right & ~still].bincount(minlength=len(boxes))
     top = (lost/count.clamp(min=1)).argmax().item()
@@ -182,21 +183,29 @@ def _image_batch(dl, b, model):
     if not _is_images(xs): raise ValueError(f"dl: a batch has {_shapes(xs)}; parts are exchanged between images, shape "
                                             "(batch, channels, height, width) with 1 or 3 channels")
     if not ys: raise ValueError("dl: batches have no labels; give a loader of (x, y)")
+    if ys[0].numel()!=len(xs[0]) or ys[0].is_floating_point(): raise wrong_label(ys[0][0])
     return to_model(xs, model)[0],ys[0].flatten().cpu()
 
 def _is_images(xs): return len(xs)==1 and isinstance(xs[0], torch.Tensor) and xs[0].ndim==4 and xs[0].shape[1] in (1,3)
 def _shapes(xs): return ', '.join(f'{type(o).__name__} of shape {tuple(getattr(o, "shape", ()))}' for o in xs)
 
-def _exchanged(model, x, y, grid, seed):
+def _joined(batches):
+    "Images and labels of all batches"
+    xs,ys = zip(*batches)
+    if len(sizes := {tuple(o.shape[1:]) for o in xs})>1:
+        raise ValueError(f"dl: images have shapes {', '.join(map(str, sorted(sizes)))}; parts are exchanged between images of one size")
+    return torch.cat(xs),torch.cat(ys)
+
+def _exchanged(model, x, y, boxes, bs, seed):
     "Whether each image was right, and still is with one box of an image of another class, and which box"
-    boxes,donors = grid_boxes(*x.shape[2:], grid),other_labels(y, seed)
+    donors = other_labels(y, seed)
     cell = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))%len(boxes)
     mixed = x.clone()
     for i,(c,d) in enumerate(zip(cell.tolist(), donors.tolist())):
         t,l,h,w = boxes[c]
         mixed[i,:,t:t+h,l:l+w] = x[d,:,t:t+h,l:l+w]
-    right,still = (answer_tensor(model(o)).argmax(1).cpu()==y for o in (x,mixed))
-    return SimpleNamespace(right=right, still=still, cell=cell, size=x.shape[2:])
+    right,still = (torch.cat([answered(answer_tensor(model(b))).cpu() for b in o.split(bs)])==y for o in (x,mixed))
+    return right,still,cell
 
 # %% ../nbs/18_watch.ipynb #9d1d407f
 class ErosionWarning(UserWarning): "The model is losing what it knew"
@@ -270,7 +279,7 @@ def _points(self:WatchErosion):
     per = len(self.learn.dls.train)
     self.total = per*self.learn.n_epoch
     late = [self.done_iters+i for i in log_iters(self.total-self.done_iters) if i>1]
-    self.points = sorted({*late, *range(per, self.total+1, per)})
+    self.points = sorted({*late, *range(per, self.total+1, max(1, per))})   # an epoch may have no whole batch
 
 @patch
 def before_phase(self:WatchErosion):

@@ -65,6 +65,25 @@ def test_folder(folder, tmp_path, capsys):
 def test_bad_arguments(args, words, tmp_path, capsys):
     assert words in fails(capsys, 'run', 'fig1', *quick, '--out', tmp_path/'o', *args)
 
+@pytest.mark.parametrize('args,words', [
+    (['--lr','-1'], 'lr=-1.0'), (['--lr','nan'], 'lr=nan'), (['--n','0'], 'n=0'), (['--n-valid','0'], 'n_valid=0'), (['--bs','0'], 'bs=0'), (['--ratio','2'], 'ratio=2.0'), (['--strength','-1'], 'strength=-1.0'),
+    (['--size','0'], 'size=0'), (['--width','0'], 'width=0.0'), (['--seed','-1'], 'seed=-1'), (['--data','digits','--n-classes','3'], 'n_classes=3: only for a folder')])
+def test_numbers_are_checked_before_anything_is_imported(args, words, tmp_path):
+    code = "import sys; from feature_erosion.cli import main; code = main(sys.argv[1:]); assert code==2 and 'torch' not in sys.modules, sorted(sys.modules)"
+    p = subprocess.run([sys.executable,'-c',code,'run','fig1','--out',str(tmp_path/'o'),*args], capture_output=True, text=True)
+    assert p.returncode==0 and words in p.stderr and len(p.stderr.splitlines())==1, p.stderr
+
+def test_images_are_for_networks_trained_on_imagenet(tmp_path, capsys):
+    assert "images='nowhere': none of fig1" in fails(capsys, 'paper', 'fig1', '--preset', 'smoke', '--images', 'nowhere', '--out', tmp_path/'o')
+    line = fails(capsys, 'run', 'fig1', '--data', 'nowhere', '--out', tmp_path/'o')
+    assert '--images' not in line and 'the path of yours' in line
+
+@pytest.mark.parametrize('error,words', [(KeyboardInterrupt(), 'stopped; the same command goes on'), (KeyboardInterrupt("run 'a' stopped"), "run 'a' stopped")])
+def test_ctrl_c(monkeypatch, capsys, error, words):
+    def stop(a): raise error
+    monkeypatch.setattr(cli, 'run_demo', stop)
+    assert main(['demo'])==130 and words in capsys.readouterr().err
+
 def test_bad_folders(folder, tmp_path, capsys):
     run = ['run','fig1','--arch','resnet20','--width','.25','--out',tmp_path/'o','--bs','16','--epochs','1','--data']
     (tmp_path/'empty').mkdir()

@@ -8,6 +8,7 @@ from run_notebooks import run_notebook
 nbs = nbglob(root/'nbs', as_path=True).sorted()
 
 slow = {'tutorials/collapse.ipynb': 'two trainings on CIFAR-10',   # the longest first
+        'tutorials/hidden.ipynb': 'two trainings of ResNet-20, and four networks through `recover`',
         'tutorials/inside.ipynb': 'CIFAR-10 through five measures; each has a notebook of its own',
         'tutorials/your_own.ipynb': 'trains on image files, one by one',
         'tutorials/finetune.ipynb': 'a training on CIFAR-10 and two searches',
@@ -21,6 +22,8 @@ slow = {'tutorials/collapse.ipynb': 'two trainings on CIFAR-10',   # the longest
         '18_watch.ipynb': 'many trainings; tests/test_watch.py has the same functions',
         '16_recover.ipynb': 'many trainings; tests/test_recover.py has the same functions',
         '19_shortcut.ipynb': 'many searches; tests/test_shortcut.py has the same functions',
+        'gallery.ipynb': 'every plot once; each is made in the notebook of its own',
+        'tutorials/resist.ipynb': 'thirty trainings',
         'paper/02_figures.ipynb': 'trains what tests/test_paper.py trains for all figures'}
 
 def required(nb):

@@ -37,6 +37,21 @@ def test_what_is_trained(tmp_path, method):
     before,after = trained(store, replace(tiny, lengths=(2,0,0))).weights('pretrain'),run.weights('erode')
     assert before['1.weight'].equal(after['1.weight'])==(method=='last layer only') and not before['3.weight'].equal(after['3.weight'])
 
+def test_half_of_one_epoch(tmp_path):
+    "Linear probing first, in a phase of one epoch, takes half of its iterations"
+    run = RunStore(tmp_path).once(train_resisting, seed=0, net=asdict(replace(tiny, lengths=(2,1,0))), method='last layer first (LP-FT)')
+    ends = run.evals.groupby('phase', sort=False).iter.max()
+    assert ends.to_dict()==dict(probe=1, erode=1)   # two iterations of 64 samples
+
+def test_nothing_to_save_is_not_clear():
+    def judged(clean, pattern):
+        rows = [dict(net='n', ratio=1., seed=0, method=m, before=.5, chance=.1, clean=c, pattern=p) for m,c,p in (('plain finetuning',clean,pattern), ('a',.5,.95), ('b',.5,.5))]
+        return [o['agrees'] for o in questions.resist_claims(dict(resist=questions.pd.DataFrame(rows)))]
+    assert judged(.1, 1.)==['yes','yes','no'] and judged(.05, 1.)==['yes','yes','no']   # below chance: all is forgotten, not more
+    assert judged(.6, 1.)==['no','not clear','not clear']
+    claims = questions.resist_claims(dict(resist=questions.pd.DataFrame([dict(net='n', ratio=1., seed=0, method='plain finetuning', before=.5, chance=.1, clean=.05, pattern=1.)])))
+    assert claims[0]['mean']==1
+
 def test_what_is_recovered(tmp_path):
     made = run_recipe(recipes['recover'], Scale(with_control(replace(tiny, lengths=(4,2,0))), seeds=1), tmp_path, n_jobs=1, progress=False)
     t = made.tables['recover']

@@ -1,13 +1,15 @@
 "What a fit remembers: a run that was stopped anywhere ends like one that nobody stopped, whatever its callbacks and its model hold."
-import os, signal, subprocess, sys, time, warnings
+import os, random, signal, subprocess, sys, time, warnings
 from collections import defaultdict, deque
 from copy import deepcopy
 import filelock, numpy as np, pytest, torch
+from PIL import Image
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torchvision.ops import StochasticDepth
-from fastai.vision.all import (CSVLogger, Callback, EarlyStoppingCallback, GradientAccumulation, Learner, ReduceLROnPlateau, SGD, SaveModelCallback,
-                               accuracy, load_learner, set_seed)
+from fastai.vision.all import (CSVLogger, Callback, EarlyStoppingCallback, GradientAccumulation, ImageDataLoaders, Learner, Normalize, PadMode,
+                               RandomResizedCrop, ReduceLROnPlateau, Resize, ResizeMethod, SGD, SaveModelCallback, accuracy, aug_transforms, imagenet_stats,
+                               load_learner, set_seed)
 from fastai.callback.mixup import CutMix, MixUp
 from conftest import root
 from stop import Boom, StopAt
@@ -15,8 +17,9 @@ from feature_erosion.data import digits_dls
 from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase
+from feature_erosion.runs.keys import describe, differences
 from feature_erosion.runs.resume import KeepRun
-from feature_erosion.runs.store import RunStore, unpack
+from feature_erosion.runs.store import RunStore, plain, unpack
 
 class Train(Callback):
     "A callback that only trains, and may steer by what it remembers"
@@ -266,3 +269,65 @@ def test_export(tmp_path, phase):
     assert new.predict(learn.dls.valid_ds.x[0].numpy())[0] in map(str, range(10))
     assert list(learn.snapshots)==names and learn.injected.value is injected and learn.dls is dls and all(torch.equal(v, state[k]) for k,v in learn.model.state_dict().items())
     learn.validate()
+
+# fastai's own ways: folders of images, random transforms, `fine_tune`
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    path,rng = tmp_path_factory.mktemp('photos'),np.random.default_rng(0)
+    for i in range(36):
+        f = path/('train' if i<24 else 'valid')/'ab'[i%2]/f'{i}.png'
+        f.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (40,48,3), dtype=np.uint8)).save(f)
+    return path
+
+def loaders(path, item_tfms=None, bs=8, **kw):
+    return ImageDataLoaders.from_folder(path, valid='valid', item_tfms=item_tfms or Resize(16), bs=bs, num_workers=0,
+                                        batch_tfms=[*aug_transforms(**kw), Normalize.from_stats(*imagenet_stats)])
+
+@pytest.mark.works(kind='loaders', what='random transforms of fastai in a kept run', how='work: what they were made with is a setting, what they have drawn is not')
+def test_what_a_transform_has_drawn_is_no_setting(photos):
+    dls,other = loaders(photos, RandomResizedCrop(16)),loaders(photos, RandomResizedCrop(16))
+    before = describe(dls.after_item),describe(dls.after_batch)
+    for dl in dls.loaders: list(dl)
+    assert (describe(dls.after_item),describe(dls.after_batch))==before==(describe(other.after_item),describe(other.after_batch))
+
+@pytest.mark.parametrize('kw', [dict(max_rotate=20.), dict(max_lighting=.3), dict(max_warp=.1), dict(max_zoom=1.2), dict(p_affine=.5), dict(p_lighting=.5), dict(do_flip=False),
+                                dict(pad_mode=PadMode.Zeros), dict(item_tfms=Resize(18)), dict(item_tfms=Resize(16, ResizeMethod.Squish)), dict(item_tfms=RandomResizedCrop(16))], ids=list('abcdefghijk'))
+def test_what_a_transform_was_made_with_is_a_setting(photos, kw):
+    a,b = ({k:describe(getattr(d, k)) for k in ('after_item','after_batch')} for d in (loaders(photos), loaders(photos, **kw)))
+    assert differences(a, b)
+
+class StopAfter(Callback):
+    "Stop in the epoch after so many, counted over all fits"
+    passive,run_valid,order = True,False,2000
+    def __init__(self, n): self.n = n
+    def before_batch(self):
+        self.n -= 1
+        if self.n<0: raise Boom('stopped')
+
+@pytest.mark.works(kind='callbacks', what='`KeepRun` in `fine_tune`, on data with `aug_transforms`', how='works: each of its two fits has a run of its own, and goes on in the middle')
+@pytest.mark.parametrize('cut', [2,4,8], ids=['frozen','first','second'])
+def test_fine_tune_goes_on(photos, tmp_path, cut):
+    "Both of its fits, each with a run of its own; the random state in which loaders were made again does not matter"
+    def tuned(folder, *more, seed=1):
+        random.seed(seed)
+        dls = loaders(photos)
+        set_seed(0)
+        model = nn.Sequential(nn.Sequential(nn.Conv2d(3,4,3,2), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()), nn.Linear(16,2))
+        learn = Learner(dls, model, metrics=accuracy, path=folder, splitter=lambda m: [list(o.parameters()) for o in m])
+        with learn.no_bar(), learn.no_logging(): learn.fine_tune(2, freeze_epochs=1, cbs=[KeepRun(RunStore(folder).run('a'), minutes=0, strict=True), *more])
+        return learn
+    whole = tuned(tmp_path/'whole')
+    with pytest.raises(Boom): tuned(tmp_path/'cut', StopAfter(cut))
+    again = tuned(tmp_path/'cut', seed=2)
+    assert all(torch.equal(a, b) for a,b in zip(whole.model.state_dict().values(), again.model.state_dict().values()))
+    assert whole.recorder.history.equals(again.recorder.history)
+    runs = RunStore(tmp_path/'cut')
+    assert {o.name:o.status for o in runs}=={'a':'finished', 'a, fit 2':'finished'}
+    assert len(runs['a'].history)==1 and len(runs['a, fit 2'].history)==2
+
+def test_numbers_of_a_kind_of_their_own_become_plain():
+    class Own(float): pass
+    class Level(int): pass
+    got = plain([Own(.5), Level(2), np.float64(.25), True])
+    assert got==[.5,2,.25,True] and [type(o) for o in got]==[float,int,float,bool]

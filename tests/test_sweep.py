@@ -44,7 +44,7 @@ def check(df, folder):
 def test_loky_loses_a_worker(tmp_path):
     with pytest.warns(UserWarning, match='a worker was lost'): df = sweep(point, dict(a=[1,2,3]), seeds=2, store=tmp_path, n_jobs=2, progress=False)
     check(df, tmp_path)
-    assert (df.threads==max(1, joblib.cpu_count()//2)).all()
+    assert (df.threads==max(1, min(torch.get_num_threads(), joblib.cpu_count()//2))).all()
 
 @pytest.mark.slow('workers that import everything, twice')
 def test_a_point_that_always_dies(tmp_path):

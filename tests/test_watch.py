@@ -166,6 +166,17 @@ def test_goes_on_after_an_interrupt(knows, tmp_path):
     with pytest.raises(Boom): fit(tmp_path/'cut', StopAt(13))
     pd.testing.assert_frame_equal(fit(tmp_path/'cut'), whole)
 
+@pytest.mark.works(kind='callbacks', what='`WatchErosion` in a kept run', how='works: an epoch that its budget left out is kept as NaN')
+@pytest.mark.parametrize('phases', [True,False])
+def test_a_run_keeps_epochs_that_were_not_looked_at(knows, tmp_path, phases):
+    "With a budget that allows hardly any look"
+    clean = digits()
+    learn,w,run = learner(clean, deepcopy(knows)),Watch(clean, budget=1e-6),RunStore(tmp_path).run('a')
+    with learn.no_bar(), learn.no_logging():
+        if phases: quietly(learn.fit_phases, [Phase('erode', 4, clean.inject(ColorSquare(4)))], run=run, cbs=w)
+        else: quietly(learn.fit, 4, cbs=[w, KeepRun(run, strict=True)])
+    assert run.status=='finished' and run.history.known.notna().tolist()==[False]*3+[True]
+
 def test_mixed_precision_mixup_and_small_last_batch(knows):
     class Bf16(MixedPrecision):
         def before_fit(self):
@@ -352,3 +363,31 @@ def test_columns_have_names_of_their_own(knows):
     learn = erosion_learner(digits(), net)
     with learn.no_bar(), pytest.raises(ValueError, match="two columns 'clean'"):
         learn.fit_phases([Phase('a', 1, digits()), Phase('b', 1, digits().inject(ColorSquare(4)))], cbs=Watch({'clean':digits()}))
+
+@pytest.mark.works(kind='loaders', what='read class by class, so that a batch has one class only, in `hangs_on` and `WatchErosion`', how='works: parts are exchanged over the whole set')
+def test_parts_come_from_the_whole_set():
+    "A loader that is read class by class has batches of one class"
+    dls,sizes = digits_dls(n=300, n_valid=60),set()
+    order = dls.valid.dataset.y.argsort() if hasattr(dls.valid.dataset.y, 'argsort') else np.argsort(dls.valid.dataset.y)
+    x,y = (torch.stack([torch.as_tensor(dls.valid.do_item(int(i))[k]) for i in order]) for k in (0,1))
+    one_class = [(x[y==c].float(),y[y==c]) for c in range(10)]
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(10)); model(one_class[0][0])
+    whole = [(torch.cat([a for a,_ in one_class]),torch.cat([b for _,b in one_class]))]
+    a,b = hangs_on(model, one_class, n=None),hangs_on(model, whole, n=None)
+    assert (a.share,a.box,a.right)==(b.share,b.box,pytest.approx(b.right))
+
+def test_what_cannot_be_exchanged():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3*8*8,2))
+    x = torch.rand(6,3,8,8)
+    with pytest.raises(ValueError, match='all 6 are 0'): hangs_on(model, [(x,torch.zeros(6, dtype=torch.long))], n=None)
+    with pytest.raises(ValueError, match='multi-label'): hangs_on(model, [(x,torch.zeros(6,4))], n=None)
+    with pytest.raises(ValueError, match='images of one size'): hangs_on(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3,2)), [(x,torch.arange(6)%2), (x[...,:4],torch.arange(6)%2)], n=None)
+    with pytest.raises(ValueError, match=r'answers with shape \(6, 1\)'): hangs_on(nn.Sequential(nn.Flatten(), nn.Linear(192,1)), [(x,torch.arange(6)%2)], n=None)
+
+def test_an_epoch_without_a_whole_batch(knows):
+    few = [(x.float(),int(y)) for b in digits_dls(n=16, n_valid=40, bs=16).valid for x,y in zip(*b)]
+    dls = DataLoaders.from_dsets(few, few, bs=64, num_workers=0)
+    assert len(dls.train)==0 and len(dls.valid)==1
+    learn,w = learner(dls, deepcopy(knows)),Watch(digits())
+    with learn.no_bar(), learn.no_logging(): quietly(learn.fit, 1, cbs=w)
+    assert len(w.history)>=1

@@ -148,7 +148,7 @@ def _classes(target, n):
 def _score(out, target):
     "Each image's score for its class, by default the highest score"
     if out.ndim!=2: raise ValueError(f"model: puts out {tuple(out.shape)}; must be scores of shape (batch, classes)")
-    if target is None: target = out.argmax(1)
+    if target is None: target = answered(out)
     lo,hi,n = target.min(),target.max(),out.shape[1]
     if lo<0 or hi>=n: raise ValueError(f"target: classes {lo}…{hi}; must be in 0…{n-1}, as the model has {n} outputs")
     return out.gather(1, target.to(out.device)[:,None])
@@ -347,7 +347,7 @@ def _each_image(models, data, layer, target, progress=False, keep=False):
             xm = _images(x, m)
             if k not in places: places[k] = _place(m, xm[:2], layer)
             maps,scores = _cam(m, xm, places[k], _wanted(target, y, st))
-            rows.append(_measure(maps, places[k].size, mask, model=k, label=y, picture=st, pred=scores.argmax(1).cpu()))
+            rows.append(_measure(maps, places[k].size, mask, model=k, label=y, picture=st, pred=answered(scores).cpu()))
             if keep: kept.maps[k].append(maps.cpu())
         if keep: kept.x.append(x); kept.mask.append(mask)
     return pd.concat(rows, ignore_index=True),places,kept

@@ -10,7 +10,7 @@ __all__ = ['Net', 'data_folder', 'net_dls', 'imagenet_indices', 'weights_file', 
            'load_net', 'before_erosion', 'net_seconds', 'open_run', 'keep_net', 'demo']
 
 # %% ../../nbs/paper/00_nets.ipynb #f41a3b98
-import contextlib, io
+import contextlib, io, warnings
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -32,6 +32,7 @@ from ..evalsets import *
 from ..erosion import *
 from ..runs.store import *
 from ..runs.resume import *
+from ..runs.sweep import _threads
 from ..learner import *
 
 # %% ../../nbs/paper/00_nets.ipynb #9a064fe2
@@ -92,7 +93,7 @@ def data_folder(
     res = first(p for p in (Path(name).expanduser(), data/name) if p.is_dir())
     if res is None: raise FileNotFoundError(f"data={name!r}: no such data set, and no such folder, here or in {data}. "
         f"{_where.get(name, '')}Put a folder in ImageNet's layout (train/CLASS/… and val/CLASS/…) at {data/Path(name).name}, "
-        "or say where yours is (`images=`, --images)")
+        + ("or say where yours is (`images=`, --images)" if name in _where else "or give the path of yours"))
     return res
 
 # %% ../../nbs/paper/00_nets.ipynb #7bae0c7e
@@ -168,7 +169,9 @@ class _Bf16(MixedPrecision):
     "bfloat16 on the Learner's device: fastai's own requires CUDA, and has no effect on a CPU"
     def __init__(self): super().__init__('bf16')
     def before_fit(self):
-        super().before_fit()
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'CUDA is not available')   # what is made for CUDA is replaced
+            super().before_fit()
         self.autocast = _autocast(self.dls.device)
 
 # %% ../../nbs/paper/00_nets.ipynb #9821fcc3
@@ -333,4 +336,4 @@ def demo(
 )->Learner: # As from `keep_net`
     "The main experiment on scikit-learn's digits"
     net = Net(**{**dict(name='Perceptron', arch='perceptron', data='digits', lengths=(20,40,20)), **kwargs})
-    return keep_net(net, out, seed, cbs=_TellPhases(), quiet=True)
+    with _threads(1): return keep_net(net, out, seed, cbs=_TellPhases(), quiet=True)   # so small a network gains nothing from more

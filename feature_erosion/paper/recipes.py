@@ -114,14 +114,15 @@ def judged(
     yes, # Level that each seed must reach, and one that some must for 'in part'; or a condition: '>0', '<0' or '≠0'
     fmt:str='.0%', # Number format
     net:str='', # Name of the network
-    none:str='–' # What to write for NaN
+    none:str='–', # What to write for NaN
+    nothing:str=None # What to conclude if there are only NaN, e.g. 'not clear' where they mean that the question does not arise
 )->dict: # A row of `Result.claims`
     "Judge a claim by its values"
     x = np.asarray(list(x), dtype=float)
     if not len(x): raise ValueError(f"x=[]: no values for the claim {claim!r}")
     mean,least,most = (f(x[~np.isnan(x)]) if not np.isnan(x).all() else np.nan for f in (np.mean,np.min,np.max))
     return dict(claim=claim, paper=paper, net=net, ours=_shown(x, fmt, none), n=len(x), mean=mean, least=least, most=most,
-                rule=_rule(yes, fmt), agrees=_agrees(yes, x))
+                rule=_rule(yes, fmt), agrees=nothing if nothing and np.isnan(x).all() else _agrees(yes, x))
 
 # %% ../../nbs/paper/01_recipes.ipynb #bcea9fd7
 def _sign(yes): return -1 if yes[0]<yes[1] else 1
@@ -320,7 +321,7 @@ class _Progress:
 
     def __enter__(self):
         self.out = sys.stdout   # training redirects stdout to be silent
-        print(self.plan, flush=True)
+        print(f'{self.plan}; measuring comes on top', flush=True)
         self.n,self.all = self.plan.left()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
@@ -375,6 +376,8 @@ def _chosen(preset, figures, images):
     if bad := [r.name for r in rs if preset not in r.scales]:
         raise ValueError(f"preset={preset!r}: must be one of {', '.join(known)}; {', '.join(bad)} has no such scale")
     mine = lambda n: replace(n, data=str(images)) if images and n.weights=='imagenet' else n
+    if images and not any(n.weights=='imagenet' for r in rs for n in r.scales[preset].nets):
+        raise ValueError(f"images={str(images)!r}: none of {', '.join(r.name for r in rs)} has a network trained on ImageNet; leave it out")
     return [(r, replace(s, nets=tuple(map(mine, s.nets)))) for r in rs for s in [r.scales[preset]]]
 
 def _not_made(errors): return '\n'.join(f'{f} is not made: {e}' for f,e in errors.items())

@@ -16,6 +16,7 @@ from functools import lru_cache, singledispatch
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path, PurePath
 from fastcore.all import *
+from fastai.data.all import Pipeline
 from .. import __version__
 
 # %% ../../nbs/runs/00_keys.ipynb #6f8b3df3
@@ -331,9 +332,15 @@ def _describe_function(f, deep):
 
 def _describe_module(m, deep): return {'model':repr(m), 'weights':_sha(json.dumps(deep(dict(m.state_dict()))).encode())}
 
+@lru_cache
+def _drawn(cls):
+    "Attributes that a transform sets whenever it is called, such as the random numbers it has drawn"
+    calls = [f for c in cls.__mro__ for f in map(vars(c).get, ('before_call','__call__')) if isinstance(f, types.FunctionType)]
+    return {i.argval for f in calls for i in dis.get_instructions(f) if i.opname=='STORE_ATTR'}
+
 def _describe_object(o, deep):
-    shown = {k:v for k,v in getattr(o, '__dict__', {}).items() if k[0]!='_'}
-    return {'class':f'{type(o).__module__}.{type(o).__qualname__}', **deep(shown)}
+    shown = {k:deep(v) for k,v in getattr(o, '__dict__', {}).items() if k[0]!='_' and k not in _drawn(type(o))}
+    return {'class':f'{type(o).__module__}.{type(o).__qualname__}', **shown}
 
 _descriptions = [   # the first one that matches is used
     ((np.ndarray,np.generic,torch.Tensor), lambda o, deep: hash_tensor(o)),
@@ -345,6 +352,7 @@ _descriptions = [   # the first one that matches is used
     (types.FunctionType, _describe_function),
     ((type,torch.dtype,torch.device,os.PathLike,types.BuiltinFunctionType), lambda o, deep: str(o)),
     (torch.nn.Module, _describe_module),
+    (Pipeline, lambda o, deep: [deep(v) for v in o.fs]),
     (object, _describe_object)]
 
 # %% ../../nbs/runs/00_keys.ipynb #fbe15bc3

@@ -113,7 +113,7 @@ class KeepRun(TidyCallback):
     "Save a fit's history and checkpoints to a run's folder as it trains, and resume from them when started again"
     order,run_valid,passive,keeps_run = 1000,False,True,True   # after all other callbacks
     def __init__(self,
-        run:Run, # The run to save to, from `RunStore.run`
+        run:Run, # The run to save to, from `RunStore.run`; a second fit, as in `fine_tune`, goes to a run called '…, fit 2'
         minutes:float=10., # Maximum time between two checkpoints, even inside epochs
         epochs:int=1, # Epochs between checkpoints
         after:Run|None=None, # A finished run of the first phases: start where it ended
@@ -124,6 +124,7 @@ class KeepRun(TidyCallback):
         if not epochs>=1: raise ValueError(f"epochs={epochs!r}: must be at least 1")
         self.kept,self.minutes,self.epochs,self.base,self.strict,self.wait = run,minutes,epochs,after,strict,wait
         self.active,self.heard,self.old_signals = False,None,{}
+        self.first_name,self.fits,self.ended = run.name,1,False
         self.idle,self.took = False,False   # whether the run was already finished; whether it began with checkpoints of `after`
 
     def __setattr__(self, name, value):
@@ -134,6 +135,7 @@ class KeepRun(TidyCallback):
     def before_fit(self):
         self.run = trains(self.learn)
         if not self.run: return
+        if self.ended: self._next()
         self.main,self.active,self.broken,self.heard,self.told = not rank_distrib(),True,None,None,[]
         self.rows,self.counts,self.saved_at = [],{},time.monotonic()
         self._open()
@@ -163,7 +165,13 @@ class KeepRun(TidyCallback):
 
     def after_fit(self):
         if self.broken is None: self._finish()
+        self.ended = self.broken is None
         self.tidy()
+
+    def _next(self):
+        "A fit after one that has ended has a run of its own"
+        self.fits += 1
+        self.kept,self.base,self.took,self.ended = self.kept.store.run(f'{self.first_name}, fit {self.fits}'),None,False,False
 
     def _loss(self): return 0. if (l := getattr(self.learn, 'loss', None)) is None else float(l.detach().mean())
 

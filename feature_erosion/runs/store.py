@@ -31,6 +31,7 @@ def plain(
     if isinstance(o, torch.Tensor): return o.detach().cpu().as_subclass(torch.Tensor).clone()
     if isinstance(o, np.ndarray): return torch.from_numpy(o.copy())
     if isinstance(o, np.generic): return o.item()
+    if isinstance(o, (int,float,str)): return next(t(o) for t in (int,float,str) if isinstance(o, t))
     if isinstance(o, dict): return {plain(k):plain(v) for k,v in o.items()}
     if isinstance(o, tuple): return tuple(map(plain, o))
     if isinstance(o, (list,L)): return list(map(plain, o))

@@ -127,9 +127,10 @@ def _backend():
                      "use 'loky', 'dask' or 'ray'")
 
 def _share(backend, n_jobs, n):
-    "Threads for each worker of this machine; elsewhere workers have their own"
+    "Threads for each worker of this machine, at most as many as here (`OMP_NUM_THREADS`); elsewhere workers have their own"
     if type(backend).__name__ not in ('LokyBackend','MultiprocessingBackend','SequentialBackend'): return None
-    return max(1, joblib.cpu_count()//max(1, min(joblib.effective_n_jobs(n_jobs), n)))
+    jobs = max(1, min(joblib.effective_n_jobs(n_jobs), n))
+    return max(1, min(torch.get_num_threads(), joblib.cpu_count()//jobs))
 
 def _forget_tries(run):
     "Reset the count of attempts for a new call"
@@ -171,7 +172,7 @@ def sweep(
     seeds=1, # Number or list of seeds: each point is computed with each; seeds the global random state
     store='runs', # Folder of the runs; on a cluster, one that all its machines share
     n_jobs:int=-1, # Number of parallel jobs; -1 for as many as there are cores, or workers of the cluster
-    threads:int|None=None, # PyTorch threads for each; by default the cores divided by the jobs, on a cluster the workers' own
+    threads:int|None=None, # PyTorch threads for each; by default the cores divided by the jobs, at most as many as here; on a cluster the workers' own
     attempts:int=3, # How often a point may lose its worker
     files=(), # Files and folders that the function reads: points are recomputed if they change
     progress:bool=True # Whether to show a progress bar with the remaining time
