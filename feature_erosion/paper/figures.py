@@ -358,7 +358,7 @@ def _plot_gaps(ax, g):
         ax.plot(m.index, m, '-' if len(m)>2 else ':', color=color, label=_opt_names[opt])
     ax.axhline(0, color='C7', lw=.8, ls='--')
     ax.set_xticks(range(len(lengths)), ['none\n(control)' if l==0 else l for l in lengths])
-    ax.yaxis.set_major_formatter(lambda v,_: f'{100*v:+.0f}'.replace('-', '−'))
+    ax.yaxis.set_major_formatter(lambda v,_: f'{100*v:+.3g}'.replace('-', '−'))
     ax.set(xlabel='epochs with squares', ylabel='points above training from scratch')
     ax.legend()
 
