@@ -284,6 +284,7 @@ def main(
 )->int: # Exit code: 0, or 2 for bad input
     "The console script"
     warnings.filterwarnings('ignore', '.torch.jit')   # an internal warning of torch
+    if 'torch' not in sys.modules: os.environ.setdefault('OMP_WAIT_POLICY', 'passive')   # threads that wait do not spin
     a = _parsed(args)
     try:
         with _bars(): a.do(a)

@@ -1,5 +1,5 @@
 "The command line, as a user types it: results, and one line with exit code 2 for what a user can mend."
-import subprocess, sys
+import os, subprocess, sys
 from types import SimpleNamespace
 import numpy as np, pytest, torch
 from PIL import Image
@@ -72,6 +72,13 @@ def test_numbers_are_checked_before_anything_is_imported(args, words, tmp_path):
     code = "import sys; from feature_erosion.cli import main; code = main(sys.argv[1:]); assert code==2 and 'torch' not in sys.modules, sorted(sys.modules)"
     p = subprocess.run([sys.executable,'-c',code,'run','fig1','--out',str(tmp_path/'o'),*args], capture_output=True, text=True)
     assert p.returncode==0 and words in p.stderr and len(p.stderr.splitlines())==1, p.stderr
+
+@pytest.mark.parametrize('given,want', [(None,'passive'),('active','active')])
+def test_threads_wait_without_spinning(given, want):
+    "Unless the user has chosen"
+    env = {k:v for k,v in os.environ.items() if k!='OMP_WAIT_POLICY'} | ({'OMP_WAIT_POLICY':given} if given else {})
+    code = "import os; from feature_erosion.cli import main; main(['run','fig1','--lr','-1']); print(os.environ['OMP_WAIT_POLICY'])"
+    assert subprocess.run([sys.executable,'-c',code], capture_output=True, text=True, env=env).stdout.strip()==want
 
 def test_images_are_for_networks_trained_on_imagenet(tmp_path, capsys):
     assert "images='nowhere': none of fig1" in fails(capsys, 'paper', 'fig1', '--preset', 'smoke', '--images', 'nowhere', '--out', tmp_path/'o')

@@ -312,7 +312,7 @@ class Plan:
         s = [s for p,s in self.seconds.items() if Run(p).info['status']!='finished']
         return len(s),sum(s)/self.jobs
 
-    def __repr__(self): return f'{len(self.seconds)} phases to train, about {_hours(sum(self.seconds.values())/self.jobs)}'
+    def __repr__(self): return f'{len(self.seconds)} phase{"s"*(len(self.seconds)!=1)} to train, about {_hours(sum(self.seconds.values())/self.jobs)}'
 
 # %% ../../nbs/paper/01_recipes.ipynb #ac46006b
 class _Progress:
