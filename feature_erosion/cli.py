@@ -196,7 +196,7 @@ def _check_numbers(a):
     for k in 'ratio','strength':
         if not 0<=(v := getattr(a, k))<=1: raise ValueError(f"{k}={v!r}: must be in 0…1")
     for k in 'lr','width','size':
-        if not 0<(v := getattr(a, k))<float('inf'): raise ValueError(f"{k}={v!r}: must be above 0")
+        if not 0<(v := getattr(a, k))<float('inf'): raise ValueError(f"{k}={v!r}: must be a number above 0, and finite")
     if a.seed<0: raise ValueError(f"seed={a.seed}: must be 0 or more")
     if a.data in data_sets and a.n_classes: raise ValueError(f"n_classes={a.n_classes}: only for a folder of images; {a.data} has its own classes")
 
