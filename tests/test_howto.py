@@ -35,7 +35,7 @@ def test_pattern(tmp_path):
     r = subprocess.run([sys.executable, *cli, '--pattern', 'disk'], env=env, capture_output=True, text=True)
     assert r.returncode==2 and "'disk'" in r.stderr and 'disc' in r.stderr
 
-@pytest.mark.slow('installs a package and trains nine networks; the page itself is a quick test')
+@pytest.mark.slow('installs a package and trains nine networks')
 def test_recipe(tmp_path):
     said = run(installed('recipe', tmp_path), tmp_path, '-m', 'feature_erosion.cli', 'paper', 'sizes', '--preset', 'smoke', '--jobs', '1')
     assert 'A square of 8 pixels' in said
