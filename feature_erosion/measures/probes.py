@@ -103,6 +103,14 @@ def _choose(fit, Z, y, start, seed):
         if loss>1.1*best[0]: break     # overfits, and larger values only more so
     return best[1:]
 
+# %% ../../nbs/measures/03_probes.ipynb #482c61df
+def _in_span(Z, most=1024):
+    "Few samples in coordinates of the space they span, and weights in theirs back in those of the features"
+    n,d = Z.shape
+    if n>=d or n>most: return Z,noop
+    Q,R = torch.linalg.qr(Z.T)
+    return R.T,lambda W: W@Q.T
+
 # %% ../../nbs/measures/03_probes.ipynb #742e2e89
 class LinearProbe:
     "A linear classifier"
@@ -154,12 +162,14 @@ def fit_probe(
     if C is not None and not 0<C<float('inf'): raise ValueError(f"C={C!r}: must be above 0, or None to choose it")
     classes,y,count = y.unique(return_inverse=True, return_counts=True)
     Z,mean,s = _scaled(X)
+    Z,back = _in_span(Z)
     white,penalty = _Whitener(Z, seed),2 if len(classes)==2 else 1
     def fit(Z, y, C, start): return _minimise(Z, y, penalty/(C*len(y)), white, start, tol=tol, max_iter=max_iter)
     b = count.double().log()   # without features, the class frequencies
     start = Z.new_zeros(len(classes), Z.shape[1]),b-b.mean()
     C,start = (C*s**2,start) if C is not None else _choose(fit, Z, y, start, seed)
     W,b,g = fit(Z, y, C, start)
+    W = back(W)
     return LinearProbe(W/s, b-W@mean/s, classes, C/s**2, g<=tol)
 
 # %% ../../nbs/measures/03_probes.ipynb #7b0aac1d
