@@ -630,7 +630,7 @@ def _stamped(dl, pattern, dls, variant='pattern', n_classes=None, classes=None, 
     tfm = InjectPattern(pattern, n, _backgrounds.get(variant))
     tfm.by_label = False
     res = same_dl(dl, cls(ds, stamps), [tfm])
-    _try_one(res)
+    _try_few(res, y)
     return res
 
 # %% ../nbs/08_patterns.ipynb #a415cde9
@@ -643,10 +643,11 @@ def _class_ids(classes, vocab):
         raise ValueError(f"classes: no {bad} among {names[:10]}")
     return [names.index(o) if o in names else int(o) for o in classes]
 
-def _one(dl):
-    "The first sample as a batch of one, before and after the batch transforms; `dl` is left unchanged"
+def _few(dl, idxs=None):
+    "The first sample, or those of `idxs`, as a batch, before and after the batch transforms; `dl` is left unchanged"
     with no_random(reproducible=False):
-        b = dl.do_batch([next(o for i in range(dl.n) if (o := dl.do_item(i)) is not None)])
+        items = (o for i in ifnone(idxs, range(dl.n)) if (o := dl.do_item(i)) is not None)
+        b = dl.do_batch([next(items)] if idxs is None else list(items))
         return b,loose_dl(dl).after_batch(to_device(b, dl.device))
 
 def _check_images(dl):
@@ -659,20 +660,27 @@ def _check_images(dl):
     if dl.bs is None:
         raise ValueError(f"dl: {name} has bs=None, samples that are batches; who wears what is decided image by image")
     if not dl.n: return
-    _,b = _one(dl)
+    _,b = _few(dl)
     x = b[0] if isinstance(b, (tuple,list)) else None
     if not isinstance(x, torch.Tensor) or x.ndim!=4:
         got = type(b).__name__ if x is None else f'{type(x).__name__} of shape {tuple(getattr(x, "shape", ()))}'
         raise ValueError(f"dl: {name} gives {got}; patterns are painted on batches (images, labels), "
                          "with images (batch, channels, height, width)")
 
-def _try_one(dl):
-    "Find a loader that bypasses its dataset, or a pattern that does not fit"
-    if is_distributed(dl): return _try_one(dl.dl)
+def _try_few(dl, y):
+    "Find a loader that bypasses its dataset or changes its labels `y`, or a pattern that does not fit"
+    if is_distributed(dl): return _try_few(dl.dl, y)
     if not dl.n: return
-    if not isinstance(_one(dl)[0][-1], TensorStamp):
+    idxs = np.unique(y[:dl.n], return_index=True)[1][:8].tolist()   # of different classes
+    before,after = _few(dl, idxs)
+    if not isinstance(before[-1], TensorStamp):
         raise ValueError(f"dl: {type(dl).__name__} reads its samples from elsewhere than its `dataset`; "
                          "use a plain `DataLoader(dl.dataset, bs=…)`")
+    got = np.asarray(after[-1].cpu()) if isinstance(after[-1], torch.Tensor) else after[-1]
+    if np.shape(got)!=(len(idxs),) or got.dtype.kind not in 'biu': return   # one-hot, or for a loss of its own
+    for a,b in zip(y[idxs], got):
+        if a!=b: raise ValueError(f"labels: {a} in the dataset, {b} after the loader's transforms, and pictures follow the dataset. Change "
+                                  "labels in the dataset, such as by `get_y` or `target_transform`")
 
 # %% ../nbs/08_patterns.ipynb #f45d5114
 @patch

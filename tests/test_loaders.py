@@ -256,7 +256,6 @@ def test_evaluation_sets_need_labels(images, dls, which):
     test = d.test_dl(files(images)) if which=='files' else dls.test_dl([dls.valid_ds.x[0].numpy()])
     with pytest.raises(ValueError, match="sets: 'new' has no labels"): EvalSets({'old':d.valid, 'new':test})
 
-@works(what='data that name no classes: `n_classes=` of `inject`', how='works: `fit_phases` and `pattern_sets` take it over')
 @pytest.mark.parametrize('f', [lambda dls,**kw: evaluate(net(), dls.valid, **kw), lambda dls,**kw: EvalSets({'a':dls.valid}, **kw)],
                          ids=['evaluate','EvalSets'])
 def test_metrics_have_names_of_their_own(dls, f):
@@ -289,6 +288,7 @@ def test_accuracy_of_sequences_and_columns():
 def test_sets_are_loaders():
     with pytest.raises(ValueError, match='dl: must be a fastai DataLoader; got builtins.list'): EvalSets({'a':[(torch.rand(2,3), torch.zeros(2))]})
 
+@works(what='data that name no classes: `n_classes=` of `inject`', how='works: `fit_phases` and `pattern_sets` take it over')
 def test_n_classes_are_handed_on():
     "Four labels, of which one does not occur: only `n_classes` knows of it"
     set_seed(0)

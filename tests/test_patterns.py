@@ -2,9 +2,10 @@
 import matplotlib as mpl, numpy as np, pytest, torch
 from itertools import combinations
 from PIL import Image
-from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, IndexSplitter, Learner, Normalize, PILImage, aug_transforms,
-                               imagenet_stats, nn)
-from feature_erosion.data import TensorImages, tensor_dls, to_uint8
+from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, IndexSplitter, Learner, Normalize, PILImage, TensorCategory, ToTensor,
+                               Transform, aug_transforms, imagenet_stats, nn)
+from feature_erosion.data import to_uint8
+from feature_erosion.measures.probes import dl_labels
 from feature_erosion.patterns import (Blur, Border, ColorSquare, CornerSquare, InjectPattern, JpegQuality, Noise, class_colors,
                                       rgb2lab, stamp_dl)
 
@@ -107,3 +108,27 @@ def test_predictions_of_a_painted_learner():
     learn = Learner(dls.inject(ColorSquare(4)), nn.Sequential(nn.Flatten(), nn.Linear(768,2)))
     with learn.no_bar(), learn.no_logging(): p,y = learn.get_preds(dl=learn.dls.test_dl(list(range(10)), with_labels=True))
     assert len(p.unique(dim=0))==1 and y.tolist()==[0,1]*5
+
+class Halves(Transform):
+    "Makes two classes of four, after the dataset"
+    def encodes(self, o:TensorCategory): return TensorCategory(torch.as_tensor(o)//2)
+
+def relabelled(**kw): return DataBlock((ImageBlock, CategoryBlock), get_x=lambda i: rgb, get_y=lambda i: 'abcd'[i//10],
+                                       splitter=IndexSplitter([0,1,10,11,20,21,30,31]), **kw).dataloaders(list(range(40)), bs=4, num_workers=0)
+
+@pytest.mark.parametrize('kind', ['item_tfms','batch_tfms'])
+def test_labels_that_transforms_change(kind):
+    "Pictures would follow other labels than the network learns; probes take those of the batches"
+    dls = relabelled(**{kind:[ToTensor(), Halves()] if kind=='item_tfms' else [Halves()]})
+    with pytest.raises(ValueError, match='labels: 1 in the dataset, 0 after the loader.s transforms, and pictures follow the dataset'):
+        dls.inject(ColorSquare(4))
+    assert dl_labels(dls.valid).tolist()==[0,0,0,0,1,1,1,1]
+    plain = relabelled()
+    assert dl_labels(plain.valid).tolist()==[0,0,1,1,2,2,3,3] and dl_labels(plain.inject(ColorSquare(4)).valid, 4).tolist()==[0,1,2,3]
+
+def test_labels_that_collating_changes():
+    def coarse(items):
+        x,y = torch.utils.data.default_collate(items)
+        return x,y//2
+    dl = torch.utils.data.DataLoader([(torch.zeros(3,4,4),i) for i in (0,1,2,3,1)], 2, collate_fn=coarse)
+    assert dl_labels(dl).tolist()==[0,0,1,1,0]

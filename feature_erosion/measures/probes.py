@@ -9,7 +9,7 @@ __all__ = ['solvers', 'LinearProbe', 'fit_probe', 'authors_probe', 'LayerProbe',
            'dl_labels', 'layer_probe']
 
 # %% ../../nbs/measures/03_probes.ipynb #75e78da8
-import pandas as pd, torch, torch.nn.functional as F
+import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from torch import nn
 from warnings import warn
 from fastcore.all import *
@@ -309,7 +309,17 @@ def dl_labels(
         dl = fixed_dl(dl, n, seed)
         if isinstance(dl, list) or not _labels_last(dl): return _row(torch.cat([torch.as_tensor(_label(dl, b)).cpu() for b in dl]))
         y = torch.as_tensor(read_labels(dl.dataset))
-    return y[dl.get_idxs()] if isinstance(dl, DataLoader) else y
+        idxs = dl.get_idxs() if isinstance(dl, DataLoader) else list(range(len(y)))
+        if not _kept(dl, y[idxs], idxs): return _row(torch.cat([torch.as_tensor(_label(dl, b)).cpu() for b in dl]))
+    return y[idxs]
+
+def _kept(dl, y, idxs):
+    "Whether transforms leave the labels `y` as they are; from a sample of each of eight classes"
+    some = np.unique(y, return_index=True)[1][:8]
+    at = [idxs[i] for i in some]
+    few = same_dl(dl, idxs=at, num_workers=0) if isinstance(dl, DataLoader) else \
+          torch.utils.data.DataLoader(torch.utils.data.Subset(dl.dataset, at), len(at), collate_fn=dl.collate_fn)
+    return np.array_equal(torch.cat([_row(torch.as_tensor(_label(few, b))).cpu() for b in few]), y[some])
 
 def _labels_last(dl):
     "Whether samples are inputs and one label"
