@@ -6,7 +6,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/batches.html.md"""
 
 # %% auto #0
 __all__ = ['unwrapped', 'as_written', 'evaluating', 'split_batch', 'to_model', 'answer_tensor', 'answered', 'tensors_in',
-           'layer_tensor', 'TensorAnswer']
+           'layer_tensor', 'first_samples', 'TensorAnswer']
 
 # %% ../nbs/02_batches.ipynb #2091b650
 import inspect, sys, torch
@@ -38,12 +38,14 @@ def as_written():
 def evaluating(
     model # Any module
 ):
-    "Eval mode without gradients; module modes and random state are restored"
+    "Eval mode without gradients; module modes, random state, and the state that recurrent networks `reset` are restored"
     modes = [(m,m.training) for m in model.modules()]
+    states = [(m,dict(vars(m))) for m in model.modules() if hasattr(m, 'reset')]   # such as `hidden` of fastai's AWD_LSTM
     with torch.no_grad(), no_random(reproducible=False):
         model.eval()
         try: yield model
         finally:
+            for m,s in states: vars(m).update(s)
             for m,t in modes: m.training = t
 
 # %% ../nbs/02_batches.ipynb #da4a6ef8
@@ -140,6 +142,16 @@ def layer_tensor(
 )->torch.Tensor|None: # As it is in `out`; `None` if there is none
     "The first floating point tensor of a layer's output"
     return first(tensors_in(out), lambda o: o.is_floating_point())
+
+# %% ../nbs/02_batches.ipynb #0252266a
+def first_samples(
+    b, # A batch, or a part of one: a tensor, or tuples, lists and dictionaries of them
+    n:int # How many
+):
+    "The first `n` samples, in the same structure"
+    if isinstance(b, dict): return {k:first_samples(v, n) for k,v in b.items()}
+    if isinstance(b, (tuple,list)) and tensors_in(b): return type(b)(first_samples(o, n) for o in b)
+    return b[:n]
 
 # %% ../nbs/02_batches.ipynb #f719cc4a
 class TensorAnswer(Callback):

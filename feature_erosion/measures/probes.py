@@ -9,7 +9,7 @@ __all__ = ['solvers', 'LinearProbe', 'fit_probe', 'authors_probe', 'LayerProbe',
            'dl_labels', 'layer_probe']
 
 # %% ../../nbs/measures/03_probes.ipynb #75e78da8
-import pandas as pd, torch, torch.nn.functional as F
+import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from torch import nn
 from warnings import warn
 from fastcore.all import *
@@ -133,8 +133,10 @@ class LinearProbe:
     __repr__ = basic_repr('C,converged')
 
 # %% ../../nbs/measures/03_probes.ipynb #e3af7a02
+def _row(y): return y[:,0] if y.ndim==2 and y.shape[1]==1 else y   # the labels of tables are a column
+
 def _labels(y):
-    y = torch.as_tensor(y).as_subclass(torch.Tensor)
+    y = _row(torch.as_tensor(y).as_subclass(torch.Tensor))
     if y.ndim==1 and not y.is_floating_point() and len(y) and y.min()>=0: return y.long()
     low = f', down to {y.min()}' if y.numel() else ''
     raise ValueError(f"y: must be integers from 0 up, shape (samples,); got {y.dtype}, shape {tuple(y.shape)}{low}")
@@ -315,13 +317,24 @@ def dl_labels(
     "The labels of the samples that `visit` sees, in the same order: the first target of each"
     with no_random(reproducible=False):
         dl = fixed_dl(dl, n, seed)
-        if isinstance(dl, list) or not _labels_last(dl): return torch.cat([torch.as_tensor(_label(dl, b)).cpu() for b in dl])
+        if isinstance(dl, list) or not _labels_last(dl): return _row(torch.cat([torch.as_tensor(_label(dl, b)).cpu() for b in dl]))
         y = torch.as_tensor(read_labels(dl.dataset))
-    return y[dl.get_idxs()] if isinstance(dl, DataLoader) else y
+        idxs = dl.get_idxs() if isinstance(dl, DataLoader) else list(range(len(y)))
+        if not _kept(dl, y[idxs], idxs): return _row(torch.cat([torch.as_tensor(_label(dl, b)).cpu() for b in dl]))
+    return y[idxs]
+
+def _kept(dl, y, idxs):
+    "Whether transforms leave the labels `y` as they are; from a sample of each of eight classes"
+    some = np.unique(y, return_index=True)[1][:8]
+    at = [idxs[i] for i in some]
+    few = same_dl(dl, idxs=at, num_workers=0) if isinstance(dl, DataLoader) else \
+          torch.utils.data.DataLoader(torch.utils.data.Subset(dl.dataset, at), len(at), collate_fn=dl.collate_fn)
+    return np.array_equal(torch.cat([_row(torch.as_tensor(_label(few, b))).cpu() for b in few]), y[some])
 
 def _labels_last(dl):
     "Whether samples are inputs and one label"
-    item = labelled(dl.dataset)[0]
+    try: item = labelled(dl.dataset)[0]
+    except KeyError: return False   # a table, whose rows have names
     return isinstance(item, tuple) and len(item)-(getattr(dl, 'n_inp', None) or len(item)-1)==1
 
 def _label(dl, b):
