@@ -296,4 +296,4 @@ def train_accuracy(
 
 def _n_wrong(model, xs, ys):
     scores = answer_tensor(model(*to_model(xs, model)))
-    return int((answered(scores)!=ys[0].to(scores.device)).sum())
+    return int((answered(scores)!=batch_labels(ys).to(scores.device)).sum())

@@ -309,6 +309,10 @@ class _LastInput(Meter):
     def see(self, model, layer, x): self.got.append(pooled(self.x.movedim(-1, 1)).clone())
 
 # %% ../../nbs/measures/05_plasticity.ipynb #8df1c680
+def _linears(model, dl):
+    "Names and modules of all linear layers, in the order in which they run"
+    return [(n,c.module) for n,c in layer_calls(model, _two_inputs(model, dl)).items() if layer_kinds['linear'](c.module)]
+
 def penultimate(
     model, # A module or Learner
     dl, # As in `fixed_dl`
@@ -317,7 +321,7 @@ def penultimate(
 )->torch.Tensor: # Shape `(samples, features)`
     "Input of the last linear layer to run, in eval mode; tokens are averaged"
     model,meter = only(named_models(model).values()),_LastInput()
-    linears = [(n,c.module) for n,c in layer_calls(model, _two_inputs(model, dl)).items() if layer_kinds['linear'](c.module)]
+    linears = _linears(model, dl)
     if not linears: raise ValueError(f"model: {type(model).__name__} has no linear layer, so no layer before it")
     name,module = linears[-1]
     hook = module.register_forward_pre_hook(meter.note)

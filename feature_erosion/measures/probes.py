@@ -311,11 +311,12 @@ def dl_labels(
 
 def _labels_last(dl):
     "Whether samples are inputs and one label"
-    item = labelled(dl.dataset)[0]
+    try: item = labelled(dl.dataset)[0]
+    except KeyError: return False   # a table, which is read by rows
     return isinstance(item, tuple) and len(item)-(getattr(dl, 'n_inp', None) or len(item)-1)==1
 
 def _label(dl, b):
-    if ys := split_batch(dl, b)[1]: return ys[0]
+    if ys := split_batch(dl, b)[1]: return batch_labels(ys)
     raise ValueError("dl: batches have no labels; give a loader of (x, y), or `labels`")
 
 # %% ../../nbs/measures/03_probes.ipynb #8c7a7e8e
