@@ -25,6 +25,7 @@ from .learner import *   # `models_at`
 from .measures.layers import *
 from .measures.probes import *
 from .measures.plasticity import *
+from .measures.plasticity import _linears, _two_inputs
 
 # %% ../nbs/16_recover.ipynb #755f3f96
 strengths = 1.,.7,.3,.1,.07,.03,.01 # Values of `C` to choose from, as in the authors' code
@@ -117,7 +118,14 @@ def _check_enough(k, y, y_test, names):
                              "choose fewer, or give more images")
 
 # %% ../nbs/16_recover.ipynb #4bf31a32
-def _last(model, dl, layers): return penultimate(model, dl).cpu()
+def _last(model, dl, layers):
+    with evaluating(model): k = answer_tensor(model(*_two_inputs(model, dl))).shape[-1]
+    width = getattr(ls[-1][1], 'out_features', k) if (ls := _linears(model, dl)) else None
+    if width!=k and (width,k)!=(1,2):   # one score z may be given as (-z, z)
+        found = f'has {width} outputs' if ls else 'is missing'
+        raise ValueError(f"features='last': {type(model).__name__} answers with {k} scores, and its last linear layer {found}, "
+                         "so it has no last layer to train anew; use features='all'")
+    return penultimate(model, dl).cpu()
 
 def _all(model, dl, layers):
     got = {}
