@@ -41,6 +41,7 @@ class Mitigation(TidyCallback):
         self.run = trains(self.learn)
         if not self.run: return
         self.tidy()
+        if self.strength() and (old := self.old_data()) is not None: check_classes(self.learn.dls, old, f'`old` of {type(self).__name__}')
         if self.owner is not (model := get_model(self.model)): self.reset()   # what it gathered belongs to another model
         self.owner = model
         schedule = first(o for o in self.learn.cbs if isinstance(o, PhaseSchedule))
@@ -54,6 +55,7 @@ class Mitigation(TidyCallback):
         if self.acts: self.begin()
 
     def reset(self): "Forget what was gathered in earlier fits"
+    def old_data(self): "The old data that it reads, if any"
     def strength(self):
         "0 turns it off"
         return 1
@@ -78,7 +80,8 @@ def _copies(model): return {n:p.detach().clone() for n,p in _weights(model).item
 
 def _distance2(model, anchor, by=None):
     "Squared distance of the weights from `anchor`, each weighted `by` its importance"
-    terms = ((1 if by is None else by[n])*(p-anchor[n]).square() for n,p in _weights(model).items() if n in anchor)
+    some = {n:p for n,p in _weights(model).items() if n in anchor and (by is None or n in by)}   # others were frozen
+    terms = ((1 if by is None else by[n])*(p-anchor[n]).square() for n,p in some.items())
     return sum(o.sum() for o in terms)
 
 # %% ../nbs/15_mitigations.ipynb #de822865
@@ -172,6 +175,7 @@ class EWC(Penalty):
         store_attr('weight,decay,n')
 
     def reset(self): self.F = {}
+    def old_data(self): return self.old_dl
     def strength(self): return self.weight
     def begin(self):
         new = fisher(self.model, self.old_dl, self.n)
@@ -204,9 +208,9 @@ class SI(Penalty):
         super()._start(acts)
 
     def _consolidate(self):
-        for n,w in _copies(self.model).items():
-            if n not in self.start: continue
-            new = self.sums[n]/((w-self.start[n]).square()+self.xi)
+        own = dict(get_model(self.model).named_parameters())   # also those that are frozen by now
+        for n,start in self.start.items():
+            new = self.sums[n]/((own[n].detach()-start).square()+self.xi)
             self.omega[n] = self.omega.get(n, 0)+new.clamp(min=0)
 
     def begin(self):
@@ -300,6 +304,7 @@ class Replay(Mitigation):
         self.n,self.buffer = n,_Buffer(old, n, seed) if n else None
 
     def strength(self): return self.n
+    def old_data(self): return self.buffer.dl
     def before_batch(self):
         if not self.acts: return
         b,_ = self.buffer.batch(len(self.yb[0]))
@@ -331,6 +336,7 @@ class DERpp(Penalty):
         self.buffer = _Buffer(old, n, seed) if n else None
 
     def strength(self): return self.n and max(self.alpha, self.beta)
+    def old_data(self): return self.buffer.dl
     def begin(self):
         dl,model = same_dl(self.buffer.dl, idxs=self.buffer.idxs.tolist()),get_model(self.model)
         with unaugmented(dl):
@@ -422,14 +428,16 @@ class Adversarial(Mitigation):
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
-        self.eps,self.alpha,self.steps = eps,1.25*eps if alpha is None else alpha,steps
+        self.eps,self.alpha,self.steps,self.known = eps,1.25*eps if alpha is None else alpha,steps,False
 
     def strength(self): return self.eps
+    def begin(self): self.known = False   # whether the range of pixels is
     def before_batch(self):
         if self.acts: self.learn.xb = (self._attacked(*self.xb[:1]),*self.xb[1:])
 
     def _attacked(self, x):
         if not x.is_floating_point(): raise ValueError(f"Adversarial: the input is {x.dtype}; it changes images, given as floats")
+        if not self.known: self.known = _check_range(self.learn.dls, x)
         mean,std = _normalisation(self.learn.dls, x)
         eps,low,high = self.eps/std,(0-mean)/std,(1-mean)/std
         plain = x.as_subclass(torch.Tensor)
@@ -443,9 +451,17 @@ class Adversarial(Mitigation):
         with precision(self.learn): pred = answer_tensor(self.model(x, *self.xb[1:]))
         return torch.autograd.grad(_class_loss(pred, batch_labels(self.yb)), x)[0]   # MixUp's loss is not ready yet
 
+def _normalize(dls): return first(getattr(dls.train.after_batch, 'fs', []), risinstance(Normalize))
+
+def _check_range(dls, x):
+    "Images that were normalised elsewhere cannot be changed by a share of a pixel's range; a few odd pixels may come from augmentation"
+    if _normalize(dls) or ((x<-.01) | (x>1.01)).float().mean()<.05: return True
+    raise ValueError(f"Adversarial: pixels are in {x.min():.3g}…{x.max():.3g}, and the loader has no `Normalize` that says why. "
+                     "Give images in 0…1, and normalise them by the batch transform `Normalize.from_stats(mean, std)`")
+
 def _normalisation(dls, x):
     "Mean and standard deviation that a pipeline subtracts and divides by, or 0 and 1"
-    f = first(getattr(dls.train.after_batch, 'fs', []), risinstance(Normalize))
+    f = _normalize(dls)
     if f is None: return torch.zeros((), device=x.device),torch.ones((), device=x.device)
     return tuple(o.to(x.device).as_subclass(torch.Tensor) for o in (f.mean,f.std))
 

@@ -273,6 +273,7 @@ def recover(self:Learner,
 )->Recovered:
     "Recoverable accuracy of the model at different phases: what a new last layer finds with a few clean images"
     train,test = train or clean_of(self.dls).train,test or clean_of(self.dls).valid
+    check_classes(self.dls, test, 'test')
     with precision(self): return recover(self.models_at(*phases), train, test, progress=hasattr(self, 'progress'), **kwargs)
 
 # %% ../nbs/16_recover.ipynb #8857ce12
@@ -431,7 +432,9 @@ def group_accuracy(self:Learner,
     **kwargs
 )->GroupAccuracy:
     "Accuracy of the model on each group, at different phases"
-    with precision(self): return group_accuracy(self.models_at(*phases), sets or clean_of(self.dls).valid, **kwargs)
+    sets = sets or clean_of(self.dls).valid
+    for k,dl in (sets if isinstance(sets, dict) else {'':sets}).items(): check_classes(self.dls, dl, f'set {k!r}' if k else 'sets')
+    with precision(self): return group_accuracy(self.models_at(*phases), sets, **kwargs)
 
 # %% ../nbs/16_recover.ipynb #c067900c
 _ramped = 'ratio','strength','opacity'

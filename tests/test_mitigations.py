@@ -175,7 +175,7 @@ def small(items, model, cbs=(), bs=8, lr=.1, loss=None, epochs=1, **kw):
 def dls_of(items, bs=8): return DataLoaders(*[TfmdDL(items, bs=bs, num_workers=0) for _ in range(2)])
 def points(n=32, classes=3, seed=0):
     g = torch.Generator().manual_seed(seed)
-    return [(torch.randn(4, generator=g),torch.tensor(i%classes)) for i in range(n)]
+    return [(torch.rand(4, generator=g),torch.tensor(i%classes)) for i in range(n)]
 def layers(out=3, seed=0):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(4,8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8,out))
@@ -374,3 +374,35 @@ def test_frozen_units_stay(cb):
     was = [o.detach().clone() for o in m[0].parameters()]
     learn = small(points(), m, cb)
     assert all(torch.equal(a, b) for a,b in zip(was, m[0].parameters())) and cb.renewed['0']==0 and cb.renewed['2']>0
+
+@pytest.mark.parametrize('first', ['only','si'])
+def test_importance_of_layers_that_were_frozen_for_a_while(first):
+    "Learnt with all layers, then the last alone, then all: the first layer's importance is that of the first phase"
+    def run(*lengths):
+        si,only = SI(.5),Only('3',['b'])
+        learn = Learner(dls_of(points()), layers(), loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=.1)
+        phases = [Phase(k, n, sched='constant') for k,n in zip('abc', lengths)]
+        with learn.no_bar(), learn.no_logging(): learn.fit_phases(phases, cbs=[only,si] if first=='only' else [si,only])
+        return si.omega
+    long,short = run(2,3,1),run(2,1,1)
+    assert long['0.weight'].max()>0 and not torch.equal(long['3.weight'], short['3.weight'])
+    torch.testing.assert_close(long['0.weight'], short['0.weight'])
+
+def test_a_layer_that_has_never_learnt_has_no_importance():
+    si = SI(.5)
+    learn = Learner(dls_of(points()), layers(), loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=.1)
+    with learn.no_bar(), learn.no_logging(): learn.fit_phases([Phase('probe', 1), Phase('all', 1)], cbs=[Only('3',['probe']), si])
+    assert '0.weight' not in si.omega and si.omega['3.weight'].max()>0
+
+@pytest.mark.parametrize('make', [lambda d: EWC(d, 1.), lambda d: DERpp(d, 8), lambda d: Replay(d, 8)], ids=['ewc','derpp','replay'])
+def test_old_labels_that_mean_something_else(make):
+    new,old = dls_of(points()),dls_of(points())
+    new.vocab,old.train.vocab = ['a','b','c'],['b','a','c']
+    with pytest.raises(ValueError, match="has class 'b' as label 0"): small(new, layers(), make(old))
+
+def test_images_that_were_normalised_elsewhere():
+    "A share of a pixel's range says nothing there, and cutting off at 0 and 1 would spoil them"
+    x = 2*torch.randn(16,3,8,8)
+    m = nn.Sequential(nn.Flatten(), nn.Linear(192,3))
+    with pytest.raises(ValueError, match='the loader has no `Normalize` that says why'): small([(o,torch.tensor(0)) for o in x], m, Adversarial())
+    small([(o,torch.tensor(0)) for o in x.sigmoid()], m, Adversarial())

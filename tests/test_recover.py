@@ -436,3 +436,9 @@ def test_tables():
     got = recover(model, table.train, table.valid, few=(2,), seeds=2, features='last', progress=False)
     want = recover(Alone(), *batches, few=(2,), seeds=2, features='last', progress=False)
     assert got.attrs['now']==want.attrs['now'] and got.accuracy.tolist()==want.accuracy.tolist()
+
+def test_classes_in_another_order():
+    learn = Learner(spot_dls(), Known(), loss_func=CrossEntropyLossFlat())
+    other = tensor_dls(*(TensorImages(o.x, o.targets, [f'spot {c}' for c in (1,0,2,3)]) for o in (spots(200, 2),spots(120, 3))), bs=16, pad=0, flip=False)
+    for f in (lambda: learn.recover(train=other.train, test=other.valid, few=(1,)), lambda: learn.group_accuracy(sets=other.valid), lambda: learn.group_accuracy(sets=dict(a=other.valid))):
+        with pytest.raises(ValueError, match="has class 'spot 1' as label 0"): f()
