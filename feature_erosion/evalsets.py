@@ -97,7 +97,7 @@ def log_iters(
 # %% ../nbs/12_evalsets.ipynb #bba98b4f
 class EvalSets(LoggedCallback):
     "Evaluate on named sets, each epoch and at chosen iterations, without affecting training"
-    table = 'evals'
+    table,_data = 'evals',('sets','whole','some')
     def __init__(self,
         sets:dict, # A `DataLoader` by name, e.g. from `pattern_sets`
         metrics=accuracy, # One or more fastai metrics

@@ -163,6 +163,7 @@ def fisher(
 # %% ../nbs/15_mitigations.ipynb #259d209c
 class EWC(Penalty):
     "Elastic weight consolidation, online: λ/2·Σ F·(w−w⁰)² (Kirkpatrick et al. 2017, eq. 3; Schwarz et al. 2018)"
+    _data = 'old_dl',
     def __init__(self,
         old, # Data to hold on to: `DataLoaders` or a loader
         weight:float=10., # λ
@@ -294,6 +295,7 @@ class _Buffer:
 
 class Replay(Mitigation):
     "Experience replay: each batch grows by as many samples of a small buffer of old ones (Chaudhry et al. 2019)"
+    _data = 'buffer',
     def __init__(self,
         old, # Data to hold on to: `DataLoaders`, of which it is the training set, or a loader
         n:int=200, # Samples to keep, stratified; 0 for none
@@ -323,6 +325,7 @@ def _joined(a, b):
 # %% ../nbs/15_mitigations.ipynb #134b3491
 class DERpp(Penalty):
     "Dark experience replay++: α·MSE to old scores + β·cross-entropy to old labels (Buzzega et al. 2020, eq. 6)"
+    _data = 'buffer',
     def __init__(self,
         old, # As in `Replay`
         n:int=200, # As in `Replay`

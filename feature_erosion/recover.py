@@ -45,16 +45,19 @@ def _halves(g, rng):
     for c in np.unique(g): res[rng.permutation(np.flatnonzero(g==c))[::2]] = True
     return res
 
-def _balanced(g, rng):
+def _balanced(g, rng, y, classes):
     "As many samples of each group as the smallest has"
     n = np.bincount(g).min()
-    return np.concatenate([rng.permutation(np.flatnonzero(g==c))[:n] for c in range(g.max()+1)])
+    i = np.concatenate([rng.permutation(np.flatnonzero(g==c))[:n] for c in range(g.max()+1)])
+    if len(np.unique(y[i]))==classes: return i
+    raise ValueError(f"groups: {n} samples of each, as many as the smallest has, are not of all {classes} classes; "
+                     "make a group of each class and background, or leave out what is too small")
 
 def _strength(X, y, g, by_group, seed):
     "The `C` that does best on the half that was not trained on"
     h,rng = _halves(g, np.random.RandomState([seed,0])),np.random.RandomState([seed,1])
     if h.all(): return strengths[0]
-    i = np.flatnonzero(h)[_balanced(g[h], rng)]
+    i = np.flatnonzero(h)[_balanced(g[h], rng, y[h], y.max()+1)]
     scale = StandardScaler().fit(X[i])
     A,B = scale.transform(X[i]),scale.transform(X[~h])
     def score(C):
@@ -77,7 +80,7 @@ def dfr(
     g = y if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     _check_dfr(X, y, classes, g, retrain)
     C,rng,scale = _strength(X, y, g, groups is not None, seed),np.random.RandomState([seed,2]),StandardScaler().fit(X)
-    subsets = [_balanced(g, rng) for _ in range(retrain if len(set(np.bincount(g)))>1 else 1)]
+    subsets = [_balanced(g, rng, y, len(classes)) for _ in range(retrain if len(set(np.bincount(g)))>1 else 1)]
     Ws,bs,ok = zip(*(_regress(scale.transform(X[i]), y[i], C, seed) for i in subsets))
     W = np.mean(Ws, 0)/scale.scale_
     return LinearProbe(*map(torch.tensor, (W, np.mean(bs, 0)-W@scale.mean_, classes)), C, all(ok))
@@ -279,7 +282,7 @@ def recover(self:Learner,
 # %% ../nbs/16_recover.ipynb #8857ce12
 class Recovery(LoggedCallback):
     "Measure recoverable accuracy at chosen iterations of each phase and at its end, without affecting training"
-    table,passive = 'recovery',True
+    table,passive,_data = 'recovery',True,('given',)
     @delegates(recover, but='models,train,test,progress')
     def __init__(self,
         train, # As in `recover`

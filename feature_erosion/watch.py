@@ -212,7 +212,7 @@ class ErosionWarning(UserWarning): "The model is losing what it knew"
 
 class WatchErosion(LoggedCallback):
     "Watch what a model loses of what it knew, while it is being finetuned"
-    table = 'watch'
+    table,_data = 'watch',('sets','inside','images')
     def __init__(self,
         reference=None, # What the model could do before: DataLoaders (their validation set), a loader, or several by name
         tolerance:float=.05, # Warn when more than this is lost, in 0…1, and again at twice as much, four times, …

@@ -442,3 +442,10 @@ def test_classes_in_another_order():
     other = tensor_dls(*(TensorImages(o.x, o.targets, [f'spot {c}' for c in (1,0,2,3)]) for o in (spots(200, 2),spots(120, 3))), bs=16, pad=0, flip=False)
     for f in (lambda: learn.recover(train=other.train, test=other.valid, few=(1,)), lambda: learn.group_accuracy(sets=other.valid), lambda: learn.group_accuracy(sets=dict(a=other.valid))):
         with pytest.raises(ValueError, match="has class 'spot 1' as label 0"): f()
+
+def test_groups_too_small_for_all_classes():
+    "Two samples of each group cannot be of three classes"
+    X,y = blobs()
+    g = np.where(np.arange(90)<88, 'sea', 'land')
+    for seed in range(3):
+        with pytest.raises(ValueError, match='are not of all 3 classes'): dfr(X, np.where(g=='land', 0, y), g, seed=seed)

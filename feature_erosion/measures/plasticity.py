@@ -371,7 +371,7 @@ def plasticity_measures(
 # %% ../../nbs/measures/05_plasticity.ipynb #ed45241c
 class PlasticityLog(LoggedCallback):
     "Log `plasticity_measures` each epoch, on the same images, without affecting training"
-    table = 'plasticity'
+    table,_data = 'plasticity',('given','images')
     @delegates(plasticity_measures, but='model,dl,loss_func,measures')
     def __init__(self,
         dl=None, # As in `fixed_dl`, with targets; by default the Learner's validation set, without squares
