@@ -155,7 +155,7 @@ class Beside(Callback):
         "Inputs and targets of `n` samples, augmented like a training batch"
         b,at = self.buffer.batch(n)
         xs,ys = split_batch(self.buffer.dl, b, self.model)
-        return xs,ys if self.labels is None else (self.labels[at].to(ys[0]),*ys[1:])
+        return xs,ys if self.labels is None else (self.labels[at].to(ys[0]).view_as(ys[0]),*ys[1:])
 
     def before_batch(self):
         self.kept = len(self.yb[0])
