@@ -120,7 +120,7 @@ def log_iters(
 # %% ../nbs/12_evalsets.ipynb #bba98b4f
 class EvalSets(LoggedCallback):
     "Evaluate on named sets, each epoch and at chosen iterations, without affecting training"
-    table = 'evals'
+    table,_data = 'evals',('sets','whole','some')
     def __init__(self,
         sets:dict, # A `DataLoader` by name, e.g. from `pattern_sets`
         metrics=accuracy, # One or more fastai metrics
@@ -320,4 +320,4 @@ def train_accuracy(
 
 def _n_wrong(model, xs, ys):
     scores = answer_tensor(model(*to_model(xs, model)))
-    return int((answered(scores)!=ys[0].to(scores.device)).sum())
+    return int((answered(scores)!=batch_labels(ys).to(scores.device)).sum())

@@ -319,6 +319,10 @@ class _LastInput(Meter):
     def see(self, model, layer, x): self.got.append(pooled(self.x.movedim(-1, 1)).clone())
 
 # %% ../../nbs/measures/05_plasticity.ipynb #8df1c680
+def _linears(model, dl):
+    "Names and modules of all linear layers, in the order in which they run"
+    return [(n,c.module) for n,c in layer_calls(model, _two_inputs(model, dl)).items() if layer_kinds['linear'](c.module)]
+
 def penultimate(
     model, # A module or Learner
     dl, # As in `fixed_dl`
@@ -381,7 +385,7 @@ def plasticity_measures(
 # %% ../../nbs/measures/05_plasticity.ipynb #ed45241c
 class PlasticityLog(LoggedCallback):
     "Log `plasticity_measures` each epoch, on the same images, without affecting training"
-    table = 'plasticity'
+    table,_data = 'plasticity',('given','images')
     @delegates(plasticity_measures, but='model,dl,loss_func,measures')
     def __init__(self,
         dl=None, # As in `fixed_dl`, with targets; by default the Learner's validation set, without squares

@@ -133,10 +133,8 @@ class LinearProbe:
     __repr__ = basic_repr('C,converged')
 
 # %% ../../nbs/measures/03_probes.ipynb #e3af7a02
-def _row(y): return y[:,0] if y.ndim==2 and y.shape[1]==1 else y   # the labels of tables are a column
-
 def _labels(y):
-    y = _row(torch.as_tensor(y).as_subclass(torch.Tensor))
+    y = batch_labels([torch.as_tensor(y).as_subclass(torch.Tensor)])
     if y.ndim==1 and not y.is_floating_point() and len(y) and y.min()>=0: return y.long()
     low = f', down to {y.min()}' if y.numel() else ''
     raise ValueError(f"y: must be integers from 0 up, shape (samples,); got {y.dtype}, shape {tuple(y.shape)}{low}")
@@ -317,11 +315,12 @@ def dl_labels(
     "The labels of the samples that `visit` sees, in the same order: the first target of each"
     with no_random(reproducible=False):
         dl = fixed_dl(dl, n, seed)
-        if isinstance(dl, list) or not _labels_last(dl): return _row(torch.cat([torch.as_tensor(_label(dl, b)).cpu() for b in dl]))
+        if isinstance(dl, list) or not _labels_last(dl): return _seen(dl)
         y = torch.as_tensor(read_labels(dl.dataset))
         idxs = dl.get_idxs() if isinstance(dl, DataLoader) else list(range(len(y)))
-        if not _kept(dl, y[idxs], idxs): return _row(torch.cat([torch.as_tensor(_label(dl, b)).cpu() for b in dl]))
-    return y[idxs]
+    return y[idxs] if _kept(dl, y[idxs], idxs) else _seen(dl)
+
+def _seen(dl): return torch.cat([torch.as_tensor(_label(dl, b)).cpu() for b in dl])
 
 def _kept(dl, y, idxs):
     "Whether transforms leave the labels `y` as they are; from a sample of each of eight classes"
@@ -329,7 +328,7 @@ def _kept(dl, y, idxs):
     at = [idxs[i] for i in some]
     few = same_dl(dl, idxs=at, num_workers=0) if isinstance(dl, DataLoader) else \
           torch.utils.data.DataLoader(torch.utils.data.Subset(dl.dataset, at), len(at), collate_fn=dl.collate_fn)
-    return np.array_equal(torch.cat([_row(torch.as_tensor(_label(few, b))).cpu() for b in few]), y[some])
+    return np.array_equal(_seen(few), y[some])
 
 def _labels_last(dl):
     "Whether samples are inputs and one label"
@@ -338,7 +337,7 @@ def _labels_last(dl):
     return isinstance(item, tuple) and len(item)-(getattr(dl, 'n_inp', None) or len(item)-1)==1
 
 def _label(dl, b):
-    if ys := split_batch(dl, b)[1]: return ys[0]
+    if ys := split_batch(dl, b)[1]: return batch_labels(ys)
     raise ValueError("dl: batches have no labels; give a loader of (x, y), or `labels`")
 
 # %% ../../nbs/measures/03_probes.ipynb #8c7a7e8e
