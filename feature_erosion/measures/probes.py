@@ -318,7 +318,7 @@ def dl_labels(
         if isinstance(dl, list) or not _labels_last(dl): return _seen(dl)
         y = torch.as_tensor(read_labels(dl.dataset))
         idxs = dl.get_idxs() if isinstance(dl, DataLoader) else list(range(len(y)))
-    return y[idxs] if _kept(dl, y[idxs], idxs) else _seen(dl)
+        return y[idxs] if _kept(dl, y[idxs], idxs) else _seen(dl)
 
 def _seen(dl): return torch.cat([torch.as_tensor(_label(dl, b)).cpu() for b in dl])
 
