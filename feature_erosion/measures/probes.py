@@ -307,11 +307,12 @@ def dl_labels(
     "The labels of the samples that `visit` sees, in the same order: the first target of each"
     with no_random(reproducible=False):
         dl = fixed_dl(dl, n, seed)
-        if isinstance(dl, list) or not _labels_last(dl): return _row(torch.cat([torch.as_tensor(_label(dl, b)).cpu() for b in dl]))
+        if isinstance(dl, list) or not _labels_last(dl): return _batch_labels(dl)
         y = torch.as_tensor(read_labels(dl.dataset))
         idxs = dl.get_idxs() if isinstance(dl, DataLoader) else list(range(len(y)))
-        if not _kept(dl, y[idxs], idxs): return _row(torch.cat([torch.as_tensor(_label(dl, b)).cpu() for b in dl]))
-    return y[idxs]
+        return y[idxs] if _kept(dl, y[idxs], idxs) else _batch_labels(dl)
+
+def _batch_labels(dl): return _row(torch.cat([torch.as_tensor(_label(dl, b)).cpu() for b in dl]))
 
 def _kept(dl, y, idxs):
     "Whether transforms leave the labels `y` as they are; from a sample of each of eight classes"
@@ -319,7 +320,7 @@ def _kept(dl, y, idxs):
     at = [idxs[i] for i in some]
     few = same_dl(dl, idxs=at, num_workers=0) if isinstance(dl, DataLoader) else \
           torch.utils.data.DataLoader(torch.utils.data.Subset(dl.dataset, at), len(at), collate_fn=dl.collate_fn)
-    return np.array_equal(torch.cat([_row(torch.as_tensor(_label(few, b))).cpu() for b in few]), y[some])
+    return np.array_equal(_batch_labels(few), y[some])
 
 def _labels_last(dl):
     "Whether samples are inputs and one label"
