@@ -55,8 +55,8 @@ def _check_choice(pred, y, mets):
         raise ValueError(f"model: answers with shape {tuple(pred.shape)}; `accuracy` wants (batch, classes), a score for each of two "
                          "classes or more. Give a metric that fits, as in `EvalSets(pattern_sets(easy), metrics=accuracy_multi)`")
     if pred.ndim>3 or _long_axes(y.shape)!=_long_axes(pred.shape[:-1]):
-        raise ValueError(f"dl: labels of shape {tuple(y.shape)} for answers of shape {tuple(pred.shape)}; `accuracy` wants one integer "
-                         "for the scores of each sample. Give a metric that fits, such as `DiceMulti()` for masks")
+        raise ValueError(f"dl: labels of shape {tuple(y.shape)} for answers of shape {tuple(pred.shape)}; `accuracy` wants one "
+                         "integer for the scores of each sample. Give a metric that fits, such as `DiceMulti()` for masks")
 
 def _long_axes(shape): return [d for d in shape if d>1]
 
@@ -65,7 +65,8 @@ def _named_metrics(metrics):
     "fastai metrics, each with a name of its own"
     res = L(metrics).map(mk_metric)
     try: names = [m.name for m in res]
-    except AttributeError as e: raise ValueError(f"metrics: one has no name ({e}); give a function, such as `F.cross_entropy`") from None
+    except AttributeError as e:
+        raise ValueError(f"metrics: one has no name ({e}); give a function, such as `F.cross_entropy`") from None
     if twice := [o for o in names if names.count(o)>1]:
         raise ValueError(f"metrics: two are called {twice[0]!r}, and one would hide the other; give one a name of its own: by a "
                          "function around it, `def top5(p, y): return top_k_accuracy(p, y, k=5)`, or by `m.name = 'f1_micro'`")
@@ -81,8 +82,8 @@ def _accumulate(mets, pred, y):
 class _Answers(SimpleNamespace):
     "What a metric sees of a Learner"
     def __getattr__(self, k):
-        raise AttributeError(f"metrics: one reads `learn.{k}`, which evaluation sets do not have; give one of predictions and labels, "
-                             "such as `F.cross_entropy` instead of `Perplexity`")
+        raise AttributeError(f"metrics: one reads `learn.{k}`, which evaluation sets do not have; give one of predictions and "
+                             "labels, such as `F.cross_entropy` instead of `Perplexity`")
 
 def _number(v): return v.item() if hasattr(v, 'item') else v
 

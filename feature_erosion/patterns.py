@@ -545,8 +545,8 @@ def _paint(self:InjectPattern, x, stamps):
 @patch
 def _paint_pil(self:InjectPattern, x, stamps):
     if x.mode not in ('L','RGB'):
-        raise ValueError(f"image: its mode is {x.mode!r}; patterns are painted on 'L' and 'RGB'. Convert it first, for instance by "
-                         "`Image.fromarray(to_uint8(x))`, with `to_uint8` of feature_erosion.data")
+        raise ValueError(f"image: its mode is {x.mode!r}; patterns are painted on 'L' and 'RGB'. Convert it first, for instance "
+                         "by `Image.fromarray(to_uint8(x))`, with `to_uint8` of feature_erosion.data")
     painted = self._paint(TensorImage(image2tensor(x)), stamps)
     return getattr(type(x), 'create', Image.fromarray)(painted.permute(1,2,0).squeeze(-1).numpy())
 
@@ -579,8 +579,8 @@ def _check(self:InjectPattern, x):
     if x.shape[1] not in (1,3):
         raise ValueError(f"images have {x.shape[1]} channels; patterns are painted on grey (1) or RGB (3)")
     if not x.is_floating_point() and x.dtype!=torch.uint8:
-        raise ValueError(f"images are {x.dtype}, which does not say what white is; InjectPattern wants bytes in 0…255 (uint8) or "
-                         "floats in 0…1: divide by your white first")
+        raise ValueError(f"images are {x.dtype}, which does not say what white is; InjectPattern wants bytes in 0…255 (uint8) "
+                         "or floats in 0…1: divide by your white first")
     if x.is_floating_point() and not (x.min()>=0 and x.max()<=1):
         raise ValueError(f"float images hold values in {x.min():.3g}…{x.max():.3g}; InjectPattern wants 0…1, before Normalize: "
                          f"keep its order below {Normalize.order}")
@@ -679,8 +679,8 @@ def _try_few(dl, y):
     got = np.asarray(after[-1].cpu()) if isinstance(after[-1], torch.Tensor) else after[-1]
     if np.shape(got)!=(len(idxs),) or got.dtype.kind not in 'biu': return   # one-hot, or for a loss of its own
     for a,b in zip(y[idxs], got):
-        if a!=b: raise ValueError(f"labels: {a} in the dataset, {b} after the loader's transforms, and pictures follow the dataset. Change "
-                                  "labels in the dataset, such as by `get_y` or `target_transform`")
+        if a!=b: raise ValueError(f"labels: {a} in the dataset, {b} after the loader's transforms, and pictures follow the "
+                                  "dataset. Change labels in the dataset, such as by `get_y` or `target_transform`")
 
 # %% ../nbs/08_patterns.ipynb #f45d5114
 @patch

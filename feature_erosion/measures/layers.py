@@ -342,8 +342,8 @@ def _by_depth(shapes):
 class _Enough(Exception): "All requested layers have been seen"
 
 def _other_size(n, c, o):
-    raise ValueError(f"layers: {n!r} puts out {tuple(o.shape[1:])} for a sample, and {c.shape[1:]} for the first; give inputs of one "
-                     "size, choose layers after pooling, or a measure that averages over positions, such as `layer_probe`")
+    raise ValueError(f"layers: {n!r} puts out {tuple(o.shape[1:])} for a sample, and {c.shape[1:]} for the first; give inputs of "
+                     "one size, choose layers after pooling, or a measure that averages over positions, such as `layer_probe`")
 
 def _forward(model, x, name, jobs, calls):
     "Pass one batch through one network, feeding meters; stops after the last requested layer"

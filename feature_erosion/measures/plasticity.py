@@ -60,7 +60,7 @@ class _Activity(Meter):
 def unit_scores(
     model, # A module or Learner
     dl, # As in `fixed_dl`
-    layers=None, # As in `find_layers`; `None`: activations before the last linear layer or convolution, or blocks if there are none
+    layers=None, # As in `find_layers`; `None`: activations before the last linear layer or convolution, or blocks if none
     n:int|None=None, # How many samples; `None` for all
     seed:int=0 # Which samples
 )->dict: # Layer → score of each unit, at least 0, mean 1; shape `(units,)`
@@ -216,8 +216,8 @@ def _grads(loss, ps, **kwargs):
     "Gradients of a loss; `None` for parameters that it does not depend on"
     gs = torch.autograd.grad(loss, ps, allow_unused=True, **kwargs) if loss.requires_grad else []
     if any(g is not None for g in gs): return gs
-    raise ValueError("model: no gradient reaches its trainable parameters; look for `torch.no_grad` or `detach` in its `forward`, "
-                     "or quantised layers, which have no gradients")
+    raise ValueError("model: no gradient reaches its trainable parameters; look for `torch.no_grad` or `detach` in its "
+                     "`forward`, or quantised layers, which have no gradients")
 
 def _zeros(ps): return [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in ps]
 
@@ -336,8 +336,8 @@ def penultimate(
         raise ValueError(f"model: {type(model).__name__} has no linear layer, so no layer before it")
     name,module = layers[-1]
     if not layer_kinds['linear'](module):
-        raise ValueError(f"model: {type(model).__name__} ends in the convolution {name!r}, so no linear layer reads its features; "
-                         "measure a layer by name, as in `layer_rank`")
+        raise ValueError(f"model: {type(model).__name__} ends in the convolution {name!r}, so no linear layer reads its "
+                         "features; measure a layer by name, as in `layer_rank`")
     hook = module.register_forward_pre_hook(meter.note)
     try: visit(model, dl, meter, lambda k,m: k==name, n, seed=seed, progress=False)
     finally: hook.remove()
