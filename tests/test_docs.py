@@ -44,6 +44,11 @@ def test_names_in_backticks_are_links(pages):
     assert any(re.search(r'<a href="\S*patterns\.html#\S+"><code>', html) for name,html in pages.items() if name!='patterns.html')
     assert not [name for name,html in pages.items() if re.search(rf'<a href="{re.escape(doc_url)}', html)]  # they stay within the site
 
+def test_no_markdown_is_left_over(pages):
+    "As of a link around a name in backticks, which becomes a link of its own"
+    def text(html): return re.sub(r'<[^>]+>', '', re.sub(r'<(pre|script|style)\b.*?</\1>', '', html[html.find('<main'):], flags=re.S))
+    assert not [(name, m[0]) for name,html in pages.items() for m in re.finditer(r'.{30}\]\([\w./#:-]+\)', text(html))]
+
 def test_links_resolve(site, tmp_path):
     assert not broken_links(site)
     copy = shutil.copytree(site, tmp_path/'site')
