@@ -71,7 +71,7 @@ def test_labels_of_cells():
     rows = BeautifulSoup(html, 'html.parser').tbody.find_all('tr')
     assert [[c.get_text() for c in r.find_all(['th','td'])][:2] for r in rows]==[['a','1'],['a','2'],['b','1']]
     assert [[c.get('class')==['again'] for c in r.find_all(['th','td'])] for r in rows]==[4*[False],[True]+3*[False],4*[False]]
-    assert [c.get('data-label') for c in rows[1].find_all(['th','td'])]==[None,'seed','rank, before','rank, after'] and 'class="dataframe cards"' in html
+    assert [c.get('data-label') for c in rows[1].find_all(['th','td'])]==['net','seed','rank, before','rank, after'] and 'class="dataframe cards"' in html
     assert 'numbers' in re.sub(r'<table.*</table>', docs.labelled, df[[('rank','before')]].to_html(), flags=re.S)
 
 def test_address_in_each_docstring_exists(site):
