@@ -1,4 +1,4 @@
-"""A callback that tells, while a model is being finetuned, what it loses of what it knew
+"""A callback that warns you, while a model is being finetuned, when it forgets what it knew
 
 Docs: https://feature-erosion.github.io/feature_erosion/watch.html.md"""
 

@@ -44,6 +44,11 @@ def test_names_in_backticks_are_links(pages):
     assert any(re.search(r'<a href="\S*patterns\.html#\S+"><code>', html) for name,html in pages.items() if name!='patterns.html')
     assert not [name for name,html in pages.items() if re.search(rf'<a href="{re.escape(doc_url)}', html)]  # they stay within the site
 
+def test_no_markdown_is_left_over(pages):
+    "As of a link around a name in backticks, which becomes a link of its own"
+    def text(html): return re.sub(r'<[^>]+>', '', re.sub(r'<(pre|script|style)\b.*?</\1>', '', html[html.find('<main'):], flags=re.S))
+    assert not [(name, m[0]) for name,html in pages.items() for m in re.finditer(r'.{30}\]\([\w./#:-]+\)', text(html))]
+
 def test_links_resolve(site, tmp_path):
     assert not broken_links(site)
     copy = shutil.copytree(site, tmp_path/'site')
@@ -66,7 +71,7 @@ def test_labels_of_cells():
     rows = BeautifulSoup(html, 'html.parser').tbody.find_all('tr')
     assert [[c.get_text() for c in r.find_all(['th','td'])][:2] for r in rows]==[['a','1'],['a','2'],['b','1']]
     assert [[c.get('class')==['again'] for c in r.find_all(['th','td'])] for r in rows]==[4*[False],[True]+3*[False],4*[False]]
-    assert [c.get('data-label') for c in rows[1].find_all(['th','td'])]==[None,'seed','rank, before','rank, after'] and 'class="dataframe cards"' in html
+    assert [c.get('data-label') for c in rows[1].find_all(['th','td'])]==['net','seed','rank, before','rank, after'] and 'class="dataframe cards"' in html
     assert 'numbers' in re.sub(r'<table.*</table>', docs.labelled, df[[('rank','before')]].to_html(), flags=re.S)
 
 def test_address_in_each_docstring_exists(site):

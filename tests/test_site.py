@@ -69,6 +69,12 @@ def test_every_page(browser, url, site, width, scheme):
             bad += [(name, o) for o in p.images() if not o['width'] or not o['alt']]
     assert not bad
 
+@pytest.mark.parametrize('name', ['index','benchmarks','runs/sweep','measures/cka','cli'])
+def test_sidebar_shows_where_one_is(browser, url, name):
+    "Without scrolling"
+    inside = "(() => { const r = document.querySelector('#quarto-sidebar .active').getBoundingClientRect(); return r.top>0 && r.bottom<innerHeight })()"
+    with Page(browser, f'{url}{name}.html', height=900) as p: assert p.js(inside)
+
 too_wide = """() => [...document.querySelectorAll('main table')].filter(t => t.checkVisibility() && Math.max(t.scrollWidth, t.parentElement.scrollWidth)>t.parentElement.clientWidth+1)
   .map(t => [t.className, t.innerText.slice(0, 60)])"""
 

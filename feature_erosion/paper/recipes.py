@@ -130,7 +130,7 @@ def _sign(yes): return -1 if yes[0]<yes[1] else 1
 def _rule(yes, fmt):
     if yes=='≠0': return 'the same sign in every seed'
     if isinstance(yes, str): return f'{yes[0]} 0 in every seed'
-    return f"{'≤' if _sign(yes)<0 else '≥'} {yes[0]:{fmt}} in every seed; in part: {yes[1]:{fmt}} in some"
+    return f"{'≤' if _sign(yes)<0 else '≥'} {yes[0]:{fmt}} in every seed; in part: {yes[1]:{fmt}} in some".replace('-', '−')
 
 def _agrees(yes, x):
     if yes=='≠0': return 'yes' if (x>0).all() or (x<0).all() else 'not clear'

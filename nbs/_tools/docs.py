@@ -72,7 +72,7 @@ def labelled(m):
         above = whole_row(row, above)
         cells = row.find_all(['th','td'])
         for c,label in zip(cells, labels):
-            if c is not cells[0] and label and len(cells)>2: c['data-label'] = label
+            if label and len(cells)>2 and (c is not cells[0] or len(c.get_text())<3): c['data-label'] = label   # a long first cell is a title
     longest = max((len(c.get_text()) for c in t.tbody.find_all(['th','td'])), default=0)
     words = not t.find(class_='row_heading') and longest>(24 if len(labels)>2 else 60)
     t['class'] = [*t.get('class', []), 'cards' if words else 'numbers']
