@@ -13,7 +13,7 @@ import torch
 from array import array
 from collections.abc import MutableSequence
 from contextlib import nullcontext
-from copy import copy
+from copy import copy, deepcopy
 from math import isfinite
 from types import SimpleNamespace
 from fastcore.all import *
@@ -23,7 +23,22 @@ from fastai.vision.all import (AvgSmoothLoss, Callback, CancelFitException, Lear
 # %% ../nbs/05_callbacks.ipynb #a803a85e
 class TidyCallback(Callback):
     "A `Callback` that undoes its changes when it is removed from the Learner, even after an exception or an interrupt"
+    _data = ()   # names of attributes that hold data, which are not exported with a Learner
     def tidy(self): "Undo; may be called twice"
+    def __getstate__(self): return {k:v for k,v in vars(self).items() if k not in self._data}
+    def __getattr__(self, k):
+        if k not in type(self)._data: return super().__getattr__(k)
+        raise AttributeError(f"{type(self).__name__}: its data (`{k}`) were left out when the Learner was exported; give the Learner a new one")
+
+    def __copy__(self): return self._like(vars(self))
+    def __deepcopy__(self, memo):
+        res = memo[id(self)] = self._like({})
+        vars(res).update({k:v if k in self._data else deepcopy(v, memo) for k,v in vars(self).items()})   # the data never change
+        return res
+    def _like(self, state):
+        res = type(self).__new__(type(self))
+        vars(res).update(state)
+        return res
     def __setattr__(self, name, value):   # fastai removes a callback by `cb.learn = None`, without an event
         if name=='learn' and value is None and self.learn is not None: self.tidy()
         super().__setattr__(name, value)

@@ -8,7 +8,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/cli.html.md"""
 __all__ = ['run_demo', 'run_figure', 'run_paper', 'run_report', 'main']
 
 # %% ../nbs/20_cli.ipynb #982ff9e3
-import argparse, contextlib, json, os, re, sys, warnings
+import argparse, configparser, contextlib, json, os, re, sys, warnings
 from pathlib import Path
 from . import __version__
 from .names import data_sets, figures, offered, pattern_names, presets, questions, stats
@@ -18,22 +18,25 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message): self.exit(2, f'{self.prog}: {message}; see --help\n')
 
 # %% ../nbs/20_cli.ipynb #320b62c4
-_about = 'What happens to what a network knew when it is finetuned on data with an easier feature.'
-_about_run = """Makes a figure of the paper (arXiv 2310.19537) from your data and network. The defaults are the paper's settings.
-fig1 trains one network. The others train all that they compare (controls without the pattern, ratios, lengths), each with several
-seeds, and say how long that takes."""
+_about = 'What happens to what a network knew when it is finetuned on data\nwith an easier feature?'
+_more = '''feature_erosion COMMAND --help   explains the arguments of a command
+Completion in the shell: pip install argcomplete, and in ~/.bashrc or ~/.zshrc
+eval "$(register-python-argcomplete feature_erosion)"'''
+_about_run = """Make a figure of the paper (arXiv 2310.19537) from your data and network. The defaults are the paper's settings.
+fig1 trains one network. The other figures train every network they compare (controls without the pattern, ratios, lengths),
+each with several seeds, and say how long that will take."""
 _example = ('example: feature_erosion run fig1 --arch resnet20 --weights resnet20.th '
             '--stats imagenet --iters 200 200 --sched constant')
-_scales = """A preset of the paper's own scale wants a GPU and days; cpu some hours on two cores; smoke a minute.
-Figures whose images or weights are missing are named, with where to get them."""
+_scales = """--preset paper needs a GPU and days, cpu takes hours on two cores, smoke about a minute.
+If images or weights are missing, the figures that need them are left out, and you are told where to get the files."""
 
 def _parser():
-    p = _Parser('feature_erosion', description=_about)
+    p = _Parser('feature_erosion', description=_about, epilog=_more, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--version', action='version', version=f'%(prog)s {__version__}', help='print the version')
     sub = p.add_subparsers(dest='command', required=True, metavar='{demo,run,paper,report}')
     _demo_args(sub.add_parser('demo', help="three phases on scikit-learn's digits: some ten seconds, no download"))
     _run_args(sub.add_parser('run', help='a figure of the paper, on your data', description=_about_run, epilog=_example))
-    _paper_args(sub.add_parser('paper', help='all figures of the paper, or some, with the claims they bear out', epilog=_scales))
+    _paper_args(sub.add_parser('paper', help='all figures of the paper, or some, and whether its claims hold', epilog=_scales))
     _report_args(sub.add_parser('report', help='one HTML page of a run, or of a folder of runs'))
     for o in sub.choices.values(): _common_args(o)
     return p
@@ -45,7 +48,8 @@ def _one_of(kind, own):
     "The type of an argument: a name from this library, or one that an installed package offers"
     def name(s):
         if s in own or s in offered(kind): return s
-        raise argparse.ArgumentTypeError(f"invalid choice: {s!r} (choose from {', '.join([*own, *offered(kind)])})")
+        raise argparse.ArgumentTypeError(f"invalid choice: {s!r} (choose from {', '.join(name.known())})")
+    name.known = lambda **kw: [*own, *offered(kind)]
     return name
 
 def _group(p, title):
@@ -57,25 +61,26 @@ def _group(p, title):
 
 # %% ../nbs/20_cli.ipynb #1fb23a0c
 def _demo_args(p):
-    p.add_argument('--out', default='runs/demo', metavar='DIR', help='folder of the run (default: runs/demo)')
-    p.add_argument('--seed', type=int, default=0, help='of everything random (default: 0)')
+    p.add_argument('--out', default='runs/demo', metavar='DIR', help='folder for the run (default: runs/demo)')
+    p.add_argument('--seed', type=int, default=0, help='seed of all random numbers (default: 0)')
     p.set_defaults(do=run_demo)
 
 def _paper_args(p):
     p.add_argument('figures', nargs='*', metavar='FIGURE', type=_one_of('recipes', figures+questions),
-                   help=f"some of {', '.join(figures)} (default: all of these); or an open question, {' or '.join(questions)}; "
+                   help=f"any of {', '.join(figures)} (default: all of these); or of the open questions {', '.join(questions)}; "
                         'or a recipe that an installed package offers')
-    p.add_argument('--preset', default='cpu', choices=presets, help='how large (default: cpu)')
-    p.add_argument('--out', metavar='DIR', help='folder of the figures and networks (default: runs/paper-PRESET)')
+    p.add_argument('--preset', default='cpu', choices=presets, help='scale of the experiments (default: cpu)')
+    p.add_argument('--out', metavar='DIR', help='folder for the figures and networks (default: runs/paper-PRESET)')
     p.add_argument('--images', metavar='DIR', help="folder in ImageNet's layout, for the networks trained on ImageNet")
     p.add_argument('--jobs', type=int, metavar='N',
-                   help='networks at a time (default: 1 on a GPU, else as many as there are cores)')
+                   help='how many networks to train at a time (default: 1 on a GPU, else one for each core)')
     p.set_defaults(do=run_paper)
 
 def _common_args(p):
     g = p.add_argument_group('for scripts')
-    g.add_argument('--config', metavar='FILE', help='a JSON file with arguments by name; those on the command line come first')
-    g.add_argument('--json', action='store_true', help='print the results as JSON, on the last line')
+    g.add_argument('--config', metavar='FILE',
+                   help='a JSON file with arguments by name; those on the command line take precedence')
+    g.add_argument('--json', action='store_true', help='print only the results, as JSON; all messages go to stderr')
 
 def _report_args(p):
     p.add_argument('path', metavar='RUN_OR_DIR', help="a run's folder, or a folder of runs")
@@ -98,17 +103,18 @@ def _data_args(add):
     add('--n', 'training images, stratified; all if not given', type=int)
     add('--n-valid', 'test images, stratified; all if not given', type=int, metavar='N')
     add('--bs', 'batch size', 64, type=int)
-    add('--stats', 'mean and standard deviation to normalise with: those the weights were trained with; '
+    add('--stats', 'mean and standard deviation to normalise with, as in the training of the weights; '
         "the data set's own if not given", choices=stats)
-    add('--n-classes', 'of a folder: how many classes, chosen by --seed; all if not given', type=int, metavar='N')
-    add('--image-size', 'of a folder: side in pixels', 64, type=int, metavar='N')
+    add('--n-classes', 'for a folder: how many classes, chosen by --seed; all if not given', type=int, metavar='N')
+    add('--image-size', 'for a folder: side of the images in pixels', 64, type=int, metavar='N')
 
 def _pattern_args(add):
     add('--pattern', f"what is painted: {', '.join(pattern_names)}, or what an installed package offers", 'square',
         type=_one_of('patterns', pattern_names), metavar='NAME')
-    add('--size', 'its size: pixels (4) or a fraction of the image (0.125)', 4, type=_number)
-    add('--ratio', 'share of the training images that wear it, 0…1', 1., type=float)
-    add('--strength', "share of those that wear their own class's, 0…1", 1., type=float)
+    add('--size', 'its size in pixels (4) or as a fraction of the image (0.125)', 4, type=_number)
+    add('--ratio', 'share of the training images that get the pattern, 0…1', 1., type=float)
+    add('--strength', "share of these that get the pattern of their own class, 0…1; the others get another class's", 1.,
+        type=float)
 
 _whole = 'fig5','rank','resist','unlearn'   # these compare with the network's own training
 
@@ -123,11 +129,11 @@ def _training_args(add):
     add('--iters', 'the same in iterations', type=int, nargs='+', metavar='N')
     add('--lr', 'learning rate', .1, type=float)
     add('--sched', 'learning rate schedule of each phase', 'multi_step', choices=['multi_step','constant','one_cycle'])
-    add('--seed', 'of everything random, for fig1', 0, type=int)
-    add('--seeds', 'for other figures than fig1: how many seeds; 3 if not given', type=int, metavar='N')
-    add('--jobs', 'for other figures than fig1: networks at a time; 1 on a GPU, else one for each core, if not given',
-        type=int, metavar='N')
-    add('--out', 'folder of figure, tables and weights; runs/FIGURE if not given', metavar='DIR')
+    add('--seed', 'seed of all random numbers, for fig1', 0, type=int)
+    add('--seeds', 'for figures other than fig1: how many seeds; 3 if not given', type=int, metavar='N')
+    add('--jobs', 'for figures other than fig1: how many networks to train at a time; '
+        'if not given, 1 on a GPU, else one for each core', type=int, metavar='N')
+    add('--out', 'folder for the figure, tables and weights; runs/FIGURE if not given', metavar='DIR')
 
 # %% ../nbs/20_cli.ipynb #c54ccaa9
 def _checked(p, action, v):
@@ -135,7 +141,10 @@ def _checked(p, action, v):
     if action.nargs==0:
         if isinstance(v, bool): return v
         p.error(f'--config: {action.dest}={v!r}: must be true or false')
-    try: vals = [(action.type or str)(str(o)) for o in (v if isinstance(v, list) else [v])]
+    given = v if isinstance(v, list) else [v]
+    if not given or not all(type(o) in (str,int,float) for o in given):
+        p.error(f'--config: {action.dest}={v!r}: must be a word or a number')
+    try: vals = [(action.type or str)(str(o)) for o in given]
     except (ValueError,argparse.ArgumentTypeError) as e: p.error(f'--config: {action.dest}={v!r}: {e}')
     if bad := [o for o in vals if action.choices and o not in action.choices]:
         p.error(f"--config: {action.dest}={bad[0]!r}: must be one of {', '.join(map(str, action.choices))}")
@@ -151,20 +160,24 @@ def _configure(p, file):
     own = {o.dest:o for o in p._actions if o.option_strings and o.dest not in ('help','config')}
     given = {k.replace('-', '_'):v for k,v in given.items()}
     if bad := [k for k in given if k not in own]: p.error(f"--config: {bad[0]!r}: no such argument; there are {', '.join(own)}")
-    p.set_defaults(**{k:_checked(p, own[k], v) for k,v in given.items()})
+    p.set_defaults(**{k:_checked(p, own[k], v) for k,v in given.items() if v is not None})
 
 def _parsed(args):
     p = _parser()
     if '_ARGCOMPLETE' in os.environ: _complete(p)
     a = p.parse_args(args)
     if a.config is None: return a
-    _configure(next(o for o in p._actions if o.dest=='command').choices[a.command], a.config)
+    _configure(_commands(p)[a.command], a.config)
     return p.parse_args(args)
+
+def _commands(p): return next(o for o in p._actions if o.dest=='command').choices
 
 def _complete(p):
     "Shell completion, if argcomplete is installed and switched on in the shell"
     with contextlib.suppress(ImportError):
         import argcomplete
+        for o in (o for c in _commands(p).values() for o in c._actions):
+            if hasattr(o.type, 'known'): o.completer = o.type.known
         argcomplete.autocomplete(p)
 
 # %% ../nbs/20_cli.ipynb #b20b83ae
@@ -200,6 +213,28 @@ def _check_numbers(a):
     if a.seed<0: raise ValueError(f"seed={a.seed}: must be 0 or more")
     if a.data in data_sets and a.n_classes: raise ValueError(f"n_classes={a.n_classes}: only for a folder of images; {a.data} has its own classes")
 
+def _data_home():
+    "fastai's folder of data sets, as its configuration says"
+    home,conf = Path(os.environ.get('FASTAI_HOME', '~/.fastai')).expanduser(),configparser.ConfigParser()
+    conf.read(home/'config.ini')
+    return home/Path(conf['DEFAULT'].get('data', 'data')).expanduser()
+
+def _weights_home():
+    "Where torch keeps weights"
+    cache = os.environ.get('TORCH_HOME') or Path(os.environ.get('XDG_CACHE_HOME', '~/.cache'))/'torch'
+    return Path(cache).expanduser()/'hub'/'checkpoints'
+
+def _found(name, home, there): return there(Path(name).expanduser()) or there(home/name)
+
+def _check_paths(a):
+    "Folders and files that are not there, before anything is imported"
+    if a.data not in data_sets and not _found(a.data, home := _data_home(), Path.is_dir):
+        raise ValueError(f"data={a.data!r}: no such data set, and no such folder, here or in {home}; "
+                         f"choose {', '.join(data_sets)}, or give the path of yours")
+    if '/' in a.arch or a.weights in (None,'imagenet'): return   # torchvision and timm have names for weights
+    if not _found(a.weights, home := _weights_home(), Path.is_file):
+        raise ValueError(f"weights={a.weights!r}: there is no such file, here or in {home}; give the path of yours")
+
 _fields = 'arch','data','width','weights','n','n_valid','n_classes','stats','bs','lr','sched','pattern','ratio','strength'
 
 def _net(a):
@@ -210,10 +245,10 @@ def _net(a):
     return Net(a.arch, **{**{k:getattr(a, k) for k in _fields}, **folder}, pattern_size=a.size, lengths=lengths, unit=unit)
 
 # %% ../nbs/20_cli.ipynb #18a5f8e3
-def _as_json(**values):
-    "One line; tables as lists or objects of rows, with null for NaN"
+def _as_json(a, **values):
+    "One line on stdout; tables as lists or objects of rows, with null for NaN"
     def rows(df): return json.loads(df.to_json(orient='index' if df.index.name else 'records'))
-    print(json.dumps({k:rows(v) if hasattr(v, 'to_json') else v for k,v in values.items()}))
+    print(json.dumps({k:rows(v) if hasattr(v, 'to_json') else v for k,v in values.items()}), file=a.stdout)
 
 def _make(a, preset, figures, images=None):
     "Make figures and print what they bear out; those that could not be made come last, with the reason"
@@ -221,7 +256,7 @@ def _make(a, preset, figures, images=None):
     try: res,failed = paper(preset, figures, a.out, images, a.jobs),None
     except Unfinished as e: res,failed = e.results,f'feature_erosion: {e}'
     for r in claims_table(res).itertuples() if res else (): print(f'{r.figure:8} {r.agrees:10} {r.net}: {r.claim}: {r.ours}')
-    if a.json: _as_json(claims=claims_table(res) if res else [])
+    if a.json: _as_json(a, claims=claims_table(res) if res else [])
     if failed: sys.exit(failed)
 
 def _report(learn, a):
@@ -232,7 +267,7 @@ def _report(learn, a):
     for p,row in acc.iterrows(): print(f'{p:10}' + ''.join(f'{v:18.1%}' for v in row))
     n,chance = len(learn.dls.valid_ds),1/n_labels(learn.dls)
     print(f"\n{n} test images, chance {chance:.0%}. The run, with figure and tables, is in {out}")
-    if a.json: _as_json(run=out, n=n, chance=chance, phases=acc)
+    if a.json: _as_json(a, run=out, n=n, chance=chance, phases=acc)
 
 # %% ../nbs/20_cli.ipynb #a9e5e503
 def run_demo(
@@ -246,7 +281,7 @@ def run_figure(
     a # Parsed arguments
 ):
     "`feature_erosion run`"
-    _check_figure(a), _check_numbers(a)
+    _check_figure(a), _check_numbers(a), _check_paths(a)
     net,a.out = _net(a),a.out or f'runs/{a.figure}'
     if a.figure!='fig1':
         from feature_erosion.paper.questions import find_recipe
@@ -265,19 +300,24 @@ def run_report(
     a # Parsed arguments
 ):
     "`feature_erosion report`"
+    if not Path(a.path).is_dir(): raise ValueError(f"path={a.path!r}: no such folder; give a run's folder, or a folder of runs")
     from feature_erosion.paper.report import report
     page = report(a.path, a.out)
-    _as_json(page=str(page)) if a.json else print(page)
+    _as_json(a, page=str(page)) if a.json else print(page)
 
 # %% ../nbs/20_cli.ipynb #4254898f
 @contextlib.contextmanager
 def _bars():
     "Progress bars only on a terminal"
+    if sys.stdout.isatty(): return (yield)
     from fastprogress import fastprogress
     before = fastprogress.NO_BAR
-    fastprogress.NO_BAR = before or not sys.stdout.isatty()
+    fastprogress.NO_BAR = True
+    fastprogress.print = lambda *args, **kw: None   # a bar prints its character before it looks at NO_BAR
     try: yield
-    finally: fastprogress.NO_BAR = before
+    finally:
+        fastprogress.NO_BAR = before
+        del fastprogress.print
 
 def main(
     args:list|None=None # By default from the command line
@@ -286,8 +326,9 @@ def main(
     warnings.filterwarnings('ignore', '.torch.jit')   # an internal warning of torch
     if 'torch' not in sys.modules: os.environ.setdefault('OMP_WAIT_POLICY', 'passive')   # threads that wait do not spin
     a = _parsed(args)
+    a.stdout = sys.stdout
     try:
-        with _bars(): a.do(a)
+        with contextlib.redirect_stdout(sys.stderr if a.json else sys.stdout), _bars(): a.do(a)
     except (ValueError, OSError, ImportError) as e:
         print(f'feature_erosion: {_one_line(e)}', file=sys.stderr)
         return 2

@@ -12,8 +12,8 @@ from copy import deepcopy
 import numpy as np, pandas as pd, torch
 from types import SimpleNamespace
 from fastcore.all import *
-from fastai.vision.all import (DataLoaders, Datasets, Recorder, accuracy, apply, get_model, mk_metric, no_random, plt,
-                               to_detach, to_device)
+from fastai.vision.all import (DataLoaders, Datasets, Learner, Recorder, accuracy, apply, get_model, mk_metric, no_random,
+                               plt, to_detach, to_device)
 from .batches import *
 from .loaders import *
 from .callbacks import *
@@ -24,19 +24,19 @@ from .phases import *
 
 # %% ../nbs/12_evalsets.ipynb #68cd8343
 def evaluate(
-    model, # Any module
+    model, # A module or Learner
     dl, # Batches `(x, y)`, split as by `split_batch`; the label is the first target
     metrics=accuracy, # One or more fastai metrics
     labels:dict|None=None # More labels by name, in the order of `dl`; metrics are computed on them, too, except where negative
 )->dict: # Values by name: `accuracy`, and `name_accuracy` for each of `labels`
     "Metrics of a model on a `DataLoader`, in one pass"
-    labels,i = labels or {},0
-    mets = {k:[deepcopy(mk_metric(m)) for m in L(metrics)] for k in ['',*labels]}
+    labels,i,model = labels or {},0,model.model if isinstance(model, Learner) else model
+    mets = {k:[deepcopy(m) for m in _named_metrics(metrics)] for k in ['',*labels]}
     for m in L(mets.values()).concat(): m.reset()
     with evaluating(model):
         for b in dl:
             pred,y = _answer(model, *split_batch(dl, b, model))
-            _check_choice(pred, mets[''])
+            _check_choice(pred, y, mets[''])
             _accumulate(mets[''], pred, y)
             for k,v in labels.items(): _accumulate(mets[k], pred, v[i:i+len(y)].to(pred.device))
             i += len(y)
@@ -48,18 +48,42 @@ def _answer(model, xs, ys):
     pred = answer_tensor(model(*to_model(xs, model)))
     return pred,to_device(ys[0], pred.device)
 
-def _check_choice(pred, mets):
-    "`accuracy` takes the highest score: of one, it is always the first"
-    if (pred.ndim<2 or pred.shape[1]<2) and any(getattr(m, 'func', None) is accuracy for m in mets):
+def _check_choice(pred, y, mets):
+    "`accuracy` takes the highest score on the last axis: of one, it is always the first"
+    if not any(getattr(m, 'func', None) is accuracy for m in mets): return
+    if pred.ndim<2 or pred.shape[1]<2:
         raise ValueError(f"model: answers with shape {tuple(pred.shape)}; `accuracy` wants (batch, classes), a score for each of two "
                          "classes or more. Give a metric that fits, as in `EvalSets(pattern_sets(easy), metrics=accuracy_multi)`")
+    if pred.ndim>3 or _long_axes(y.shape)!=_long_axes(pred.shape[:-1]):
+        raise ValueError(f"dl: labels of shape {tuple(y.shape)} for answers of shape {tuple(pred.shape)}; `accuracy` wants one "
+                         "integer for the scores of each sample. Give a metric that fits, such as `DiceMulti()` for masks")
+
+def _long_axes(shape): return [d for d in shape if d>1]
+
+# %% ../nbs/12_evalsets.ipynb #e8697e5b
+def _named_metrics(metrics):
+    "fastai metrics, each with a name of its own"
+    res = L(metrics).map(mk_metric)
+    try: names = [m.name for m in res]
+    except AttributeError as e:
+        raise ValueError(f"metrics: one has no name ({e}); give a function, such as `F.cross_entropy`") from None
+    if twice := [o for o in names if names.count(o)>1]:
+        raise ValueError(f"metrics: two are called {twice[0]!r}, and one would hide the other; give one a name of its own: by a "
+                         "function around it, `def top5(p, y): return top_k_accuracy(p, y, k=5)`, or by `m.name = 'f1_micro'`")
+    return res
 
 # %% ../nbs/12_evalsets.ipynb #2d89eb36
 def _accumulate(mets, pred, y):
     keep = y>=0 if y.dtype==torch.int64 and y.ndim==1 and (y<0).any() else slice(None)
     pred,y = pred[keep].float(),y[keep]
-    batch = SimpleNamespace(pred=pred, y=y, yb=(y,), to_detach=to_detach)
+    batch = _Answers(pred=pred, y=y, yb=(y,), to_detach=to_detach)
     for m in mets if len(y) else []: m.accumulate(batch)
+
+class _Answers(SimpleNamespace):
+    "What a metric sees of a Learner"
+    def __getattr__(self, k):
+        raise AttributeError(f"metrics: one reads `learn.{k}`, which evaluation sets do not have; give one of predictions and "
+                             "labels, such as `F.cross_entropy` instead of `Perplexity`")
 
 def _number(v): return v.item() if hasattr(v, 'item') else v
 
@@ -97,7 +121,7 @@ def log_iters(
 # %% ../nbs/12_evalsets.ipynb #bba98b4f
 class EvalSets(LoggedCallback):
     "Evaluate on named sets, each epoch and at chosen iterations, without affecting training"
-    table = 'evals'
+    table,_data = 'evals',('sets','whole','some')
     def __init__(self,
         sets:dict, # A `DataLoader` by name, e.g. from `pattern_sets`
         metrics=accuracy, # One or more fastai metrics
@@ -107,7 +131,7 @@ class EvalSets(LoggedCallback):
         seed:int=0 # Which samples
     ):
         _check_sets(sets, at, n, n_at)
-        self.sets,self.metrics,self.at,self.last = sets,L(metrics).map(mk_metric),at,SimpleNamespace()
+        self.sets,self.metrics,self.at,self.last = sets,_named_metrics(metrics),at,SimpleNamespace()
         with no_random(reproducible=False):
             worn = {k:_contradicting(dl.dataset) for k,dl in sets.items()}
             self.whole,self.some = ({k:_Set(dl, o, seed, worn[k]) for k,dl in sets.items()} for o in (n,n_at))
@@ -157,6 +181,7 @@ def _check_sets(sets, at, n, n_at):
     if isinstance(at, str) and at!='log': raise ValueError(f"at={at!r}: must be 'log' or a list of iterations")
     for k,v in dict(n=n, n_at=n_at).items():
         if v is not None and v<1: raise ValueError(f"{k}={v}: must be at least 1, or None for all")
+    for dl in sets.values(): check_dl(dl)
     if bare := [k for k,dl in sets.items() if _no_labels(dl.dataset)]:
         raise ValueError(f"sets: {bare[0]!r} has no labels to compare with; leave it out: CKA and rank need none")
 
@@ -296,4 +321,4 @@ def train_accuracy(
 
 def _n_wrong(model, xs, ys):
     scores = answer_tensor(model(*to_model(xs, model)))
-    return int((answered(scores)!=ys[0].to(scores.device)).sum())
+    return int((answered(scores)!=batch_labels(ys).to(scores.device)).sum())

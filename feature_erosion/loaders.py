@@ -206,8 +206,15 @@ def _in_order(dl, idxs):
 def _check_order(dl, idxs):
     want = len(idxs) if dl.bs is None else -(-len(idxs)//dl.bs)
     if not dl.indexed or getattr(dl.sample, '__func__', None) is not DataLoader.sample or len(dl)!=want:
-        raise ValueError(f"dl: {type(dl).__name__} chooses its samples in a way of its own; evaluate on a plain loader, "
-                         "`TfmdDL(dl.dataset, bs=…)`")
+        raise _own_way(dl)
+
+def _own_way(dl): return ValueError(f"dl: {type(dl).__name__} chooses its samples in a way of its own; evaluate on a plain "
+                                    "loader, `TfmdDL(dl.dataset, bs=…)`")
+
+def _own_idxs(dl):
+    "Whether `get_idxs` is neither fastai's nor ours, so that it may leave out samples"
+    f = vars(dl).get('get_idxs', type(dl).get_idxs)
+    return not isinstance(f, _Idxs) and not getattr(f, '__module__', '').startswith(('fastai.', __package__))
 
 # %% ../nbs/03_loaders.ipynb #fc733e02
 def _new_state(dl, res):
@@ -248,10 +255,12 @@ def subset_dl(
 
 # %% ../nbs/03_loaders.ipynb #fa070c59
 def _samples(dl):
-    "Which samples of its dataset a loader reads"
+    "Which samples of its dataset a loader reads: all of them, unless it was given their number, `n`"
     if (chosen := vars(dl).get('chosen')) is not None: return chosen
-    try: return np.arange(len(dl.dataset))
-    except TypeError: raise ValueError("dl: an iterable, whose samples cannot be chosen; give a list of batches") from None
+    if is_distributed(dl): return _samples(dl.dl)
+    if _own_idxs(dl): raise _own_way(dl)
+    if dl.n is not None: return np.arange(dl.n)
+    raise ValueError("dl: an iterable, whose samples cannot be chosen; give a list of batches")
 
 def _strata(ds):
     "Integer labels that can be read without reading the samples, or `None`"
@@ -296,7 +305,7 @@ def _first_batches(batches, n):
     for b in batches:
         if n is not None and n<=0: return
         k = n_inputs(b)
-        yield b if n is None or k<=n else b[:n] if isinstance(b, torch.Tensor) else tuple(o[:n] for o in b)
+        yield b if n is None or k<=n else first_samples(b if isinstance(b, torch.Tensor) else tuple(b), n)
         n = n if n is None else n-k
 
 # %% ../nbs/03_loaders.ipynb #09d6e9ae
@@ -304,10 +313,26 @@ def _fixed_torch(dl, n, seed):
     torch_data,ds = torch.utils.data,dl.dataset
     if dl.batch_sampler is None or isinstance(ds, torch_data.IterableDataset):
         raise ValueError("dl: loads from an iterable; give one over a dataset with a length, or a list of batches")
-    idxs = range(len(ds))
-    if n is not None and n<len(ds): idxs = pick(idxs, n, seed).tolist()
-    return torch_data.DataLoader(torch_data.Subset(ds, idxs), dl.batch_size or 64,
-                                 collate_fn=dl.collate_fn, num_workers=dl.num_workers)
+    idxs = _drawn(dl)
+    if n is not None and n<len(idxs): idxs = idxs[pick(idxs, n, seed)]
+    return torch_data.DataLoader(torch_data.Subset(ds, idxs.tolist()), dl.batch_size or 64, collate_fn=dl.collate_fn,
+                                 num_workers=dl.num_workers, worker_init_fn=dl.worker_init_fn)
+
+# %% ../nbs/03_loaders.ipynb #c2c5931d
+_drawers = {torch.utils.data.SequentialSampler: lambda s: range(len(s.data_source)),
+            torch.utils.data.RandomSampler: lambda s: range(len(s.data_source)),
+            torch.utils.data.DistributedSampler: lambda s: range(len(s.dataset)),
+            torch.utils.data.SubsetRandomSampler: lambda s: s.indices,
+            torch.utils.data.WeightedRandomSampler: lambda s: np.flatnonzero(s.weights),
+            list: noop, tuple: noop, range: noop, np.ndarray: noop}
+
+def _drawn(dl):
+    "Which samples of its dataset a PyTorch loader can draw"
+    b = dl.batch_sampler
+    s = b.sampler if type(b) is torch.utils.data.BatchSampler else [i for o in b for i in o] if isinstance(b, list) else b
+    if type(s) in _drawers: return np.unique(np.asarray(_drawers[type(s)](s), dtype=np.int64))
+    raise ValueError(f"dl: a {type(s).__name__} chooses its samples, and which of the dataset's it can draw is not known; "
+                     "give a loader without it, over `torch.utils.data.Subset(dl.dataset, indices)`")
 
 # %% ../nbs/03_loaders.ipynb #0eaa47ff
 def n_samples(dl):

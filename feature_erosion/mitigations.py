@@ -12,6 +12,7 @@ __all__ = ['Mitigation', 'Penalty', 'L2SP', 'L2Init', 'fisher', 'EWC', 'SI', 'Sp
 
 # %% ../nbs/15_mitigations.ipynb #40e6d589
 import numpy as np, torch, torch.nn.functional as F
+from collections import Counter
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from math import log
@@ -19,7 +20,7 @@ from torch import nn
 from torch.func import functional_call
 from fastcore.all import *
 from fastai.callback.mixup import MixHandler
-from fastai.vision.all import Callback, DataLoader, DataLoaders, Learner, NoneReduce, Normalize, TensorBase, get_model, to_device, to_float
+from fastai.vision.all import Callback, DataLoader, DataLoaders, Learner, NoneReduce, Normalize, TensorBase, apply, get_model, to_device
 from .batches import *
 from .loaders import *
 from .callbacks import *
@@ -27,18 +28,22 @@ from .patterns import *
 from .phases import *
 
 # %% ../nbs/15_mitigations.ipynb #4c4a3c59
-class Mitigation(Callback):
+class Mitigation(TidyCallback):
     "Acts in each phase after the first, or in those that are named; in a fit without phases, from its beginning"
     order,run_valid = -3,False   # after the model is told to train; before MixUp, which pairs up all of a batch
     def __init__(self,
         phases:list=None # Names of the phases to act in; by default all but the first, where there are several
-    ): self.phases,self.acts = None if phases is None else L(phases),False
+    ): self.phases,self.acts,self.owner = None if phases is None else L(phases),False,None
 
     def begin(self): "The model is what it is about to protect"
 
     def before_fit(self):
         self.run = trains(self.learn)
         if not self.run: return
+        self.tidy()
+        if self.strength() and (old := self.old_data()) is not None: check_classes(self.learn.dls, old, f'`old` of {type(self).__name__}')
+        if self.owner is not (model := get_model(self.model)): self.reset()   # what it gathered belongs to another model
+        self.owner = model
         schedule = first(o for o in self.learn.cbs if isinstance(o, PhaseSchedule))
         self.wanted = _acting(schedule.phases.attrgot('name'), self.phases) if schedule else None
         if schedule is None: self._start(True)
@@ -49,6 +54,8 @@ class Mitigation(Callback):
         self.acts = acts and self.strength()!=0
         if self.acts: self.begin()
 
+    def reset(self): "Forget what was gathered in earlier fits"
+    def old_data(self): "The old data that it reads, if any"
     def strength(self):
         "0 turns it off"
         return 1
@@ -73,7 +80,8 @@ def _copies(model): return {n:p.detach().clone() for n,p in _weights(model).item
 
 def _distance2(model, anchor, by=None):
     "Squared distance of the weights from `anchor`, each weighted `by` its importance"
-    terms = ((1 if by is None else by[n])*(p-anchor[n]).square() for n,p in _weights(model).items() if n in anchor)
+    some = {n:p for n,p in _weights(model).items() if n in anchor and (by is None or n in by)}   # others were frozen
+    terms = ((1 if by is None else by[n])*(p-anchor[n]).square() for n,p in some.items())
     return sum(o.sum() for o in terms)
 
 # %% ../nbs/15_mitigations.ipynb #de822865
@@ -117,6 +125,19 @@ class L2Init(Penalty):
     def penalty(self, pred): return self.weight*_distance2(self.model, self.anchor)
 
 # %% ../nbs/15_mitigations.ipynb #d9e6405f
+def _check_choice(pred, y):
+    "Refuse answers and labels that are no choice of one class"
+    answered(pred)
+    if not y.is_floating_point() or y.shape==pred.shape and (y.sum(1)-1).abs().max()<1e-3: return   # or shares that add up to 1
+    raise ValueError(f"labels: {y.dtype} of shape {tuple(y.shape)} for answers of shape {tuple(pred.shape)}; this method takes "
+                     "answers for scores of classes, of which each sample has one. Give one integer a sample, or leave it out")
+
+def _class_loss(pred, y):
+    "Cross-entropy, of what is a choice of one class"
+    _check_choice(pred, y)
+    return F.cross_entropy(pred.float(), y if y.is_floating_point() else y.long())
+
+# %% ../nbs/15_mitigations.ipynb #fa010374
 def fisher(
     model:nn.Module, # Answers with scores of classes
     dl, # As in `fixed_dl`, with labels
@@ -133,7 +154,7 @@ def fisher(
             xs,ys = split_batch(dl, b, model)
             for i in range(len(ys[0])):
                 x = to_model(tuple(o[i:i+1] for o in xs), model)
-                loss = F.cross_entropy(answer_tensor(model(*x)).float(), ys[0][i:i+1].to(x[0].device))
+                loss = _class_loss(answer_tensor(model(*x)), batch_labels(ys)[i:i+1].to(x[0].device))
                 for r,g in zip(res.values(), torch.autograd.grad(loss, list(ws.values()), allow_unused=True)):
                     if g is not None: r += g.square()
                 k += 1
@@ -142,18 +163,20 @@ def fisher(
 # %% ../nbs/15_mitigations.ipynb #259d209c
 class EWC(Penalty):
     "Elastic weight consolidation, online: λ/2·Σ F·(w−w⁰)² (Kirkpatrick et al. 2017, eq. 3; Schwarz et al. 2018)"
+    _data = 'old_dl',
     def __init__(self,
         old, # Data to hold on to: `DataLoaders` or a loader
         weight:float=10., # λ
-        decay:float=1., # γ, of the Fisher information of earlier phases
+        decay:float=1., # γ, of the Fisher information taken before: it is taken anew at each beginning, and added
         n:int|None=1000, # Samples to take it from
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
         self.old_dl = _train_dl(old)
         store_attr('weight,decay,n')
-        self.F = {}
 
+    def reset(self): self.F = {}
+    def old_data(self): return self.old_dl
     def strength(self): return self.weight
     def begin(self):
         new = fisher(self.model, self.old_dl, self.n)
@@ -176,8 +199,8 @@ class SI(Penalty):
     ):
         super().__init__(phases)
         store_attr('c,xi')
-        self.omega,self.sums = {},None
 
+    def reset(self): self.omega,self.sums = {},None
     def strength(self): return self.c
     def _start(self, acts):
         if self.sums is not None: self._consolidate()
@@ -186,9 +209,9 @@ class SI(Penalty):
         super()._start(acts)
 
     def _consolidate(self):
-        for n,w in _copies(self.model).items():
-            if n not in self.start: continue
-            new = self.sums[n]/((w-self.start[n]).square()+self.xi)
+        own = dict(get_model(self.model).named_parameters())   # also those that are frozen by now
+        for n,start in self.start.items():
+            new = self.sums[n]/((own[n].detach()-start).square()+self.xi)
             self.omega[n] = self.omega.get(n, 0)+new.clamp(min=0)
 
     def begin(self):
@@ -207,7 +230,8 @@ class SI(Penalty):
         if not self.c: return
         own = _weights(self.model)
         for n,(w,g) in self.now.items():
-            if n in self.sums: self.sums[n] -= g*(own[n].detach()-w)
+            moved = own[n].detach()-w
+            if n in self.sums: self.sums[n] -= torch.where(moved==0, 0., g*moved)   # gradients of a skipped step are infinite
 
 # %% ../nbs/15_mitigations.ipynb #fc268e63
 class SpectralDecoupling(Penalty):
@@ -228,6 +252,11 @@ def _scores(model, xs, state=None):
         out = model(*xs) if state is None else functional_call(model, state, xs)
     return answer_tensor(out)
 
+def _state(model):
+    "Copies of all weights and buffers, each once where layers share them"
+    model = get_model(model)
+    return {n:v.detach().clone() for n,v in (*model.named_parameters(), *model.named_buffers())}
+
 class LwF(Penalty):
     "Learning without forgetting: α·cross-entropy to the old answers at temperature T (Li & Hoiem 2016, eq. 2 and 3)"
     def __init__(self,
@@ -238,9 +267,10 @@ class LwF(Penalty):
         super().__init__(phases)
         store_attr('alpha,T')
     def strength(self): return self.alpha
-    def begin(self): self.old = {n:v.detach().clone() for n,v in get_model(self.model).state_dict().items()}
+    def begin(self): self.old = _state(self.model)
     def penalty(self, pred):
         old = _scores(get_model(self.model), self.xb, self.old).float()
+        _check_choice(old, batch_labels(self.yb))
         return self.alpha*F.cross_entropy(answer_tensor(pred).float()/self.T, (old/self.T).softmax(1))
 
 # %% ../nbs/15_mitigations.ipynb #b9d9fad7
@@ -265,6 +295,7 @@ class _Buffer:
 
 class Replay(Mitigation):
     "Experience replay: each batch grows by as many samples of a small buffer of old ones (Chaudhry et al. 2019)"
+    _data = 'buffer',
     def __init__(self,
         old, # Data to hold on to: `DataLoaders`, of which it is the training set, or a loader
         n:int=200, # Samples to keep, stratified; 0 for none
@@ -275,17 +306,26 @@ class Replay(Mitigation):
         self.n,self.buffer = n,_Buffer(old, n, seed) if n else None
 
     def strength(self): return self.n
+    def old_data(self): return self.buffer.dl
     def before_batch(self):
         if not self.acts: return
         b,_ = self.buffer.batch(len(self.yb[0]))
         xs,ys = split_batch(self.buffer.dl, b, self.model)
         self.learn.xb,self.learn.yb = _joined(self.xb, xs),_joined(self.yb, ys)
 
-def _joined(a, b): return tuple(torch.cat([x, y.to(x.device).as_subclass(type(x))]) for x,y in zip(a, b, strict=True))
+def _kinds(xs): return [(*o.shape[1:], 'float' if o.is_floating_point() else 'int') for o in xs]
+
+def _joined(a, b):
+    "Samples of two batches as one"
+    if _kinds(a)!=_kinds(b):
+        raise ValueError(f"old: its samples are of {_kinds(b)}, those of the batch of {_kinds(a)}; both go into one batch, "
+                         "so they must be of one size and transformed in the same way. `DERpp` shows them to the model apart")
+    return tuple(torch.cat([x, y.to(x.device).as_subclass(type(x))]) for x,y in zip(a, b))
 
 # %% ../nbs/15_mitigations.ipynb #134b3491
 class DERpp(Penalty):
     "Dark experience replay++: α·MSE to old scores + β·cross-entropy to old labels (Buzzega et al. 2020, eq. 6)"
+    _data = 'buffer',
     def __init__(self,
         old, # As in `Replay`
         n:int=200, # As in `Replay`
@@ -299,18 +339,20 @@ class DERpp(Penalty):
         self.buffer = _Buffer(old, n, seed) if n else None
 
     def strength(self): return self.n and max(self.alpha, self.beta)
+    def old_data(self): return self.buffer.dl
     def begin(self):
         dl,model = same_dl(self.buffer.dl, idxs=self.buffer.idxs.tolist()),get_model(self.model)
         with unaugmented(dl):
             self.scores = torch.cat([_scores(model, to_model(split_batch(dl, b, model)[0], model)) for b in dl])
 
+    def before_batch(self): self.drawn = None
+    def after_batch(self): self.drawn = None
     def penalty(self, pred):
-        n = len(self.yb[0])
-        (a,at,_),(b,_,ys) = self._replayed(n),self._replayed(n)
-        return self.alpha*F.mse_loss(a.float(), self.scores[at].float()) + self.beta*F.cross_entropy(b.float(), ys[0])
+        if self.drawn is None: self.drawn = [self.buffer.batch(len(self.yb[0])) for _ in range(2)]   # `SAM` asks twice
+        (a,at,_),(b,_,ys) = (self._answered(*o) for o in self.drawn)
+        return self.alpha*F.mse_loss(a.float(), self.scores[at].float()) + self.beta*_class_loss(b, batch_labels(ys))
 
-    def _replayed(self, n):
-        b,at = self.buffer.batch(n)
+    def _answered(self, b, at):
         xs,ys = split_batch(self.buffer.dl, b, self.model)
         return answer_tensor(self.model(*xs)),at.to(self.scores.device),ys
 
@@ -319,17 +361,19 @@ class DERpp(Penalty):
 def _still(model):
     "Batch norms normalise by the batch, and their running statistics stay"
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    old = [m.momentum for m in norms]
+    old = [m.track_running_stats for m in norms]
     try:
-        for m in norms: m.momentum = 0.
+        for m in norms: m.track_running_stats = False
         yield
     finally:
-        for m,v in zip(norms, old): m.momentum = v
+        for m,v in zip(norms, old): m.track_running_stats = v
+
+def _floats(o): return o.float() if isinstance(o, torch.Tensor) and o.is_floating_point() else o
 
 def _whole_loss(learn):
     "The loss of this batch again, with all penalties, in the Learner's precision"
-    with precision(learn): pred = to_float(learn.model(*learn.xb))
-    if isinstance(learn.pred, torch.Tensor): pred = answer_tensor(pred)
+    with precision(learn): pred = learn.model(*learn.xb)
+    pred = apply(_floats, answer_tensor(pred) if isinstance(learn.pred, torch.Tensor) else pred)
     loss = learn.loss_func(pred, *learn.yb)
     for o in learn.cbs:
         if isinstance(o, Penalty) and o.acts: loss = loss+o.penalty(pred)
@@ -354,26 +398,28 @@ class SAM(Mitigation):
 
     def after_backward(self):
         if not self.acts: return
-        ws = {n:p for n,p in _weights(self.model).items() if p.grad is not None}
-        with torch.no_grad(): steps = self._steps(ws)
-        self._move(ws, steps)
-        for p in ws.values(): p.grad = None
-        scaler = getattr(self.learn, 'scaler', None)
-        with _still(self.model):
+        ws,scaler = {n:p for n,p in _weights(self.model).items() if p.grad is not None},getattr(self.learn, 'scaler', None)
+        with self._moved(ws), _still(self.model):
+            for p in ws.values(): p.grad = None
             loss = _whole_loss(self.learn)
             (scaler.scale(loss) if scaler else loss).backward()
-        self._move(ws, steps, back=True)
 
     def _steps(self, ws):
         size = {n:p.abs() if self.adaptive else torch.ones_like(p) for n,p in ws.items()}
         norm = torch.stack([(size[n]*p.grad).norm() for n,p in ws.items()]).norm()
         return {n:self.rho*size[n].square()*p.grad/(norm+1e-12) for n,p in ws.items()}
 
-    def _move(self, ws, steps, back=False):
-        with torch.no_grad():
-            if not back: self.origin = {n:p.clone() for n,p in ws.items()}
-            for n,p in ws.items(): p.copy_(self.origin[n]) if back else p.add_(steps[n])
-        if back: self.origin = None
+    @contextmanager
+    def _moved(self, ws):
+        "The weights where the loss is highest; back where they were even after an interrupt"
+        origin = {n:p.detach().clone() for n,p in ws.items()}
+        try:
+            with torch.no_grad():
+                for n,d in self._steps(ws).items(): ws[n].add_(d)
+            yield
+        finally:
+            with torch.no_grad():
+                for n,p in ws.items(): p.copy_(origin[n])
 
 # %% ../nbs/15_mitigations.ipynb #4201fe63
 class Adversarial(Mitigation):
@@ -385,13 +431,16 @@ class Adversarial(Mitigation):
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
-        self.eps,self.alpha,self.steps = eps,1.25*eps if alpha is None else alpha,steps
+        self.eps,self.alpha,self.steps,self.known = eps,1.25*eps if alpha is None else alpha,steps,False
 
     def strength(self): return self.eps
+    def begin(self): self.known = False   # whether the range of pixels is
     def before_batch(self):
         if self.acts: self.learn.xb = (self._attacked(*self.xb[:1]),*self.xb[1:])
 
     def _attacked(self, x):
+        if not x.is_floating_point(): raise ValueError(f"Adversarial: the input is {x.dtype}; it changes images, given as floats")
+        if not self.known: self.known = _check_range(self.learn.dls, x)
         mean,std = _normalisation(self.learn.dls, x)
         eps,low,high = self.eps/std,(0-mean)/std,(1-mean)/std
         plain = x.as_subclass(torch.Tensor)
@@ -402,12 +451,20 @@ class Adversarial(Mitigation):
 
     def _uphill(self, x):
         x = x.detach().requires_grad_()
-        with precision(self.learn): pred = to_float(self.model(x, *self.xb[1:]))
-        return torch.autograd.grad(F.cross_entropy(answer_tensor(pred), self.yb[0]), x)[0]   # MixUp's loss is not ready yet
+        with precision(self.learn): pred = answer_tensor(self.model(x, *self.xb[1:]))
+        return torch.autograd.grad(_class_loss(pred, batch_labels(self.yb)), x)[0]   # MixUp's loss is not ready yet
+
+def _normalize(dls): return first(getattr(dls.train.after_batch, 'fs', []), risinstance(Normalize))
+
+def _check_range(dls, x):
+    "Images that were normalised elsewhere cannot be changed by a share of a pixel's range; a few odd pixels may come from augmentation"
+    if _normalize(dls) or ((x<-.01) | (x>1.01)).float().mean()<.05: return True
+    raise ValueError(f"Adversarial: pixels are in {x.min():.3g}…{x.max():.3g}, and the loader has no `Normalize` that says why. "
+                     "Give images in 0…1, and normalise them by the batch transform `Normalize.from_stats(mean, std)`")
 
 def _normalisation(dls, x):
     "Mean and standard deviation that a pipeline subtracts and divides by, or 0 and 1"
-    f = first(getattr(dls.train.after_batch, 'fs', []), risinstance(Normalize))
+    f = _normalize(dls)
     if f is None: return torch.zeros((), device=x.device),torch.ones((), device=x.device)
     return tuple(o.to(x.device).as_subclass(torch.Tensor) for o in (f.mean,f.std))
 
@@ -480,8 +537,8 @@ class Only(Mitigation):
         self._set(True)
         self.frozen = []
     def after_phase(self): self._thaw()   # the next phase makes an optimiser of what can be trained then
-    def after_fit(self):
-        if self.acts: self._thaw()
+    def after_fit(self): self.tidy()
+    def tidy(self): self._thaw()
 
 # %% ../nbs/15_mitigations.ipynb #fed39bef
 def lp_ft(
@@ -525,7 +582,9 @@ _through = (nn.modules.batchnorm._BatchNorm, nn.ReLU, nn.LeakyReLU, nn.GELU, nn.
             nn.modules.pooling._AdaptiveMaxPoolNd, nn.modules.dropout._DropoutNd)
 _functions = 'relu','relu_','gelu','silu','tanh','sigmoid','flatten','max_pool2d','avg_pool2d','adaptive_avg_pool2d','dropout'
 
-def _is_weighted(m): return isinstance(m, nn.Linear) or isinstance(m, nn.modules.conv._ConvNd) and m.groups==1
+def _is_weighted(m):
+    if isinstance(m, nn.Linear): return True
+    return isinstance(m, nn.modules.conv._ConvNd) and m.groups==1 and not m.transposed   # whose weights have the inputs first
 
 def _passes(node, mods):
     if node.op=='call_module': return isinstance(mods[node.target], _through)
@@ -542,19 +601,35 @@ def _followed(node, mods):
         ends += rest[1]
     return norms,ends
 
+def _traced(model):
+    try: return torch.fx.symbolic_trace(model).graph
+    except Exception as e:
+        raise ValueError(f"model: torch.fx cannot trace {type(model).__name__} ({e}), so which layers take a unit's output "
+                         "is unknown; leave `ReDo` and `ContinualBackprop` out") from e
+
 def unit_chains(
     model:nn.Module # That `torch.fx` can trace
 )->dict: # By name of a layer: its norms, and the layers that take its output
     "Layers whose units can be renewed"
-    graph,mods = torch.fx.symbolic_trace(get_model(model)).graph,dict(get_model(model).named_modules())
+    graph,mods = _traced(get_model(model)),dict(get_model(model).named_modules())
+    calls = Counter(o.target for o in graph.nodes if o.op=='call_module')
     nodes = [o for o in graph.nodes if o.op=='call_module' and _is_weighted(mods[o.target])]
     found = {o.target:_followed(o, mods) for o in nodes}
-    return {k:v for k,v in found.items() if v and v[1]}
+    def once(k, norms, ends): return all(calls[o]==1 for o in (k,*norms,*ends))   # a layer that is used twice has two outputs
+    return {k:v for k,v in found.items() if v and v[1] and once(k, *v)}
 
 # %% ../nbs/15_mitigations.ipynb #f3dd223c
-def _of_unit(weight, n):
-    "A taker's weights, its inputs as units and what each of them has"
-    return weight.view(len(weight), n, -1)
+def _of_units(features, layer):
+    "Features after a layer as `(places, units)`: a convolution's come unit by unit, a linear layer's place by place"
+    n = len(layer.weight)
+    return features.view(-1, n) if isinstance(layer, nn.Linear) else features.view(n, -1).T
+
+def _columns(m, layer, units):
+    "Which inputs of a norm or of a layer come from `units` of the layer before"
+    width = m.num_features if isinstance(m, nn.modules.batchnorm._BatchNorm) else m.weight.shape[1]
+    return _of_units(torch.arange(width, device=units.device), layer)[:,units].flatten()
+
+def _learn(*layers): return all(p.requires_grad for m in layers for p in m.parameters(recurse=False))
 
 def _forget(opt, p, at):
     "Set what an optimiser remembers of some weights to 0"
@@ -573,16 +648,17 @@ class _Renewal(Mitigation):
     def before_batch(self):
         if not self.acts or not self.looks(): return
         mods = dict(get_model(self.model).named_modules())
-        self.use,self.hooks = {},[mods[ends[0]].register_forward_pre_hook(partial(self._see, k, len(mods[k].weight)))
-                                  for k,(_,ends) in self.chains.items()]
+        ends = {k:e[0] for k,(n,e) in self.chains.items() if _learn(*map(mods.get, (k,*n,*e)))}   # frozen layers stay as they are
+        self.use,self.hooks = {},[mods[o].register_forward_pre_hook(partial(self._see, k, mods[k])) for k,o in ends.items()]
 
-    def _see(self, k, n, m, xs): self.use[k] = xs[0].detach().float().abs().flatten(1).view(len(xs[0]), n, -1).mean((0,2))
-    def _unhook(self):
+    def _see(self, k, layer, m, xs):
+        self.use[k] = _of_units(xs[0].detach().float().abs().flatten(1).mean(0), layer).mean(0)
+    def tidy(self):
         for h in getattr(self, 'hooks', ()): h.remove()
         self.hooks = []
 
-    def after_pred(self): self._unhook()
-    def after_fit(self): self._unhook()
+    def after_pred(self): self.tidy()
+    def after_fit(self): self.tidy()
     def after_step(self):
         if not self.acts: return
         self.steps += 1
@@ -601,23 +677,21 @@ def _renew(self:_Renewal, k, units):
     with torch.no_grad():
         for a in ('weight','bias'):
             if (p := getattr(layer, a)) is not None: p[units] = getattr(new, a)[units]; _forget(self.opt, p, units)
-        for m in map(mods.get, norms): self._renew_norm(m, units)
-        for m in map(mods.get, ends):
-            _of_unit(m.weight.data.flatten(1), len(layer.weight))[:,units] = 0
-            self._forget_inputs(m, len(layer.weight), units)
+        for m in map(mods.get, norms): self._renew_norm(m, _columns(m, layer, units))
+        for m in map(mods.get, ends): self._leave_out(m, _columns(m, layer, units))
     self.renewed[k] += len(units)
 
 @patch
-def _renew_norm(self:_Renewal, m, units):
+def _renew_norm(self:_Renewal, m, at):
     for a,v in dict(weight=1., bias=0., running_mean=0., running_var=1.).items():
-        if (t := getattr(m, a, None)) is not None: t[units] = v
-    for p in m.parameters(): _forget(self.opt, p, units)
+        if (t := getattr(m, a, None)) is not None: t[at] = v
+    for p in m.parameters(): _forget(self.opt, p, at)
 
 @patch
-def _forget_inputs(self:_Renewal, m, n, units):
-    at = torch.zeros_like(m.weight, dtype=torch.bool)
-    _of_unit(at.flatten(1), n)[:,units] = True
-    _forget(self.opt, m.weight, at)
+def _leave_out(self:_Renewal, m, at):
+    "Take nothing from these inputs"
+    m.weight[:,at] = 0
+    _forget(self.opt, m.weight, (slice(None),at))
 
 # %% ../nbs/15_mitigations.ipynb #bf5cef98
 class ReDo(_Renewal):
@@ -652,7 +726,8 @@ class ContinualBackprop(_Renewal):
 
     def tired(self, k, u):
         m = dict(get_model(self.model).named_modules())[self.chains[k][1][0]]
-        now = u*_of_unit(m.weight.detach().flatten(1), len(u)).abs().sum((0,2))
+        out = m.weight.detach().abs().transpose(0, 1).flatten(1).sum(1)
+        now = u*_of_units(out, dict(get_model(self.model).named_modules())[k]).sum(0)
         self.utility[k] = self.decay*self.utility.get(k, torch.zeros_like(now)) + (1-self.decay)*now
         self.age[k] = self.age.get(k, torch.zeros_like(now))+1
         old = (self.age[k]>self.maturity).nonzero()[:,0]
@@ -723,6 +798,8 @@ class GroupDRO(Mitigation):
 
     def before_batch(self):
         if isinstance(self.yb[-1], TensorGroup): *self.learn.yb,self.group = self.yb
+        elif self.acts and self.training:
+            raise ValueError(f"GroupDRO: batches have no groups; {type(self.dl).__name__} does not make them item by item")
 
     def after_loss(self):
         if not self.acts or not self.training: return
@@ -734,6 +811,9 @@ class GroupDRO(Mitigation):
     def _by_group(self):
         "Mean loss of each group; 0 for groups that this batch lacks"
         with NoneReduce(self.loss_func) as f: each = f(self.learn.pred, *self.yb).flatten().float()
+        if len(each)!=len(self.group):
+            raise ValueError(f"GroupDRO: {len(self.group)} groups for {len(each)} losses; another callback adds samples without "
+                             "groups, as `Replay` does (`DERpp` adds none), or a sample has several losses; leave one out")
         sums,n = (torch.zeros_like(self.q).index_add(0, self.group.as_subclass(torch.Tensor), o.as_subclass(torch.Tensor))
                   for o in (each, torch.ones_like(each)))
         return sums/n.clamp(min=1)
@@ -749,7 +829,7 @@ def _wrong(model, dl):
     model = get_model(model)
     def one(b):
         xs,ys = split_batch(dl, b, model)
-        return answered(_scores(model, to_model(xs, model))).cpu()!=ys[0].cpu()
+        return answered(_scores(model, to_model(xs, model))).cpu()!=batch_labels(ys).cpu()
     with unaugmented(dl), torch.no_grad(): return torch.cat([one(b) for b in dl]).numpy()
 
 def just_train_twice(

@@ -49,14 +49,18 @@ def _spread(n):
     return torch.tensor(grid[picks], dtype=torch.float32)
 
 # %% ../nbs/08_patterns.ipynb #ac109fc9
-def _named_colors(palette):
-    if isinstance(palette, str):
-        import matplotlib as mpl
-        if palette not in mpl.colormaps:
-            raise ValueError(f"palette={palette!r}: not a matplotlib colormap; try 'tab10', or a list of colours")
-        palette = getattr(mpl.colormaps[palette], 'colors', None) or mpl.colormaps[palette](np.linspace(0,1,256))[:,:3]
+def _named_colors(palette, n):
+    if isinstance(palette, str): palette = _of_colormap(palette, n)
     try: return torch.tensor([mcolors.to_rgb(o) for o in palette], dtype=torch.float32)
     except ValueError as e: raise ValueError(f"palette: {e}; give names, '#rrggbb' or RGB triples in 0…1") from None
+
+def _of_colormap(name, n):
+    "The colours of a qualitative colormap, or `n` evenly spaced ones of a continuous colormap, whose ends may be equal"
+    import matplotlib as mpl
+    if name not in mpl.colormaps:
+        raise ValueError(f"palette={name!r}: not a matplotlib colormap; try 'tab10', or a list of colours")
+    cmap = mpl.colormaps[name]
+    return cmap.colors if cmap.N<256 and hasattr(cmap, 'colors') else cmap((np.arange(n)+.5)/n)[:,:3]
 
 # %% ../nbs/08_patterns.ipynb #3f9a1205
 def class_colors(
@@ -68,7 +72,7 @@ def class_colors(
     if n<1: raise ValueError(f"n={n}: the number of classes must be at least 1")
     if channels not in (1,3): raise ValueError(f"channels={channels}: images must be grey (1) or RGB (3); convert them first")
     if palette is None: return torch.linspace(0, 1, n)[:,None] if channels==1 else _spread(n)
-    cols = _named_colors(palette)
+    cols = _named_colors(palette, n)
     if len(cols)<n:
         raise ValueError(f"palette has {len(cols)} colours for {n} classes; give {n}, or palette=None to generate them")
     return cols[:n] if channels==3 else cols[:n] @ torch.tensor([[.299],[.587],[.114]])
@@ -84,11 +88,12 @@ class Pattern:
         margin:int=0, # Pixels between box and border
         opacity:float=1. # 1 hides what is below, 0 is invisible
     ):
+        if isinstance(size, np.generic): size = size.item()
         if corner not in corners: raise ValueError(f"corner={corner!r}: must be one of {', '.join(corners)}")
         if isinstance(size, bool) or not size>0 or (isinstance(size, float) and size>1):
             raise ValueError(f"size={size!r}: must be at least 1 pixel (an int), or a fraction of the image in 0…1 (a float)")
         if not 0<opacity<=1: raise ValueError(f"opacity={opacity!r}: must be above 0 and at most 1")
-        if margin<0: raise ValueError(f"margin={margin!r}: must be 0 or more pixels")
+        if not is_int(margin) or margin<0: raise ValueError(f"margin={margin!r}: must be 0 or more pixels, an int")
         store_attr()
 
     def draw(self,
@@ -262,10 +267,10 @@ class CornerSquare(ColorSquare):
     def box(self, c, n, h, w):
         _,_,s,_ = super().box(c, n, h, w)
         ys,xs = (range(self.margin, o-s-self.margin+1, s) for o in (h,w))
-        ring = _ring(ys, xs)
+        ring = list(dict.fromkeys(_ring(ys, xs))) if ys and xs else []   # in a single row, there and back are the same cells
         if n>len(ring):
-            raise ValueError(f"size={self.size!r}: {len(ring)} places on the border of a {h}×{w} image for {n} classes; "
-                             "choose a smaller size")
+            raise ValueError(f"size={self.size!r}, margin={self.margin}: {len(ring)} places on the border of a {h}×{w} image "
+                             f"for {n} classes; choose a smaller size")
         return (*ring[c*len(ring)//n], s, s)
 
 def _ring(ys, xs):
@@ -339,6 +344,10 @@ class Effect(Pattern):
         "The changed images: the only method to write"
         raise NotImplementedError(f'{type(self).__name__} must define `change(self, x, level)`')
 
+    def _check_levels(self, n):
+        "Warn if some of `n` classes have the same level"
+        if len({self.level(c, n) for c in range(n)})<n: warnings.warn(f'{self!r} has the same level for some of the {n} classes')
+
     def pictures(self, n, shape):
         "All of the image belongs to the pattern"
         return slice(0, shape[1]),slice(0, shape[2]),torch.full((n,*shape), .5),torch.ones(n, 1, *shape[1:])
@@ -371,6 +380,7 @@ class JpegQuality(Effect):
         if max(first, last)>100 or min(first, last)<1:
             raise ValueError(f"first={first!r}, last={last!r}: JPEG's quality is in 1…100")
 
+    def level(self, c, n): return round(super().level(c, n))   # JPEG's quality is a whole number
     def change(self, x, level):
         files = encode_jpeg(list((x.clamp(0, 1)*255).round().byte().cpu()), quality=round(level))
         return torch.stack([decode_jpeg(f) for f in files]).to(x.device)/255
@@ -501,6 +511,7 @@ def _check_pattern(o):
 class InjectPattern(ItemTransform):
     "Paint `pattern` on a batch or on one item"
     order = Normalize.order-1   # after augmentation, before Normalize
+    by_label = True   # whether images without stamps get their own label's picture
     def __init__(self,
         pattern:Pattern, # What to paint
         n_classes:int|None=None, # By default that of the DataLoaders
@@ -515,7 +526,7 @@ class InjectPattern(ItemTransform):
 
     def encodes(self, b):
         x,*rest = b
-        stamps = rest.pop() if rest and isinstance(rest[-1], TensorStamp) else rest[-1] if rest else None
+        stamps = rest.pop() if rest and isinstance(rest[-1], TensorStamp) else rest[-1] if rest and self.by_label else None
         return (x if stamps is None else self._paint(x, stamps), *rest)
 
     __repr__ = basic_repr('pattern,n_classes')
@@ -524,9 +535,7 @@ class InjectPattern(ItemTransform):
 @patch
 def _paint(self:InjectPattern, x, stamps):
     "Images of the same type as given, with the pictures painted on"
-    if isinstance(x, Image.Image):
-        painted = self._paint(TensorImage(image2tensor(x)), stamps)
-        return type(x).create(painted.permute(1,2,0).squeeze(-1).numpy())
+    if isinstance(x, Image.Image): return self._paint_pil(x, stamps)
     im,ids = x.as_subclass(torch.Tensor),torch.as_tensor(stamps).as_subclass(torch.Tensor)
     if im.ndim==3: return type(x)(self._paint(x[None], ids.reshape(1) if ids.numel()==1 else ids[None])[0])
     if ids.ndim!=1 or ids.is_floating_point(): raise wrong_label(ids[0])
@@ -534,17 +543,28 @@ def _paint(self:InjectPattern, x, stamps):
     return paint(im, ids.to(im.device), self._pictures(im), self.background).as_subclass(type(x))
 
 @patch
+def _paint_pil(self:InjectPattern, x, stamps):
+    if x.mode not in ('L','RGB'):
+        raise ValueError(f"image: its mode is {x.mode!r}; patterns are painted on 'L' and 'RGB'. Convert it first, for instance "
+                         "by `Image.fromarray(to_uint8(x))`, with `to_uint8` of feature_erosion.data")
+    painted = self._paint(TensorImage(image2tensor(x)), stamps)
+    return getattr(type(x), 'create', Image.fromarray)(painted.permute(1,2,0).squeeze(-1).numpy())
+
+@patch
 def _changed(self:InjectPattern, x, stamps):
     "Images with an effect"
-    if tuple(x.shape[1:]) not in self._made: self._check(x)
-    self._made[tuple(x.shape[1:])] = True
+    key = tuple(x.shape[1:]),x.dtype
+    if key not in self._made:
+        self._check(x)
+        self.pattern._check_levels(self.n_classes)
+    self._made[key] = True
     if self.background is not None: x = torch.full_like(x, self.background*(1 if x.is_floating_point() else 255))
     return change(x, stamps, self.pattern, self.n_classes)
 
 @patch
 def _pictures(self:InjectPattern, x):
     "The pictures of all classes for images of this size, on their device"
-    key = tuple(x.shape[1:]),x.device
+    key = tuple(x.shape[1:]),x.device,x.dtype
     if key not in self._made:
         self._check(x)
         rows,cols,*pics = self.pattern.pictures(self.n_classes, key[0])
@@ -553,11 +573,14 @@ def _pictures(self:InjectPattern, x):
 
 @patch
 def _check(self:InjectPattern, x):
-    "Run once per image size, to find a wrong pipeline at the first batch"
+    "Run once per size and type of images, to find a wrong pipeline at the first batch"
     if self.n_classes is None:
         raise ValueError("n_classes=None: pass the number of classes to InjectPattern, or use `dls.inject`")
     if x.shape[1] not in (1,3):
         raise ValueError(f"images have {x.shape[1]} channels; patterns are painted on grey (1) or RGB (3)")
+    if not x.is_floating_point() and x.dtype!=torch.uint8:
+        raise ValueError(f"images are {x.dtype}, which does not say what white is; InjectPattern wants bytes in 0…255 (uint8) "
+                         "or floats in 0…1: divide by your white first")
     if x.is_floating_point() and not (x.min()>=0 and x.max()<=1):
         raise ValueError(f"float images hold values in {x.min():.3g}…{x.max():.3g}; InjectPattern wants 0…1, before Normalize: "
                          f"keep its order below {Normalize.order}")
@@ -604,8 +627,10 @@ def _stamped(dl, pattern, dls, variant='pattern', n_classes=None, classes=None, 
     ids = _class_ids(classes, getattr(dls, 'vocab', None))
     stamps = assign_stamps(y, variant=variant, n_classes=n, classes=ids, **kwargs)
     cls = _StampedDatasets if isinstance(ds, Datasets) else StampedDataset
-    res = same_dl(dl, cls(ds, stamps), [InjectPattern(pattern, n, _backgrounds.get(variant))])
-    _try_one(res)
+    tfm = InjectPattern(pattern, n, _backgrounds.get(variant))
+    tfm.by_label = False
+    res = same_dl(dl, cls(ds, stamps), [tfm])
+    _try_few(res, y)
     return res
 
 # %% ../nbs/08_patterns.ipynb #a415cde9
@@ -618,10 +643,11 @@ def _class_ids(classes, vocab):
         raise ValueError(f"classes: no {bad} among {names[:10]}")
     return [names.index(o) if o in names else int(o) for o in classes]
 
-def _one(dl):
-    "The first sample as a batch of one, before and after the batch transforms; `dl` is left unchanged"
+def _few(dl, idxs=None):
+    "The first sample, or those of `idxs`, as a batch, before and after the batch transforms; `dl` is left unchanged"
     with no_random(reproducible=False):
-        b = dl.do_batch([next(o for i in range(dl.n) if (o := dl.do_item(i)) is not None)])
+        items = (o for i in ifnone(idxs, range(dl.n)) if (o := dl.do_item(i)) is not None)
+        b = dl.do_batch([next(items)] if idxs is None else list(items))
         return b,loose_dl(dl).after_batch(to_device(b, dl.device))
 
 def _check_images(dl):
@@ -634,20 +660,27 @@ def _check_images(dl):
     if dl.bs is None:
         raise ValueError(f"dl: {name} has bs=None, samples that are batches; who wears what is decided image by image")
     if not dl.n: return
-    _,b = _one(dl)
+    _,b = _few(dl)
     x = b[0] if isinstance(b, (tuple,list)) else None
     if not isinstance(x, torch.Tensor) or x.ndim!=4:
         got = type(b).__name__ if x is None else f'{type(x).__name__} of shape {tuple(getattr(x, "shape", ()))}'
         raise ValueError(f"dl: {name} gives {got}; patterns are painted on batches (images, labels), "
                          "with images (batch, channels, height, width)")
 
-def _try_one(dl):
-    "Find a loader that bypasses its dataset, or a pattern that does not fit"
-    if is_distributed(dl): return _try_one(dl.dl)
+def _try_few(dl, y):
+    "Find a loader that bypasses its dataset or changes its labels `y`, or a pattern that does not fit"
+    if is_distributed(dl): return _try_few(dl.dl, y)
     if not dl.n: return
-    if not isinstance(_one(dl)[0][-1], TensorStamp):
+    idxs = np.unique(y[:dl.n], return_index=True)[1][:8].tolist()   # of different classes
+    before,after = _few(dl, idxs)
+    if not isinstance(before[-1], TensorStamp):
         raise ValueError(f"dl: {type(dl).__name__} reads its samples from elsewhere than its `dataset`; "
                          "use a plain `DataLoader(dl.dataset, bs=…)`")
+    got = np.asarray(after[-1].cpu()) if isinstance(after[-1], torch.Tensor) else after[-1]
+    if np.shape(got)!=(len(idxs),) or got.dtype.kind not in 'biu': return   # one-hot, or for a loss of its own
+    for a,b in zip(y[idxs], got):
+        if a!=b: raise ValueError(f"labels: {a} in the dataset, {b} after the loader's transforms, and pictures follow the "
+                                  "dataset. Change labels in the dataset, such as by `get_y` or `target_transform`")
 
 # %% ../nbs/08_patterns.ipynb #f45d5114
 @patch

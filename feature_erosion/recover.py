@@ -25,6 +25,7 @@ from .learner import *   # `models_at`
 from .measures.layers import *
 from .measures.probes import *
 from .measures.plasticity import *
+from .measures.plasticity import _linears, _two_inputs
 
 # %% ../nbs/16_recover.ipynb #755f3f96
 strengths = 1.,.7,.3,.1,.07,.03,.01 # Values of `C` to choose from, as in the authors' code
@@ -44,16 +45,19 @@ def _halves(g, rng):
     for c in np.unique(g): res[rng.permutation(np.flatnonzero(g==c))[::2]] = True
     return res
 
-def _balanced(g, rng):
+def _balanced(g, rng, y, classes):
     "As many samples of each group as the smallest has"
     n = np.bincount(g).min()
-    return np.concatenate([rng.permutation(np.flatnonzero(g==c))[:n] for c in range(g.max()+1)])
+    i = np.concatenate([rng.permutation(np.flatnonzero(g==c))[:n] for c in range(g.max()+1)])
+    if len(np.unique(y[i]))==classes: return i
+    raise ValueError(f"groups: {n} samples of each, as many as the smallest has, are not of all {classes} classes; "
+                     "make a group of each class and background, or leave out what is too small")
 
 def _strength(X, y, g, by_group, seed):
     "The `C` that does best on the half that was not trained on"
     h,rng = _halves(g, np.random.RandomState([seed,0])),np.random.RandomState([seed,1])
     if h.all(): return strengths[0]
-    i = np.flatnonzero(h)[_balanced(g[h], rng)]
+    i = np.flatnonzero(h)[_balanced(g[h], rng, y[h], y.max()+1)]
     scale = StandardScaler().fit(X[i])
     A,B = scale.transform(X[i]),scale.transform(X[~h])
     def score(C):
@@ -76,7 +80,7 @@ def dfr(
     g = y if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     _check_dfr(X, y, classes, g, retrain)
     C,rng,scale = _strength(X, y, g, groups is not None, seed),np.random.RandomState([seed,2]),StandardScaler().fit(X)
-    subsets = [_balanced(g, rng) for _ in range(retrain if len(set(np.bincount(g)))>1 else 1)]
+    subsets = [_balanced(g, rng, y, len(classes)) for _ in range(retrain if len(set(np.bincount(g)))>1 else 1)]
     Ws,bs,ok = zip(*(_regress(scale.transform(X[i]), y[i], C, seed) for i in subsets))
     W = np.mean(Ws, 0)/scale.scale_
     return LinearProbe(*map(torch.tensor, (W, np.mean(bs, 0)-W@scale.mean_, classes)), C, all(ok))
@@ -117,7 +121,14 @@ def _check_enough(k, y, y_test, names):
                              "choose fewer, or give more images")
 
 # %% ../nbs/16_recover.ipynb #4bf31a32
-def _last(model, dl, layers): return penultimate(model, dl).cpu()
+def _last(model, dl, layers):
+    with evaluating(model): k = answer_tensor(model(*_two_inputs(model, dl))).shape[-1]
+    width = getattr(ls[-1][1], 'out_features', k) if (ls := _linears(model, dl)) else None
+    if width!=k and (width,k)!=(1,2):   # one score z may be given as (-z, z)
+        found = f'has {width} outputs' if ls else 'is missing'
+        raise ValueError(f"features='last': {type(model).__name__} answers with {k} scores, and its last linear layer {found}, "
+                         "so it has no last layer to train anew; use features='all'")
+    return penultimate(model, dl).cpu()
 
 def _all(model, dl, layers):
     got = {}
@@ -265,12 +276,13 @@ def recover(self:Learner,
 )->Recovered:
     "Recoverable accuracy of the model at different phases: what a new last layer finds with a few clean images"
     train,test = train or clean_of(self.dls).train,test or clean_of(self.dls).valid
+    check_classes(self.dls, test, 'test')
     with precision(self): return recover(self.models_at(*phases), train, test, progress=hasattr(self, 'progress'), **kwargs)
 
 # %% ../nbs/16_recover.ipynb #8857ce12
 class Recovery(LoggedCallback):
     "Measure recoverable accuracy at chosen iterations of each phase and at its end, without affecting training"
-    table,passive = 'recovery',True
+    table,passive,_data = 'recovery',True,('given',)
     @delegates(recover, but='models,train,test,progress')
     def __init__(self,
         train, # As in `recover`
@@ -423,7 +435,9 @@ def group_accuracy(self:Learner,
     **kwargs
 )->GroupAccuracy:
     "Accuracy of the model on each group, at different phases"
-    with precision(self): return group_accuracy(self.models_at(*phases), sets or clean_of(self.dls).valid, **kwargs)
+    sets = sets or clean_of(self.dls).valid
+    for k,dl in (sets if isinstance(sets, dict) else {'':sets}).items(): check_classes(self.dls, dl, f'set {k!r}' if k else 'sets')
+    with precision(self): return group_accuracy(self.models_at(*phases), sets, **kwargs)
 
 # %% ../nbs/16_recover.ipynb #c067900c
 _ramped = 'ratio','strength','opacity'

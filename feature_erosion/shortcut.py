@@ -352,6 +352,7 @@ def find_shortcut(
     if not 0<max_share<1: raise ValueError(f"max_share={max_share!r}: must be in 0…1; .25 is a quarter of the image")
     model,dl = _the_model(learn),dl.valid if isinstance(dl, DataLoaders) else dl
     cast = precision(learn) if isinstance(learn, Learner) else nullcontext()
+    if isinstance(learn, Learner): check_classes(learn.dls, dl, 'dl')
     with no_random(reproducible=False), cast, evaluating(model):
         images = _Images(dl, model, n, bs, seed)
         acc,whole = _accuracy(images, model)

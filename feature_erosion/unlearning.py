@@ -36,7 +36,7 @@ from .phases import *
 from .evalsets import *
 from .measures.cka import layer_cka
 from .mitigations import *
-from .mitigations import _Buffer, _Drawn, _copies, _joined, _scores, _weights
+from .mitigations import _Buffer, _Drawn, _copies, _joined, _scores, _state, _weights
 
 # %% ../nbs/17_unlearning.ipynb #ac68a7fa
 def _part(dl, idxs):
@@ -155,7 +155,7 @@ class Beside(Callback):
         "Inputs and targets of `n` samples, augmented like a training batch"
         b,at = self.buffer.batch(n)
         xs,ys = split_batch(self.buffer.dl, b, self.model)
-        return xs,ys if self.labels is None else (self.labels[at].to(ys[0]),*ys[1:])
+        return xs,ys if self.labels is None else (self.labels[at].to(ys[0]).view_as(ys[0]),*ys[1:])
 
     def before_batch(self):
         self.kept = len(self.yb[0])
@@ -286,7 +286,7 @@ class _BesideNoise(Beside):
     def count(self): return self.share*self.kept
     def before_fit(self):
         (xs,ys),model = super().draw(self.bs),get_model(self.model)
-        with precision(self.learn): noise = worst_noise(model, xs, ys[0], decay=self.decay)
+        with precision(self.learn): noise = worst_noise(model, xs, batch_labels(ys), decay=self.decay)
         self.noise,self.targets = (noise,*to_model(xs[1:], model)),ys
 
     def draw(self, n):
@@ -353,7 +353,7 @@ class Scrub(Callback):
         T:float=4. # Temperature
     ): store_attr()
 
-    def before_fit(self): self.old = {k:v.detach().clone() for k,v in get_model(self.model).state_dict().items()}
+    def before_fit(self): self.old = _state(self.model)
     def after_loss(self):
         old = _scores(get_model(self.model), self.xb, self.old).float()
         far = distil_loss(answer_tensor(self.learn.pred).float(), old, self.T)
@@ -383,7 +383,7 @@ def _each_batch(model, dl, f, grad=False):
     def one(b):
         xs,ys = split_batch(dl, b, model)
         pred = answer_tensor(model(*to_model(xs, model))).float()
-        return f(pred, ys[0].to(pred.device))
+        return f(pred, batch_labels(ys).to(pred.device))
     with evaluating(model), unaugmented(dl), torch.set_grad_enabled(grad): return [one(b) for b in dl]
 
 # %% ../nbs/17_unlearning.ipynb #f5dfbdb5

@@ -1,4 +1,4 @@
-"""A callback that tells, while a model is being finetuned, what it loses of what it knew
+"""A callback that warns you, while a model is being finetuned, when it forgets what it knew
 
 Docs: https://feature-erosion.github.io/feature_erosion/watch.html.md"""
 
@@ -15,8 +15,8 @@ from types import SimpleNamespace
 from scipy.stats import binomtest
 from torch import nn
 from fastcore.all import *
-from fastai.vision.all import (CancelFitException, CancelTrainException, DataLoader, DataLoaders, Metric, get_model, no_random,
-                               num_distrib, plt)
+from fastai.vision.all import (CancelFitException, CancelTrainException, DataLoader, DataLoaders, Metric, SaveModelCallback,
+                               TrackerCallback, get_model, no_random, num_distrib, plt)
 from .batches import *
 from .loaders import *
 from .callbacks import *
@@ -212,11 +212,11 @@ class ErosionWarning(UserWarning): "The model is losing what it knew"
 
 class WatchErosion(LoggedCallback):
     "Watch what a model loses of what it knew, while it is being finetuned"
-    table = 'watch'
+    table,_data = 'watch',('sets','inside','images')
     def __init__(self,
         reference=None, # What the model could do before: DataLoaders (their validation set), a loader, or several by name
         tolerance:float=.05, # Warn when more than this is lost, in 0…1, and again at twice as much, four times, …
-        budget:float=.03, # Share of training time that looking may take
+        budget:float=.03, # Share of training time that looking may take, unless another callback monitors what is seen
         stop:bool=False, # End training at the first warning
         restore:bool=False, # After the fit, take the last weights that were within `tolerance`, if the present ones are not
         n:int|None=500, # Samples of each reference, fixed and stratified; `None` for all
@@ -260,6 +260,7 @@ def before_fit(self:WatchErosion):
     "Find samples and columns, unless the fit does not train; another model has another start"
     self.run = trains(self.learn)
     if not self.run: return
+    if self.restore: _one_restores(self.learn.cbs)
     if self.owner is not get_model(self.model):   # another model: another start
         self.reset()
         self.owner = get_model(self.model)
@@ -272,6 +273,14 @@ def before_fit(self:WatchErosion):
     self._points()
     self.seconds += time.perf_counter()-clock
     self.mark = time.perf_counter()
+
+def _unwrapped(cbs): return [o.watcher if isinstance(o, PerPhase) else o for o in cbs]
+
+def _one_restores(cbs):
+    "Two callbacks cannot both choose the weights to end with"
+    if any(isinstance(o, SaveModelCallback) and not o.every_epoch for o in _unwrapped(cbs)):
+        raise ValueError("restore=True: SaveModelCallback puts weights back after the fit, too; leave one out, "
+                         "or let it save only, by every_epoch=True")
 
 @patch
 def _points(self:WatchErosion):
@@ -319,11 +328,16 @@ def after_batch(self:WatchErosion):
     self.mark = time.perf_counter()
 
 @patch
+def _monitored(self:WatchErosion):
+    "Whether another callback decides by one of the columns, as `EarlyStoppingCallback(monitor='known')` does"
+    return any(isinstance(o, TrackerCallback) and o.monitor in self.columns for o in _unwrapped(self.learn.cbs))
+
+@patch
 def record(self:WatchErosion, epoch):
-    "Look at the end of an epoch if the budget allows it, and after the last in any case; else its columns are empty"
+    "Look at the end of an epoch if it is the last, if a callback monitors it, or if the budget allows it; else columns are empty"
     self.trained += time.perf_counter()-self.mark   # validation is part of training
     last = self.learn.epoch+1>=self.learn.n_epoch or self.stopped
-    if last or self._affords(): self._look(epoch)
+    if last or self._monitored() or self._affords(): self._look(epoch)
     else: self.last.__dict__.update({c:_Blank('nan') for c in self.columns})
     self.mark = time.perf_counter()
 
@@ -358,8 +372,8 @@ def _prepare(self:WatchErosion):
     x = to_model(self.inside.batches[0], model)
     self.reads = _head(model, x)
     if self.sets is None: self._without(x)
-    with evaluating(model), precision(self.learn): outputs = answer_tensor(model(*x)).shape[-1]
-    self.heads = {k:_same_head(k, s, outputs, self.learn.dls) for k,s in (self.sets or {}).items()}
+    with evaluating(model), precision(self.learn): self.outputs = answer_tensor(model(*x)).shape[-1]
+    self.heads = {k:_same_head(k, s, self.outputs, self.learn.dls) for k,s in (self.sets or {}).items()}
     known = [c for k,h in self.heads.items() for c in ([k] if h else [])+[f'{k}_features']]
     more = [*(['worst'] if known else []), *(['hangs'] if self.images else []), 'cka', 'rank']
     self.columns = known + [c for c in more if c not in self.learn.metrics.attrgot('name')]   # of two watchers, the first one's
@@ -407,16 +421,20 @@ def _look(self:WatchErosion, epoch):
 def _begin(self:WatchErosion, layers, seen):
     "What the model knows before training: by its answers, or, where these are no better than chance, by its features"
     self.start = dict(layers=layers, seen={k:vars(s) for k,s in seen.items()})
-    self.by = {k:'right' if self.heads[k] and _above_chance(s) else 'near' for k,s in seen.items()}
+    self.by = {k:'right' if self.heads[k] and _above_chance(s, self.outputs) else 'near' for k,s in seen.items()}
     for k,b in self.by.items():
         if b=='right': continue
+        if len(seen[k].y.unique())<2:
+            raise ValueError(f"reference: the model does not know {k!r}, and its samples are all of one class, so features "
+                             "cannot tell either; give samples of two classes or more")
         why = 'has other outputs than the classes of' if not self.heads[k] else 'is no better than chance on'
         self._say(f"the model {why} {k!r}, so its head is new: what its features tell is watched instead "
                   "(nearest class mean)", False)
 
-def _above_chance(s):
-    "Whether accuracy is above that of always giving the most frequent class, with 95% confidence"
-    return _lower(int(s.right.sum()), len(s.y), .05) > s.y.bincount().max().item()/len(s.y)
+def _above_chance(s, outputs):
+    "Whether accuracy is above that of always giving the most frequent class (of one alone: of guessing), with 95% confidence"
+    most = s.y.bincount().max().item()/len(s.y)
+    return _lower(int(s.right.sum()), len(s.y), .05) > (most if most<1 else 1/outputs)
 
 @patch
 def _say(self:WatchErosion, text, warn=True):

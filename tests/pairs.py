@@ -59,7 +59,7 @@ pairs = [
     ('order', 'not shuffled', dict(change_data='dls.train.shuffle = False')),
     ('order', 'another state of the loader', dict(change_data='dls.train.rng.random()')),
     ('order', 'the last batch kept', dict(change_data='dls.train.drop_last = False; dls.train.bs = 17')),
-    ('order', 'reversed', dict(change_data='dls.train_ds.x, dls.train_ds.y = dls.train_ds.x.flip(0), dls.train_ds.y.flip(0)')),
+    ('order', 'reversed', dict(change_data='dls.train_ds.x[:], dls.train_ds.y[:] = dls.train_ds.x.flip(0), dls.train_ds.y.flip(0)')),
     ('transforms', 'random crops', dict(change_data='dls.train.after_batch.fs[0].pad = 1')),
     ('transforms', 'flips', dict(change_data='dls.train.after_batch.fs[0].flip = True')),
     ('transforms', 'one that is added', dict(change_data='dls.train.after_batch.add(RandomErasing(p=.5))')),

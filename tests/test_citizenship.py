@@ -1,5 +1,6 @@
 "Phases and evaluation sets beside other people's callbacks, on Learners that are not ours."
 import warnings
+from copy import copy, deepcopy
 import numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from fastai.callback.all import (AMPMode, ChannelsLast, CSVLogger, EarlyStoppingCallback, GradientAccumulation, GradientClip, MixedPrecision,
@@ -8,8 +9,12 @@ from fastai.vision.all import Learner, accuracy, load_learner, partial, set_seed
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import EvalSets, evaluate, pattern_sets
 from feature_erosion.learner import erosion_learner
+from feature_erosion.measures.plasticity import PlasticityLog
+from feature_erosion.mitigations import DERpp, EWC, Replay
 from feature_erosion.patterns import ColorSquare, CornerSquare, Stripes
 from feature_erosion.phases import Phase
+from feature_erosion.recover import Recovery
+from feature_erosion.watch import WatchErosion
 
 works = partial(pytest.mark.works, kind='callbacks')
 
@@ -150,3 +155,28 @@ def test_export(learn, dls, inject):
     loaded = load_learner(learn.path/'learner.pkl')
     assert len(loaded.dls.train_ds)==0 and len(learn.dls.train_ds)==320
     assert torch.equal(loaded.predict(im)[2], learn.predict(im)[2])
+
+holders = dict(evalsets=lambda d: EvalSets(dict(clean=d.valid)), replay=lambda d: Replay(d, 40), derpp=lambda d: DERpp(d, 40), ewc=lambda d: EWC(d, n=8), watch=lambda d: WatchErosion(d),
+               recovery=lambda d: Recovery(d.train, d.valid, few=(1,), at=(0,), seeds=1, features='last'), plasticity=lambda d: PlasticityLog())
+
+@pytest.mark.parametrize('name', holders)
+@pytest.mark.filterwarnings('ignore:load_learner')
+def test_export_with_callbacks_that_hold_data(name, tmp_path):
+    "No image is in the file, and what is loaded predicts; to train it, such a callback is to be given anew"
+    data = digits_dls(n=64, n_valid=40, bs=32)
+    for ds in (data.train_ds,data.valid_ds): ds.x.random_(256, generator=torch.Generator().manual_seed(0))
+    seen = [ds.x[i].flatten()[:64].numpy().tobytes() for ds in (data.train_ds,data.valid_ds) for i in range(len(ds))]
+    cb = holders[name](data)
+    learn = Learner(data, nn.Sequential(nn.Flatten(), nn.Linear(768,16), nn.ReLU(), nn.Linear(16,10)), metrics=accuracy, cbs=cb, path=tmp_path)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+        learn.export('l.pkl')
+        file = (tmp_path/'l.pkl').read_bytes()
+        assert not any(o in file for o in seen)
+        loaded,im = load_learner(tmp_path/'l.pkl'),data.valid_ds.x[0].numpy()
+        assert torch.equal(loaded.predict(im)[2], learn.predict(im)[2])
+        for twin in (copy(cb),deepcopy(cb)): assert all(getattr(twin, k) is getattr(cb, k) for k in cb._data)
+        loaded.dls = data
+        if name!='plasticity':
+            with loaded.no_bar(), loaded.no_logging(), pytest.raises(AttributeError, match='were left out when the Learner was exported'): loaded.fit(1)
+        learn.fit(1)

@@ -122,3 +122,49 @@ def test_shuffling_loader_shows_both_models_the_same_images():
     net,x = nn.Linear(10, 5),torch.randn(64, 10)
     dl = torch.utils.data.DataLoader(list(zip(x, range(64))), batch_size=16, shuffle=True)
     assert np.allclose(layer_cka([net, net], dl, estimator='full', progress=False), 1)
+
+# features in which debiased CKA sees nothing
+
+def one_active(n): return torch.eye(n)[:,:1]
+
+@pytest.mark.parametrize('n', [4, 5, 8, 33])
+@pytest.mark.parametrize('kernel', ['linear', 'rbf'])
+def test_samples_equally_far_apart_give_zero(n, kernel):
+    """One-hot features, and a unit that is active on one sample: U-centring leaves nothing of their kernels, by hand: all off-diagonal
+    entries are the same, and so are the row sums that are taken away. What was left were rounding errors, whose square root may be imaginary"""
+    other = torch.randn(n, 2, generator=torch.Generator().manual_seed(0))
+    for X in (torch.eye(n), 3.7*torch.eye(n)+.3, torch.cat([torch.eye(n)]*2, 1), *([one_active(n), -5*one_active(n)] if kernel=='linear' else [])):
+        assert [cka(a, b, kernel) for a,b in ((X, other), (other, X), (X, X), (X.half(), other))]==[0]*4
+        assert cka(X, X, kernel, debiased=False)==pytest.approx(1)
+        assert cka(other, other, kernel)==pytest.approx(1)
+
+class Same(nn.Module):
+    def __init__(self): super().__init__(); self.a,self.b = nn.Identity(),nn.Linear(8, 3)
+    def forward(self, x): return self.b(self.a(x))
+
+@pytest.mark.parametrize('estimator', ['minibatch', 'full'])
+@pytest.mark.parametrize('kernel', ['linear', 'rbf'])
+def test_layers_whose_samples_are_equally_far_apart(estimator, kernel):
+    with pytest.warns(UserWarning, match='all equally far apart, their CKA is given as 0: model/a'):
+        r = layer_cka(Same(), [torch.eye(8), torch.eye(8)[:5]] if estimator=='minibatch' else [torch.eye(8)], 'leaf', estimator=estimator, kernel=kernel, progress=False)
+    assert r.attrs['dead']==[('model','a')] and r.values==pytest.approx(np.array([[0,0],[0,1]]), abs=1e-6)
+
+def test_many_features_are_not_empty():
+    "White noise in many dimensions is almost equally far apart; the little that is left is real"
+    X = torch.randn(8, 300_000, generator=torch.Generator().manual_seed(0))
+    assert cka(X, X)==pytest.approx(1)
+    assert layer_cka([nn.Identity()]*2, [X], 'all', progress=False).values==pytest.approx(np.ones((2,2)))
+
+class Augmented(torch.utils.data.Dataset):
+    "A dataset that changes its images at random each time"
+    def __init__(self): self.x = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    def __len__(self): return 64
+    def __getitem__(self, i): return self.x[i]+3*torch.randn(3, 8, 8),i%2
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_all_passes_see_the_same_random_images(workers):
+    "Two layers that do nothing have a CKA of 1, also if memory is too small to hold both at once"
+    m = nn.Sequential(nn.Identity(), nn.Identity(), nn.Flatten(), nn.Linear(192, 2))
+    dl = torch.utils.data.DataLoader(Augmented(), 16, num_workers=workers)
+    r = layer_cka(m, dl, ['0','1'], estimator='full', max_memory=9e-5, progress=False)
+    assert r.attrs['passes']==2 and r.values==pytest.approx(np.ones((2,2)), abs=1e-6)

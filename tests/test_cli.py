@@ -1,5 +1,6 @@
 "The command line, as a user types it: results, and one line with exit code 2 for what a user can mend."
-import os, subprocess, sys
+import json, os, subprocess, sys
+from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pytest, torch
 from PIL import Image
@@ -172,6 +173,42 @@ def test_other_figures_errors(tmp_path, capsys, args, words):
 @pytest.mark.parametrize('terminal', [False,True])
 def test_bars_are_for_a_terminal(terminal, monkeypatch, capsys):
     from fastprogress import fastprogress
-    monkeypatch.setattr(cli, '_parsed', lambda args: SimpleNamespace(do=lambda a: list(fastprogress.progress_bar(range(3)))))
+    monkeypatch.setattr(cli, '_parsed', lambda args: SimpleNamespace(json=False, do=lambda a: list(fastprogress.progress_bar(range(3)))))
     monkeypatch.setattr(sys.stdout, 'isatty', lambda: terminal)
-    assert main([])==0 and ('100.00%' in capsys.readouterr().out)==terminal and fastprogress.NO_BAR is False
+    assert main([])==0 and ('100.00%' in (out := capsys.readouterr().out))==terminal==bool(out) and fastprogress.NO_BAR is False
+
+@pytest.mark.parametrize('args,words', [(['run','fig1','--data','nowhere'], "data='nowhere'"), (['run','fig1','--weights','none.pth'], "weights='none.pth'"), (['report','nowhere'], "path='nowhere'")])
+def test_paths_are_checked_before_anything_is_imported(args, words, tmp_path):
+    code = "import sys; from feature_erosion.cli import main; code = main(sys.argv[1:]); assert code==2 and 'torch' not in sys.modules, sorted(sys.modules)"
+    p = subprocess.run([sys.executable,'-c',code,*args], capture_output=True, text=True, cwd=tmp_path)
+    assert p.returncode==0 and words in p.stderr and len(p.stderr.splitlines())==1 and not list(tmp_path.iterdir()), p.stderr
+
+def test_where_data_and_weights_are_looked_for(monkeypatch, tmp_path):
+    "As fastai and torch do"
+    from fastai.data.external import fastai_path
+    assert cli._data_home()==fastai_path('data') and cli._weights_home()==Path(torch.hub.get_dir())/'checkpoints'
+    (tmp_path/'config.ini').write_text('[DEFAULT]\ndata = /elsewhere\n')
+    monkeypatch.setenv('FASTAI_HOME', str(tmp_path)); assert cli._data_home()==Path('/elsewhere')
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path)); assert cli._weights_home()==tmp_path/'hub'/'checkpoints'==Path(torch.hub.get_dir())/'checkpoints'
+
+def test_images_that_are_asked_for_must_be_there(tmp_path, capsys):
+    "Not left out, with hours of the other figures before them"
+    assert "data='nowhere'" in fails(capsys, 'paper', 'fig1', 'fig2', '--images', 'nowhere', '--out', tmp_path/'o') and not (tmp_path/'o').exists()
+
+def test_json_is_alone_on_stdout(tmp_path, capsys):
+    run = ['run','fig1',*quick,'--out',str(tmp_path/'o'),'--epochs','1','--json']
+    assert main(run)==0
+    out,err = capsys.readouterr()
+    got = json.loads(out)
+    assert got['run']==str(tmp_path/'o') and got['n']==40 and got['chance']==pytest.approx(.1) and {*got['phases']}=={'start','pretrain','erode','relearn'}
+    assert 'conflict_picture' in err and 'train_loss' in err and not set('█\r')&set(err)   # in a pipe no trace of bars
+    assert main(run)==0 and json.loads(capsys.readouterr().out)==got
+    assert main(['report',str(tmp_path/'o'),'--json'])==0 and json.loads(capsys.readouterr().out)=={'page': str(tmp_path/'o'/'report.html')}
+
+def test_null_in_a_configuration_is_not_a_name(tmp_path, capsys):
+    (tmp_path/'c.json').write_text('{"out": null, "weights": null, "lr": null, "epochs": 3}')
+    a = cli._parsed(['run','fig1','--config',str(tmp_path/'c.json')])
+    assert (a.out, a.weights, a.lr, a.epochs)==(None, None, .1, [3])
+    for text in '{"out": {}}','{"out": false}','{"iters": []}','{"iters": [1, null]}':
+        (tmp_path/'c.json').write_text(text)
+        assert 'must be a word or a number' in fails(capsys, 'run', 'fig1', '--config', tmp_path/'c.json')

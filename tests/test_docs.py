@@ -1,13 +1,15 @@
 "The documentation builds without a warning, and its search, links and pages work."
 import json, re, shutil, sys
 from html import unescape
-import pytest
+import pandas as pd, pytest
+from bs4 import BeautifulSoup
 from conftest import root
 from nbdev.config import get_config, nbpath2html
 from nbdev.doclinks import nbglob
 
 pytest.importorskip('smalldocs', reason='smalldocs needs Python 3.11')
 sys.path.insert(0, str(root/'nbs/_tools'))
+import docs
 from docs import broken_links, without_alt
 
 pytestmark = pytest.mark.slow('builds the site')
@@ -42,6 +44,11 @@ def test_names_in_backticks_are_links(pages):
     assert any(re.search(r'<a href="\S*patterns\.html#\S+"><code>', html) for name,html in pages.items() if name!='patterns.html')
     assert not [name for name,html in pages.items() if re.search(rf'<a href="{re.escape(doc_url)}', html)]  # they stay within the site
 
+def test_no_markdown_is_left_over(pages):
+    "As of a link around a name in backticks, which becomes a link of its own"
+    def text(html): return re.sub(r'<[^>]+>', '', re.sub(r'<(pre|script|style)\b.*?</\1>', '', html[html.find('<main'):], flags=re.S))
+    assert not [(name, m[0]) for name,html in pages.items() for m in re.finditer(r'.{30}\]\([\w./#:-]+\)', text(html))]
+
 def test_links_resolve(site, tmp_path):
     assert not broken_links(site)
     copy = shutil.copytree(site, tmp_path/'site')
@@ -56,6 +63,16 @@ def test_pictures_have_alt_texts(site, tmp_path):
 def test_each_figure_of_a_cell_has_its_own_alt_text(site, pages):
     page = (site/'patterns.html.md').read_text('utf-8')
     for word in 'clean','conflict','shuffled','pattern_only': assert f'alt="{word}, ' in pages['patterns.html'] and f'![{word}, ' in page
+
+def test_labels_of_cells():
+    "A cell that reaches over two rows is there for each, and labels join the rows of the head"
+    df = pd.DataFrame({('rank','before'):[1,2,3], ('rank','after'):['a short text','a text that is longer than a number','x']}, index=pd.MultiIndex.from_tuples([('a',1),('a',2),('b',1)], names=['net','seed']))
+    html = re.sub(r'<table.*</table>', docs.labelled, df.to_html(), flags=re.S)
+    rows = BeautifulSoup(html, 'html.parser').tbody.find_all('tr')
+    assert [[c.get_text() for c in r.find_all(['th','td'])][:2] for r in rows]==[['a','1'],['a','2'],['b','1']]
+    assert [[c.get('class')==['again'] for c in r.find_all(['th','td'])] for r in rows]==[4*[False],[True]+3*[False],4*[False]]
+    assert [c.get('data-label') for c in rows[1].find_all(['th','td'])]==['net','seed','rank, before','rank, after'] and 'class="dataframe cards"' in html
+    assert 'numbers' in re.sub(r'<table.*</table>', docs.labelled, df[[('rank','before')]].to_html(), flags=re.S)
 
 def test_address_in_each_docstring_exists(site):
     urls = [u for f in (root/'feature_erosion').rglob('*.py') for u in re.findall(rf'^Docs: {re.escape(doc_url)}(\S+?)"*$', f.read_text('utf-8'), re.M)]

@@ -1,5 +1,6 @@
 "The how-to pages, done as their readers do: files of a package of their own, installed beside this one, and found by name."
-import os, re, subprocess, sys
+import ast, builtins, os, re, subprocess, sys
+from importlib import import_module
 import pandas as pd, pytest
 from conftest import root
 from fastcore.nbio import read_nb
@@ -35,7 +36,7 @@ def test_pattern(tmp_path):
     r = subprocess.run([sys.executable, *cli, '--pattern', 'disk'], env=env, capture_output=True, text=True)
     assert r.returncode==2 and "'disk'" in r.stderr and 'disc' in r.stderr
 
-@pytest.mark.slow('installs a package and trains nine networks; the page itself is a quick test')
+@pytest.mark.slow('installs a package and trains nine networks')
 def test_recipe(tmp_path):
     said = run(installed('recipe', tmp_path), tmp_path, '-m', 'feature_erosion.cli', 'paper', 'sizes', '--preset', 'smoke', '--jobs', '1')
     assert 'A square of 8 pixels' in said
@@ -46,3 +47,32 @@ def test_measure(tmp_path):
     code = ("import torch; from torch import nn; from zeros import layer_zeros; m = nn.Sequential(nn.Flatten(), nn.ReLU());"
             "x = torch.tensor([[-1.,2.,3.,-4.]]*3); print(layer_zeros(m, [(x,torch.zeros(3))]).zeros.item())")
     assert run(os.environ | dict(PYTHONPATH=os.pathsep.join([str(tmp_path), str(root)])), tmp_path, '-W', 'ignore', '-c', code).strip().endswith('0.5')
+
+def shown_code(nb):
+    "The code that a page shows, cell by cell; blocks of Python in its text included"
+    for c in nb.cells:
+        if c.cell_type=='markdown': yield from re.findall(r'```python\n(.*?)```', c.source, re.S)
+        elif c.cell_type=='code' and not re.search(r'#\|\s*(hide|echo: false)\b', c.source): yield c.source
+
+def unknown(blocks):
+    "Names that are used but neither defined nor imported, by code in the order of `blocks`"
+    known,used = {*dir(builtins)},set()
+    for o in (o for b in blocks for o in ast.walk(ast.parse(b))):
+        if isinstance(o, (ast.FunctionDef,ast.ClassDef)): known.add(o.name)
+        elif isinstance(o, ast.arg): known.add(o.arg)
+        elif isinstance(o, ast.ExceptHandler): known.add(o.name)
+        elif isinstance(o, ast.Name): (used if isinstance(o.ctx, ast.Load) else known).add(o.id)
+        elif isinstance(o, (ast.Import,ast.ImportFrom)):
+            names = [a.asname or a.name.partition('.')[0] for a in o.names]
+            known |= {*getattr(m := import_module(o.module), '__all__', vars(m))} if names==['*'] else {*names}
+    return used-known
+
+of_others = {'index.ipynb': {'old_dls'}, 'howdoi.ipynb': {'Client','SLURMCluster','joblib','mlflow','wandb'}, 'faq.ipynb': {'default_device'}}
+
+@pytest.mark.parametrize('page', ['index','concept','howdoi','faq','gallery','tutorials/*','howto/*'])
+def test_code_can_be_copied(page):
+    "Every name that a page for users uses is defined or imported where one sees it"
+    for f in (root/'nbs').glob(f'{page}.ipynb'):
+        name = f.relative_to(root/'nbs').as_posix()
+        assert (name,unknown(shown_code(read_nb(f))))==(name,of_others.get(name, set()))
+    assert unknown(['from pathlib import Path\nx = Path(y)', 'def f(a): return a+b'])=={'y','b'}

@@ -1,15 +1,17 @@
 "Labels as people's datasets give them, and loaders of any class: what is kept, read right, or refused by name."
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
+from torch import nn
 from torch.utils.data import ConcatDataset, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2.functional import to_image
 from fastai.callback.data import PartialDL, WeightedDL
 from fastai.tabular.all import Categorify, TabularDataLoaders
 from fastai.text.data import LMDataLoader, SortedDL
-from fastai.vision.all import (CategoryBlock, DataBlock, DataLoader, DataLoaders, ImageBlock, IndexSplitter, IntToFloatTensor,
+from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoader, DataLoaders, ImageBlock, IndexSplitter, IntToFloatTensor, Learner,
                                MaskBlock, MultiCategoryBlock, PointBlock, RegressionBlock, TfmdDL, Transform, get_c, set_seed)
 from feature_erosion.data import TensorDL, TensorImages, digits_dls
+from feature_erosion.evalsets import train_accuracy
 from feature_erosion.loaders import n_labels, read_labels, same_dl
 from feature_erosion.patterns import ColorSquare, InjectPattern, assign_stamps, stamp_dl
 
@@ -345,3 +347,14 @@ def test_the_transform_alone_refuses_the_same(y, said):
     "Without stamps each image would wear its own label's picture"
     for x,y in ((torch.zeros(2,3,8,8),torch.tensor(y)), (torch.zeros(3,8,8),torch.tensor(y[0]))):
         with pytest.raises(ValueError, match=f'labels: got {said}'): InjectPattern(square, 2)((x,y))
+
+def test_labels_in_a_column_and_enough_accuracy():
+    "fastai's tables have labels of shape (batch, 1): an answer is compared with its own sample's label"
+    df = pd.DataFrame({'a':np.linspace(-1, 1, 60)}).assign(y=lambda d: np.where(d.a>0, 'p', 'n'))
+    dls = TabularDataLoaders.from_df(df, procs=[], cont_names=['a'], y_names='y', y_block=CategoryBlock(), valid_idx=list(range(0,60,3)), bs=16)
+    class Sign(nn.Module):
+        def __init__(self, wrong): super().__init__(); self.p,self.wrong = nn.Parameter(torch.ones(1)),wrong
+        def forward(self, cats, x): return torch.stack([-x[:,0],x[:,0]], 1)*self.p*torch.where(x>1-2*self.wrong, -1, 1)
+    for wrong,enough in ((0.,True),(.2,False)):
+        learn = Learner(dls, Sign(wrong), loss_func=CrossEntropyLossFlat())
+        assert train_accuracy(.95)(learn) is enough and train_accuracy(.7)(learn)

@@ -2,7 +2,7 @@
 import io, json, resource, struct, zipfile
 from collections import OrderedDict
 from types import SimpleNamespace
-import numpy as np, pytest, timm, torch, torchvision
+import numpy as np, pandas as pd, pytest, timm, torch, torchvision
 from fastai.vision.all import (Adam, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, SGD, accuracy, set_seed)
 from torch import nn
 from torch.nn import functional as F
@@ -12,7 +12,7 @@ from feature_erosion.measures.cka import layer_cka
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import evaluate
 from feature_erosion.models import create_model, load_weights, restrict_outputs
-from feature_erosion.measures.plasticity import dormant_units, grad_norm, penultimate, plasticity_measures, unit_scores
+from feature_erosion.measures.plasticity import dormant_units, grad_norm, hessian_rank, penultimate, plasticity_measures, unit_scores
 from feature_erosion.measures.probes import dl_labels, layer_probe
 from feature_erosion.measures.rank import layer_rank
 from feature_erosion.measures.layers import Features, layer_calls, visit
@@ -579,6 +579,105 @@ def test_several_inputs():
         assert evaluate(m, dl)['accuracy']==pytest.approx((m(a, b).argmax(1)==y).float().mean().item())
         assert layer_rank(m, dl, progress=False).n.tolist()==[24]
     assert [len(o) for o in split_batch(fastai_dl(a, b, y, n_inp=2), (a,b,y))]==[2,1]
+
+class Pair(nn.Module):
+    "Takes a pair of images as one input, as fastai's Siamese tutorial has it"
+    def __init__(self): super().__init__(); self.a,self.b,self.head = nn.Linear(96, 6),nn.Linear(96, 6),nn.Linear(6, 4)
+    def forward(self, p): return self.head(self.a(p[0].flatten(1))*self.b(p[1].flatten(1)))
+
+class Apart(Pair):
+    def forward(self, a, b): return super().forward((a,b))
+
+def test_inputs_in_inputs():
+    "The same numbers as with two inputs"
+    set_seed(0)
+    m,apart = Pair().eval(),Apart().eval()
+    apart.load_state_dict(m.state_dict())
+    a,b = x[:,:,:4].contiguous(),x[:,:,4:].contiguous()
+    for n in (None, 11):
+        nested,plain = [((a[i:i+8],b[i:i+8]),y[i:i+8]) for i in (0,8,16)],[(a[i:i+8],b[i:i+8],y[i:i+8]) for i in (0,8,16)]
+        for f in (lambda m,dl: layer_rank(m, dl, n=n, progress=False), lambda m,dl: layer_cka(m, dl, n=n, progress=False),
+                  lambda m,dl: dormant_units(m, dl, n=n, layers='linear')): assert f(m, nested).equals(f(apart, plain))
+        assert grad_norm(m, nested, n=n)==grad_norm(apart, plain, n=n) and dl_labels(nested, n).tolist()==y[:n].tolist()
+        close(penultimate(m, nested, n), penultimate(apart, plain, n))
+    assert evaluate(m, nested)==evaluate(apart, plain)
+    sets = DataLoader([((i,j),int(k)) for i,j,k in zip(a, b, y)], bs=8)
+    assert layer_rank(m, sets, progress=False).equals(layer_rank(m, nested, progress=False))
+
+def test_samples_of_several_sizes():
+    "Flattened features of other sizes are other features; averages over positions are not"
+    m = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)).eval()
+    dl = [(x[:12],y[:12]),(x[12:,:,:6],y[12:])]
+    for f in (layer_rank, layer_cka, lambda m,dl,layers,**kw: layer_probe(m, dl, dl, layers, pool=None, **kw)):
+        with pytest.raises(ValueError, match=r"layers: '0' puts out \(4, 6, 8\) for a sample, and \(4, 8, 8\) for the first"):
+            f(m, dl, '0', progress=False)
+        with pytest.raises(ValueError, match="give inputs of one size"): layer_rank(m, dl, '0', max_features=50, progress=False)
+    with evaluating(m): want = torch.cat([m[:2](o).transpose(0,1).flatten(1) for o,_ in dl], 1)
+    assert unit_scores(m, dl)['1']==pytest.approx((want.mean(1)/want.mean(1).mean()).numpy(), rel=1e-5)
+    assert layer_rank(m, dl, '3', progress=False).n.tolist()==[24] and penultimate(m, dl).shape==(24,4)
+    assert len(layer_probe(m, dl, dl, '0', C=1., progress=False))==1
+
+def language():
+    from fastai.text.all import AWD_LSTM, awd_lstm_lm_config, get_language_model
+    set_seed(0)
+    return get_language_model(AWD_LSTM, 24, dict(awd_lstm_lm_config, emb_sz=12, n_hid=16, n_layers=2))
+
+def test_recurrent_state_is_left_as_it_was():
+    "What a language model remembers of the last batch goes into the next: measuring neither reads on nor forgets"
+    m,text = language(),[torch.randint(24, (6,5), generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    with evaluating(m): pass
+    m.eval()
+    m(text[0])
+    def state(): return [o.clone() for h in m[0].hidden for o in h]+[torch.tensor(m[0].bs)]
+    before = state()
+    a = layer_rank(m, text, progress=False)
+    b = layer_rank(m, text, progress=False, max_memory=1e-5)
+    assert a.equals(b) and all(map(torch.equal, before, state()))
+    want = m(text[1])[0]
+    m.reset(); m(text[0])
+    with evaluating(m): m(text[2])
+    assert torch.equal(m(text[1])[0], want)
+
+def test_probes_of_a_table():
+    from fastai.tabular.all import CategoryBlock, Categorify, Normalize, TabularDataLoaders, tabular_learner
+    r = np.random.RandomState(0)
+    df = pd.DataFrame(dict(a=r.randn(200), k=r.choice(list('xyz'), 200)))
+    df['y'] = np.where(df.k=='x', 'p', 'q')
+    dls = TabularDataLoaders.from_df(df, y_names='y', cat_names=['k'], cont_names=['a'], procs=[Categorify,Normalize], y_block=CategoryBlock(),
+                                     bs=16, valid_idx=list(range(150,200)))
+    learn = tabular_learner(dls, layers=[8,8])
+    assert dl_labels(dls.valid).tolist()==[int(o!='p') for o in df.y[150:]]
+    probe = layer_probe(learn, dls.train, dls.valid, progress=False)
+    assert len(probe)==3 and probe.accuracy.iloc[0]>.9 and layer_rank(learn, dls.valid, progress=False).n.tolist()==[50]*3
+
+class ConvHead(nn.Module):
+    "Linear layers inside, and a convolution as classifier"
+    def __init__(self):
+        super().__init__()
+        self.conv,self.gate,self.act,self.head,self.out = nn.Conv2d(3, 4, 3),nn.Linear(4, 4),nn.ReLU(),nn.Conv2d(4, 4, 1),nn.ReLU()
+    def forward(self, x):
+        x = self.conv(x)
+        x = self.act(x*self.gate(x.mean((2,3)))[:,:,None,None])
+        return self.out(self.head(x)).mean((2,3))
+
+def test_a_convolution_as_head():
+    "Its units are the output; the linear layer before is no classifier"
+    assert list(unit_scores(ConvHead(), batches))==['act']
+    with pytest.raises(ValueError, match="ConvHead ends in the convolution 'head', so no linear layer reads its features"):
+        penultimate(ConvHead(), batches)
+
+class Detached(nn.Module):
+    def __init__(self): super().__init__(); self.net = flat_net()
+    def forward(self, x): return self.net(x).detach()
+
+@pytest.mark.parametrize('make', [Detached, lambda: torch.ao.quantization.quantize_dynamic(flat_net(), {nn.Linear}, dtype=torch.qint8)],
+                         ids=['detached','quantised'])
+def test_no_gradient_is_not_a_gradient_of_zero(make):
+    m = make()
+    if not list(m.parameters()): m = nn.Sequential(nn.Conv2d(3, 3, 1), m)
+    for f in (grad_norm, lambda m,dl: hessian_rank(m, dl, steps=2)):
+        with pytest.raises(ValueError, match='model: no gradient reaches its trainable parameters'): f(m, batches)
+    assert 0<=evaluate(m, batches)['accuracy']<=1
 
 # losses and numbers that are not
 

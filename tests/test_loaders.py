@@ -6,15 +6,17 @@ from PIL import Image
 from torch import nn
 from fastai.vision.all import (SGD, BCEWithLogitsLossFlat, CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoader,
                                DataLoaders, DiceMulti, FlipItem, ImageBlock, Learner, MaskBlock, MSELossFlat,
-                               MultiCategoryBlock, RegressionBlock, TensorImage, TfmdDL, ToTensor, accuracy, accuracy_multi,
-                               get_image_files, mae, partial, set_seed)
+                               MultiCategoryBlock, Perplexity, RegressionBlock, TensorImage, TfmdDL, ToTensor, accuracy,
+                               accuracy_multi, get_image_files, mae, partial, set_seed, top_k_accuracy, F1Score)
+from fastai.callback.data import PartialDL, WeightedDL
 from feature_erosion.measures.cka import layer_cka
 from feature_erosion.data import TensorImages, digits_dls, tensor_dls
 from feature_erosion.evalsets import EvalSets, evaluate, pattern_sets
-from feature_erosion.loaders import subset_dl
+from feature_erosion.loaders import fixed_dl, subset_dl
 from feature_erosion.learner import erosion_learner
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase, check_classes, class_names
+from feature_erosion.measures.probes import dl_labels
 from feature_erosion.measures.rank import layer_rank
 
 works,loads = partial(pytest.mark.works, kind='labels'),partial(pytest.mark.works, kind='loaders')
@@ -177,6 +179,55 @@ def test_iterables_are_refused():
     with pytest.raises(ValueError, match='an iterable, whose samples cannot be chosen'):
         subset_dl(DataLoader(iter([torch.zeros(3)]), bs=1), 1)
 
+# Which samples a loader reads
+
+data = torch.utils.data
+forty = data.TensorDataset(torch.arange(40.)[:,None], torch.arange(40)%2)
+
+def read(dl): return [int(i) for b in dl for i in b[0][:,0]]
+
+@pytest.mark.parametrize('sampler,want', [
+    (data.SubsetRandomSampler([8,2,4]), [2,4,8]), ([5,1,1], [1,5]), (range(3,6), [3,4,5]),
+    (data.WeightedRandomSampler([0.]*30+[1.]*10, 10), list(range(30,40))), (data.SequentialSampler(range(4)), [0,1,2,3]),
+    (data.RandomSampler(forty, num_samples=10), list(range(40))), (data.RandomSampler(forty, replacement=True), list(range(40))),
+    (data.DistributedSampler(forty, num_replicas=2, rank=1), list(range(40)))], ids=lambda o: type(o).__name__)
+def test_samplers_of_pytorch(sampler, want):
+    "Training and validation samples are often two samplers over one dataset; each sample that can be drawn is measured, once"
+    for dl in (data.DataLoader(forty, 8, sampler=sampler), data.DataLoader(forty, batch_sampler=data.BatchSampler(sampler, 8, False))):
+        assert read(fixed_dl(dl))==want and set(read(fixed_dl(dl, 2)))<=set(want)
+        assert dl_labels(dl).tolist()==[i%2 for i in want]
+    assert layer_rank(nn.Linear(1,2), dl, progress=False, n=None).attrs['n']==len(want)
+
+class Odd(data.Sampler):
+    def __init__(self): pass
+    def __iter__(self): return iter(range(1,40,2))
+    def __len__(self): return 20
+
+class OddBatches(data.BatchSampler): "Somebody's own batches"
+
+def test_samplers_of_ones_own():
+    for dl in (data.DataLoader(forty, 8, sampler=Odd()), data.DataLoader(forty, batch_sampler=OddBatches(Odd(), 4, False))):
+        with pytest.raises(ValueError, match='dl: a Odd(Batches)? chooses its samples, and which .*Subset'): fixed_dl(dl)
+    assert read(fixed_dl(data.DataLoader(forty, batch_sampler=[[5,0],[3]])))==[0,3,5]
+
+def test_samplers_keep_the_workers_own_start():
+    "Such as one that opens a file"
+    def start(i): raise OSError('opened')
+    with pytest.raises(OSError, match='opened'): next(iter(fixed_dl(data.DataLoader(forty, 8, num_workers=1, worker_init_fn=start))))
+
+def test_the_number_a_loader_was_given():
+    assert read(fixed_dl(DataLoader(forty, bs=4, n=10)))==list(range(10))
+    assert read(fixed_dl(PartialDL(forty, bs=4, partial_n=12)))==read(fixed_dl(WeightedDL(forty, bs=4)))==list(range(40))
+
+class OddDL(TfmdDL):
+    def get_idxs(self): return list(range(1,40,2))
+
+def test_orders_of_ones_own():
+    changed = DataLoader(forty, bs=4)
+    changed.get_idxs = lambda: [1,3]
+    for dl in (OddDL(forty, bs=4), changed):
+        with pytest.raises(ValueError, match=f'{type(dl).__name__} chooses its samples in a way of its own'): subset_dl(dl, None)
+
 # evaluation sets
 
 def case(what, *args):
@@ -204,6 +255,38 @@ def test_evaluation_sets_need_labels(images, dls, which):
     d = of_kind(images, 'labels')
     test = d.test_dl(files(images)) if which=='files' else dls.test_dl([dls.valid_ds.x[0].numpy()])
     with pytest.raises(ValueError, match="sets: 'new' has no labels"): EvalSets({'old':d.valid, 'new':test})
+
+@pytest.mark.parametrize('f', [lambda dls,**kw: evaluate(net(), dls.valid, **kw), lambda dls,**kw: EvalSets({'a':dls.valid}, **kw)],
+                         ids=['evaluate','EvalSets'])
+def test_metrics_have_names_of_their_own(dls, f):
+    top = [partial(top_k_accuracy, k=k) for k in (1,5)]
+    for two,said in ((top, 'top_k_accuracy'), ([F1Score(average='macro'), F1Score(average='micro')], 'f1_score')):
+        with pytest.raises(ValueError, match=f"metrics: two are called '{said}', and one would hide the other"): f(dls, metrics=two)
+    with pytest.raises(ValueError, match="metrics: one has no name .*F.cross_entropy"): f(dls, metrics=nn.CrossEntropyLoss())
+
+def test_metrics_of_the_learner(dls):
+    with pytest.raises(AttributeError, match='metrics: one reads `learn.loss`, which evaluation sets do not have'):
+        evaluate(net(), dls.valid, Perplexity())
+
+def test_a_learner_is_evaluated(dls):
+    learn = Learner(dls, net(), metrics=accuracy)
+    with learn.no_bar(): want = learn.validate()[1]
+    assert evaluate(learn, dls.valid)=={'accuracy':want}
+
+@pytest.mark.parametrize('pred,y', [((6,3), (6,3)), ((4,5,8,8), (4,8,8)), ((4,8,8,8), (4,8,8)), ((6,3), (3,))], ids=str)
+def test_accuracy_of_what_it_does_not_fit(pred, y):
+    "Masks of as many classes as pixels in a row would be compared along the wrong axis"
+    with pytest.raises(ValueError, match='dl: labels of shape .* for answers of shape .*`accuracy` wants one integer'):
+        evaluate(nn.Identity(), [(torch.rand(pred), torch.zeros(y, dtype=torch.long))])
+
+def test_accuracy_of_sequences_and_columns():
+    "One score vector for each place of a sequence; labels of a table are a column"
+    p = torch.eye(3)[torch.tensor([[0,1,2,2],[1,1,0,0]])]
+    assert evaluate(nn.Identity(), [(p, torch.tensor([[0,1,2,0],[1,2,0,0]]))])=={'accuracy':6/8}
+    assert evaluate(nn.Identity(), [(p[0], torch.tensor([[0],[1],[2],[0]]))])=={'accuracy':3/4}
+
+def test_sets_are_loaders():
+    with pytest.raises(ValueError, match='dl: must be a fastai DataLoader; got builtins.list'): EvalSets({'a':[(torch.rand(2,3), torch.zeros(2))]})
 
 @works(what='data that name no classes: `n_classes=` of `inject`', how='works: `fit_phases` and `pattern_sets` take it over')
 def test_n_classes_are_handed_on():

@@ -1,14 +1,15 @@
 "Mitigations in real fits: with mixed precision, with phases, together, stopped and gone on, and against a second, naive implementation."
 from copy import deepcopy
-import pytest, torch, torch.nn.functional as F
+import numpy as np, pytest, torch, torch.nn.functional as F
 from torch import nn
 from fastai.callback.mixup import MixUp
-from fastai.vision.all import Callback, CrossEntropyLossFlat, DataLoaders, GradientAccumulation, Learner, MixedPrecision, SGD, TfmdDL, accuracy, set_seed
+from fastai.vision.all import (CancelBatchException, CancelStepException, Callback, CrossEntropyLossFlat, DataLoaders, GradientAccumulation, Learner,
+                               MixedPrecision, SGD, TfmdDL, accuracy, set_seed)
 from stop import Boom, StopAt
 from feature_erosion.data import digits_dls
 from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
 from feature_erosion.mitigations import (DERpp, EWC, Adversarial, ContinualBackprop, GroupDRO, L2Init, L2SP, LwF, Mitigation, Only, ReDo, Replay, SAM, SI,
-                                         ShrinkPerturb, SpectralDecoupling, fisher, grouped)
+                                         ShrinkPerturb, SpectralDecoupling, _columns, fisher, grouped, just_train_twice, unit_chains)
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase
 from feature_erosion.runs.resume import KeepRun
@@ -164,3 +165,244 @@ def test_validation_and_prediction_are_left_alone(plain):
     before = deepcopy(learn.model.state_dict())
     with learn.no_bar(), learn.no_logging(): learn.validate(); learn.get_preds()
     assert all(torch.equal(a, b) for a,b in zip(before.values(), weights(learn)))
+
+def small(items, model, cbs=(), bs=8, lr=.1, loss=None, epochs=1, **kw):
+    "A Learner after training on `items` in their order"
+    learn = Learner(items if isinstance(items, DataLoaders) else dls_of(items, bs), model, loss_func=loss or CrossEntropyLossFlat(), opt_func=SGD, lr=lr, **kw)
+    with learn.no_bar(), learn.no_logging(): learn.fit(epochs, cbs=cbs)
+    return learn
+
+def dls_of(items, bs=8): return DataLoaders(*[TfmdDL(items, bs=bs, num_workers=0) for _ in range(2)])
+def points(n=32, classes=3, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return [(torch.rand(4, generator=g),torch.tensor(i%classes)) for i in range(n)]
+def layers(out=3, seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4,8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8,out))
+
+# Stopped by the user, steps that are skipped, a second network
+
+@pytest.mark.parametrize('name', ['sam','asam','only','redo','backprop','adversarial','derpp'])
+def test_an_interrupt_leaves_an_ordinary_network(name):
+    "Weights are where they were, all of them train, no hook stays, whichever forward pass it was that was stopped"
+    for last in (1,2,3):
+        model,passes,cb = net(),[],every[name]()
+        was = [p.detach().clone() for p in model.parameters()]
+        def stop(m, *_):
+            if m.training: passes.append(1)
+            if len(passes)==last: raise KeyboardInterrupt
+        handle = model[4].register_forward_hook(stop)
+        with pytest.raises(KeyboardInterrupt): small(data(), model, cb, lr=0.)
+        handle.remove()
+        assert all(p.requires_grad for p in model.parameters()) and not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+        if name in ('sam','asam'): assert all(torch.equal(a, b) for a,b in zip(was, model.parameters()))
+
+class Overflow(Callback):
+    "The second batch's gradients overflow, so that its step is skipped, as `MixedPrecision` does; or, with `left_out`, the batch is"
+    def __init__(self, left_out): self.left_out,self.order = left_out,-50 if left_out else -4
+    def before_batch(self):
+        if self.left_out and self.learn.training and self.learn.train_iter==1: raise CancelBatchException
+    def before_step(self):
+        if self.left_out or self.learn.train_iter!=1: return
+        for p in self.model.parameters(): p.grad.fill_(torch.inf)
+        self.learn.scaler_skips.on = True
+class Skip(Callback):
+    order,on,name = 10,False,'scaler_skips'
+    def before_step(self):
+        if self.on: self.on = False; raise CancelStepException
+
+def test_si_does_without_steps_that_were_skipped():
+    def run(left_out):
+        si,m = SI(.5),nn.Sequential(*[o for o in layers() if not isinstance(o, nn.BatchNorm1d)])
+        learn = Learner(dls_of(points()), m, loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=.1)
+        with learn.no_bar(), learn.no_logging(): learn.fit_phases([Phase('a', 2), Phase('b', 2)], cbs=[si, Overflow(left_out), Skip()])
+        return si.omega
+    skipped,never = run(False),run(True)
+    for k,v in never.items(): torch.testing.assert_close(skipped[k], v)
+    assert all(v.max()>0 for v in skipped.values())
+
+@pytest.mark.parametrize('momentum', [.1,None])
+@pytest.mark.parametrize('bad', [False,True])
+def test_second_passes_leave_batch_norms_alone(momentum, bad):
+    "Statistics, and the number of batches, are those of one pass, and stay finite where the way to the second was not"
+    class Bad(Callback):
+        order = -10
+        def after_backward(self):
+            if bad: self.model[0].weight.grad.fill_(torch.inf)
+        def before_step(self):
+            if bad: raise CancelStepException   # as `MixedPrecision` does then
+    def run(*cbs):
+        m = layers()
+        m[1].momentum = momentum
+        small(points(), m, cbs, lr=0.)
+        return m[1].running_mean,m[1].running_var,m[1].num_batches_tracked
+    for a,b in zip(run(Bad()), run(Bad(), SAM(.5))): assert torch.equal(a, b) and a.isfinite().all()
+
+@pytest.mark.parametrize('name', ['ewc','si','lwf','derpp','redo'])
+def test_another_network_begins_anew(name):
+    "A callback that has been used before does the same as a new one"
+    cb = every[name]()
+    first,again = (fit([cb], lengths=(1,1)) for _ in range(2))
+    assert same(first, again)
+
+# Answers and labels of other kinds
+
+@pytest.mark.parametrize('kind', ['one score','several labels'])
+@pytest.mark.parametrize('make', [lambda d: EWC(d, 1e4), lambda d: LwF(100.), lambda d: DERpp(d, 20), lambda d: Adversarial(.5)], ids=['ewc','lwf','derpp','adversarial'])
+def test_what_is_no_choice_of_a_class_is_refused(make, kind):
+    "A softmax of one score is always 1: the method would do nothing, without a word"
+    n = 1 if kind=='one score' else 3
+    g = torch.Generator().manual_seed(0)
+    items = [(x,(torch.rand(n, generator=g)<.5).float()) for x,_ in points()]
+    with pytest.raises(ValueError, match='a score for each of two classes' if n==1 else 'scores of classes, of which each sample has one'):
+        small(items, layers(n), make(dls_of(items)), loss=nn.BCEWithLogitsLoss())
+
+def test_shares_of_classes_are_a_choice():
+    "Soft labels, which add up to 1, are as good as integers"
+    hard = points()
+    soft = [(x,F.one_hot(y, 3).float()) for x,y in hard]
+    for a,b in zip(fisher(m := layers(), dls_of(soft).train).values(), fisher(m, dls_of(hard).train).values()): torch.testing.assert_close(a, b)
+
+@pytest.mark.parametrize('make', [lambda d: EWC(d, 5.), lambda d: DERpp(d, 20), lambda d: Adversarial(.1), lambda d: Replay(d, 20), lambda d: LwF()], ids=['ewc','derpp','adversarial','replay','lwf'])
+def test_labels_in_a_column(make):
+    "As in fastai's tables and MedMNIST: shape (batch, 1)"
+    def run(items):
+        torch.manual_seed(1)
+        return weights(small(items, layers(), make(dls_of(items))))
+    assert all(torch.equal(a, b) for a,b in zip(run(points()), run([(x,y[None]) for x,y in points()])))
+
+def test_train_twice_with_labels_in_a_column():
+    plain,column = points(),[(x,y[None]) for x,y in points()]
+    got = [sorted(just_train_twice(small(i, layers(), lr=0.), dls_of(i), 3).train.get_idxs()) for i in (plain,column)]
+    assert got[0]==got[1] and len(got[0])>32
+
+def test_old_samples_of_another_kind():
+    "They would not fit in a batch, or be read in another way"
+    new = [(torch.rand(3,8,8),torch.tensor(0)) for _ in range(8)]
+    m = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3,3))
+    for x in (torch.rand(3,9,9), (255*torch.rand(3,8,8)).byte()):
+        with pytest.raises(ValueError, match='so they must be of one size and transformed in the same way'): small(new, m, Replay(dls_of([(x,torch.tensor(1))]*8), 4))
+    small(new, m, DERpp(dls_of([(torch.rand(3,9,9),torch.tensor(1))]*8), 4))
+
+def test_groups_of_samples_that_have_none():
+    d = dls_of(points())
+    with pytest.raises(ValueError, match='8 groups for 16 losses; another callback adds samples'): small(grouped(d, torch.arange(32)%2), layers(), [GroupDRO(.5), Replay(d, 8)])
+    learn = small(grouped(d, torch.arange(32)%2), layers(), [GroupDRO(.5), DERpp(d, 8)])
+    assert all(v.isfinite().all() for v in weights(learn))
+
+def test_both_passes_of_sam_see_the_same_old_samples():
+    "By hand: replay drawn once, the gradient at the weights a step up"
+    cb,m,items = DERpp(dls_of(points(8)), 8, alpha=.3, beta=.7),nn.Linear(4,3),points(8, seed=1)
+    start = deepcopy(m)
+    torch.manual_seed(5)
+    small(items, m, [SAM(.3), cb])
+    torch.manual_seed(5)
+    (a,at),(b,_) = cb.buffer.batch(8),cb.buffer.batch(8)
+    scores = start(torch.stack([x for x,_ in points(8)])).detach()
+    def loss(net):
+        x,y = (torch.stack(o) for o in zip(*items))
+        return F.cross_entropy(net(x), y) + .3*((net(a[0])-scores[at])**2).mean() + .7*F.cross_entropy(net(b[0]), b[1])
+    g = torch.autograd.grad(loss(start), list(start.parameters()))
+    up,norm = deepcopy(start),torch.cat([o.flatten() for o in g]).norm()
+    with torch.no_grad():
+        for p,o in zip(up.parameters(), g): p += .3*o/norm
+    for p,q,o in zip(m.parameters(), start.parameters(), torch.autograd.grad(loss(up), list(up.parameters()))): torch.testing.assert_close(p, q-.1*o, atol=1e-5, rtol=1e-4)
+
+# Which units these are
+
+class Tokens(nn.Module):
+    "A perceptron for each token, then their mean, or all of them side by side"
+    def __init__(self, flat): super().__init__(); self.a,self.act,self.b,self.flat = nn.Linear(4,6),nn.ReLU(),nn.Linear(6*5 if flat else 6,3),flat
+    def forward(self, x):
+        h = self.act(self.a(x))
+        return self.b(h.flatten(1)) if self.flat else self.b(h).mean(1)
+
+def looked(model, x):
+    "A Learner that looked at the use of units once"
+    cb = ReDo(.5, every=1)
+    seen = {}
+    cb.tired = lambda k, u: (seen.update({k:u}), torch.tensor([], dtype=torch.int64))[1]
+    learn = Learner(dls_of([(o,torch.tensor(i%3)) for i,o in enumerate(x)], len(x)), model, loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=0., cbs=cb)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    return cb,seen
+
+@pytest.mark.parametrize('flat', [False,True])
+def test_units_of_tokens(flat):
+    torch.manual_seed(0)
+    m,x = Tokens(flat),torch.randn(7,5,4)
+    _,seen = looked(m, x)
+    torch.testing.assert_close(seen['a'], m.act(m.a(x)).abs().mean((0,1)))
+    was = m(x)
+    with torch.no_grad(): m.b.weight[:,_columns(m.b, m.a, torch.tensor([2,4]))] = 0
+    half = deepcopy(m)
+    with torch.no_grad(): half.a.weight[[2,4]],half.a.bias[[2,4]] = 0.,1.
+    torch.testing.assert_close(m(x), half(x))   # the scores do not depend on these units any more
+    assert not torch.allclose(was, m(x))
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_renewed_units_count_for_nothing(layout):
+    "After a convolution, and after a map laid out flat, with a norm of its places"
+    torch.manual_seed(0)
+    m = nn.Sequential(nn.Conv2d(3,4,3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4,5,3), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(5*4), nn.Linear(5*4,3)).to(memory_format=layout)
+    x = torch.randn(6,3,6,6)
+    assert unit_chains(m)=={'0':(['1'],['3']), '3':(['6'],['7'])}
+    cb,_ = looked(m, x)
+    with torch.no_grad(): m[6].weight.fill_(2.)
+    for k,i in (('0',1),('3',4)): cb._renew(k, torch.tensor([i]))
+    assert m[6].weight.view(5,4).tolist()==[[2.]*4]*4+[[1.]*4] and m[1].weight[1]==1
+    m.eval()
+    was = m(x)
+    with torch.no_grad(): m[0].weight[1],m[3].weight[4] = 9.,9.
+    torch.testing.assert_close(m(x), was)
+
+def test_layers_whose_units_are_not_clear():
+    "Transposed convolutions have their weights the other way round; a layer that is used twice has two outputs"
+    assert unit_chains(nn.Sequential(nn.ConvTranspose2d(2,5,3), nn.ReLU(), nn.Conv2d(5,3,3)))=={}
+    class Twice(nn.Module):
+        def __init__(self): super().__init__(); self.a,self.b,self.c = nn.Linear(4,4),nn.Linear(4,4),nn.Linear(4,3)
+        def forward(self, x): return self.c(F.relu(self.b(F.relu(self.a(x)))))+self.c(F.relu(self.a(x)))
+    assert unit_chains(Twice())=={}
+    class Loop(nn.Module):
+        def __init__(self): super().__init__(); self.b = nn.Linear(4,3)
+        def forward(self, x): return self.b(x) if x.sum()>0 else x
+    with pytest.raises(ValueError, match='torch.fx cannot trace Loop'): small(points(), Loop(), ReDo())
+
+@pytest.mark.parametrize('cb', [ReDo(10., every=1), ContinualBackprop(.5, maturity=0)])
+def test_frozen_units_stay(cb):
+    m = nn.Sequential(nn.Linear(4,8), nn.ReLU(), nn.Linear(8,8), nn.ReLU(), nn.Linear(8,3))
+    m[0].requires_grad_(False)
+    was = [o.detach().clone() for o in m[0].parameters()]
+    learn = small(points(), m, cb)
+    assert all(torch.equal(a, b) for a,b in zip(was, m[0].parameters())) and cb.renewed['0']==0 and cb.renewed['2']>0
+
+@pytest.mark.parametrize('first', ['only','si'])
+def test_importance_of_layers_that_were_frozen_for_a_while(first):
+    "Learnt with all layers, then the last alone, then all: the first layer's importance is that of the first phase"
+    def run(*lengths):
+        si,only = SI(.5),Only('3',['b'])
+        learn = Learner(dls_of(points()), layers(), loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=.1)
+        phases = [Phase(k, n, sched='constant') for k,n in zip('abc', lengths)]
+        with learn.no_bar(), learn.no_logging(): learn.fit_phases(phases, cbs=[only,si] if first=='only' else [si,only])
+        return si.omega
+    long,short = run(2,3,1),run(2,1,1)
+    assert long['0.weight'].max()>0 and not torch.equal(long['3.weight'], short['3.weight'])
+    torch.testing.assert_close(long['0.weight'], short['0.weight'])
+
+def test_a_layer_that_has_never_learnt_has_no_importance():
+    si = SI(.5)
+    learn = Learner(dls_of(points()), layers(), loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=.1)
+    with learn.no_bar(), learn.no_logging(): learn.fit_phases([Phase('probe', 1), Phase('all', 1)], cbs=[Only('3',['probe']), si])
+    assert '0.weight' not in si.omega and si.omega['3.weight'].max()>0
+
+@pytest.mark.parametrize('make', [lambda d: EWC(d, 1.), lambda d: DERpp(d, 8), lambda d: Replay(d, 8)], ids=['ewc','derpp','replay'])
+def test_old_labels_that_mean_something_else(make):
+    new,old = dls_of(points()),dls_of(points())
+    new.vocab,old.train.vocab = ['a','b','c'],['b','a','c']
+    with pytest.raises(ValueError, match="has class 'b' as label 0"): small(new, layers(), make(old))
+
+def test_images_that_were_normalised_elsewhere():
+    "A share of a pixel's range says nothing there, and cutting off at 0 and 1 would spoil them"
+    x = 2*torch.randn(16,3,8,8)
+    m = nn.Sequential(nn.Flatten(), nn.Linear(192,3))
+    with pytest.raises(ValueError, match='the loader has no `Normalize` that says why'): small([(o,torch.tensor(0)) for o in x], m, Adversarial())
+    small([(o,torch.tensor(0)) for o in x.sigmoid()], m, Adversarial())

@@ -24,6 +24,10 @@ slow = {'tutorials/collapse.ipynb': 'two trainings on CIFAR-10',   # the longest
         '19_shortcut.ipynb': 'many searches; tests/test_shortcut.py has the same functions',
         'gallery.ipynb': 'every plot once; each is made in the notebook of its own',
         'tutorials/resist.ipynb': 'thirty trainings',
+        'measures/05_plasticity.ipynb': 'many trainings; tests/test_plasticity.py has the same functions',
+        'howdoi.ipynb': 'a training for almost every answer; each has a notebook of its own',
+        'measures/04_attribution.ipynb': 'many trainings; tests/test_attribution.py has the same functions',
+        'howto/recipe.ipynb': 'nine trainings, as test_recipe in tests/test_howto.py',
         'paper/02_figures.ipynb': 'trains what tests/test_paper.py trains for all figures'}
 
 def required(nb):

@@ -33,6 +33,16 @@ def test_optimum_of_scikit_learn(problem):
     best,ours = objective(X, y, ref.coef_, ref.intercept_, C),objective(X, y, p.weight.numpy(), p.bias.numpy(), C)
     assert p.converged and ours <= best*(1+1e-5)
 
+@pytest.mark.parametrize('n,d', [(30,31), (60,2000), (1100,1200)])
+def test_more_features_than_samples(n, d):
+    rng = np.random.default_rng(n)
+    y = np.arange(n)%3
+    X = rng.normal(size=(n, d)) + .2*rng.normal(size=(3, d))[y]
+    ref = LogisticRegression(C=.01, solver='lbfgs', tol=1e-8, max_iter=5000).fit(X, y)
+    p = fit_probe(torch.tensor(X), y, .01, tol=1e-7)
+    assert p.converged and np.allclose(p.weight.numpy(), ref.coef_, atol=1e-4*np.abs(ref.coef_).max())
+    assert np.allclose(p.bias.numpy()-p.bias.numpy().mean(), ref.intercept_-ref.intercept_.mean(), atol=1e-4)
+
 @given(problems(), st.sampled_from([1e-6, 1e-3, 1e6]), st.sampled_from([0, 100.]))
 @settings(max_examples=40, deadline=None, derandomize=True)
 def test_scale_and_mean_do_not_matter(problem, scale, mean):

@@ -37,6 +37,18 @@ def test_what_is_trained(tmp_path, method):
     before,after = trained(store, replace(tiny, lengths=(2,0,0))).weights('pretrain'),run.weights('erode')
     assert before['1.weight'].equal(after['1.weight'])==(method=='last layer only') and not before['3.weight'].equal(after['3.weight'])
 
+def test_methods_that_need_images_without_squares(tmp_path, few, monkeypatch):
+    "Where some images have none, there are two more; all methods take as many iterations"
+    assert {*questions._methods(replace(tiny, ratio=.9))}-{*questions._methods(tiny)}=={'GroupDRO','JTT'}
+    monkeypatch.setattr(questions, 'resisting', {'plain finetuning':resisting['plain finetuning']})
+    net = replace(tiny, n=320, ratio=.5, lengths=(2,2,0))
+    t = run_recipe(recipes['resist'], Scale((net,), seeds=1), tmp_path, n_jobs=1, progress=False).tables['resist'].set_index('method')
+    assert [*t.index]==['plain finetuning','GroupDRO','JTT','WiSE-FT, half way'] and t.needs['GroupDRO']=='which images have squares'
+    runs = [o for o in RunStore(tmp_path) if 'method' in o.settings]
+    assert {o.settings['method']:o.evals.iter.max() for o in runs}==dict.fromkeys(('plain finetuning','GroupDRO','JTT'), 10)
+    ends = [o.weights('erode')['1.weight'] for o in runs]
+    assert not any(a.equal(b) for i,a in enumerate(ends) for b in ends[:i])
+
 def test_half_of_one_epoch(tmp_path):
     "Linear probing first, in a phase of one epoch, takes half of its iterations"
     run = RunStore(tmp_path).once(train_resisting, seed=0, net=asdict(replace(tiny, lengths=(2,1,0))), method='last layer first (LP-FT)')

@@ -1,10 +1,11 @@
 "Recoverable accuracy against known networks and a second implementation; ramps by hand, stopped and gone on, and after errors."
 import random
 from copy import deepcopy
-import numpy as np, pytest, torch
+import numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from fastai.tabular.all import CategoryBlock, Normalize, TabularPandas, tabular_learner
 from fastai.vision.all import (Callback, CategoryMap, CrossEntropyLossFlat, DataLoaders, IntToFloatTensor, L, Learner, SchedCos, SGD,
                                TensorCategory, TensorImage, TfmdDL, accuracy, set_seed)
 from stop import Boom, StopAt
@@ -409,3 +410,42 @@ def test_evaluation_sets_stay():
             if self.training: assert all(torch.equal(a, b[0]) for k,dl in sets.items() for a,b in zip(before[k], dl))
     learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(768,10)), opt_func=SGD, loss_func=CrossEntropyLossFlat(), lr=.05)
     with learn.no_bar(), learn.no_logging(): learn.fit_phases([Phase('erode', iters=3, dls=easy)], cbs=[EvalSets(sets, at=[]), Ramp(ratio=(0,1), opacity=(0,1)), Check()])
+
+class Cosine(nn.Module):
+    "Scores by the angle to a prototype of each class: no linear layer is last, and what the last one sees are the pixels"
+    def __init__(self): super().__init__(); self.body,self.protos = nn.Linear(16,8),nn.Parameter(torch.randn(4,8))
+    def forward(self, x): return nn.functional.normalize(self.body(x.flatten(1)).relu()) @ nn.functional.normalize(self.protos).T
+
+def test_a_head_that_is_not_linear():
+    dls = spot_dls()
+    with pytest.raises(ValueError, match='Cosine answers with 4 scores, and its last linear layer has 8 outputs'): recover(Cosine(), dls.train, dls.valid, few=(1,), progress=False)
+    with pytest.raises(ValueError, match='its last linear layer is missing'): recover(nn.Sequential(nn.Conv2d(1,4,4), nn.Flatten()), dls.train, dls.valid, few=(1,), progress=False)
+    assert len(recover(Cosine(), dls.train, dls.valid, few=(1,), features='all', seeds=1, progress=False))==1
+
+def test_tables():
+    "Read by rows, with labels in a column: the same as the same rows in tensors"
+    rng = np.random.RandomState(0)
+    df = pd.DataFrame(rng.randn(200,3), columns=list('abc')).assign(y=lambda d: np.where(d.a+d.b>0, 'p', 'q'))
+    splits = list(range(120)),list(range(120,200))
+    table = TabularPandas(df, [Normalize], [], list('abc'), 'y', CategoryBlock(), splits=splits).dataloaders(bs=50)
+    model = tabular_learner(table, layers=[8]).model
+    batches = [[(torch.tensor(d.conts.values).float(),torch.tensor(d.ys.values[:,0]).long())] for d in (table.train_ds,table.valid_ds)]
+    class Alone(nn.Module):
+        def __init__(self): super().__init__(); self.m = model
+        def forward(self, x): return self.m(x.new_zeros(len(x),0).long(), x)
+    got = recover(model, table.train, table.valid, few=(2,), seeds=2, features='last', progress=False)
+    want = recover(Alone(), *batches, few=(2,), seeds=2, features='last', progress=False)
+    assert got.attrs['now']==want.attrs['now'] and got.accuracy.tolist()==want.accuracy.tolist()
+
+def test_classes_in_another_order():
+    learn = Learner(spot_dls(), Known(), loss_func=CrossEntropyLossFlat())
+    other = tensor_dls(*(TensorImages(o.x, o.targets, [f'spot {c}' for c in (1,0,2,3)]) for o in (spots(200, 2),spots(120, 3))), bs=16, pad=0, flip=False)
+    for f in (lambda: learn.recover(train=other.train, test=other.valid, few=(1,)), lambda: learn.group_accuracy(sets=other.valid), lambda: learn.group_accuracy(sets=dict(a=other.valid))):
+        with pytest.raises(ValueError, match="has class 'spot 1' as label 0"): f()
+
+def test_groups_too_small_for_all_classes():
+    "Two samples of each group cannot be of three classes"
+    X,y = blobs()
+    g = np.where(np.arange(90)<88, 'sea', 'land')
+    for seed in range(3):
+        with pytest.raises(ValueError, match='are not of all 3 classes'): dfr(X, np.where(g=='land', 0, y), g, seed=seed)

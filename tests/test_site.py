@@ -5,6 +5,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import Page, root
 
+expect = pytest.importorskip('playwright.sync_api', reason='chromium is driven by playwright').expect
+
 pytestmark = pytest.mark.slow('builds the site')
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -26,17 +28,26 @@ def test_search_finds_a_class(browser, url):
         p.page.wait_for_url('**/patterns.html*')
         assert p.page.locator('#colorsquare').count()==1
 
-@pytest.mark.parametrize('query,first', [('ratio','DataLoaders.inject'), ('wandb','Log to Weights & Biases'), ('rank','Numerical rank'), ('layer_rank','Learner.layer_rank'),
-    ('probe','Learner.layer_probe'), ('tolerance','WatchErosion'), ('colorsqare','ColorSquare')])
+@pytest.mark.parametrize('query,first', [('ratio','DataLoaders.inject'), ('wandb','Log to Weights & Biases'), ('rank','Numerical rank'), ('layer_rank','layer_rank'),
+    ('probe','Learner.layer_probe'), ('tolerance','WatchErosion'), ('colorsqare','ColorSquare'),
+    ('grad-cam','Grad-CAM: where it looks'), ('figure 1','Figure 1: collapse'), ('custom loss','Use my own loss'), ('multi gpu','Can I use several GPUs'), ('jpeg','JpegQuality'), ('text','Does it work for'),
+    ('phases','Phases'), ('cli','Command line'), ('half-life','Forgetting and half-life'), ('vit','Vision transformers'), ('changelog','Changelog'), ('forgetting','forgetting'), ('own data','Your own data')])
 def test_search_shows_first_what_users_meet(browser, url, site, query, first):
     "Public names and pages that tell how to come before the inside of the library; a slip of the finger is forgiven"
-    kinds = {o['href']:o['kind'] for o in json.loads((site/'search.json').read_text('utf-8'))}
     with Page(browser, url) as p:
         p.page.locator('.smalldocs-search input').first.press_sequentially(query)
         hits = p.page.locator('.smalldocs-search-results.show').first
-        assert hits.locator('.search-result-section').first.inner_text().startswith(first)
-        got = [kinds[o.get_attribute('href').removeprefix('./')] for o in hits.locator('a').all()]
-    assert got[0]==0 and (query=='colorsqare' or got[1:]==sorted(got[1:]))
+        expect(hits.locator('a').first).to_contain_text(first)
+        assert not p.errors
+
+def test_search_shows_the_inside_of_the_library_last(browser, url, site):
+    kinds = {o['href']:o['kind'] for o in json.loads((site/'search.json').read_text('utf-8'))}
+    with Page(browser, url) as p:
+        p.page.locator('.smalldocs-search input').first.press_sequentially('tolerance')
+        hits = p.page.locator('.smalldocs-search-results.show').first.locator('a')
+        expect(hits.first).to_contain_text('WatchErosion')
+        got = [kinds[o.get_attribute('href').removeprefix('./')] for o in hits.all()]
+    assert len(got)>5 and got[1:]==sorted(got[1:])
 
 def test_sidebar_leads_everywhere(browser, url):
     with Page(browser, url) as p:
@@ -57,6 +68,31 @@ def test_every_page(browser, url, site, width, scheme):
             if (wide := p.overflow())>0: bad.append((name, f'{wide} pixels too wide'))
             bad += [(name, o) for o in p.images() if not o['width'] or not o['alt']]
     assert not bad
+
+@pytest.mark.parametrize('name', ['index','benchmarks','runs/sweep','measures/cka','cli'])
+def test_sidebar_shows_where_one_is(browser, url, name):
+    "Without scrolling"
+    inside = "(() => { const r = document.querySelector('#quarto-sidebar .active').getBoundingClientRect(); return r.top>0 && r.bottom<innerHeight })()"
+    with Page(browser, f'{url}{name}.html', height=900) as p: assert p.js(inside)
+
+too_wide = """() => [...document.querySelectorAll('main table')].filter(t => t.checkVisibility() && Math.max(t.scrollWidth, t.parentElement.scrollWidth)>t.parentElement.clientWidth+1)
+  .map(t => [t.className, t.innerText.slice(0, 60)])"""
+
+@pytest.mark.parametrize('name', ['index','benchmarks','works','faq','paper/claims','paper/fig1','tutorials/own_model'])
+def test_tables_on_a_phone(browser, url, name):
+    "Each row of a table of words is a card that says what its values are; only numbers scroll, beside the names of their rows"
+    with Page(browser, f'{url}{name}.html', 390) as p:
+        assert not [o for o in p.js(too_wide) if 'numbers' not in o[0]]
+        heads = p.js("[...document.querySelectorAll('table.numbers tbody th:first-child')].map(o => getComputedStyle(o).position)")
+        assert {*heads}<={'sticky'}
+
+def test_cards_repeat_what_reaches_over_several_rows(browser, url):
+    "A row stands alone on a phone; on a desk nothing is there twice"
+    for width,shown in ((390,True),(1280,False)):
+        with Page(browser, f'{url}benchmarks.html', width) as p: assert p.js("[...document.querySelectorAll('.again')].every(o => o.checkVisibility()==%s)" % str(shown).lower())
+    with Page(browser, f'{url}paper/claims.html', 390) as p:
+        row = p.page.locator('table.cards tbody tr').first
+        assert row.locator('td').all_inner_texts()[0]=='error-free' and row.locator('td').first.get_attribute('data-label')=='paper'
 
 def test_dark_mode_stays(browser, url):
     "The switch turns the page dark, and the next page as well"

@@ -412,3 +412,18 @@ def test_image_files(tmp_path):
     row = unlearning_scores(learn, forget, retain, deepcopy(learn.model), most=2).iloc[0]
     assert row.attack==row.attack_retrained and 0<=row.test<=1
     unlearn(learn, *split_forget(image_dls(1), share=.2), 'pattern_wrong', epochs=1)
+
+@pytest.mark.parametrize('name', ['random_labels','pattern_wrong','neg_grad','unsir','ssd','scrub','salun'])
+def test_labels_in_a_column(name):
+    "Labels of shape (batch, 1), as in MedMNIST: the same weights, attack and losses"
+    g = torch.Generator().manual_seed(0)
+    items = [(torch.rand(3,8,8, generator=g),torch.tensor(i%4)) for i in range(48)]
+    def run(items):
+        set_seed(1)
+        d = DataLoaders(TfmdDL(items[:32], bs=16, num_workers=0), TfmdDL(items[32:], bs=16, num_workers=0))
+        d.c = 4
+        learn = Learner(d, nn.Sequential(nn.Flatten(), nn.Linear(192,4)), loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=.1)
+        parts = split_forget(d, classes=[1])
+        with learn.no_bar(), learn.no_logging(): unlearn(learn, *parts, name, **(dict(alpha=.5) if name=='ssd' else {}))
+        return [*learn.model.state_dict().values(), torch.tensor(sample_losses(learn.model, parts[0].train)[0])]
+    assert all(torch.equal(a, b) for a,b in zip(run(items), run([(x,y[None]) for x,y in items])))

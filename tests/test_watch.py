@@ -4,16 +4,18 @@ from copy import deepcopy
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, torch, torch.nn.functional as F
 from torch import nn
-from fastai.callback.all import AMPMode, CSVLogger, MixedPrecision, MixUp
+from fastai.callback.all import AMPMode, CSVLogger, EarlyStoppingCallback, MixedPrecision, MixUp, SaveModelCallback
+from fastai.callback.rnn import rnn_cbs
 from fastai.tabular.all import (Categorify, CategoryBlock, Normalize, TabularPandas, tabular_learner)
-from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoaders, Learner, SGD, TfmdDL, accuracy, load_learner, partial, set_seed)
+from fastai.text.models import AWD_LSTM, awd_lstm_clas_config, get_text_classifier
+from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoaders, Learner, SGD, TfmdDL, accuracy, load_learner, noop, partial, set_seed)
 from stop import Boom, StopAt
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import EvalSets, evaluate, pattern_sets
 from feature_erosion.learner import erosion_learner
 from feature_erosion.measures.cka import layer_cka
 from feature_erosion.patterns import ColorSquare
-from feature_erosion.phases import Phase
+from feature_erosion.phases import PerPhase, Phase
 from feature_erosion.runs.resume import KeepRun
 from feature_erosion.runs.store import RunStore
 from feature_erosion import watch as watch_module
@@ -389,3 +391,42 @@ def test_an_epoch_without_a_whole_batch(knows):
     learn,w = learner(dls, deepcopy(knows)),Watch(digits())
     with learn.no_bar(), learn.no_logging(): quietly(learn.fit, 1, cbs=w)
     assert len(w.history)>=1
+
+def test_reference_of_one_class(knows):
+    "There, always giving it is no chance: what the model knows of it is watched by its answers"
+    clean = digits()
+    b = [(x,y) for x,y in ((b[0].as_subclass(torch.Tensor),b[1].as_subclass(torch.Tensor)) for b in clean.valid)]
+    x,y = (torch.cat(o) for o in zip(*b))
+    one = [(x[y==3],y[y==3])]
+    learn,w = learner(clean.inject(ColorSquare(4)), deepcopy(knows)),Watch(one)
+    with learn.no_bar(), learn.no_logging(): quietly(learn.fit, 4, cbs=w)
+    with learn.no_bar(): now = evaluate(learn.model, one)['accuracy']
+    assert w.by=={'known':'right'} and w.history.known.iloc[-1]==pytest.approx(now)
+    assert w.history.lost.iloc[-1]==pytest.approx(evaluate(knows, one)['accuracy']-now) and w.warnings
+    with pytest.raises(ValueError, match="does not know 'known', and its samples are all of one class"), learn.no_bar(), learn.no_logging():
+        learner(clean, deepcopy(knows), cbs=Watch([(x[y==3],y[y==3]+1)])).fit(1)   # which it never says of these
+
+@pytest.mark.parametrize('wrap', [noop, PerPhase])
+def test_what_is_monitored_is_measured(knows, wrap):
+    "However small the budget: else an epoch without a number would count as one without progress"
+    learn,w = learner(digits().inject(ColorSquare(4)), deepcopy(knows)),Watch(digits(), budget=1e-9)
+    stop = EarlyStoppingCallback(monitor='known', patience=9)
+    with learn.no_bar(), learn.no_logging(): quietly(learn.fit, 3, cbs=[w,wrap(stop)])
+    assert w.history.iter.tolist()==[len(learn.dls.train)*i for i in range(4)] and stop.best==w.history.known.iloc[1:].max()
+
+def test_two_cannot_choose_the_last_weights(knows, tmp_path):
+    def fit(**kw):
+        learn = learner(digits().inject(ColorSquare(4)), deepcopy(knows), path=tmp_path)
+        with learn.no_bar(), learn.no_logging(): quietly(learn.fit, 1, cbs=[Watch(digits(), restore=True), SaveModelCallback(monitor='known', **kw)])
+    with pytest.raises(ValueError, match='SaveModelCallback puts weights back after the fit, too'): fit()
+    fit(every_epoch=True)
+
+def test_text_classifier_of_fastai():
+    "It answers with scores and two kinds of states"
+    set_seed(0)
+    config = dict(awd_lstm_clas_config, emb_sz=16, n_hid=16, n_layers=1, pad_token=0)
+    model = get_text_classifier(AWD_LSTM, 20, 4, seq_len=9, config=config)
+    old = sentences(False)
+    learn,w = Learner(old, model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=rnn_cbs(alpha=0., beta=0.)),Watch(old)
+    with learn.no_bar(), learn.no_logging(): quietly(learn.fit, 1, 1e-3, cbs=w)
+    assert w.history.known.iloc[-1]==pytest.approx(learn.recorder.values[-1][2])   # the Recorder's own accuracy

@@ -111,6 +111,11 @@ def _unit_max(X, name):
     if not X.isfinite().all(): raise ValueError(f"{name}: holds values that are not finite")
     return X/(X.abs().max()+(X==0).all())   # + 1 where all are 0
 
+# %% ../../nbs/measures/02_cka.ipynb #6e1dc36d
+def _is_empty(part, whole):
+    "Whether a squared norm is zero up to rounding, compared with one before U-centring"
+    return bool(part <= 1e-12*whole)
+
 # %% ../../nbs/measures/02_cka.ipynb #23799f6f
 def cka(
     X:torch.Tensor, # Features, shape `(samples, …)`
@@ -118,7 +123,7 @@ def cka(
     kernel:str='linear', # 'linear' or 'rbf'
     debiased:bool=True, # As in `hsic`
     sigma:float=1. # As in `rbf_kernel`
-)->float: # 1: the same up to rotation and scale; 0 if either is constant; debiased values may be slightly below 0
+)->float: # 1: the same up to rotation and scale; 0 if either is constant or empty; debiased values may be slightly below 0
     "Centred kernel alignment of two sets of features, computed in `float64`"
     X,Y = _unit_max(X, 'X'),_unit_max(Y, 'Y')
     if len(X)!=len(Y): raise ValueError(f"Y: {len(Y)} samples, X has {len(X)}; give features of the same samples")
@@ -126,7 +131,8 @@ def cka(
     few = kernel=='linear' and X.shape[1]*Y.shape[1]<len(X)**2
     (X,dead),(Y,dead2) = (_centered(o) if few else _kernel(o, kernel, sigma) for o in (X,Y))
     f = partial(_hsic_features if few else hsic, debiased=debiased)
-    return 0. if dead or dead2 else f(X, Y)/(f(X, X)*f(Y, Y))**.5
+    xx,yy = (0. if d or _is_empty(f(o, o), f(o, o, debiased=False)) else f(o, o) for o,d in ((X,dead),(Y,dead2)))
+    return f(X, Y)/(xx*yy)**.5 if xx and yy else 0.
 
 # %% ../../nbs/measures/02_cka.ipynb #74665269
 def linear_cka(
@@ -232,8 +238,10 @@ class _Kernels:
             self.A = torch.zeros(len(self.row), self.width(n), dtype=X.dtype, device=X.device)
         K,dead = _kernel(X, self.kernel, self.sigma)
         if not K.trace().isfinite(): raise ValueError(f"layer {k[1]!r} of {k[0]!r} puts out values that are not finite")
-        if not dead: self.alive.add(k)
-        self.A[self.row[k]] = 0 if dead else _pack(K, self.debiased)
+        v = _pack(K, self.debiased)
+        if dead or _is_empty(v@v, (K.trace()-K.sum()/n)**2): v = 0
+        else: self.alive.add(k)
+        self.A[self.row[k]] = v
 
     def close(self, n):
         self.H,self.n = self.H+_products(self.A).cpu(),self.n+n
@@ -247,7 +255,7 @@ def result(self:_Kernels, **settings):
     idx = pd.MultiIndex.from_tuples(list(self.row), names=['model','layer'])
     dead = [k for k in self.row if k not in self.alive]
     named = ', '.join(f'{m}/{l}' for m,l in dead)
-    if dead: warn(f"layers that put out the same for all samples, their CKA is given as 0: {named}")
+    if dead: warn(f"layers whose samples are all the same or all equally far apart, their CKA is given as 0: {named}")
     res,sigma = LayerCKA(C.numpy(), index=idx, columns=idx),{'sigma':self.sigma} if self.kernel=='rbf' else {}
     res.attrs.update(kernel=self.kernel, debiased=self.debiased, **sigma, n=self.n, dead=dead, **settings)
     return res

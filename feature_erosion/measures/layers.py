@@ -280,12 +280,12 @@ def _laid_out(x, model, last):
 def _survey(model, x, layers):
     "The calls to observe, and whether the network takes channels-last images"
     for last in (True,False):
-        try: calls = layer_calls(model, _laid_out(x, model, last and x[0].device.type!='mps'), layers)
+        try: calls = layer_calls(model, _laid_out(x, model, last and tensors_in(x)[0].device.type!='mps'), layers)
         except RuntimeError:
             if last: continue
             raise
         break
-    for n,c in calls.items(): _check_batch(n, c, len(x[0]))
+    for n,c in calls.items(): _check_batch(n, c, len(tensors_in(x)[0]))
     return calls,last
 
 def _check_batch(n, c, k):
@@ -341,12 +341,17 @@ def _by_depth(shapes):
 # %% ../../nbs/measures/00_layers.ipynb #f0aceedd
 class _Enough(Exception): "All requested layers have been seen"
 
+def _other_size(n, c, o):
+    raise ValueError(f"layers: {n!r} puts out {tuple(o.shape[1:])} for a sample, and {c.shape[1:]} for the first; give inputs of "
+                     "one size, choose layers after pooling, or a measure that averages over positions, such as `layer_probe`")
+
 def _forward(model, x, name, jobs, calls):
     "Pass one batch through one network, feeding meters; stops after the last requested layer"
-    wanted,dev = {l for _,(_,l) in jobs},x[0].device.type
-    todo = set(wanted)
+    wanted,x0 = {l for _,(_,l) in jobs},tensors_in(x)[0]
+    todo,dev = set(wanted),x0.device.type
     def see(n, m, o):
-        _check_batch(n, SimpleNamespace(module=m, shape=tuple(o.shape)), len(x[0]))
+        _check_batch(n, SimpleNamespace(module=m, shape=tuple(o.shape)), len(x0))
+        if o.shape[1:]!=calls[n].shape[1:] and not all(m.by_channel for m,(_,l) in jobs if l==n): _other_size(n, calls[n], o)
         o = _channels_first(o if o.dtype==torch.float64 else o.float(), calls[n].axis)
         with torch.autocast(dev, enabled=False):   # the network may use half precision, measures do not
             for m,(_,l) in jobs:
@@ -374,9 +379,8 @@ def visit(
     with no_random(reproducible=False), ExitStack() as stack:
         dl = fixed_dl(dl, n, seed)
         stack.enter_context(unaugmented(dl))
-        for m in models.values(): stack.enter_context(evaluating(m))
         b = first(dl)
-        survey = {k:_survey(m, tuple(o[:2] for o in split_batch(dl, b, m)[0]), layers) for k,m in models.items()}
+        survey = {k:_survey(m, first_samples(split_batch(dl, b, m)[0], 2), layers) for k,m in models.items()}
         _check_channels(meters, survey)
         shapes = {(k,l):_shape(c) for k,(ls,_) in survey.items() for l,c in ls.items()}
         info.n,info.bs = n_samples(dl),n_inputs(b)
@@ -389,9 +393,11 @@ def visit(
 # %% ../../nbs/measures/00_layers.ipynb #f5f2a5ce
 def _pass(models, dl, jobs, survey, progress):
     meters = list({id(m):m for m,_ in jobs}.values())   # each only once
-    for b in progress_bar(dl, leave=False) if progress else dl:
-        for k,model in models.items():
-            mine,(calls,last) = [j for j in jobs if j[1][0]==k],survey[k]
-            if mine: _forward(model, _laid_out(split_batch(dl, b, model)[0], model, last), k, mine, calls)
-        for m in meters: m.end_batch()
-    for m,k in jobs: m.end_layer(*k)
+    with ExitStack() as stack:   # each pass has the same random numbers, so that a dataset that augments shows the same images
+        for m in models.values(): stack.enter_context(evaluating(m))
+        for b in progress_bar(dl, leave=False) if progress else dl:
+            for k,model in models.items():
+                mine,(calls,last) = [j for j in jobs if j[1][0]==k],survey[k]
+                if mine: _forward(model, _laid_out(split_batch(dl, b, model)[0], model, last), k, mine, calls)
+            for m in meters: m.end_batch()
+        for m,k in jobs: m.end_layer(*k)

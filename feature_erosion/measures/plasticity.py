@@ -27,10 +27,12 @@ from .layers import *
 from .rank import *
 
 # %% ../../nbs/measures/05_plasticity.ipynb #46a9a340
+def _has_weights(m): return layer_kinds['linear'](m) or layer_kinds['conv'](m)
+
 def _hidden(model, x):
     "Names of the layers whose units count"
     calls = [(n,c.module) for n,c in layer_calls(model, x).items()]
-    end = max((i for i,(_,m) in enumerate(calls) if layer_kinds['linear'](m)), default=len(calls))
+    end = max((i for i,(_,m) in enumerate(calls) if _has_weights(m)), default=len(calls))
     softmax = nn.Softmax,nn.LogSoftmax,nn.Softmin,nn.Softmax2d
     acts = [n for n,m in calls[:end] if layer_kinds['act'](m) and not isinstance(m, softmax)]
     if acts: return acts
@@ -58,7 +60,7 @@ class _Activity(Meter):
 def unit_scores(
     model, # A module or Learner
     dl, # As in `fixed_dl`
-    layers=None, # As in `find_layers`; `None`: activations up to the last linear layer, or blocks if there are none
+    layers=None, # As in `find_layers`; `None`: activations before the last linear layer or convolution, or blocks if none
     n:int|None=None, # How many samples; `None` for all
     seed:int=0 # Which samples
 )->dict: # Layer → score of each unit, at least 0, mean 1; shape `(units,)`
@@ -74,7 +76,7 @@ def _two_inputs(model, dl):
     "Two inputs, enough to find a network's layers"
     with no_random(reproducible=False):
         dl = fixed_dl(dl)
-        return tuple(o[:2] for o in split_batch(dl, first(dl), model)[0])
+        return first_samples(split_batch(dl, first(dl), model)[0], 2)
 
 # %% ../../nbs/measures/05_plasticity.ipynb #1c36f4ec
 class Dormant(Measured):
@@ -210,6 +212,13 @@ def _differentiable(model, loss_func):
     if not ps: raise ValueError("model: all parameters are frozen; call requires_grad_(True) on those whose gradient you want")
     return loss_func,model,ps
 
+def _grads(loss, ps, **kwargs):
+    "Gradients of a loss; `None` for parameters that it does not depend on"
+    gs = torch.autograd.grad(loss, ps, allow_unused=True, **kwargs) if loss.requires_grad else []
+    if any(g is not None for g in gs): return gs
+    raise ValueError("model: no gradient reaches its trainable parameters; look for `torch.no_grad` or `detach` in its "
+                     "`forward`, or quantised layers, which have no gradients")
+
 def _zeros(ps): return [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in ps]
 
 # %% ../../nbs/measures/05_plasticity.ipynb #fd724bc3
@@ -225,14 +234,14 @@ def grad_norm(
     sums,count = _zeros(ps),0
     with evaluating(model), torch.enable_grad():
         for loss,k in _losses(_outputs(model, loss_func, _batches(model, dl, n, seed)), loss_func):
-            for t,g in zip(sums, torch.autograd.grad(loss, ps, allow_unused=True)): t += 0 if g is None else g
+            for t,g in zip(sums, _grads(loss, ps)): t += 0 if g is None else g
             count += k
     return _l2(sums)/count if count else float('nan')
 
 # %% ../../nbs/measures/05_plasticity.ipynb #a17c5958
 def _along(loss, ps, vs):
     "Derivative of the gradient along `vs`; `None` where it is zero"
-    gs = torch.autograd.grad(loss, ps, create_graph=True, allow_unused=True)
+    gs = _grads(loss, ps, create_graph=True)
     on = [(g,v) for g,v in zip(gs, vs) if g is not None and g.requires_grad]
     if not on: return [None]*len(ps)
     gs,vs = zip(*on)
@@ -304,11 +313,16 @@ def hessian_rank(
 # %% ../../nbs/measures/05_plasticity.ipynb #ebc640f1
 class _LastInput(Meter):
     "Inputs of the observed layer"
+    by_channel = True
     def begin(self, shapes, n): self.got = []
     def note(self, module, args): self.x = args[0].detach().float()
     def see(self, model, layer, x): self.got.append(pooled(self.x.movedim(-1, 1)).clone())
 
 # %% ../../nbs/measures/05_plasticity.ipynb #8df1c680
+def _linears(model, dl):
+    "Names and modules of all linear layers, in the order in which they run"
+    return [(n,c.module) for n,c in layer_calls(model, _two_inputs(model, dl)).items() if layer_kinds['linear'](c.module)]
+
 def penultimate(
     model, # A module or Learner
     dl, # As in `fixed_dl`
@@ -317,9 +331,13 @@ def penultimate(
 )->torch.Tensor: # Shape `(samples, features)`
     "Input of the last linear layer to run, in eval mode; tokens are averaged"
     model,meter = only(named_models(model).values()),_LastInput()
-    linears = [(n,c.module) for n,c in layer_calls(model, _two_inputs(model, dl)).items() if layer_kinds['linear'](c.module)]
-    if not linears: raise ValueError(f"model: {type(model).__name__} has no linear layer, so no layer before it")
-    name,module = linears[-1]
+    layers = [(n,c.module) for n,c in layer_calls(model, _two_inputs(model, dl)).items() if _has_weights(c.module)]
+    if not any(layer_kinds['linear'](m) for _,m in layers):
+        raise ValueError(f"model: {type(model).__name__} has no linear layer, so no layer before it")
+    name,module = layers[-1]
+    if not layer_kinds['linear'](module):
+        raise ValueError(f"model: {type(model).__name__} ends in the convolution {name!r}, so no linear layer reads its "
+                         "features; measure a layer by name, as in `layer_rank`")
     hook = module.register_forward_pre_hook(meter.note)
     try: visit(model, dl, meter, lambda k,m: k==name, n, seed=seed, progress=False)
     finally: hook.remove()
@@ -367,7 +385,7 @@ def plasticity_measures(
 # %% ../../nbs/measures/05_plasticity.ipynb #ed45241c
 class PlasticityLog(LoggedCallback):
     "Log `plasticity_measures` each epoch, on the same images, without affecting training"
-    table = 'plasticity'
+    table,_data = 'plasticity',('given','images')
     @delegates(plasticity_measures, but='model,dl,loss_func,measures')
     def __init__(self,
         dl=None, # As in `fixed_dl`, with targets; by default the Learner's validation set, without squares

@@ -9,7 +9,7 @@ __all__ = ['solvers', 'LinearProbe', 'fit_probe', 'authors_probe', 'LayerProbe',
            'dl_labels', 'layer_probe']
 
 # %% ../../nbs/measures/03_probes.ipynb #75e78da8
-import pandas as pd, torch, torch.nn.functional as F
+import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from torch import nn
 from warnings import warn
 from fastcore.all import *
@@ -103,6 +103,14 @@ def _choose(fit, Z, y, start, seed):
         if loss>1.1*best[0]: break     # overfits, and larger values only more so
     return best[1:]
 
+# %% ../../nbs/measures/03_probes.ipynb #482c61df
+def _in_span(Z, most=1024):
+    "Few samples in coordinates of the space they span, and weights in theirs back in those of the features"
+    n,d = Z.shape
+    if n>=d or n>most: return Z,noop
+    Q,R = torch.linalg.qr(Z.T)
+    return R.T,lambda W: W@Q.T
+
 # %% ../../nbs/measures/03_probes.ipynb #742e2e89
 class LinearProbe:
     "A linear classifier"
@@ -126,7 +134,7 @@ class LinearProbe:
 
 # %% ../../nbs/measures/03_probes.ipynb #e3af7a02
 def _labels(y):
-    y = torch.as_tensor(y).as_subclass(torch.Tensor)
+    y = batch_labels([torch.as_tensor(y).as_subclass(torch.Tensor)])
     if y.ndim==1 and not y.is_floating_point() and len(y) and y.min()>=0: return y.long()
     low = f', down to {y.min()}' if y.numel() else ''
     raise ValueError(f"y: must be integers from 0 up, shape (samples,); got {y.dtype}, shape {tuple(y.shape)}{low}")
@@ -154,12 +162,14 @@ def fit_probe(
     if C is not None and not 0<C<float('inf'): raise ValueError(f"C={C!r}: must be above 0, or None to choose it")
     classes,y,count = y.unique(return_inverse=True, return_counts=True)
     Z,mean,s = _scaled(X)
+    Z,back = _in_span(Z)
     white,penalty = _Whitener(Z, seed),2 if len(classes)==2 else 1
     def fit(Z, y, C, start): return _minimise(Z, y, penalty/(C*len(y)), white, start, tol=tol, max_iter=max_iter)
     b = count.double().log()   # without features, the class frequencies
     start = Z.new_zeros(len(classes), Z.shape[1]),b-b.mean()
     C,start = (C*s**2,start) if C is not None else _choose(fit, Z, y, start, seed)
     W,b,g = fit(Z, y, C, start)
+    W = back(W)
     return LinearProbe(W/s, b-W@mean/s, classes, C/s**2, g<=tol)
 
 # %% ../../nbs/measures/03_probes.ipynb #7b0aac1d
@@ -305,17 +315,29 @@ def dl_labels(
     "The labels of the samples that `visit` sees, in the same order: the first target of each"
     with no_random(reproducible=False):
         dl = fixed_dl(dl, n, seed)
-        if isinstance(dl, list) or not _labels_last(dl): return torch.cat([torch.as_tensor(_label(dl, b)).cpu() for b in dl])
+        if isinstance(dl, list) or not _labels_last(dl): return _seen(dl)
         y = torch.as_tensor(read_labels(dl.dataset))
-    return y[dl.get_idxs()] if isinstance(dl, DataLoader) else y
+        idxs = dl.get_idxs() if isinstance(dl, DataLoader) else list(range(len(y)))
+        return y[idxs] if _kept(dl, y[idxs], idxs) else _seen(dl)
+
+def _seen(dl): return torch.cat([torch.as_tensor(_label(dl, b)).cpu() for b in dl])
+
+def _kept(dl, y, idxs):
+    "Whether transforms leave the labels `y` as they are; from a sample of each of eight classes"
+    some = np.unique(y, return_index=True)[1][:8]
+    at = [idxs[i] for i in some]
+    few = same_dl(dl, idxs=at, num_workers=0) if isinstance(dl, DataLoader) else \
+          torch.utils.data.DataLoader(torch.utils.data.Subset(dl.dataset, at), len(at), collate_fn=dl.collate_fn)
+    return np.array_equal(_seen(few), y[some])
 
 def _labels_last(dl):
     "Whether samples are inputs and one label"
-    item = labelled(dl.dataset)[0]
+    try: item = labelled(dl.dataset)[0]
+    except KeyError: return False   # a table, whose rows have names
     return isinstance(item, tuple) and len(item)-(getattr(dl, 'n_inp', None) or len(item)-1)==1
 
 def _label(dl, b):
-    if ys := split_batch(dl, b)[1]: return ys[0]
+    if ys := split_batch(dl, b)[1]: return batch_labels(ys)
     raise ValueError("dl: batches have no labels; give a loader of (x, y), or `labels`")
 
 # %% ../../nbs/measures/03_probes.ipynb #8c7a7e8e

@@ -130,7 +130,7 @@ def _sign(yes): return -1 if yes[0]<yes[1] else 1
 def _rule(yes, fmt):
     if yes=='≠0': return 'the same sign in every seed'
     if isinstance(yes, str): return f'{yes[0]} 0 in every seed'
-    return f"{'≤' if _sign(yes)<0 else '≥'} {yes[0]:{fmt}} in every seed; in part: {yes[1]:{fmt}} in some"
+    return f"{'≤' if _sign(yes)<0 else '≥'} {yes[0]:{fmt}} in every seed; in part: {yes[1]:{fmt}} in some".replace('-', '−')
 
 def _agrees(yes, x):
     if yes=='≠0': return 'yes' if (x>0).all() or (x<0).all() else 'not clear'
@@ -266,7 +266,7 @@ def check_scale(
     if len(set(scale.nets))<len(scale.nets):
         raise ValueError(f"nets: they must differ; got {', '.join(o.name for o in scale.nets)}")
     missing = {str(e):type(e) for net in scale.nets for f in _checks(recipe, net) for e in [_error(f)] if e}
-    if missing: raise first(missing.values())(f"{recipe.name} needs {' And it needs '.join(missing)}")
+    if missing: raise first(missing.values())(f"{recipe.name} needs {'. It also needs '.join(missing)}")
 
 def _checks(recipe, net):
     "Calls that fail if something is missing"
@@ -378,6 +378,7 @@ def _chosen(preset, figures, images):
     mine = lambda n: replace(n, data=str(images)) if images and n.weights=='imagenet' else n
     if images and not any(n.weights=='imagenet' for r in rs for n in r.scales[preset].nets):
         raise ValueError(f"images={str(images)!r}: none of {', '.join(r.name for r in rs)} has a network trained on ImageNet; leave it out")
+    if images: data_folder(str(images))   # what is asked for by name is never left out
     return [(r, replace(s, nets=tuple(map(mine, s.nets)))) for r in rs for s in [r.scales[preset]]]
 
 def _not_made(errors): return '\n'.join(f'{f} is not made: {e}' for f,e in errors.items())

@@ -1,11 +1,13 @@
 "Build the documentation site: with Quarto where it is installed, with smalldocs elsewhere. A warning, a broken link, or a picture without an alt text is an error."
 import io, json, os, re, shutil, subprocess, sys, tempfile, warnings
 from base64 import b64decode
+from copy import copy
 from functools import cache
 from html import unescape
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urldefrag
 
+from bs4 import BeautifulSoup
 from fastcore.nbio import read_nb, write_nb
 from fastcore.script import call_parse
 from fastcore.xtras import working_directory
@@ -22,7 +24,7 @@ quarto_only = 'format commonmark', 'unknown key format-links'  # what _quarto.ym
 
 def stage(tmp):
     "Copy what the site is made of to `tmp`, so that building leaves the checkout as it is"
-    for o in 'pyproject.toml', '_quarto.yml', 'CONTRIBUTING.md': shutil.copy(root/o, tmp)   # two of them are linked to from nbs
+    for o in 'pyproject.toml', '_quarto.yml', 'CONTRIBUTING.md', 'CHANGELOG.md': shutil.copy(root/o, tmp)   # three of them are linked to from nbs
     shutil.copytree(root/'nbs', tmp/'nbs', symlinks=True, ignore=shutil.ignore_patterns('.*', '_tools', 'models'))
     with working_directory(tmp): refresh_quarto_yml()
 
@@ -46,13 +48,43 @@ _figure,_output = notebook.figure,llms.output
 notebook.figure = lambda img, opts, n: _figure(img, alt_of(opts, n), n)
 llms.output = lambda out, name, files, folder, opts, n, caption: _output(out, name, files, folder, alt_of(opts, n), n, caption)
 
+def texts(row):
+    "The text of each column in a row of a table's head"
+    return [o for c in row.find_all('th') for o in [c.get_text(' ', strip=True)]*int(c.get('colspan', 1))]
+
+def whole_row(row, above):
+    "Repeat, hidden on wide screens, the cells that reach down from rows `above`: as a card a row stands alone"
+    for j,(cell,n) in sorted(above.items()):
+        again = copy(cell)
+        again.attrs = {'class': 'again'}
+        row.insert(j, again)
+        above[j] = cell,n-1
+    above.update({j:(c,int(c['rowspan'])-1) for j,c in enumerate(row.find_all(['th','td'])) if c.has_attr('rowspan')})
+    return {j:(c,n) for j,(c,n) in above.items() if n}
+
+def labelled(m):
+    "A table of words as `cards`, whose cells say what they are where they stand alone; one of numbers as `numbers`"
+    t,above = BeautifulSoup(m[0], 'html.parser').table,{}
+    if not (t.thead and t.tbody): return m[0]
+    labels = [', '.join(filter(None, o)) for o in zip(*map(texts, t.thead.find_all('tr')))]
+    for row in t.tbody.find_all('tr'):
+        for c in row.find_all(string=lambda o: not o.strip(), recursive=False): c.extract()
+        above = whole_row(row, above)
+        cells = row.find_all(['th','td'])
+        for c,label in zip(cells, labels):
+            if label and len(cells)>2 and (c is not cells[0] or len(c.get_text())<3): c['data-label'] = label   # a long first cell is a title
+    longest = max((len(c.get_text()) for c in t.tbody.find_all(['th','td'])), default=0)
+    words = not t.find(class_='row_heading') and longest>(24 if len(labels)>2 else 60)
+    t['class'] = [*t.get('class', []), 'cards' if words else 'numbers']
+    return re.sub(r'`([^`<>]+)`', r'<code>\1</code>', str(t))
+
 def mathml(m):
     "TeX to MathML, which browsers show without scripts"
     from latex2mathml.converter import convert
     return convert(unescape(m[2]).strip(), display='inline' if m[1]=='(' else 'block')
 
-for_users = re.compile(r'(index|concept|howdoi|glossary|faq)\.|(howto|tutorials)/')
-for_few = re.compile(r'0[0-7]_|paper/|runs/0[02]_|(21_all|built|works|trust|benchmarks|contributing)\.')
+for_users = re.compile(r'(index|concept|howdoi|glossary|gallery|faq|changelog)\.|(howto|tutorials)/|paper/[a-z]')
+for_few = re.compile(r'0[0-7]_|paper/0|runs/0[02]_|(21_all|built|works|trust|benchmarks|contributing)\.')
 
 @cache
 def public():
@@ -82,6 +114,7 @@ class Site(site.Site):
     def render_page(self, page):
         super().render_page(page)
         page.html = re.sub(r'<img [^>]*?src="data:image/png;base64,([^"]+)"[^>]*>', half_size, page.html)
+        page.html = re.sub(r'<table\b.*?</table>', labelled, page.html, flags=re.S)
         page.html = re.sub(r'\\([(\[])(.*?)\\[)\]](?=</span>)', mathml, page.html, flags=re.S)
         page.env['math'] = False
     def write_search(self):

@@ -17,7 +17,7 @@ class Held:
         self.tables = {k:run.table(k) for k in names if (run.path/'tables'/f'{k}.csv').is_file()}
         self.settings,self.environment,self.figure = run.settings,run.info['sessions'][-1],name.split('_')[0]
     def plot(self): return _plots[self.figure](self.tables)
-    def claims(self): return self.tables['claims'].assign(ours=lambda d: d.ours.str.replace(r' \[.*', '', regex=True))   # means
+    def claims(self): return self.tables['claims'].assign(ours=lambda d: d.ours.str.replace(r' \[.*', '', regex=True).str.replace(r'^−(?=0%$)', '', regex=True))   # means, no −0%
 
 def all_claims(): return pd.concat([Held(f).claims() for f in _plots], ignore_index=True)
 

@@ -22,4 +22,5 @@ def where(res):
     "Seeds and environment"
     e = res.environment
     on = e.get('device') or f"{e['cpus']} cores of {e['processor']}"
-    return f"{res.settings['seeds']} seeds; {on}, torch {e['torch']}, fastai {e['fastai']}"
+    n = res.settings['seeds']
+    return f"{n} seed{'s'*(n>1)}; {on}, torch {e['torch']}, fastai {e['fastai']}"

@@ -1,0 +1,134 @@
+"Patterns on images of all kinds: classes that can be told apart, sizes and types of all kinds, and labels that are not shown."
+import matplotlib as mpl, numpy as np, pytest, torch
+from itertools import combinations
+from PIL import Image
+from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, IndexSplitter, Learner, Normalize, PILImage, TensorCategory, ToTensor,
+                               Transform, aug_transforms, imagenet_stats, nn)
+from feature_erosion.data import to_uint8
+from feature_erosion.measures.probes import dl_labels
+from feature_erosion.patterns import (Blur, Border, ColorSquare, CornerSquare, InjectPattern, JpegQuality, Noise, class_colors,
+                                      rgb2lab, stamp_dl)
+
+# colours
+
+@pytest.mark.parametrize('name', ['viridis', 'gray', 'jet', 'coolwarm', 'hsv', 'twilight', 'turbo'])
+@pytest.mark.parametrize('n', [2, 10])
+def test_continuous_colormaps_are_spread(name, n):
+    "By matplotlib: the middles of `n` equal parts. The first `n` of its 256 colours are one colour to the eye, less than 2 apart in CIELAB"
+    got = class_colors(n, palette=name)
+    assert np.allclose(got, mpl.colormaps[name]((np.arange(n)+.5)/n)[:,:3], atol=1e-6)
+    assert min(np.linalg.norm(a-b) for a,b in combinations(rgb2lab(got), 2))>5
+
+def test_qualitative_colormaps_are_taken_in_order():
+    assert np.allclose(class_colors(3, palette='tab10'), mpl.colormaps['tab10'].colors[:3])
+    with pytest.raises(ValueError, match='palette has 9 colours for 10 classes'): class_colors(10, palette='Set1')
+
+# sizes and places
+
+def test_sizes_of_numpy():
+    "As they come from `np.arange` in a sweep"
+    for a,b in ((np.int64(4), 4), (np.float32(.25), .25), (np.float64(.5), .5)):
+        assert ColorSquare(a).box(3, 10, 32, 20)==ColorSquare(b).box(3, 10, 32, 20) and Border(a).size==b
+    for bad in (np.float32(4.), np.int64(0), np.bool_(True)):
+        with pytest.raises(ValueError, match='size=.*must be at least 1 pixel'): ColorSquare(bad)
+    with pytest.raises(ValueError, match='margin=1.5: must be 0 or more pixels, an int'): ColorSquare(4, margin=1.5)
+
+@pytest.mark.parametrize('h,w,size,margin,places', [(4,32,4,0,8), (32,4,4,0,8), (16,160,12,0,13), (32,32,8,0,12), (4,4,4,0,1), (40,40,4,2,32)])
+def test_places_on_the_border(h, w, size, margin, places):
+    "By hand: a strip that is one square high has no way back, and every class its own place"
+    p = CornerSquare(size, margin=margin)
+    assert len({p.box(c, places, h, w) for c in range(places)})==places
+    with pytest.raises(ValueError, match=f'{places} places on the border of a {h}×{w} image for {places+1} classes'): p.box(0, places+1, h, w)
+
+def test_a_margin_that_leaves_no_place():
+    for margin,h in ((15,32), (8,20)):
+        with pytest.raises(ValueError, match=f'margin={margin}: 0 places'): CornerSquare(8, margin=margin).box(0, 2, h, 32)
+
+# effects
+
+@pytest.mark.parametrize('effect,n,ok', [(JpegQuality(), 10, True), (JpegQuality(), 100, False), (JpegQuality(60,50), 11, True),
+                                         (JpegQuality(60,50), 12, False), (Noise(), 100, True), (Blur(1.,1.), 2, False)], ids=repr)
+def test_levels_differ(effect, n, ok, recwarn):
+    "JPEG has whole qualities: from 50 to 60 there are eleven. As pictures that are the same, levels that are the same are said"
+    x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)).expand(n, -1, -1, -1)
+    f = InjectPattern(effect, n)
+    for _ in range(2): out = f((x, torch.arange(n)))[0]
+    assert (len({o.numpy().tobytes() for o in out})==n)==ok
+    assert sum('same level for some' in str(w.message) for w in recwarn)==(not ok)
+
+# types of images
+
+@pytest.mark.parametrize('pattern', [ColorSquare(2), Noise()], ids=['square','noise'])
+def test_types_of_tensors(pattern):
+    "White is 255 in bytes and 1 in floats; other integers do not say, and 255 is almost black on 16 bits"
+    f,y = InjectPattern(pattern, 2),torch.tensor([0,1])
+    for dt in (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        out = f((torch.zeros(2,1,8,8).to(dt), y))[0]
+        assert out.dtype==dt and (isinstance(pattern, Noise) or out[1,0,0,0]==(255 if dt==torch.uint8 else 1))
+    for dt in (torch.bool, torch.int8, torch.int16, torch.uint16, torch.int32, torch.int64):
+        with pytest.raises(ValueError, match=f'images are {dt}, which does not say what white is'): f((torch.zeros(2,1,8,8).to(dt), y))
+
+rgb = np.random.RandomState(0).randint(0, 256, (16,16,3)).astype(np.uint8)
+
+@pytest.mark.parametrize('mode', ['L','RGB','LA','P','RGBA','CMYK','1','I','F','YCbCr','HSV','I;16'])
+def test_modes_of_pil(mode):
+    "A number in a palette or in another colour space is no brightness. `to_uint8` makes them what can be painted"
+    im = Image.fromarray(rgb[...,0].astype(np.uint16)*257) if mode=='I;16' else Image.fromarray(rgb).convert('L' if mode=='F' else mode).convert(mode)
+    f = InjectPattern(ColorSquare(4, palette=['red','blue']), 2)
+    if mode in ('L','RGB'):
+        got = f((im, 0))[0]
+        assert got.mode==mode and got.getpixel((0,0))==((255,0,0) if mode=='RGB' else 76) and got.getpixel((9,9))==im.getpixel((9,9))
+        assert type(f((PILImage.create(rgb), 0))[0]) is PILImage
+    else:
+        with pytest.raises(ValueError, match=f"image: its mode is '{mode}'.*to_uint8"): f((im, 0))
+        if mode in ('LA','P','RGBA','CMYK','1'): assert f((Image.fromarray(to_uint8(im)), 1))[0].getpixel((0,0))==(0,0,255)
+
+# labels that are not shown
+
+grey = np.full((16,16,3), 100, np.uint8)
+def blocks(): return DataBlock((ImageBlock, CategoryBlock), get_x=lambda i: grey, get_y=lambda i: 'ab'[i%2], splitter=IndexSplitter(range(10)),
+                               batch_tfms=[*aug_transforms(), Normalize.from_stats(*imagenet_stats, cuda=False)])
+
+@pytest.mark.parametrize('kw', [{}, dict(variant='conflict'), dict(ratio=0.), dict(variant='clean')], ids=str)
+def test_a_labelled_test_set_does_not_show_its_labels(kw):
+    "A network that has learnt nothing but the squares would get all of it right"
+    dls = blocks().dataloaders(list(range(40)), bs=8, num_workers=0)
+    easy,square = dls.inject(ColorSquare(4), **kw),ColorSquare(4)
+    for labels in (False,True):
+        (x,*y),(want,*_) = (o.test_dl(list(range(10)), with_labels=labels).one_batch() for o in (easy,dls))
+        assert torch.equal(x, want) and len(y)==labels
+    new = easy.valid.new(dls.valid_ds).one_batch()[0]
+    assert torch.equal(new, dls.valid.one_batch()[0])
+    painted = stamp_dl(dls.test_dl(list(range(10)), with_labels=True), square).one_batch()[0]    # the way to paint it
+    assert torch.equal(painted, dls.inject(square).valid.one_batch()[0]) and not torch.equal(painted, new)
+
+def test_predictions_of_a_painted_learner():
+    "The squares decide: on the clean test set one class is answered for all"
+    dls = blocks().dataloaders(list(range(40)), bs=8, num_workers=0)
+    learn = Learner(dls.inject(ColorSquare(4)), nn.Sequential(nn.Flatten(), nn.Linear(768,2)))
+    with learn.no_bar(), learn.no_logging(): p,y = learn.get_preds(dl=learn.dls.test_dl(list(range(10)), with_labels=True))
+    assert len(p.unique(dim=0))==1 and y.tolist()==[0,1]*5
+
+class Halves(Transform):
+    "Makes two classes of four, after the dataset"
+    def encodes(self, o:TensorCategory): return TensorCategory(torch.as_tensor(o)//2)
+
+def relabelled(**kw): return DataBlock((ImageBlock, CategoryBlock), get_x=lambda i: rgb, get_y=lambda i: 'abcd'[i//10],
+                                       splitter=IndexSplitter([0,1,10,11,20,21,30,31]), **kw).dataloaders(list(range(40)), bs=4, num_workers=0)
+
+@pytest.mark.parametrize('kind', ['item_tfms','batch_tfms'])
+def test_labels_that_transforms_change(kind):
+    "Pictures would follow other labels than the network learns; probes take those of the batches"
+    dls = relabelled(**{kind:[ToTensor(), Halves()] if kind=='item_tfms' else [Halves()]})
+    with pytest.raises(ValueError, match='labels: 1 in the dataset, 0 after the loader.s transforms, and pictures follow the dataset'):
+        dls.inject(ColorSquare(4))
+    assert dl_labels(dls.valid).tolist()==[0,0,0,0,1,1,1,1]
+    plain = relabelled()
+    assert dl_labels(plain.valid).tolist()==[0,0,1,1,2,2,3,3] and dl_labels(plain.inject(ColorSquare(4)).valid, 4).tolist()==[0,1,2,3]
+
+def test_labels_that_collating_changes():
+    def coarse(items):
+        x,y = torch.utils.data.default_collate(items)
+        return x,y//2
+    dl = torch.utils.data.DataLoader([(torch.zeros(3,4,4),i) for i in (0,1,2,3,1)], 2, collate_fn=coarse)
+    assert dl_labels(dl).tolist()==[0,0,1,1,0]
