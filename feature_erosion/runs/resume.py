@@ -519,7 +519,9 @@ def _hear(self:KeepRun, number, frame):
 @patch
 def _leave(self:KeepRun):
     where = f' in phase {p!r}' if (p := self._phase()) else ''
-    msg = f"run {self.kept.name!r} stopped after {self.learn.train_iter} iterations{where}; start it again to go on from there"
+    n = self.learn.train_iter
+    after = f"{n} iteration{'s'*(n!=1)}{where}"
+    msg = f"run {self.kept.name!r} stopped after {after}; start it again to go on from there"
     raise KeyboardInterrupt(msg) if self.heard==signal.SIGINT else Terminated(msg)
 
 # %% ../../nbs/runs/03_resume.ipynb #1c9adfb4
