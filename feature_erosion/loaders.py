@@ -212,8 +212,9 @@ def _check_order(dl, idxs):
     if not dl.indexed or getattr(dl.sample, '__func__', None) is not DataLoader.sample or len(dl)!=want:
         raise _own_way(dl)
 
-def _own_way(dl): return ValueError(f"dl: {type(dl).__name__} chooses its samples in a way of its own; evaluate on a plain "
-                                    "loader, `TfmdDL(dl.dataset, bs=…)`")
+def _own_way(dl):
+    return ValueError(f"dl: {type(dl).__name__} chooses its samples in a way of its own; "
+                      "evaluate on a plain loader, `TfmdDL(dl.dataset, bs=…)`")
 
 def _own_idxs(dl):
     "Whether `get_idxs` is neither fastai's nor ours, so that it may leave out samples"
