@@ -44,9 +44,9 @@ def evaluate(
 
 def _answer(model, xs, ys):
     "Scores and labels of a batch"
-    if not ys: raise ValueError("dl: batches have no labels; give a loader of (x, y)")
+    y = first_target(ys)
     pred = answer_tensor(model(*to_model(xs, model)))
-    return pred,to_device(ys[0], pred.device)
+    return pred,to_device(y, pred.device)
 
 def _check_choice(pred, y, mets):
     "`accuracy` takes the highest score on the last axis: of one, it is always the first"

@@ -671,7 +671,7 @@ def _try_few(dl, y):
     "Find a loader that bypasses its dataset or changes its labels `y`, or a pattern that does not fit"
     if is_distributed(dl): return _try_few(dl.dl, y)
     if not dl.n: return
-    idxs = np.unique(y[:dl.n], return_index=True)[1][:8].tolist()   # of different classes
+    idxs = one_each(y[:dl.n], 8)
     before,after = _few(dl, idxs)
     if not isinstance(before[-1], TensorStamp):
         raise ValueError(f"dl: {type(dl).__name__} reads its samples from elsewhere than its `dataset`; "

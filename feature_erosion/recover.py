@@ -149,11 +149,11 @@ def _answers(model, name, dl):
     with evaluating(model), unaugmented(dl):
         for b in dl:
             xs,ys = split_batch(dl, b, model)
-            if not ys: raise ValueError("dl: batches have no labels; give a loader of (x, y)")
+            y = first_target(ys)
             scores = answer_tensor(model(*to_model(xs, model)))
             if not scores.isfinite().all():
                 raise ValueError(f"models: {name!r} answers with NaN or infinite scores; it has diverged")
-            got.append((answered(scores).cpu(), ys[0].cpu()))
+            got.append((answered(scores).cpu(), y.cpu()))
     if not got: raise ValueError("dl: there are no samples in it")
     return tuple(int_labels(torch.cat(o)) for o in zip(*got))
 

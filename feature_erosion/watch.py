@@ -182,9 +182,9 @@ def _image_batch(dl, b, model):
     xs,ys = split_batch(dl, b, model)
     if not _is_images(xs): raise ValueError(f"dl: a batch has {_shapes(xs)}; parts are exchanged between images, shape "
                                             "(batch, channels, height, width) with 1 or 3 channels")
-    if not ys: raise ValueError("dl: batches have no labels; give a loader of (x, y)")
-    if ys[0].numel()!=len(xs[0]) or ys[0].is_floating_point(): raise wrong_label(ys[0][0])
-    return to_model(xs, model)[0],ys[0].flatten().cpu()
+    y = first_target(ys)
+    if y.numel()!=len(xs[0]) or y.is_floating_point(): raise wrong_label(y[0])
+    return to_model(xs, model)[0],y.flatten().cpu()
 
 def _is_images(xs): return len(xs)==1 and isinstance(xs[0], torch.Tensor) and xs[0].ndim==4 and xs[0].shape[1] in (1,3)
 def _shapes(xs): return ', '.join(f'{type(o).__name__} of shape {tuple(getattr(o, "shape", ()))}' for o in xs)

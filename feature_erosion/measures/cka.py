@@ -112,6 +112,11 @@ def _unit_max(X, name):
     return X/(X.abs().max()+(X==0).all())   # + 1 where all are 0
 
 # %% ../../nbs/measures/02_cka.ipynb #6e1dc36d
+def _own(f, X, dead):
+    "HSIC of features with themselves; 0 if they are constant or empty"
+    xx = f(X, X)
+    return 0. if dead or _is_empty(xx, f(X, X, debiased=False)) else xx
+
 def _is_empty(part, whole):
     "Whether a squared norm is zero up to rounding, compared with one before U-centring"
     return bool(part <= 1e-12*whole)
@@ -131,7 +136,7 @@ def cka(
     few = kernel=='linear' and X.shape[1]*Y.shape[1]<len(X)**2
     (X,dead),(Y,dead2) = (_centered(o) if few else _kernel(o, kernel, sigma) for o in (X,Y))
     f = partial(_hsic_features if few else hsic, debiased=debiased)
-    xx,yy = (0. if d or _is_empty(f(o, o), f(o, o, debiased=False)) else f(o, o) for o,d in ((X,dead),(Y,dead2)))
+    xx,yy = _own(f, X, dead),_own(f, Y, dead2)
     return f(X, Y)/(xx*yy)**.5 if xx and yy else 0.
 
 # %% ../../nbs/measures/02_cka.ipynb #74665269

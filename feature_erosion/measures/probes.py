@@ -324,7 +324,7 @@ def _seen(dl): return torch.cat([torch.as_tensor(_label(dl, b)).cpu() for b in d
 
 def _kept(dl, y, idxs):
     "Whether transforms leave the labels `y` as they are; from a sample of each of eight classes"
-    some = np.unique(y, return_index=True)[1][:8]
+    some = one_each(y, 8)
     at = [idxs[i] for i in some]
     few = same_dl(dl, idxs=at, num_workers=0) if isinstance(dl, DataLoader) else \
           torch.utils.data.DataLoader(torch.utils.data.Subset(dl.dataset, at), len(at), collate_fn=dl.collate_fn)
@@ -336,9 +336,7 @@ def _labels_last(dl):
     except KeyError: return False   # a table, whose rows have names
     return isinstance(item, tuple) and len(item)-(getattr(dl, 'n_inp', None) or len(item)-1)==1
 
-def _label(dl, b):
-    if ys := split_batch(dl, b)[1]: return batch_labels(ys)
-    raise ValueError("dl: batches have no labels; give a loader of (x, y), or `labels`")
+def _label(dl, b): return batch_labels(split_batch(dl, b)[1])
 
 # %% ../../nbs/measures/03_probes.ipynb #8c7a7e8e
 def _both_labels(labels, train, test, n, n_test, seed):

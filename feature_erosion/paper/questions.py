@@ -98,8 +98,9 @@ _resisting_partly = {'GroupDRO':_group_dro, 'JTT':_twice}   # they need images w
 
 def _methods(net): return {**resisting, **(_resisting_partly if net.ratio<1 else {})}
 
-_needs = {'replay':'200 old images', 'DER++':'200 old images and their scores', 'EWC':'1,000 old images once, two copies of the weights',
-          'LwF':'a copy of the network', 'GroupDRO':'which images have squares', 'JTT':'a copy of the network, once',
+_needs = {'replay':'200 old images', 'DER++':'200 old images and their scores',
+          'EWC':'1,000 old images once, two copies of the weights', 'LwF':'a copy of the network',
+          'GroupDRO':'which images have squares', 'JTT':'a copy of the network, once',
           'ReDo':'the mean output of each unit', 'continual backprop':'age and use of each unit',
           **dict.fromkeys(('L2-SP','L2-Init','WiSE-FT, half way'), 'a copy of the weights')}
 
@@ -197,16 +198,18 @@ def _holm(p):
     o = p.sort_values()
     return (o*range(o.count(), o.count()-len(o), -1)).cummax().clip(upper=1).reindex(p.index)
 
+def _paired(diff):
+    "95% interval of the mean difference, and its p value"
+    if len(diff)<2: return [np.nan]*3
+    test = ttest_1samp(diff, 0)
+    return *test.confidence_interval(),test.pvalue
+
 def _against_plain(d):
     clean = d.pivot(index='seed', columns='method', values='clean')[list(d.method.unique())]
     diff = clean.drop(columns='plain finetuning').sub(clean['plain finetuning'], axis=0)
-    test = {m:ttest_1samp(o.dropna(), 0) for m,o in diff.items()} if len(diff)>1 else {}
-    ci = {m:o.confidence_interval() for m,o in test.items()}
-    res = pd.DataFrame(dict(n=diff.count(), clean=clean.mean().drop('plain finetuning'), more=diff.mean(),
-                            low=pd.Series({m:o.low for m,o in ci.items()}, dtype=float),
-                            high=pd.Series({m:o.high for m,o in ci.items()}, dtype=float),
-                            p=_holm(pd.Series({m:o.pvalue for m,o in test.items()}, dtype=float))))
-    return res.rename_axis('method').loc[diff.columns]
+    res = pd.DataFrame(dict(n=diff.count(), clean=clean.mean(), more=diff.mean())).loc[diff.columns]
+    res[['low','high','p']] = [_paired(o.dropna()) for _,o in diff.items()]
+    return res.assign(p=_holm(res.p)).rename_axis('method')
 
 # %% ../../nbs/paper/04_questions.ipynb #d510fc34
 def against_plain(
