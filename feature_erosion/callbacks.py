@@ -79,8 +79,8 @@ class LoggedCallback(TidyCallback):
     def record(self, epoch): self.log(self.look(), epoch)
 
     def before_fit(self):
-        self.tidy()
         self.run = trains(self.learn)
+        if not self.learn.lock.locked(): self.tidy()   # a validation within a fit leaves the columns in place
         if not self.run: return
         self.last,self.fresh,self.done = SimpleNamespace(),True,None
         self.mine = L(ValueMetric(partial(getattr, self.last, c, None), c) for c in self.columns)
@@ -201,9 +201,10 @@ class FewSyncs(TidyCallback):
     ): self.every = _check_every(every)
 
     def before_fit(self):
-        self.tidy()
-        self.pace,self.run = _pace(self.every, self.learn),hasattr(self, 'recorder')
+        self.run = hasattr(self, 'recorder') and not self.learn.lock.locked()   # validation holds the lock, also within a fit
         if not self.run: return
+        self.tidy()
+        self.pace = _pace(self.every, self.learn)
         self.losses = self.recorder.losses = Losses(self.recorder.losses)
         if self.pace>1: self.fast = self._swap(_LateLoss(self.recorder.smooth_loss.beta))
 
