@@ -25,6 +25,8 @@ def _grid(grid, seeds):
     if 'seed' in grid or 'run' in grid: raise ValueError("grid: 'seed' and 'run' are given by the sweep; use `seeds=`")
     if bad := [k for k,v in grid.items() if not _is_values(v)]:
         raise ValueError(f"grid: {', '.join(bad)} must be lists of one or more values")
+    if bad := [k for k,v in grid.items() if len({json.dumps(plain(o), default=str) for o in v})<len(v)]:
+        raise ValueError(f"grid: {', '.join(bad)} must be lists of different values: runs would count twice")
     points = [dict(zip(grid, v)) for v in itertools.product(*grid.values())]
     return [dict(plain(p), seed=s) for p in points for s in _seeds(seeds)]
 
@@ -46,9 +48,10 @@ def _threads(n):
 def _point(fn, point, path, threads, attempts):
     "Compute or load one point, in a worker"
     run = Run(path)
+    if (res := run.result()) is not None: return dict(status='finished', **res)
     with run.lock():
-        if (res := run.result()) is not None: return dict(status='finished', **res)
-        if run.info['tries']>=attempts: return _failed(run, f'its worker died {attempts} times')
+        if (res := run.result()) is not None: return dict(status='finished', **res)   # by another process just now
+        if run.info['status']!='finished' and run.info['tries']>=attempts: return _failed(run, f'its worker died {attempts} times')
         try:
             with _threads(threads): return dict(status='finished', **run.compute(fn, point))
         except Exception as e: return _failed(run, f'{type(e).__name__}: {e}')
@@ -134,7 +137,7 @@ def _share(backend, n_jobs, n):
 
 def _forget_tries(run):
     "Reset the count of attempts for a new call"
-    if run.info['tries'] and not run.is_busy(): run.update(tries=0)
+    if run.info['tries'] and run.info['status']!='finished' and not run.is_busy(): run.update(tries=0)
 
 # %% ../../nbs/runs/04_sweep.ipynb #0ae46d44
 def _tell_new(runs):
