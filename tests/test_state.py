@@ -1,10 +1,10 @@
 "What a fit remembers: a run that was stopped anywhere ends like one that nobody stopped, whatever its callbacks and its model hold."
-import enum, os, random, re, signal, subprocess, sys, time, warnings
+import enum, os, random, re, shutil, signal, subprocess, sys, time, warnings
 from collections import defaultdict, deque
 from copy import deepcopy
 from datetime import date
 from decimal import Decimal
-import filelock, numpy as np, pytest, torch
+import filelock, numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -374,6 +374,22 @@ class StopAfter(Callback):
         if self.n<0: raise Boom('stopped')
 
 @pytest.mark.works(kind='callbacks', what='`KeepRun` in `fine_tune`, on data with `aug_transforms`', how='works: each of its two fits has a run of its own, and goes on in the middle')
+@pytest.mark.parametrize('table', [False, True])
+def test_another_random_split_is_another_run(photos, tmp_path, table):
+    "It would be trained on what it was validated on; where the files are does not matter"
+    def train(folder, seed, stop=None):
+        kw = dict(valid_pct=.3, seed=seed, item_tfms=Resize(16), bs=8, num_workers=0)
+        names = pd.DataFrame(dict(name=[str(p.relative_to(photos)) for p in sorted(photos.rglob('*.png'))], label=['a','b']*18))
+        dls = ImageDataLoaders.from_df(names, folder, **kw) if table else ImageDataLoaders.from_folder(folder, **kw)
+        learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(768,2)), metrics=accuracy, path=tmp_path)
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=[KeepRun(run, minutes=0), StopAt(stop)])
+    run = RunStore(tmp_path).run('a')
+    shutil.copytree(photos, here := tmp_path/'here')
+    with pytest.raises(Boom): train(here, 1, 2)
+    with pytest.raises(ValueError, match='other settings: samples.0.train: was'): train(here, 2)
+    train(here.rename(tmp_path/'there'), 1)
+    assert run.status=='finished'
+
 @pytest.mark.parametrize('cut', [2,4,8], ids=['frozen','first','second'])
 def test_fine_tune_goes_on(photos, tmp_path, cut):
     "Both of its fits, each with a run of its own; the random state in which loaders were made again does not matter"

@@ -1,7 +1,7 @@
 "Runs that are killed, stopped, damaged, or handed something malicious."
 import errno, io, multiprocessing as mp, os, pickle, signal, struct, subprocess, tarfile, warnings, zlib
 from pathlib import Path
-import numpy as np, pandas as pd, pytest, torch
+import filelock, numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from fastai.callback.mixup import MixUp
 from fastai.vision.all import (CSVLogger, Callback, CancelFitException, EarlyStoppingCallback, GradientAccumulation, LabelSmoothingCrossEntropy, Learner,
@@ -274,6 +274,34 @@ def test_a_table_comes_back(tmp_path):
     assert t.seed[0]==20231120 and np.isnan(t.seed[1]) and t.name.tolist()==['NA','null'] and t.x.tolist()==[.123457, np.inf]
     run.save_table('u', pd.DataFrame([[1,.5]], columns=pd.MultiIndex.from_tuples([('acc','n'), ('acc','mean')])))
     assert run.table('u').to_dict('list')=={'acc n':[1], 'acc mean':[.5]}
+
+def test_an_empty_table(tmp_path):
+    run = RunStore(tmp_path).run('a')
+    run.save_table('t', pd.DataFrame())
+    assert run.table('t').empty
+
+def test_rows_after_one_that_was_cut_off(tmp_path):
+    run = RunStore(tmp_path).run('a')
+    run.append(dict(table='t', x=1))
+    with open(run.path/'history.jsonl', 'a') as f: f.write('{"table": "t", "x"')
+    RunStore(tmp_path)['a'].append(dict(table='t', x=2))
+    assert RunStore(tmp_path)['a'].table('t').x.tolist()==[1,2]
+
+def test_a_damaged_run_hides_no_other(tmp_path):
+    store = RunStore(tmp_path)
+    store.run('a', lr=.1), (store.run('b').path/'run.json').write_text('{"of": "another program"}')
+    with pytest.warns(UserWarning, match='run.json: not a file of this library'): table = store.runs()
+    assert table.status.to_dict()==dict(a='new', b='damaged') and table.lr['a']==.1
+
+def test_a_finished_run_is_loaded_from_where_nothing_can_be_written(tmp_path, monkeypatch):
+    def train():
+        learn = plain_learner(tmp_path)
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=KeepRun(RunStore(tmp_path).run('a')))
+        return learn
+    whole = train()
+    def denied(self, *a, **k): raise PermissionError(13, 'Permission denied')
+    monkeypatch.setattr(filelock.FileLock, '_acquire', denied)
+    assert same(train(), whole)
 
 def test_two_processes_make_a_run(tmp_path):
     "The second leaves what the first may have begun with"

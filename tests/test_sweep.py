@@ -159,6 +159,26 @@ def test_what_cannot_be_compared_is_computed_again(tmp_path):
 def test_threads_are_refused(tmp_path):
     with joblib.parallel_config('threading'), pytest.raises(ValueError, match='share one random state'): sweep(always_dies, dict(a=[0]), store=tmp_path)
 
+def test_a_run_of_another_program_beside(tmp_path):
+    (tmp_path/'mine').mkdir()
+    (tmp_path/'mine'/'run.json').write_text('{}')
+    assert sweep(near_the_top, dict(ratio=[0]), store=tmp_path, n_jobs=1, progress=False).acc.tolist()==[.97]
+
+def test_the_newest_of_several(tmp_path):
+    "In whatever order their names and clocks' zones would put them"
+    def f(seed): return dict(y=float(net(torch.ones(1))))
+    net,store = torch.nn.Linear(1, 1),RunStore(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        for i in range(11):
+            for p in net.parameters(): p.data.fill_(i/2)
+            sweep(f, {}, seeds=2, store=tmp_path, n_jobs=1, progress=False)
+    for r in store: r.update(created='2026-10-25T02:10:00+0200')
+    assert store.sweeps()['f'].y.tolist()==[10.,10.]
+    for r in store:
+        if r.name.endswith('untold3'): r.update(created='2026-10-25T02:05:00+0100')   # an hour later, in winter time
+    assert store.sweeps()['f'].y.min()<10
+
 def near_the_top(ratio, seed): return dict(acc=[.97,.99,1.,1.,1.][seed], zero=0., loss=ratio+seed)
 
 @pytest.mark.parametrize('seeds', [1,2,3,4,5])

@@ -10,8 +10,9 @@ __all__ = ['KeepRun']
 # %% ../../nbs/runs/03_resume.ipynb #ca27a54c
 import inspect, json, random, signal, sys, threading, time, warnings
 from contextlib import contextmanager, suppress
-import numpy as np, torch
+import numpy as np, pandas as pd, torch
 from math import isfinite
+from pathlib import PurePath
 from filelock import Timeout
 from torch import nn
 from fastcore.all import *
@@ -76,6 +77,23 @@ def _content(ds):
     with suppress(TypeError,ValueError): return key_of([hash_tensor(v) for v in held]) if held else None
 
 # %% ../../nbs/runs/03_resume.ipynb #22c46e55
+def _samples(dls):
+    "Which samples are in each part of the data, in whatever order: a random split without a seed is another one at each start"
+    return None if dls is None else dict(zip(('train','valid'), map(_which, dls.loaders)))
+
+def _which(dl):
+    ds = dl.dataset
+    items = first(v for o in ('indices','items') if (v := getattr(ds, o, None)) is not None)
+    with suppress(TypeError,ValueError): return _content(ds) or key_of(sorted(_names(items)))
+
+def _names(items):
+    "What tells items apart: the names of files, the index of a table, texts and numbers; a `TypeError` for anything else"
+    if isinstance(items, pd.DataFrame): items = items.index
+    if isinstance(items, (torch.Tensor,np.ndarray,pd.Index)): items = items.tolist()
+    names = [o.name if isinstance(o, PurePath) else o for o in items]
+    if all(isinstance(o, (str,int,float)) for o in names): return names
+    raise TypeError('these have no names')
+
 def _phase_settings(p):
     own = {k:describe(getattr(p, k)) for k in ('name','epochs','iters','lr','sched','opt','wd','until')}
     return dict(own, data=_data_settings(p.dls))
@@ -98,6 +116,7 @@ def fit_settings(
     return dict(model=_model_settings(get_model(learn.model)), opt=describe(learn.opt_func), lr=describe(learn.lr), wd=learn.wd,
                 wd_bn_bias=learn.wd_bn_bias, train_bn=learn.train_bn, loss=describe(learn.loss_func),
                 loss_settings=_loss_settings(learn.loss_func), data=_data_settings(learn.dls),
+                samples=[_samples(o) for o in (learn.dls, *L(phases).attrgot('dls'))],
                 phases=[_phase_settings(p) for p in phases], epochs=None if phases else learn.n_epoch,
                 callbacks=_cbs_settings(learn), evals=_evals_settings(learn), processes=max(1, num_distrib()))
 
@@ -366,11 +385,14 @@ def _tell_late(self:KeepRun, state):
 def _claim(self:KeepRun, settings, seed):
     run = self.kept
     with self._writing():
-        try: run.lock().acquire(timeout=-1 if self.wait else 0)
+        try:
+            run.lock().acquire(timeout=-1 if self.wait else 0)
+            self.locked = True
         except Timeout:
             raise ValueError(f"run {run.name!r}: another process works on it; wait for it, "
                              "or give this one another name") from None
-        self.locked = True
+        except OSError:
+            if run.info['status']!='finished': raise   # it is only loaded, if need be from where nothing can be written
         if run.info['fit'] is not None: self._refuse(run.info, settings, seed)
         if self.base is not None: self._check_base(settings)
         self.was,self.idle = run.info,run.info['status']=='finished'
@@ -401,7 +423,7 @@ def _check_base(self:KeepRun, settings):
         raise ValueError(f"after: run {base.name!r} is {base.status} and has ended {', '.join(ended) or 'no phase'}; "
                          "want one whose phases are all done")
     unseen = dict(evals=None)
-    if diff := _differences({**info['fit'], **unseen}, {**settings, **unseen, 'phases':settings['phases'][:n]}):
+    if diff := _differences({**info['fit'], **unseen}, {**settings, **unseen, 'phases':settings['phases'][:n], 'samples':settings['samples'][:n+1]}):
         raise ValueError(f"after: run {base.name!r} was trained with other settings: {'; '.join(diff[:5])}")
 
 @patch

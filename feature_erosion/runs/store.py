@@ -307,12 +307,19 @@ def _row(line):
 def append(self:Run, *rows):
     "Append rows (dicts) to `history.jsonl`"
     f = self.path/'history.jsonl'
-    if getattr(self, '_sum', None) is None: self._sum = _unchain(f)[1]
+    if getattr(self, '_sum', None) is None: self._sum = self._mend(f)
     lines = list(_chained(rows, self._sum))
     with open(f, 'a') as o:
         o.write(''.join(l for _,l in lines))
         o.flush(); os.fsync(o.fileno())
     if lines: self._sum = lines[-1][0]
+
+@patch
+def _mend(self:Run, f):
+    "The last sum; a line that a crash has cut off is removed, so that the next one can follow"
+    rows,last = _unchain(f)
+    if f.exists() and f.read_bytes()[-1:] not in (b'',b'\n'): self.rewrite(*rows)
+    return last
 
 @patch
 def rewrite(self:Run, *rows):
@@ -372,7 +379,8 @@ def table(self:Run,
 @patch
 def _read_table(self:Run, f):
     if self.damaged(f'tables/{f.name}'): raise ValueError(f"{f}: damaged or gone: it is not what was written (SHA-256)")
-    return pd.read_csv(f, keep_default_na=False, na_values=[''])   # 'NA' and 'None' are names, too
+    try: return pd.read_csv(f, keep_default_na=False, na_values=[''])   # 'NA' and 'None' are names, too
+    except pd.errors.EmptyDataError: return pd.DataFrame()
 
 @patch(as_prop=True)
 def history(self:Run)->pd.DataFrame:
@@ -503,7 +511,12 @@ def delete(self:RunStore,
 @patch
 def runs(self:RunStore)->pd.DataFrame: # One row per run: status, created, settings, `epochs` done, and the metrics
     "A table of all runs"
-    return pd.DataFrame.from_dict({o.name:o.summary() for o in self}, orient='index').rename_axis('run')
+    return pd.DataFrame.from_dict({o.name:o._row() for o in self}, orient='index').rename_axis('run')
+
+@patch
+def _row(self:Run):
+    try: return self.summary()
+    except ValueError as e: return _warned(dict(status='damaged'), str(e))
 
 @patch
 def summary(self:Run)->dict:

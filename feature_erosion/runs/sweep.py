@@ -11,6 +11,7 @@ __all__ = ['Sweep', 'sweep', 'mean_interval']
 import inspect, itertools, json, warnings
 import joblib, numpy as np, pandas as pd, torch
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from joblib.parallel import get_active_backend
 from scipy import stats
 from fastcore.all import *
@@ -156,8 +157,8 @@ def _point_of(info): return json.dumps([info['recipe'] and info['recipe'].get('n
 
 def _earlier(store, names):
     "Finished runs of recipes, by function and settings"
-    infos = [r.info for r in store if r.name not in names]
-    return {_point_of(i):i for i in infos if i['recipe'] and i['status']=='finished'}
+    infos = [i for i,r in store._points() if r.name not in names]
+    return {_point_of(i):i for i in infos if i['status']=='finished'}
 
 def _changes(run, old):
     parts = 'function','files','versions'
@@ -338,7 +339,7 @@ def _dress(ax, done, x, y):
 def sweeps(self:RunStore)->dict: # A `Sweep` by the name of its function; those of its earlier versions have their time in it
     "The sweeps in the store that have numbers, as far as they have come"
     groups,res = groupby(self._points(), key=_sweep_key),{}
-    for points in sorted(groups.values(), key=lambda o: o[-1][0]['created'], reverse=True):
+    for points in sorted(groups.values(), key=lambda o: _time(o[-1][0]['created']), reverse=True):
         info = points[-1][0]
         name = info['recipe']['name']
         df = _swept(points)
@@ -353,7 +354,11 @@ def _points(self:RunStore):
     for r in self:
         with suppress(ValueError, RecursionError): res.append((r.info, r))   # a damaged one belongs nowhere
     ours = [o for o in res if isinstance((o[0]['recipe'] or {}).get('name'), str) and 'seed' in o[0]['settings']]
-    return sorted(ours, key=lambda o: o[0]['created'])
+    return sorted(ours, key=lambda o: (_time(o[0]['created']), len(o[1].name)))   # the name's number, in the same second
+
+def _time(s):
+    try: return datetime.strptime(s, '%Y-%m-%dT%H:%M:%S%z').timestamp()   # clocks may be in different zones
+    except ValueError: return 0.
 
 def _sweep_key(point):
     "The same for all points of a sweep: function, files, versions, and the names of its grid"
