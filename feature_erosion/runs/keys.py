@@ -345,7 +345,8 @@ def _drawn(cls):
 
 def _describe_object(o, deep):
     shown = {k:deep(v) for k,v in getattr(o, '__dict__', {}).items() if k[0]!='_' and k not in _drawn(type(o))}
-    if isinstance(o, Enum) or not hasattr(o, '__dict__'): shown['is'] = re.sub(r' at 0x[0-9a-f]+', '', repr(o))   # a slice, a date
+    if isinstance(o, Enum) or not hasattr(o, '__dict__'):   # a slice, a date
+        shown['is'] = re.sub(r' at 0x[0-9a-f]+', '', repr(o))
     return {'class':f'{type(o).__module__}.{type(o).__qualname__}', **shown}
 
 _descriptions = [   # the first one that matches is used

@@ -126,7 +126,8 @@ def _model_settings(m):
 
 def _loss_settings(f):
     "What the modules of a loss were made with, such as `label_smoothing`: their names and weights do not tell"
-    mods = [(f'{k}.{n}', m) for k,o in {'':f, **getattr(f, '__dict__', {})}.items() if isinstance(o, nn.Module) for n,m in o.named_modules()]
+    held = {k:o for k,o in {'':f, **getattr(f, '__dict__', {})}.items() if isinstance(o, nn.Module)}
+    mods = [(f'{k}.{n}', m) for k,o in held.items() for n,m in o.named_modules()]
     return {f'{k}.{a}'.strip('.'):describe(vars(m)[a]) for k,m in mods
             for a in inspect.signature(type(m).__init__).parameters if a in vars(m)}
 
@@ -195,7 +196,8 @@ class KeepRun(TidyCallback):
         if not self.active: return
         self.broken = self._bad()
         try: self._take_end()
-        except CancelFitException: self.broken = f'loss is nan before iteration {self.learn.train_iter}'   # it came late from a GPU
+        except CancelFitException:   # a loss that came late from a GPU
+            self.broken = f'loss is nan before iteration {self.learn.train_iter}'
 
     def after_fit(self):
         if not self.active: return
@@ -212,9 +214,9 @@ class KeepRun(TidyCallback):
     def _bad(self):
         "Why this state must not be kept, if it must not"
         loss = getattr(self.learn, 'loss', None) if self.learn.training else self.train_loss   # not that of validation
-        if loss is not None and not isfinite(l := float(loss.detach().mean())): return f'loss is {l} at iteration {self.learn.train_iter}'
-        if not all(p.isfinite().all() for p in get_model(self.learn.model).parameters()):
-            return f'weights are not finite at iteration {self.learn.train_iter}'
+        at = f'at iteration {self.learn.train_iter}'
+        if loss is not None and not isfinite(l := float(loss.detach().mean())): return f'loss is {l} {at}'
+        if not all(p.isfinite().all() for p in get_model(self.learn.model).parameters()): return f'weights are not finite {at}'
 
 # %% ../../nbs/runs/03_resume.ipynb #2491597d
 @patch
@@ -337,7 +339,8 @@ def _writing(self:KeepRun):
 def after_phase(self:KeepRun):
     "Save the end of a phase"
     p = self.learn.phase
-    if self.idle or self.broken or not self.learn.phase_schedule.complete or self.at[1] or self._bad(): return   # stopped before its end
+    if not self.learn.phase_schedule.complete or self.at[1]: return   # stopped before its end
+    if self.idle or self.broken or self._bad(): return
     self._end_row()
     self.done.append(p.name)
     self.learn.phase = None
@@ -423,7 +426,8 @@ def _check_base(self:KeepRun, settings):
         raise ValueError(f"after: run {base.name!r} is {base.status} and has ended {', '.join(ended) or 'no phase'}; "
                          "want one whose phases are all done")
     unseen = dict(evals=None)
-    if diff := _differences({**info['fit'], **unseen}, {**settings, **unseen, 'phases':settings['phases'][:n], 'samples':settings['samples'][:n+1]}):
+    first = dict(settings, phases=settings['phases'][:n], samples=settings['samples'][:n+1])
+    if diff := _differences({**info['fit'], **unseen}, {**first, **unseen}):
         raise ValueError(f"after: run {base.name!r} was trained with other settings: {'; '.join(diff[:5])}")
 
 @patch
