@@ -138,8 +138,6 @@ def _check_info(info, f):
     wrong = [k for k,t in _fields.items() if k not in info or not isinstance(info[k], t)]
     if unknown: raise ValueError(f"{f}: unknown fields {', '.join(unknown)}; known are {', '.join(_fields)}")
     if wrong: raise ValueError(f"{f}: missing or wrong fields {', '.join(wrong)}")
-    if bad := [k for k in info['files'] if not re.fullmatch(_noted, k)]:   # they are deleted with the run
-        raise ValueError(f"{f}: files: {bad[0]!r} is none that a run writes")
     for k in info['phases']: check_name(k, "a phase's name", str(f))   # these become folder names
     return info
 
@@ -500,6 +498,8 @@ def delete(self:RunStore,
     run = self[name]
     if run.path.is_symlink(): raise ValueError(f"name={name!r}: {run.path} is a link; delete it by hand")
     if run.is_busy(): raise ValueError(f"name={name!r}: a process works on this run; stop it first")
+    if bad := [k for k in run.info['files'] if not re.fullmatch(_noted, k)]:
+        raise ValueError(f"{run.path/'run.json'}: files: {bad[0]!r} is none that a run writes; nothing was deleted")
     files = 'run.json','history.jsonl','metrics.json','error.txt','.lock',*run.info['files']
     run.tidy_up()
     for p in run._kept_folders(): remove_folder(p, checkpoint_files)
