@@ -373,7 +373,6 @@ class StopAfter(Callback):
         self.n -= 1
         if self.n<0: raise Boom('stopped')
 
-@pytest.mark.works(kind='callbacks', what='`KeepRun` in `fine_tune`, on data with `aug_transforms`', how='works: each of its two fits has a run of its own, and goes on in the middle')
 @pytest.mark.parametrize('table', [False, True])
 def test_another_random_split_is_another_run(photos, tmp_path, table):
     "It would be trained on what it was validated on; where the files are does not matter"
@@ -390,6 +389,7 @@ def test_another_random_split_is_another_run(photos, tmp_path, table):
     train(here.rename(tmp_path/'there'), 1)
     assert run.status=='finished'
 
+@pytest.mark.works(kind='callbacks', what='`KeepRun` in `fine_tune`, on data with `aug_transforms`', how='works: each of its two fits has a run of its own, and goes on in the middle')
 @pytest.mark.parametrize('cut', [2,4,8], ids=['frozen','first','second'])
 def test_fine_tune_goes_on(photos, tmp_path, cut):
     "Both of its fits, each with a run of its own; the random state in which loaders were made again does not matter"
