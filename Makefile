@@ -12,8 +12,8 @@ demo: .venv/ready
 test: .venv/dev
 	$(PYTEST) --quick
 
-test-all: test
-	$(PYTEST) -m slow
+test-all: .venv/dev
+	$(PYTEST)
 
 docs: .venv/dev
 	$(PY) nbs/_tools/docs.py

@@ -9,7 +9,7 @@ __all__ = ['log_columns', 'TidyCallback', 'trains', 'fit_log', 'last_fit', 'Logg
            'FewSyncs']
 
 # %% ../nbs/05_callbacks.ipynb #fc028178
-import torch
+import sys, torch
 from array import array
 from collections.abc import MutableSequence
 from contextlib import nullcontext
@@ -71,6 +71,14 @@ def last_fit(
     if not hasattr(rec, '_fit_log') or (rec._fit_log.rows is not rec.values and rec.losses): return fit_log(rec)
     return rec._fit_log
 
+# %% ../nbs/05_callbacks.ipynb #3ca717e3
+def _within_fit():
+    "Whether a fit goes on further up the stack: one that an error has ended leaves the same traces on the Learner"
+    def is_fit(f): return f.f_code is Learner._with_events.__code__ and f.f_locals['event_type']=='fit'
+    f = sys._getframe()
+    while f and not is_fit(f): f = f.f_back
+    return f is not None
+
 # %% ../nbs/05_callbacks.ipynb #c6451644
 class LoggedCallback(TidyCallback):
     "Values measured before training and after each epoch: columns of the Recorder's table, next to the metrics"
@@ -79,8 +87,8 @@ class LoggedCallback(TidyCallback):
     def record(self, epoch): self.log(self.look(), epoch)
 
     def before_fit(self):
-        self.tidy()
         self.run = trains(self.learn)
+        if self.run or not _within_fit(): self.tidy()   # a validation within a fit leaves the columns in place
         if not self.run: return
         self.last,self.fresh,self.done = SimpleNamespace(),True,None
         self.mine = L(ValueMetric(partial(getattr, self.last, c, None), c) for c in self.columns)
@@ -201,9 +209,10 @@ class FewSyncs(TidyCallback):
     ): self.every = _check_every(every)
 
     def before_fit(self):
-        self.tidy()
-        self.pace,self.run = _pace(self.every, self.learn),hasattr(self, 'recorder')
+        self.run = hasattr(self, 'recorder') and not self.learn.lock.locked()   # validation holds the lock, also within a fit
         if not self.run: return
+        self.tidy()
+        self.pace = _pace(self.every, self.learn)
         self.losses = self.recorder.losses = Losses(self.recorder.losses)
         if self.pace>1: self.fast = self._swap(_LateLoss(self.recorder.smooth_loss.beta))
 

@@ -324,7 +324,9 @@ def main(
 )->int: # Exit code: 0, or 2 for bad input
     "The console script"
     warnings.filterwarnings('ignore', '.torch.jit')   # an internal warning of torch
-    if 'torch' not in sys.modules: os.environ.setdefault('OMP_WAIT_POLICY', 'passive')   # threads that wait do not spin
+    if 'torch' not in sys.modules:
+        os.environ.setdefault('OMP_WAIT_POLICY', 'passive')   # threads that wait do not spin
+        os.environ.setdefault('PYTHONWARNINGS', 'ignore:`torch.jit')   # the same in workers
     a = _parsed(args)
     a.stdout = sys.stdout
     try:

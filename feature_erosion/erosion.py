@@ -18,14 +18,17 @@ from .plots import *
 from .evalsets import *   # `recorder.evals`, and with it `recorder.history`
 
 # %% ../nbs/13_erosion.ipynb #099cb010
+_more = 1e-6   # an accuracy in float32 is not quite 1/10
+
+# %% ../nbs/13_erosion.ipynb #beec2f80
 def forgetting(
     before, # Clean accuracy before; a number, or an array or Series of them
     after, # The same after
     chance # Accuracy of guessing, e.g. .1 for ten classes
-): # Same type as `before`; NaN where `before` is no better than chance
+): # A number or an array; NaN where `before` is no better than chance
     "Share of the accuracy above chance that is gone"
     before,after = (np.asarray(o, dtype=float) for o in (before, after))
-    above = before-chance>1e-6   # an accuracy in float32 is not quite 1/10
+    above = before-chance>_more
     with np.errstate(all='ignore'): res = np.where(above, (before-after)/(before-chance), np.nan)
     return res if res.ndim else float(res)
 
@@ -47,7 +50,7 @@ def half_life(
     "Iterations until clean accuracy is first half-way from `before` to `chance`, interpolated in log-iterations"
     t,a = _in_order(iters, acc)
     t,a = np.r_[0,t],np.r_[before,a]
-    if not before>chance or not t.any(): return float('nan')
+    if not before-chance>_more or not t.any(): return float('nan')
     t1 = t[t>0][0]
     scale = np.where(t<=t1, t/t1, 1+np.log(np.maximum(t, t1)/t1))   # linear up to the first iteration, logarithmic after it
     u = _reach(scale, (before+chance)/2-a)
@@ -77,12 +80,13 @@ _sets = ['clean','conflict','conflict_picture']
 
 def _erosion(ev, d, chance):
     "The row for one phase, whose evaluations are `d`"
+    d = d[d.clean.notna()] if d.clean.notna().any() else d   # other `EvalSets` of the fit have rows of their own
     start = d.total_iter.iloc[0]-d.iter.iloc[0]
     base = ev[(ev.total_iter==start) & ev.clean.notna()].groupby('n').clean.last()   # with the weights the phase began with
     known = d[d.n.isin(base.index)]
     last = (known if len(known) else d).iloc[-1]
     before = base.get(last.n, np.nan)
-    half = _half_of_kept(known, base, chance) if before>chance else np.nan
+    half = _half_of_kept(known, base, chance) if before-chance>_more else np.nan
     res = dict(before=before, after=last.clean, lost=100*(before-last.clean),
                forgetting=forgetting(before, last.clean, chance), half_life=half)
     if 'conflict_picture' in d:
@@ -92,7 +96,7 @@ def _erosion(ev, d, chance):
 
 def _half_of_kept(d, base, chance):
     "Half-life of accuracy above chance, each set of images compared with itself: `base` is its accuracy at the start"
-    kept = [(t,(a-chance)/(base[n]-chance)) for t,a,n in zip(d.iter, d.clean, d.n) if base[n]>chance]
+    kept = [(t,(a-chance)/(base[n]-chance)) for t,a,n in zip(d.iter, d.clean, d.n) if base[n]-chance>_more]
     return half_life(*zip(*kept), 1., 0.) if kept else np.nan
 
 # %% ../nbs/13_erosion.ipynb #025e9c38
@@ -166,9 +170,13 @@ def phase_table(
     ev = learn.recorder.evals
     if not len(ev): raise ValueError("no evaluations in this fit: use `fit_phases` with data from `inject`, or add `EvalSets`")
     sets = [c for c in ev if c not in log_columns]
-    start,ends = ev.query('total_iter==0')[sets].iloc[:1],ev.query("when=='epoch'").groupby('phase', sort=False)
-    rows = {'start':start, **{p:d[sets].iloc[-1:] for p,d in ends}}
+    start,ends = ev.query('total_iter==0')[sets].bfill().iloc[:1],ev.query("when=='epoch'").groupby('phase', sort=False)
+    rows = {'start':start, **{p:_last_row(d)[sets] for p,d in ends}}
     return pd.concat({k:v for k,v in rows.items() if len(v)}).droplevel(1).rename_axis('phase')
+
+def _last_row(d):
+    "The last evaluations, in one row even if several `EvalSets` made them"
+    return d[d.total_iter==d.total_iter.iloc[-1]].ffill().iloc[-1:]
 
 # %% ../nbs/13_erosion.ipynb #d7a87285
 def epochs_to(
@@ -183,10 +191,13 @@ def epochs_to(
 # %% ../nbs/13_erosion.ipynb #7e37aa4b
 def _area(y): return float((y[1:]+y[:-1]).sum()/2)   # trapezoid rule, steps of one epoch
 
+def _history(o):
+    o = o.recorder if isinstance(o, Learner) else o
+    return o.history if isinstance(o, Recorder) else o
+
 def _curve(o, phase, column):
     "Accuracies at the ends of epochs, from any of these sources"
-    o = o.recorder if isinstance(o, Learner) else o
-    o = o.history if isinstance(o, Recorder) else o
+    o = _history(o)
     if not isinstance(o, pd.DataFrame): return np.asarray(list(o), dtype=float)
     column = column or first(c for c in ('clean','accuracy') if c in o)
     if column not in o: raise ValueError(f"column={column!r}: must be a column of the history; there are {', '.join(o.columns)}")
@@ -218,6 +229,8 @@ def relearning_gap(
     column:str|None=None # Column of the history; by default 'clean', or 'accuracy' if there is none
 )->RelearningGap: # Rows 'scratch' and 'relearn'
     "Compare learning from scratch with relearning, over the epochs that both have"
+    if relearn is None and 'phase' not in getattr(_history(scratch), 'columns', ()):
+        raise ValueError("relearn=None: `scratch` has no phases, and one curve says nothing about relearning; give the other run")
     a,b = (_curve(o, p, column) for o,p in zip((scratch, scratch if relearn is None else relearn), phases))
     T = min(len(a), len(b))
     if T<2: raise ValueError(f"scratch, relearn: {len(a)} and {len(b)} epochs; need two or more of each for an area")

@@ -12,8 +12,8 @@ from copy import deepcopy
 import numpy as np, pandas as pd, torch
 from types import SimpleNamespace
 from fastcore.all import *
-from fastai.vision.all import (DataLoaders, Datasets, Learner, Recorder, accuracy, apply, get_model, mk_metric, no_random,
-                               plt, to_detach, to_device)
+from fastai.vision.all import (DataLoader, DataLoaders, Datasets, Learner, Recorder, accuracy, apply, get_model, mk_metric,
+                               no_random, plt, to_detach, to_device)
 from .batches import *
 from .loaders import *
 from .callbacks import *
@@ -141,31 +141,32 @@ class EvalSets(LoggedCallback):
 
     def before_fit(self):
         super().before_fit()
+        if self.run: self.start,self.seen = 0,None
         for k,s in self.whole.items() if self.run else (): check_classes(self.learn.dls, s.dl, f'set {k!r}')
 
     def before_epoch(self): pass   # it evaluates once the phase is known
     def before_phase(self): self.fresh = True
 
     def before_train(self):
-        if self.fresh:
-            self.iters,self.fresh = 0,False
-            self.points = set(log_iters(len(self.dl)) if self.at=='log' else self.at)
-            first = self.learn.train_iter==0 and 0 in self.points
-            if first: self._look(self.whole, self.learn.epoch, 'iter')   # the baseline for all comparisons
-            if not first or self._sizes(self.some)!=self._sizes(self.whole): self._at(self.learn.epoch)
+        if not self.fresh: return
+        self.start,self.fresh = self.learn.train_iter,False
+        self.points = set(log_iters(len(self.dl)) if self.at=='log' else self.at)
+        moved = agree(self.seen not in (None, self._weights()))   # as by the best weights of the phase before
+        whole = moved or self.learn.train_iter==0 and 0 in self.points
+        if whole: self._look(self.whole, self.learn.epoch, 'iter')   # the baseline for all comparisons
+        if whole and self._sizes(self.some)==self._sizes(self.whole): return
+        if moved or 0 in self.points: self._look(self.some, self.learn.epoch, 'iter')
 
-    def after_batch(self):
-        self.iters += 1
-        self._at(self.learn.epoch+(self.learn.iter+1)/self.learn.n_iter)
+    def after_batch(self): self._at(self.learn.epoch+(self.learn.iter+1)/self.learn.n_iter)
 
     def record(self, epoch): self._look(self.whole, epoch, 'epoch')
     def state_dict(self):
-        iters,points = getattr(self, 'iters', 0),getattr(self, 'points', ())
-        return dict(super().state_dict(), iters=iters, points=sorted(points))
+        points = sorted(getattr(self, 'points', ()))
+        return dict(super().state_dict(), iters=self.iters, points=points, seen=self.seen)
 
     def load_state_dict(self, state):
         super().load_state_dict(state)
-        self.iters,self.points = state['iters'],set(state['points'])
+        self.start,self.points,self.seen = self.learn.train_iter-state['iters'],set(state['points']),state.get('seen')
 
     __repr__ = basic_repr('columns')
 
@@ -232,6 +233,16 @@ def repeats(self:EvalSets)->dict:
     same = [k for k,s in self.whole.items() if s.dl.dataset is valid and len(s.dl.get_idxs())==len(valid)]
     return {c:m.name for k in same for m in self.metrics if m.name in own and (c := self._column(k, m.name))!=m.name}
 
+@patch(as_prop=True)
+def iters(self:EvalSets):
+    "Iterations since the phase began"   # not counted by an event, which other callbacks may cancel
+    return self.learn.train_iter-self.start
+
+@patch
+def _weights(self:EvalSets):
+    "A number that changes with the weights"
+    return sum(float(o.detach().float().sum()) for o in [*self.model.parameters(), *self.model.buffers()])
+
 @patch
 def _at(self:EvalSets, epoch):
     if self.iters in self.points: self._look(self.some, epoch, 'iter')
@@ -244,12 +255,13 @@ def _look(self:EvalSets, sets, epoch, when):
     with precision(self.learn):
         got = {k:evaluate(get_model(self.model), s.batches, self.metrics, s.labels) for k,s in sets.items()}
     vals = {self._column(k, m):v for k,d in got.items() for m,v in d.items()}
-    self.log(agree(vals), epoch, when=when, iter=self.iters, n=min(self._sizes(sets)))
+    if sets is self.whole: self.seen = self._weights()
+    self.log(agree(vals), epoch, when=when, iter=self.iters, n=max(self._sizes(sets)))
 
 # %% ../nbs/12_evalsets.ipynb #b37fbeb6
 @patch(as_prop=True)
 def evals(self:Recorder):
-    "The last fit's evaluations, one per row: phase, iteration in it and overall, epochs done, number of images, then the sets"
+    "The last fit's evaluations, a row each: phase, iteration in it and overall, epochs done, size of the largest set, the sets"
     return pd.DataFrame(last_fit(self).evals)
 
 # %% ../nbs/12_evalsets.ipynb #53543d29
@@ -258,7 +270,7 @@ def _curves(rec, sets):
     if not len(df): raise ValueError("no evaluations in this fit: use `fit_phases`, or add `EvalSets` to the callbacks")
     cols = [c for c in df if c not in log_columns]
     if bad := [c for c in L(sets) if c not in cols]: raise ValueError(f"sets={bad}: must be among {', '.join(cols)}")
-    return df,L(sets) or [c for c in cols if df[c].between(0,1).all()]
+    return df,L(sets) or [c for c in cols if df[c].dropna().between(0,1).all()]
 
 # %% ../nbs/12_evalsets.ipynb #1846174e
 @patch
@@ -312,9 +324,10 @@ def train_accuracy(
     if not 0<level<=1: raise ValueError(f"level={level!r}: must be above 0 and at most 1")
     def until(learn):
         dl = learn.dls.train
-        left = int((1-level)*len(dl.dataset)+1e-9)   # allowed errors: stop at the first batch that exceeds them
         with evaluating(learn.model), precision(learn), unaugmented(dl):
-            for b in dl.new(shuffle=False, drop_last=False):
+            dl = dl.new(shuffle=False, drop_last=False) if isinstance(dl, DataLoader) else fixed_dl(dl)
+            left = int((1-level)*len(dl.dataset)+1e-9)   # allowed errors: stop at the first batch that exceeds them
+            for b in dl:
                 if (left := left-_n_wrong(learn.model, *split_batch(dl, b)))<0: return False
         return True
     return until

@@ -216,13 +216,18 @@ def link_folder(
     sync_folder(dst.parent)
 
 def remove_folder(
-    path:Path # From `save_folder`
+    path:Path, # From `save_folder`
+    files # Names of the files that were saved in it
 ):
-    "Delete a folder of files; it is renamed first, so that a partial folder is never taken for a result"
+    "Delete what was saved in a folder, and the folder; if it contains anything else, that stays there"
     if not path.is_dir() or path.is_symlink(): return
-    part = path.with_name(_part(path.name))
-    path.rename(part)
-    _remove_flat(part)
+    names = {'about.json', *files}
+    if {p.name for p in path.iterdir()} <= names:   # it is renamed first, so that a partial folder is never taken for a result
+        part = path.with_name(_part(path.name))
+        path.rename(part)
+        return _remove_flat(part)
+    for k in sorted(names):   # `about.json` first, for the same reason
+        if not (path/k).is_dir(): (path/k).unlink(missing_ok=True)
 
 # %% ../nbs/01_files.ipynb #72041dbc
 def write_figure(

@@ -624,7 +624,7 @@ def _stamped(dl, pattern, dls, variant='pattern', n_classes=None, classes=None, 
     _check_images(dl)
     y = read_labels(ds)
     n = n_labels(dls) if n_classes is None else n_classes
-    ids = _class_ids(classes, getattr(dls, 'vocab', None))
+    ids = _class_ids(classes, label_vocab(dls))
     stamps = assign_stamps(y, variant=variant, n_classes=n, classes=ids, **kwargs)
     cls = _StampedDatasets if isinstance(ds, Datasets) else StampedDataset
     tfm = InjectPattern(pattern, n, _backgrounds.get(variant))

@@ -12,15 +12,17 @@ __all__ = ['schedules', 'constant', 'multi_step', 'one_cycle', 'Phase', 'CancelP
 import warnings
 import numpy as np, pandas as pd
 from contextlib import contextmanager
+from copy import copy
 from math import ceil
 from numbers import Integral
 from fastcore.all import *
-from fastai.vision.all import (Callback, CancelFitException, CancelTrainException, DataLoaders, Learner, ParamScheduler,
-                               Recorder, SaveModelCallback, SchedCos, SchedExp, SchedLin, TrainEvalCallback, combined_cos,
-                               event, get_model, num_distrib)
+from fastai.callback.fp16 import NonNativeMixedPrecision
+from fastai.vision.all import (Callback, CancelFitException, CancelTrainException, DataLoader, DataLoaders, Learner, Metric,
+                               ParamScheduler, Recorder, SaveModelCallback, SchedCos, SchedExp, SchedLin, TrainEvalCallback,
+                               combined_cos, event, get_model, num_distrib)
 from .files import check_name
 from .callbacks import *
-from .patterns import n_labels
+from .loaders import label_vocab, n_labels
 from .distributed import *
 from .loop import *
 
@@ -59,13 +61,15 @@ _short = dict(no='constant', cos='cosine', lin='linear', exp='exponential')   # 
 for k,v in _short.items(): schedules[k] = schedules[v]
 
 # %% ../nbs/11_phases.ipynb #66fc03b2
-def _check_phase(name, epochs, iters, sched, opt):
+def _check_phase(name, epochs, dls, iters, sched, opt):
     if check_name(name, "a phase's name")=='start':
         raise ValueError("name='start': taken by the weights before the first phase; give another name")
     if (epochs is None)==(iters is None):
         raise ValueError(f"epochs={epochs}, iters={iters}: phase {name!r} needs one of the two")
     if isinstance(length := ifnone(epochs, iters), bool) or not isinstance(length, Integral) or length<1:
         raise ValueError(f"epochs={epochs!r}, iters={iters!r}: must be a whole number, at least 1")
+    if dls is not None and (isinstance(dls, DataLoader) or not hasattr(dls, 'train')):
+        raise ValueError(f"dls: got a {type(dls).__name__}; must be `DataLoaders`, with `train` and `valid`")
     if opt not in ('reset','keep'): raise ValueError(f"opt={opt!r}: must be 'reset' or 'keep'")
     if isinstance(sched, str) and sched not in schedules:
         raise ValueError(f"sched={sched!r}: must be one of {', '.join(schedules)}, or a scheduler, e.g. SchedPoly(.1, 0, 2)")
@@ -84,8 +88,9 @@ class Phase:
         until:callable=None, # `f(learn) -> bool`, called after each epoch: ends the phase when true, before its full length
         wd:float|None=None # Weight decay; by default the Learner's
     ):
-        _check_phase(name, epochs, iters, sched, opt)
+        _check_phase(name, epochs, dls, iters, sched, opt)
         epochs,iters = (o if o is None else int(o) for o in (epochs,iters))   # also NumPy's integers
+        lr,wd = (o.item() if hasattr(o, 'item') and not o.ndim else o for o in (lr,wd))   # also NumPy's and PyTorch's numbers
         store_attr()
 
     def n_epochs(self,
@@ -153,13 +158,21 @@ def at_phase(self:Learner,
         yield self
     finally: model.load_state_dict(now)
 
+# %% ../nbs/11_phases.ipynb #ecf6b17e
+def _in_columns(row, n, n_train, phases):
+    "A Recorder's row with `None` for losses and metrics of a cancelled training or validation; in phases the former are kept"
+    gap,early,late = [None]*(n-len(row)),len(row)==n_train,len(row)==n-n_train
+    if phases or not gap or not late: return [*row, *gap]
+    return [None]*n if early else [*gap, *row]   # where there are as many of both, which they are is not known
+
 # %% ../nbs/11_phases.ipynb #4be57ffa
 @patch(as_prop=True)
 def history(self:Recorder):
     "The last fit, one row per epoch: phase, iterations done, losses and metrics"
     log = last_fit(self)
     cols = list(log.names[1:-1] if self.add_time else log.names[1:])
-    df = pd.DataFrame([list(v)+[None]*(len(cols)-len(v)) for v in log.rows], columns=cols)
+    n_train = len(cols)//2 if self.train_metrics and self.valid_metrics else 1
+    df = pd.DataFrame([_in_columns(list(v), len(cols), n_train, log.phases) for v in log.rows], columns=cols)
     df.insert(0, 'iters', log.iters[:len(df)])
     for p in log.phases: df.loc[p['start_epoch']:p.get('stop_epoch', len(df))-1, 'phase'] = p['phase']
     if 'phase' in df: df.insert(0, 'phase', df.pop('phase'))
@@ -257,14 +270,17 @@ class PhaseSchedule(TidyCallback):
         if self.n_epoch<(need := n_epochs(self.phases, self.dls)):
             raise ValueError(f"n_epoch={self.n_epoch}: these phases need {need} epochs")
         _one_lead(self.phases, self.learn.cbs)
-        _same_classes(self.phases, self.dls)
+        _check_opt(self.phases, self.learn.cbs)
+        _check_data(self.phases, self.dls)
         self.own_dls,self.todo,self.cancelled,self.rejoins = self.learn.dls,list(self.phases),False,False
+        self.ended,self.counted,self.complete,self.aside = False,False,True,None
         self.learn.phase,self.learn._call_one = None,self._call_one
         self.learn.snapshots = Snapshots(getattr(self.learn, 'snapshots', {}))
         self._snap('start')
 
     def before_epoch(self):
         "End a phase that is over, and begin the next or end the fit"
+        self.counted = False
         if self.rejoins: self.rejoins = False; return   # continue an interrupted epoch
         if self.learn.phase and self._over(epoch_end=True): self._end(True)
         if self.learn.phase is None: self._begin() if self.todo else self._stop()
@@ -277,13 +293,17 @@ class PhaseSchedule(TidyCallback):
     def after_batch(self): self.iters,self.left_at = self.iters+1,self._hypers()
 
     def after_train(self):
-        "Log the training loss of a phase that ends inside an epoch"
-        # the Recorder leaves out the loss of a cancelled epoch, but this one ends as planned
-        if self.cut and hasattr(self, 'recorder'): self.recorder.cancel_train = False
-        self.cut,self.epochs = False,self.epochs+1
+        "Log the training loss of an epoch that ends early, too"
+        # the Recorder would leave it out, and loggers would take the next number for it
+        if hasattr(self, 'recorder'): self.recorder.cancel_train = False
+        self.cut = False
+        self._count()
 
+    def after_cancel_epoch(self): self._count()
+    def after_cancel_fit(self): self.ended = True
     def after_fit(self):
         if self.learn.phase: self._end(self._over())
+        if self.counted and not self.ended: self._tell_left()
         self.tidy()
 
     def __setattr__(self, name, value):
@@ -323,16 +343,38 @@ def _end(self:PhaseSchedule, complete):
 def _snap(self:PhaseSchedule, name):
     if name in self.keeps: self.learn.snapshots[name] = snapshot(self.model)
 
+@patch
+def _count(self:PhaseSchedule):
+    "Count each epoch once, also if it is cancelled before it has trained"
+    self.epochs,self.counted = self.epochs+(not self.counted),True
+
+@patch
+def _tell_left(self:PhaseSchedule):
+    left = [p.name for p in [*([] if self.complete else [self.phases[-1-len(self.todo)]]), *self.todo]]
+    if left: warnings.warn(f"phases: not trained to the end: {', '.join(left)}; other callbacks cut epochs short, and the fit's "
+                           f"{self.n_epoch} are over. Leave them out, or give lengths in `epochs`, or a longer fit, as in "
+                           f"`learn.fit({2*self.n_epoch}, cbs=PhaseSchedule(phases))`")
+
 # %% ../nbs/11_phases.ipynb #0ba0276b
 @patch
 def _enter(self:PhaseSchedule, p):
     "Set up the data, optimiser and schedules of a phase"
     self.learn.phase,self.learn.dls = p,ifnone(p.dls, self.own_dls)
-    if p.opt=='reset': self.learn.create_opt()
+    if p.opt=='reset': self._new_opt()
     if (wd := ifnone(p.wd, self.learn.wd)) is not None: self.opt.set_hypers(wd=wd)
     self.opt.set_hypers(lr=ifnone(p.lr, self.learn.lr))
     lrs = [h['lr'] for h in self.opt.hypers]
     self.scheds = p.scheds(lrs[0] if len(lrs)==1 else np.array(lrs))
+    if isinstance(p.sched, dict) and (bad := [k for k in p.sched if k not in self.opt.hypers[0]]):
+        raise ValueError(f"sched: phase {p.name!r} schedules {bad[0]!r}; the optimiser has {', '.join(self.opt.hypers[0])}")
+
+@patch
+def _new_opt(self:PhaseSchedule):
+    "A fresh optimiser for the same frozen groups, and no gradients left, as `GradientAccumulation` may have from the last phase"
+    frozen = getattr(self.opt, 'frozen_idx', 0)
+    self.learn.create_opt()
+    self.opt.frozen_idx = frozen
+    self.model.zero_grad()
 
 # %% ../nbs/11_phases.ipynb #5ca1ed01
 @patch
@@ -372,7 +414,19 @@ def pct(self:PhaseSchedule):
     return self.iters/p.iters if p.iters else min(1, (self.epochs + self.learn.iter/self.learn.n_iter)/p.epochs)
 
 @patch
-def _call_one(self:PhaseSchedule, event_name): call_one(self.learn, event_name, CancelPhaseException, self._cancel)
+def _call_one(self:PhaseSchedule, event_name):
+    if event_name=='before_fit': self.aside = _fit_state(self.learn)   # of a validation that a callback starts
+    call_one(self.learn, event_name, CancelPhaseException, self._cancel)
+    if event_name=='after_fit' and self.aside:
+        for o,state in self.aside: vars(o).update(state)
+        self.aside = None
+
+def _fit_state(learn):
+    "What a validation changes of the Learner and the Recorder"
+    ks = 'epoch','train_iter','pct_train','iter','n_iter','dl','xb','yb','pred','loss','loss_grad','training'
+    def state(o): return {k:copy(v) if isinstance(v, Metric) else v for k,v in vars(o).items()}
+    own,modes = {k:v for k,v in vars(learn).items() if k in ks},[(m, dict(training=m.training)) for m in learn.model.modules()]
+    return [(learn,own), *modes, *((o, state(o)) for o in learn.cbs if isinstance(o, Recorder))]
 
 @patch
 def _cancel(self:PhaseSchedule): self.cancelled = True
@@ -413,7 +467,7 @@ def class_names(
     dls # `DataLoaders`, a `DataLoader` or a dataset
 )->list|None: # `None` if they have no names
     "Class names in the order of their labels, from fastai's `vocab` or torchvision's `class_to_idx`"
-    if (vocab := getattr(dls, 'vocab', None)) is not None: return [str(o) for o in vocab]
+    if (vocab := label_vocab(dls)) is not None: return [str(o) for o in vocab]
     idx = getattr(dls, 'class_to_idx', None)
     return sorted(idx, key=idx.get) if isinstance(idx, dict) and getattr(dls, 'target_transform', None) is None else None
 
@@ -447,18 +501,26 @@ def _one_lead(phases, cbs):
                              "as `fit_one_cycle` and `fit_flat_cos` bring it: use `fit` or `fit_phases` "
                              "with Phase(…, sched='one_cycle'), or leave it to the other with Phase(…, sched={})")
 
+# %% ../nbs/11_phases.ipynb #e4e2560c
+def _check_opt(phases, cbs):
+    if any(isinstance(o, NonNativeMixedPrecision) for o in cbs) and 'reset' in phases.attrgot('opt'):
+        raise ValueError("opt='reset': `to_non_native_fp16` keeps copies of the weights for the old optimiser, and a fresh one "
+                         "would train nothing; use `to_fp16` or `to_bf16` instead, or Phase(…, opt='keep')")
+
 # %% ../nbs/11_phases.ipynb #81c2cf97
-def _same_classes(phases, dls):
+def _check_data(phases, dls):
     for p in phases:
-        if p.dls is None: continue
-        if len(p.dls.train)==0:
+        if len(ifnone(p.dls, dls).train)==0:
             raise ValueError(f"dls: phase {p.name!r} has no batch to train on; choose a smaller batch size")
-        try: a,b = n_labels(dls),n_labels(p.dls)
-        except ValueError: a = b = None
-        if a!=b:
-            raise ValueError(f"dls: phase {p.name!r} has {b} classes, the Learner's data have {a}; "
-                             "use a model and data with the same classes")
-        check_classes(first([dls, *phases.attrgot('dls')], class_names), p.dls, f'phase {p.name!r}')
+        if p.dls is not None: _same_classes(p, phases, dls)
+
+def _same_classes(p, phases, dls):
+    try: a,b = n_labels(dls),n_labels(p.dls)
+    except ValueError: a = b = None
+    if a!=b:
+        raise ValueError(f"dls: phase {p.name!r} has {b} classes, the Learner's data have {a}; "
+                         "use a model and data with the same classes")
+    check_classes(first([dls, *phases.attrgot('dls')], class_names), p.dls, f'phase {p.name!r}')
 
 # %% ../nbs/11_phases.ipynb #9e7fa503
 class PerPhase(Callback):

@@ -44,8 +44,8 @@ def curves(
 )->plt.Axes:
     "Accuracies over time; dashed if the picture's class counts as the answer"
     for i,c in enumerate(columns):
-        ls = '--' if c.endswith('_picture') else '-'
-        ax.plot(df[x], df[c], label=c.replace('_', ' '), color=f'C{i}', marker='.', ms=4, ls=ls)
+        ls,known = '--' if c.endswith('_picture') else '-',df[df[c].notna()]
+        ax.plot(known[x], known[c], label=c.replace('_', ' '), color=f'C{i}', marker='.', ms=4, ls=ls)
     percent(ax)
     legend_beside(ax)
     return ax

@@ -371,12 +371,12 @@ def plot(self:Shortcut,
     height:float=4.2 # Of the figure, in inches
 )->plt.Figure:
     "Images, the map over them, and how many answers follow each part, in one figure with one sentence"
-    fig = plt.figure(figsize=(12, height), layout='constrained')
-    fig.suptitle(fill(self.text, 110), fontsize=11)
-    left,right = fig.subfigures(1, 2, width_ratios=(1,1))
+    fig = plt.figure(figsize=(9, height), layout='constrained')
+    fig.suptitle(fill(self.text, 95), fontsize=11)
+    left,right = fig.subfigures(1, 2, width_ratios=(9,11))
     axs = left.subplots(2, k, squeeze=False)
     for i,(a,b) in zip(_one_of_each(self.images.y, k), axs.T): self._image(a, i); self._image(b, i, True)
-    axs[0,0].set_title('images', fontsize=9, loc='left'); axs[1,0].set_title('what decides', fontsize=9, loc='left')
+    for ax,title in zip(axs[:,0], ('images','what decides')): ax.set_title(title, fontsize=10, loc='left')
     self._bars(right.subplots())
     return fig
 
@@ -407,6 +407,6 @@ def _bars(self:Shortcut, ax):
     ax.axvline(self.table.attrs['halfway'], color='C7', ls='--', lw=1, label='halfway')
     ax.set_yticks(y, df['name'])
     for lab,ok in zip(ax.get_yticklabels(), df.passes): lab.set_fontweight('bold' if ok else 'normal')
-    ax.set(xlim=(0,1), xlabel='share of the answers to mixed images')
+    ax.set(xlim=(0,1), xlabel='answers to mixed images')
     ax.xaxis.set_major_formatter('{x:.0%}')
-    ax.figure.legend(*ax.get_legend_handles_labels(), loc='outside upper center', ncols=4, fontsize=8)
+    ax.figure.legend(*ax.get_legend_handles_labels(), loc='outside upper right', ncols=2, fontsize=9)

@@ -11,7 +11,8 @@ for o in 'OMP_NUM_THREADS','LOKY_MAX_CPU_COUNT': os.environ.setdefault(o, '1')  
 
 def pytest_addoption(parser): parser.addoption('--quick', action='store_true', help='leave out the tests marked slow')
 
-first = ['test_notebooks.py','test_paper.py', 'test_site.py','test_distributed.py', 'test_docs.py','test_sweep.py']   # what takes long, in turns
+first = ['test_notebooks.py','test_paper.py', 'test_site.py','test_distributed.py', 'test_docs.py','test_sweep.py',
+         'test_store.py','test_cli.py', 'test_questions.py','test_howto.py']   # what takes long, in turns
 
 def halves(items):
     "Two workers begin at the start and in the middle, and at last take over from each other: what takes long comes first in both halves"

@@ -2,10 +2,11 @@
 import json
 import numpy as np, pandas as pd, pytest, torch
 from torch import nn
-from fastai.callback.all import CSVLogger, EarlyStoppingCallback, ParamScheduler, ReduceLROnPlateau, SaveModelCallback, SchedLin
-from fastai.vision.all import SGD, Callback, CancelValidException, Learner, ValueMetric, accuracy, partial, set_seed
+from fastai.callback.all import CSVLogger, EarlyStoppingCallback, GradientAccumulation, ParamScheduler, ReduceLROnPlateau, SaveModelCallback, SchedLin, ShortEpochCallback
+from fastai.callback.fp16 import NonNativeMixedPrecision
+from fastai.vision.all import SGD, Callback, CancelEpochException, CancelTrainException, CancelValidException, DataLoaders, Learner, ValueMetric, accuracy, params, partial, set_seed
 from feature_erosion.data import digits_dls
-from feature_erosion.evalsets import EvalSets, pattern_sets
+from feature_erosion.evalsets import EvalSets, pattern_sets, train_accuracy
 from feature_erosion.learner import erosion_learner
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase, PhaseSchedule, PerPhase
@@ -175,6 +176,112 @@ def test_snapshots(learn):
     for bad in ('last',['t9']):
         with pytest.raises(ValueError, match="snapshots=.*must be 'all', or a list of names among start, t0"):
             learn.fit_phases(phases, snapshots=bad)
+
+# which epochs count
+
+class EndEpoch(Callback):
+    "Ends each epoch's training after its second batch"
+    def __init__(self, error): self.error = error
+    def after_batch(self):
+        if self.training and self.learn.iter==1: raise self.error
+
+def test_a_cancelled_epoch_counts(learn):
+    "The second phase has its epochs, though none was whole; nothing was measured"
+    learn.fit_phases(two(n=2), cbs=EndEpoch(CancelEpochException))
+    assert learn.recorder.phases[['start_epoch','stop_epoch','start_iter','stop_iter']].values.tolist()==[[0,2,0,4],[2,4,4,8]]
+    assert list(learn.snapshots)==['start','a','b'] and learn.recorder.history.drop(columns=['phase','iters']).isna().all(axis=None)
+
+def test_skipped_epochs_count(learn):
+    "`start_epoch=1` leaves out the first of the four"
+    learn.fit(4, cbs=PhaseSchedule(two(n=2)), start_epoch=1)
+    assert learn.recorder.phases[['stop_epoch','stop_iter']].values.tolist()==[[2,4],[4,12]]
+
+def test_phases_that_are_not_reached_are_named(learn):
+    "Two epochs of four batches are reserved for eight iterations, and each epoch ends after two"
+    with pytest.warns(UserWarning, match='not trained to the end: b, c;.*cut epochs short.*4 are over'):
+        learn.fit_phases([Phase('a', 1), Phase('b', iters=8), Phase('c', iters=4)], cbs=ShortEpochCallback(.25))
+    assert learn.recorder.phases[['phase','stop_iter']].values.tolist()==[['a',2],['b',8]]
+
+@pytest.mark.parametrize('phases', [True,False], ids=['phases','none'])
+@pytest.mark.parametrize('train_metrics', [False,True])
+def test_a_short_epoch_keeps_its_columns(learn, dls, phases, train_metrics):
+    "At a learning rate of zero each epoch has the numbers of one validation; fastai's row begins with the validation loss"
+    learn.recorder.train_metrics = train_metrics
+    cbs = [EndEpoch(CancelTrainException), CSVLogger(), EvalSets(dict(clean=dls.valid, twin=dls.valid))]
+    if phases: learn.fit_phases([Phase('a', 1, lr=0.), Phase('b', 1, lr=0.)], cbs=cbs)
+    else: learn.fit(2, 0., cbs=cbs)
+    h,ev,v = learn.recorder.history,learn.recorder.evals,'valid_' if train_metrics else ''
+    loss,acc = learn.validate()[:2]
+    if not phases and train_metrics:
+        assert h.drop(columns='iters').isna().all(axis=None)   # as many columns of one as of the other: which they were is not known
+        return
+    assert np.allclose(h[['valid_loss',f'{v}accuracy',f'{v}clean',f'{v}twin']].astype(float), [[loss,acc,acc,acc]]*2, atol=1e-6)
+    assert h.train_loss.notna().all()==phases
+    if phases: assert np.allclose(pd.read_csv(learn.path/'history.csv').valid_loss, loss, atol=1e-5)
+    assert (ev.iter==ev.total_iter-np.where(ev.phase=='b', 2, 0)).all() and ev[ev.when=='epoch'].total_iter.tolist()==[2,4]
+
+def test_validation_within_a_fit(learn, dls):
+    "What it changes of the Learner and the Recorder is put back"
+    class Checks(Callback):
+        order = 30
+        def __init__(self, *events): [setattr(self, o, partial(self.go, o)) for o in events]
+        def go(self, event):
+            if self.learn.lock.locked() or event=='after_batch' and not (self.training and self.learn.iter==2): return
+            self.learn.validate(), self.learn.get_preds(dl=dls.train)
+    start,got = learn.model.state_dict(),[]
+    start = {k:v.clone() for k,v in start.items()}
+    for cbs in ([], [Checks('after_batch','after_train','after_epoch')]):
+        learn.model.load_state_dict(start)
+        sets = EvalSets(dict(clean=dls.valid))
+        learn.fit_phases([Phase('a', 2, lr=.01, sched='cosine'), Phase('b', iters=6, lr=.01)], cbs=[sets, *cbs])
+        got.append([learn.recorder.history.drop(columns=['train_loss','valid_loss','accuracy','clean']), learn.recorder.phases, learn.recorder.evals.drop(columns='clean'), lrs(learn)])
+        assert learn.recorder.history.notna().all(axis=None) and len(learn.recorder.losses)==14
+    for a,b in zip(*got): assert a==b if isinstance(a, list) else a.equals(b)
+
+# what a phase begins with
+
+def test_no_gradients_are_left(dls):
+    "A batch of the first phase was not enough for a step: the second one's first step is by its own batch alone"
+    seen = []
+    class Grads(Callback):
+        order,run_valid = GradientAccumulation.order+1,False
+        def before_step(self): seen.append((self.x, self.y, [p.grad.clone() for p in self.model.parameters()]))
+    learn = Learner(dls, net(), opt_func=SGD)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_phases([Phase('a', iters=3, lr=0.), Phase('b', iters=1, lr=0.)], cbs=[GradientAccumulation(32), Grads()])
+    x,y,got = seen[-1]
+    want = torch.autograd.grad(nn.functional.cross_entropy(learn.model(x), y)*len(x)/32, list(learn.model.parameters()))
+    assert len(seen)==2 and len(x)==16 and all(torch.allclose(a, b, atol=1e-6) for a,b in zip(got, want))
+
+@pytest.mark.parametrize('opt', ['reset','keep'])
+def test_frozen_weights_do_not_decay(dls, opt):
+    "fastai's optimisers decay whatever has a gradient, and the first phase leaves zeros"
+    m = nn.Sequential(nn.Flatten(), nn.Linear(768,8), nn.ReLU(), nn.Linear(8,10))
+    learn = Learner(dls, m, opt_func=SGD, wd=.1, splitter=lambda m: [params(m[1]),params(m[3])])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_phases([Phase('a', 1, lr=.1)])
+        learn.freeze()
+        body,head = m[1].weight.detach().clone(),m[3].weight.detach().clone()
+        learn.fit_phases([Phase('b', 1, lr=.1), Phase('c', 1, lr=.1, opt=opt)])
+    assert torch.equal(m[1].weight, body) and not torch.equal(m[3].weight, head) and learn.opt.frozen_idx==1
+
+def test_what_phases_cannot_train_is_refused(learn, dls):
+    class Half(NonNativeMixedPrecision):
+        def __init__(self): pass
+    with pytest.raises(ValueError, match='would train nothing; use `to_fp16`'): learn.fit_phases(two(), cbs=Half())
+    with pytest.raises(ValueError, match="schedules 'momentum'; the optimiser has .*mom"): learn.fit_phases([Phase('a', 1, sched={'momentum':SchedLin(.9, 0.)})])
+    learn.dls = DataLoaders(dls.train.new(bs=65, drop_last=True), dls.valid)
+    with pytest.raises(ValueError, match="phase 'a' has no batch to train on"): learn.fit_phases(two())
+
+def test_until_with_a_pytorch_loader():
+    torch.manual_seed(0)
+    items = [(torch.randn(4), i%2) for i in range(10)]
+    loaders = DataLoaders(*(torch.utils.data.DataLoader(items, 4, shuffle=True) for _ in range(2)))
+    learn = Learner(loaders, nn.Linear(4,2), loss_func=nn.CrossEntropyLoss(), opt_func=SGD)
+    right = int((learn.model(torch.stack([x for x,_ in items])).argmax(1)==torch.tensor([y for _,y in items])).sum())
+    for level,epochs in ((right/10,1), (right/10+.05,2)):
+        with learn.no_bar(), learn.no_logging(): learn.fit_phases([Phase('a', 2, lr=0., until=train_accuracy(level))])
+        assert learn.recorder.phases.stop_epoch.tolist()==[epochs]
 
 # what is written
 

@@ -1,9 +1,12 @@
 "The command line, as a user types it: results, and one line with exit code 2 for what a user can mend."
-import json, os, subprocess, sys
+import json, os, signal, subprocess, sys, time
+from configparser import ConfigParser
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-import numpy as np, pytest, torch
+import numpy as np, psutil, pytest, torch
 from PIL import Image
+from conftest import root
 from feature_erosion import cli
 from feature_erosion.cli import main
 from feature_erosion.runs.store import Run
@@ -91,6 +94,30 @@ def test_ctrl_c(monkeypatch, capsys, error, words):
     def stop(a): raise error
     monkeypatch.setattr(cli, 'run_demo', stop)
     assert main(['demo'])==130 and words in capsys.readouterr().err
+
+@pytest.mark.slow('workers that import everything')
+def test_ctrl_c_stops_the_workers(tmp_path):
+    "As a terminal sends it, to all processes at once: joblib needs psutil to end its own, or they would train on for hours"
+    settings = ConfigParser()
+    settings.read(root/'settings.ini', encoding='utf-8')
+    assert 'psutil' in settings['DEFAULT']['requirements']
+    args = ['paper','fig1','fig6','--preset','smoke','--out',str(tmp_path)]
+    code = f"{obeys}; from feature_erosion.cli import main; raise SystemExit(main({args}))"
+    p = subprocess.Popen([sys.executable,'-c',code], cwd=root, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list(tmp_path.rglob('history.jsonl')) and p.poll() is None: time.sleep(.1)   # until a worker trains
+    os.killpg(p.pid, signal.SIGINT)
+    assert ' stopped' in p.communicate(timeout=60)[1] and p.returncode==130   # in a worker, or while waiting for it
+    for _ in range(100):
+        if not workers(p.pid): break
+        time.sleep(.1)
+    assert not workers(p.pid)
+
+obeys = 'import signal; signal.signal(signal.SIGINT, signal.default_int_handler)'   # a shell's background job ignores it
+
+def workers(group):
+    def of(o):
+        with suppress(ProcessLookupError, psutil.Error): return os.getpgid(o.pid)==group and o.status()!='zombie'
+    return [o.cmdline() for o in psutil.process_iter() if of(o)]
 
 def test_bad_folders(folder, tmp_path, capsys):
     run = ['run','fig1','--arch','resnet20','--width','.25','--out',tmp_path/'o','--bs','16','--epochs','1','--data']

@@ -4,15 +4,16 @@ import numpy as np, pandas as pd, pytest, torch, torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from fastai.callback.all import CSVLogger, GradientAccumulation, GradientClip, MixUp, SaveModelCallback
-from fastai.vision.all import CrossEntropyLossFlat, Learner, SGD, accuracy, set_seed
+from fastai.vision.all import Callback, CrossEntropyLossFlat, Learner, SGD, accuracy, set_seed
 from feature_erosion.callbacks import LoggedCallback
 from feature_erosion.data import digits_dls
-from feature_erosion.evalsets import EvalSets, evaluating, pattern_sets
+from feature_erosion.evalsets import EvalSets, evaluate, evaluating, pattern_sets
 from feature_erosion.learner import erosion_learner
 from feature_erosion.models import create_model
 from feature_erosion.patterns import ColorSquare
-from feature_erosion.phases import Phase
-from feature_erosion.erosion import Erosion, epochs_to, erosion_summary, forgetting, half_life, pattern_reliance, relearning_gap
+from feature_erosion.phases import PerPhase, Phase
+from feature_erosion.erosion import Erosion, epochs_to, erosion_summary, forgetting, half_life, pattern_reliance, phase_table, relearning_gap
+from feature_erosion.loaders import subset_dl
 from feature_erosion.measures.plasticity import (Dormant, PlasticityLog, dormant_units, grad_norm, penultimate,
                                                  plasticity_measures, unit_scores, weight_norm, weight_norms)
 
@@ -314,6 +315,50 @@ def test_summary_of_a_run(dls, tmp_path):
     assert e.reliance['erode']==pytest.approx(pattern_reliance(h.conflict_picture['erode'], h.conflict['erode'])) and e.forgetting['erode']>.2
     learn.recorder.evals.to_csv(tmp_path/'evals.csv', index=False)
     pd.testing.assert_frame_equal(erosion_summary(pd.read_csv(tmp_path/'evals.csv'), .1), e)
+
+def small(dls, tmp_path): return Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(768,10)), opt_func=SGD, metrics=accuracy, path=tmp_path)
+
+@pytest.mark.parametrize('at', ['log',[],[2]])
+def test_before_is_what_the_phase_began_with(dls, tmp_path, at):
+    "Something changes the weights between two phases, as `PerPhase(SaveModelCallback())` and mitigations do: on all images and on some"
+    class Zero(Callback):
+        def before_phase(self):
+            for p in self.model.parameters() if self.learn.phase.name=='b' else []: p.data.zero_()
+    learn,some = small(dls, tmp_path),subset_dl(dls.valid, 40)
+    quiet_phases(learn, [Phase('a', 3, lr=.05), Phase('b', 1, lr=0.), Phase('c', 1, lr=0.)], cbs=[EvalSets(dict(clean=dls.valid), n_at=40, at=at), Zero()])
+    ev,e = learn.recorder.evals,learn.erosion()
+    want = {len(o.get_idxs()):evaluate(learn.model, o)['accuracy'] for o in (dls.valid,some)}   # all scores are zero: the first class
+    begin = ev.query("phase=='b' and iter==0").set_index('n').clean
+    assert begin.to_dict()==want and e.before['b']==e.after['b']==want[100] and e.after['a']>.3
+    assert len(ev.query("phase=='c' and iter==0 and n==100"))==0                                   # nothing changed: the last epoch's is enough
+
+def test_sets_of_different_sizes(dls, tmp_path):
+    "A small set beside a large one: before and after are on the same images of the large one"
+    learn = small(dls, tmp_path)
+    quiet_phases(learn, [Phase('a', 2, lr=.05), Phase('b', 1, lr=.05)], cbs=EvalSets(dict(clean=dls.valid, few=subset_dl(dls.train, 30)), n_at=40))
+    e,h = learn.erosion(),learn.recorder.history.groupby('phase').clean.last()
+    assert e.n.tolist()==[100,100] and (e.before['b'],e.after['b'])==(h['a'],h['b']) and set(learn.recorder.evals.n)=={40,100}
+
+def test_two_evaluation_sets(dls, tmp_path):
+    "One beside the other: each has its numbers"
+    learn = small(dls, tmp_path)
+    quiet_phases(learn, [Phase('a', 1, lr=.05), Phase('b', 1, lr=.05)], cbs=[EvalSets(dict(clean=dls.valid)), EvalSets(dict(train=dls.train), n=50)])
+    h,t,e = learn.recorder.history.set_index('phase')[['clean','train']],phase_table(learn),learn.erosion()
+    assert t.loc[['a','b']].equals(h.astype(float)) and t.loc['start'].notna().all() and e.after.tolist()==h.clean.tolist() and e.before['b']==h.clean['a']
+    lines = {o.get_label():o.get_ydata() for o in learn.recorder.plot_phases().get_lines()}
+    assert {*lines}=={'clean','train'} and not any(np.isnan(o).any() for o in lines.values())
+
+@pytest.mark.parametrize('end', [.05,.0999,.1,.2])
+def test_no_half_life_of_chance(end):
+    "A tenth in single precision is not quite .1: nothing was above chance that could be halved"
+    tenth = float(np.float32(.1))
+    e = erosion_summary(evals_of({10000:tenth, 1000:tenth}, lambda t: 1 if t<5 else (end-.1)/(tenth-.1), 200), .1)
+    assert np.isnan(e.forgetting['b']) and np.isnan(e.half_life['b']) and np.isnan(half_life([1,2], [.09,.08], tenth, .1))
+
+def test_one_curve_has_no_gap():
+    for o in ([.1,.2,.3], pd.DataFrame(dict(accuracy=[.1,.2,.3]))):
+        with pytest.raises(ValueError, match='`scratch` has no phases.*give the other run'): relearning_gap(o)
+    assert relearning_gap(pd.DataFrame(dict(phase=['pretrain']*2+['relearn']*2, clean=[.2,.6,.1,.3]))).gap==pytest.approx(.4-.2)
 
 @quick
 @given(share, share)

@@ -1,8 +1,10 @@
 "What a fit remembers: a run that was stopped anywhere ends like one that nobody stopped, whatever its callbacks and its model hold."
-import os, random, signal, subprocess, sys, time, warnings
+import enum, os, random, re, shutil, signal, subprocess, sys, time, warnings
 from collections import defaultdict, deque
 from copy import deepcopy
-import filelock, numpy as np, pytest, torch
+from datetime import date
+from decimal import Decimal
+import filelock, numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -16,7 +18,7 @@ from stop import Boom, StopAt
 from feature_erosion.data import digits_dls
 from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
 from feature_erosion.patterns import ColorSquare
-from feature_erosion.phases import Phase
+from feature_erosion.phases import PerPhase, Phase
 from feature_erosion.runs.keys import describe, differences
 from feature_erosion.runs.resume import KeepRun
 from feature_erosion.runs.store import RunStore, plain, unpack
@@ -103,6 +105,27 @@ class Own(Train):
     def state_dict(self): return dict(n=self._n)
     def load_state_dict(self, s): self._n = s['n']
 
+Colour = enum.Enum('Colour', 'red blue')
+
+class Mode(str, enum.Enum):
+    slow = 's'
+    fast = 'f'
+
+class Stages(Train):
+    "Whose behaviour hangs on members of enumerations"
+    def __init__(self): self.mode,self.level,self.flags = Mode.slow,None,re.I
+    def after_loss(self):
+        if self.learn.train_iter==2: self.mode,self.level,self.flags = Mode.fast,signal.SIGTERM,re.I|re.M
+        self.scale(.5 if self.mode=='f' and self.level is signal.SIGTERM and self.flags & re.M else 1.)
+
+class Perturb(Train):
+    "A tensor of its own, trained by an optimiser of its own"
+    def before_fit(self):
+        self.delta = torch.zeros(3,16,16, requires_grad=True)
+        self.own_opt = torch.optim.SGD([self.delta], lr=.5, momentum=.9)
+    def before_batch(self): self.learn.xb = (self.xb[0]+self.delta,)
+    def after_backward(self): self.own_opt.step(), self.own_opt.zero_grad()
+
 class Freeze(Train):
     "Thaws the first layer on the way"
     def before_fit(self): self.model[1].requires_grad_(False)
@@ -131,19 +154,19 @@ class Skip(nn.Module):
 
 def mlp(*layers): return nn.Sequential(nn.Flatten(), nn.Linear(768,32), *layers, nn.ReLU(), nn.Linear(32,10))
 
-def fit(folder, cbs=(), layers=(), stop=None, recorder=None, **kw):
+def fit(folder, cbs=(), layers=(), stop=None, recorder=None, name='a', **kw):
     set_seed(0)
     dls = digits_dls(n=128, n_valid=40, bs=32)
     learn = Learner(dls, mlp(*(l() for l in layers)), opt_func=lambda p, **k: SGD(p, mom=.9, **k), metrics=accuracy, lr=.05, path=folder)
     if recorder: learn.recorder.train_metrics = True
-    keep = KeepRun(RunStore(folder).run('a'), minutes=0, **kw)
+    keep = KeepRun(RunStore(folder).run(name), **{'minutes':0, **kw})
     with learn.no_bar(), learn.no_logging():
         learn.fit_phases([Phase('pretrain', 2, dls), Phase('erode', 2, dls.inject(ColorSquare(4)))], cbs=[keep, StopAt(stop), *(c() for c in cbs)])
     return learn
 
 cases = dict(ema=dict(cbs=[Average]), ema_made_later=dict(cbs=[LateAverage]), averaged_model=dict(cbs=[Swa]), dict_of_tensors=dict(cbs=[Shadow]), deque=dict(cbs=[Queue]), defaultdict=dict(cbs=[Counts]), set=dict(cbs=[Set]),
              numpy_generator=dict(cbs=[Generator]), torch_generator=dict(cbs=[TorchGenerator]), changed_setting=dict(cbs=[Setting]), helper_object=dict(cbs=[WithHelper]), on_the_learner=dict(cbs=[OnLearner]), own_state_dict=dict(cbs=[Own]),
-             thawing=dict(cbs=[Freeze]), buffers=dict(layers=[Centre]), zero_gradients=dict(layers=[Skip, Skip]), accumulation=dict(cbs=[lambda: GradientAccumulation(48)]), mixup=dict(cbs=[lambda: MixUp(.4)]), cutmix=dict(cbs=[CutMix]),
+             enums=dict(cbs=[Stages]), own_optimiser=dict(cbs=[Perturb]), thawing=dict(cbs=[Freeze]), buffers=dict(layers=[Centre]), zero_gradients=dict(layers=[Skip, Skip]), accumulation=dict(cbs=[lambda: GradientAccumulation(48)]), mixup=dict(cbs=[lambda: MixUp(.4)]), cutmix=dict(cbs=[CutMix]),
              train_metrics=dict(recorder=True), early_stopping=dict(cbs=[lambda: EarlyStoppingCallback(patience=9)]), plateau=dict(cbs=[lambda: ReduceLROnPlateau(patience=1)]), save_model=dict(cbs=[SaveModelCallback]))
 
 @pytest.mark.parametrize('name', cases)
@@ -214,6 +237,51 @@ def test_csv_logger_keeps_its_rows(tmp_path):
     assert rows(tmp_path/'cut').equals(rows(tmp_path/'whole')) and len(rows(tmp_path/'cut'))==4
     fit(tmp_path/'cut', [CSVLogger])   # finished: loaded
     assert rows(tmp_path/'cut').equals(rows(tmp_path/'whole'))
+
+def test_a_log_that_others_append_to(tmp_path):
+    "Loading a run, or going on with it, takes no row from them"
+    def go(name, stop=None):
+        learn = Learner(digits_dls(n=64, n_valid=40, bs=32), mlp(), opt_func=SGD, metrics=accuracy, path=tmp_path)
+        with learn.no_bar(), learn.no_logging(): learn.fit(2, cbs=[CSVLogger(append=True), KeepRun(RunStore(tmp_path/'runs').run(name), minutes=0), StopAt(stop)])
+    def epochs(): return [l.partition(',')[0] for l in (tmp_path/'history.csv').read_text().splitlines()]
+    go('a'), go('b')
+    whole = (tmp_path/'history.csv').read_text()
+    go('a')
+    assert (tmp_path/'history.csv').read_text()==whole and epochs()==['epoch','0','1']*2
+    with pytest.raises(Boom): go('c', 3)   # in its second epoch
+    go('d'), go('c')
+    assert (tmp_path/'history.csv').read_text().startswith(whole) and epochs()[6:]==['epoch','0','epoch','0','1','1']
+
+@pytest.mark.parametrize('wrap', [False, True])
+def test_the_best_weights_of_another_run_are_not_taken(tmp_path, wrap):
+    "Runs may share the file of a `SaveModelCallback`, which loads it at the end; or it may be gone"
+    make = lambda: SaveModelCallback('accuracy', comp=np.less)   # the first epoch is the best: nothing is saved later
+    cbs = [lambda: PerPhase(make()) if wrap else make()]
+    def at(name, **kw): return fit(tmp_path, cbs, name=name, minutes=99, **kw)
+    whole = fit(tmp_path/'elsewhere', cbs, minutes=99)
+    with pytest.raises(Boom): at('a', stop=14)
+    assert not alike(at('b', layers=[Late]), whole)
+    assert alike(at('a'), whole)
+    for p in (tmp_path/'models').iterdir(): p.unlink()
+    assert alike(at('a'), whole)   # finished, and loaded
+
+def alike(a, b): return same(a.model.state_dict(), b.model.state_dict())
+
+class Late(nn.Identity):
+    "Changes how a network is trained, not what it holds"
+    def forward(self, x): return x*.5
+
+class Swaps(Train):
+    def __init__(self): self.f = self.one
+    def one(self): return 1.
+    def two(self): return .5
+    def after_loss(self):
+        if self.learn.train_iter==1: self.f = self.two
+        self.scale(self.f())
+
+def test_code_that_was_exchanged_is_named(tmp_path):
+    with pytest.raises(Boom): fit(tmp_path, [Swaps], stop=3)
+    with pytest.warns(UserWarning, match='swaps.f was two when it was saved, and is one now: code is not kept'): fit(tmp_path, [Swaps])
 
 def test_a_finished_run_says_so(tmp_path, capsys):
     fit(tmp_path)
@@ -305,6 +373,22 @@ class StopAfter(Callback):
         self.n -= 1
         if self.n<0: raise Boom('stopped')
 
+@pytest.mark.parametrize('table', [False, True])
+def test_another_random_split_is_another_run(photos, tmp_path, table):
+    "It would be trained on what it was validated on; where the files are does not matter"
+    def train(folder, seed, stop=None):
+        kw = dict(valid_pct=.3, seed=seed, item_tfms=Resize(16), bs=8, num_workers=0)
+        names = pd.DataFrame(dict(name=[str(p.relative_to(photos)) for p in sorted(photos.rglob('*.png'))], label=['a','b']*18))
+        dls = ImageDataLoaders.from_df(names, folder, **kw) if table else ImageDataLoaders.from_folder(folder, **kw)
+        learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(768,2)), metrics=accuracy, path=tmp_path)
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=[KeepRun(run, minutes=0), StopAt(stop)])
+    run = RunStore(tmp_path).run('a')
+    shutil.copytree(photos, here := tmp_path/'here')
+    with pytest.raises(Boom): train(here, 1, 2)
+    with pytest.raises(ValueError, match='other settings: samples.0.train: was'): train(here, 2)
+    train(here.rename(tmp_path/'there'), 1)
+    assert run.status=='finished'
+
 @pytest.mark.works(kind='callbacks', what='`KeepRun` in `fine_tune`, on data with `aug_transforms`', how='works: each of its two fits has a run of its own, and goes on in the middle')
 @pytest.mark.parametrize('cut', [2,4,8], ids=['frozen','first','second'])
 def test_fine_tune_goes_on(photos, tmp_path, cut):
@@ -331,3 +415,8 @@ def test_numbers_of_a_kind_of_their_own_become_plain():
     class Level(int): pass
     got = plain([Own(.5), Level(2), np.float64(.25), True])
     assert got==[.5,2,.25,True] and [type(o) for o in got]==[float,int,float,bool]
+
+@pytest.mark.parametrize('a,b', [(slice(1e-4,1e-2),slice(1e-2,1.)), (Colour.red,Colour.blue), (b'a',b'b'), (Decimal(1),Decimal(2)), (date(2020,1,1),date(2021,1,1))])
+def test_values_without_attributes_are_settings(a, b):
+    "Among them a discriminative learning rate"
+    assert differences(dict(x=describe(a)), dict(x=describe(b))) and not differences(dict(x=describe(a)), dict(x=describe(a)))

@@ -1,9 +1,11 @@
 "Runs that are killed, stopped, damaged, or handed something malicious."
 import errno, io, multiprocessing as mp, os, pickle, signal, struct, subprocess, tarfile, warnings, zlib
 from pathlib import Path
-import pytest, torch
+import filelock, numpy as np, pandas as pd, pytest, torch
 from torch import nn
-from fastai.vision.all import Callback, EarlyStoppingCallback, GradientAccumulation, Learner, SGD, SaveModelCallback, accuracy, set_seed
+from fastai.callback.mixup import MixUp
+from fastai.vision.all import (CSVLogger, Callback, CancelFitException, EarlyStoppingCallback, GradientAccumulation, LabelSmoothingCrossEntropy, Learner,
+                               MixedPrecision, SGD, SaveModelCallback, accuracy, load_learner, set_seed)
 import kill
 from feature_erosion import files as files_module
 from feature_erosion.cli import main
@@ -154,6 +156,25 @@ def test_nan_keeps_the_last_good_state(tmp_path):
     w,s = unpack(max((run.path/'last').iterdir(), key=lambda p: int(p.name)))
     assert s['train_iter']==6 and all(v.isfinite().all() for v in w.values() if v.is_floating_point())
 
+class Spoilt(nn.CrossEntropyLoss):
+    "Not finite in one batch of training, or in validation"
+    def __init__(self, learn, it): super().__init__(); self.learn,self.it = [learn],it
+    def forward(self, x, y):
+        learn, = self.learn
+        if learn.training: return super().forward(x, y)*(float('nan') if learn.train_iter==self.it else 1)
+        return super().forward(x, y)+(float('inf') if self.it is None else 0)
+
+@pytest.mark.parametrize('it,status', [(4,'failed'), (None,'finished')])
+def test_a_plain_fit_that_ends_in_nan_has_failed(tmp_path, it, status):
+    "Its last good weights are kept; a loss of validation that is infinite is no fault"
+    learn = plain_learner(tmp_path)
+    learn.loss_func = Spoilt(learn, it)
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, cbs=KeepRun(RunStore(tmp_path).run('a'), minutes=0))
+    run = RunStore(tmp_path)['a']
+    assert run.status==status and (it is None or 'loss is nan at iteration 6' in run.info['error'])
+    assert all(v.isfinite().all() for v in run.weights().values() if v.is_floating_point())
+    assert unpack(run._newest(run._ended()))[1]['train_iter']==(6 if it is None else 4)
+
 def test_other_callbacks_and_no_phases(tmp_path):
     "A plain fit with fastai's own callbacks goes on as well"
     def plain_fit(folder, *cbs):
@@ -168,6 +189,126 @@ def test_other_callbacks_and_no_phases(tmp_path):
         with pytest.raises(RuntimeError): plain_fit(tmp_path, Stop(at, boom(RuntimeError('x'))))
     again = plain_fit(tmp_path)
     assert same(again, whole) and again.recorder.values==whole.recorder.values
+
+def plain_learner(folder, n=96):
+    set_seed(0)
+    return Learner(digits_dls(n=n, n_valid=40, bs=32), net(), opt_func=SGD, metrics=accuracy, lr=.05, path=folder)
+
+@pytest.mark.filterwarnings('ignore::UserWarning', 'ignore::FutureWarning')   # mixed precision without a GPU
+@pytest.mark.parametrize('cb', [lambda: CSVLogger(), lambda: MixedPrecision(), lambda: MixUp(.4)])
+def test_a_fit_without_phases_ends(tmp_path, cb):
+    "Callbacks end what they do before the run is finished; its weights are those that the fit ended with, not those it began with"
+    learns = []
+    for _ in range(2):   # the second time it is loaded
+        learns.append(learn := plain_learner(tmp_path))
+        with learn.no_bar(), learn.no_logging(): learn.fit(2, cbs=[cb(), KeepRun(RunStore(tmp_path).run('a'))])
+    run = RunStore(tmp_path)['a']
+    assert run.status=='finished' and same(*learns) and same(run.learner(plain_learner(tmp_path)), learns[0])
+    assert run.history.valid_loss.tolist()==learns[1].recorder.history.valid_loss.tolist() and len(run.history)==2
+
+def ends(where):
+    "A callback that ends the fit: after a batch of the second phase, or after its first epoch, before the run hears of that epoch"
+    if where=='epoch': return EarlyStoppingCallback('accuracy', comp=np.less, min_delta=2, patience=2)
+    def stop(): raise CancelFitException
+    return Stop(8, stop)
+
+@pytest.mark.parametrize('where', ['batch','epoch'])
+def test_a_fit_that_a_callback_ends(tmp_path, where):
+    learns = []
+    for _ in range(2):
+        learns.append(learn := plain_learner(tmp_path))
+        dls = learn.dls
+        with learn.no_bar(), learn.no_logging():
+            learn.fit_phases([Phase('one', 2, dls), Phase('two', 3, dls)], run=RunStore(tmp_path).run('a'), cbs=[ends(where)])
+    run = RunStore(tmp_path)['a']
+    assert run.status=='finished' and run._ended()==['start','one'] and same(*learns)
+    assert same(run.learner(plain_learner(tmp_path)), learns[0]) and not same(run.learner(plain_learner(tmp_path), 'one'), learns[0])
+    assert run.history.train_loss.tolist()==learns[0].recorder.history.train_loss.tolist()==learns[1].recorder.history.train_loss.tolist()
+
+def test_a_callback_that_stays_on_the_learner(tmp_path):
+    "An error releases the run and the signal handlers; a second fit goes on where it was; the Learner can be exported"
+    before = signal.getsignal(signal.SIGINT)
+    def train(stop):
+        learn = plain_learner(tmp_path).add_cb(KeepRun(RunStore(tmp_path).run('a'), minutes=0))
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1)
+            learn.fit(3, cbs=[Stop(stop, boom(RuntimeError('x')))])
+        return learn
+    whole = plain_learner(tmp_path)
+    with whole.no_bar(), whole.no_logging(): whole.fit(1), whole.fit(3)
+    with pytest.raises(RuntimeError): train(5)
+    first,second = RunStore(tmp_path)
+    assert (first.status,second.name,second.status)==('finished','a, fit 2','failed') and signal.getsignal(signal.SIGINT) is before and not second.is_busy()
+    learn = train(None)
+    assert same(learn, whole) and second.status=='finished' and len(second.rows())==len(second.history)==3
+    assert signal.getsignal(signal.SIGINT) is before and not second.is_busy()
+    learn.export('x.pkl')
+    assert same(load_learner(tmp_path/'x.pkl'), learn) and (tmp_path/'x.pkl').stat().st_size<200_000
+    learn.remove_cb(KeepRun)
+    assert '_do_fit' not in vars(learn)
+
+def test_a_loss_made_with_something_else(tmp_path):
+    "Neither its name nor its weights tell; what an earlier version has not stored is not held against a run"
+    def train(eps, stop=None):
+        learn = plain_learner(tmp_path)
+        learn.loss_func = LabelSmoothingCrossEntropy(eps)
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=[KeepRun(run, minutes=0), Stop(stop, boom(RuntimeError('x')))])
+    run = RunStore(tmp_path).run('a')
+    with pytest.raises(RuntimeError): train(.1, 2)
+    with pytest.raises(ValueError, match='other settings: loss_settings.eps: was 0.1, is 0.3'): train(.3)
+    run.update(fit={k:v for k,v in run.info['fit'].items() if k!='loss_settings'})
+    train(.1)
+    assert run.status=='finished'
+
+def test_a_table_of_runs_with_names_of_its_own(tmp_path):
+    run = RunStore(tmp_path).run('a', epochs=9, run=1, accuracy='top 5')
+    run.save_metrics(dict(accuracy=.5, status=1))
+    row = RunStore(tmp_path).runs().loc['a']
+    assert row[['epochs','settings.epochs','settings.run','accuracy','metrics.accuracy','status','metrics.status']].tolist()==[0,9,1,'top 5',.5,'new',1]
+
+def test_a_table_comes_back(tmp_path):
+    "Whole numbers with all digits, even if one is missing; names that look like a missing value; columns of two levels"
+    run = RunStore(tmp_path).run('a')
+    run.save_table('t', pd.DataFrame({'seed':[20231120, np.nan], 'name':['NA','null'], 'x':[.123456789, np.inf]}))
+    t = run.table('t')
+    assert t.seed[0]==20231120 and np.isnan(t.seed[1]) and t.name.tolist()==['NA','null'] and t.x.tolist()==[.123457, np.inf]
+    run.save_table('u', pd.DataFrame([[1,.5]], columns=pd.MultiIndex.from_tuples([('acc','n'), ('acc','mean')])))
+    assert run.table('u').to_dict('list')=={'acc n':[1], 'acc mean':[.5]}
+
+def test_an_empty_table(tmp_path):
+    run = RunStore(tmp_path).run('a')
+    run.save_table('t', pd.DataFrame())
+    assert run.table('t').empty
+
+def test_rows_after_one_that_was_cut_off(tmp_path):
+    run = RunStore(tmp_path).run('a')
+    run.append(dict(table='t', x=1))
+    with open(run.path/'history.jsonl', 'a') as f: f.write('{"table": "t", "x"')
+    RunStore(tmp_path)['a'].append(dict(table='t', x=2))
+    assert RunStore(tmp_path)['a'].table('t').x.tolist()==[1,2]
+
+def test_a_damaged_run_hides_no_other(tmp_path):
+    store = RunStore(tmp_path)
+    store.run('a', lr=.1), (store.run('b').path/'run.json').write_text('{"of": "another program"}')
+    with pytest.warns(UserWarning, match='run.json: not a file of this library'): table = store.runs()
+    assert table.status.to_dict()==dict(a='new', b='damaged') and table.lr['a']==.1
+
+def test_a_finished_run_is_loaded_from_where_nothing_can_be_written(tmp_path, monkeypatch):
+    def train():
+        learn = plain_learner(tmp_path)
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=KeepRun(RunStore(tmp_path).run('a')))
+        return learn
+    whole = train()
+    def denied(self, *a, **k): raise PermissionError(13, 'Permission denied')
+    monkeypatch.setattr(filelock.FileLock, '_acquire', denied)
+    assert same(train(), whole)
+
+def test_two_processes_make_a_run(tmp_path):
+    "The second leaves what the first may have begun with"
+    run = RunStore(tmp_path).run('a', lr=.1)
+    before = (run.path/'run.json').stat()
+    assert RunStore(tmp_path).run('a', lr=.1).settings==dict(lr=.1) and (run.path/'run.json').stat().st_ino==before.st_ino
+    assert RunStore(tmp_path).run('a', lr=.2).settings==dict(lr=.2)   # nothing was done with it yet
 
 # Nothing is executed, nothing is written outside
 
@@ -249,6 +390,23 @@ def test_leftovers_go_and_nothing_else(tmp_path):
     assert same(fit(tmp_path), whole)
     after = everything(run.path)
     assert all(after[k]==v for k,v in before.items() if k not in ('run.json','.run.json.abcd1234.part') and 'last' not in k) and not any(p.exists() for p in parts)
+
+def test_delete_takes_only_what_the_run_wrote(tmp_path):
+    "Not what others put next to its checkpoints, into one, or behind a link; and nothing outside that its run.json may name"
+    fit(tmp_path, epochs=(1,1))
+    store,run = RunStore(tmp_path),RunStore(tmp_path)['a']
+    others = [run.path/'phases'/'mine'/'notes.txt', run.path/'phases'/'erode'/'notes.txt', run.path/'last'/'plan'/'x'/'y.txt', tmp_path/'precious.txt']
+    for p in others:
+        p.parent.mkdir(parents=True, exist_ok=True)
+        p.write_text('mine')
+    info = run.info
+    for bad in ('../precious.txt', str(others[-1]), 'tables/../../precious.txt', 'phases/mine/notes.txt'):
+        save_json(run.path/'run.json', dict(info, files={bad:'0'*64}))
+        with pytest.raises(ValueError, match='none that a run writes'): store.delete('a')
+    save_json(run.path/'run.json', info)
+    (run.path/'phases'/'elsewhere').symlink_to(others[0].parent)
+    store.delete('a')
+    assert set(everything(tmp_path))=={str(p.relative_to(tmp_path)) for p in others}
 
 def test_two_reports_at_once(tmp_path):
     "Neither falls over a file of the other's"

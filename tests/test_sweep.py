@@ -109,6 +109,44 @@ def test_old_numbers_are_not_taken_for_new_ones(tmp_path, monkeypatch):
     assert run(one)==[2,4]
     with pytest.warns(UserWarning, match='computed again'): assert run(two)==[3,6]
 
+def test_a_module_in_a_package_is_part_of_a_function(tmp_path, monkeypatch):
+    "`import package.part`, then `package.part.f()`; modules may import each other"
+    package = tmp_path/'a_package_of_mine'
+    package.mkdir()
+    (package/'__init__.py').write_text('')
+    monkeypatch.syspath_prepend(tmp_path)
+    def written(number):
+        (package/'part.py').write_text(f'import a_package_of_mine\nfrom . import base\nnumber = {number}\ndef f(): return base.g()+number\n')
+        (package/'base.py').write_text('from . import part\ndef g(): return 0*part.number\n')
+        for k in [k for k in sys.modules if k.startswith('a_package_of_mine')]: del sys.modules[k]
+        space = dict(__name__='__main__')
+        exec('import a_package_of_mine.part\ndef point(seed): return dict(y=a_package_of_mine.part.f())', space)
+        return sweep(space['point'], {}, store=tmp_path/'s', n_jobs=1, progress=False).y.tolist()
+    assert written(1)==written(1)==[1] and len(RunStore(tmp_path/'s'))==1
+    with pytest.warns(UserWarning, match='computed again'): assert written(222)==[222]
+
+def test_the_environment_is_no_setting(tmp_path):
+    from os import getenv
+    def f(seed): return dict(y=float(getenv('ANY_NAME') or 0))
+    with pytest.warns(UserWarning, match='getenv reads the environment'): sweep(f, {}, store=tmp_path, n_jobs=1, progress=False)
+
+def test_a_value_given_twice_is_refused(tmp_path):
+    "Its runs would count twice in the mean and its interval"
+    with pytest.raises(ValueError, match='grid: k must be lists of different values'): sweep(tensor, dict(k=[int(o) for o in np.linspace(1, 3, 5)]), store=tmp_path)
+
+def été(seed): return dict(y=1.)
+
+def test_a_function_with_a_name_in_any_alphabet(tmp_path): assert sweep(été, {}, store=tmp_path, n_jobs=1, progress=False).y.tolist()==[1.]
+
+def test_a_store_that_can_only_be_read(tmp_path, monkeypatch):
+    "A finished sweep is loaded without a lock, and nothing in it is written"
+    run = lambda: sweep(near_the_top, dict(ratio=[0]), seeds=2, store=tmp_path, n_jobs=1, progress=False).acc.tolist()
+    once = lambda: RunStore(tmp_path).once(near_the_top, ratio=0, seed=0).metrics['acc']
+    want = run(),once()
+    for p in tmp_path.rglob('.lock'): p.unlink()
+    before = {p:p.stat().st_mtime_ns for p in tmp_path.rglob('*')}
+    assert (run(),once())==want and {p:p.stat().st_mtime_ns for p in tmp_path.rglob('*')}==before
+
 def test_what_cannot_be_compared_is_computed_again(tmp_path):
     net,calls = torch.nn.Linear(1,1),tmp_path/'calls'
     def f(a, seed):
@@ -120,6 +158,26 @@ def test_what_cannot_be_compared_is_computed_again(tmp_path):
 
 def test_threads_are_refused(tmp_path):
     with joblib.parallel_config('threading'), pytest.raises(ValueError, match='share one random state'): sweep(always_dies, dict(a=[0]), store=tmp_path)
+
+def test_a_run_of_another_program_beside(tmp_path):
+    (tmp_path/'mine').mkdir()
+    (tmp_path/'mine'/'run.json').write_text('{}')
+    assert sweep(near_the_top, dict(ratio=[0]), store=tmp_path, n_jobs=1, progress=False).acc.tolist()==[.97]
+
+def test_the_newest_of_several(tmp_path):
+    "In whatever order their names and clocks' zones would put them"
+    def f(seed): return dict(y=float(net(torch.ones(1))))
+    net,store = torch.nn.Linear(1, 1),RunStore(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        for i in range(11):
+            for p in net.parameters(): p.data.fill_(i/2)
+            sweep(f, {}, seeds=2, store=tmp_path, n_jobs=1, progress=False)
+    for r in store: r.update(created='2026-10-25T02:10:00+0200')
+    assert store.sweeps()['f'].y.tolist()==[10.,10.]
+    for r in store:
+        if r.name.endswith('untold3'): r.update(created='2026-10-25T02:05:00+0100')   # an hour later, in winter time
+    assert store.sweeps()['f'].y.min()<10
 
 def near_the_top(ratio, seed): return dict(acc=[.97,.99,1.,1.,1.][seed], zero=0., loss=ratio+seed)
 

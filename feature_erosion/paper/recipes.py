@@ -295,7 +295,9 @@ def phases_to_train(
     return [(o,r) for o,r in runs if r.info['status']!='finished']
 
 # %% ../../nbs/paper/01_recipes.ipynb #7a1dcb81
-def _hours(s): return f'{s/3600:.1f} hours' if s>=3600 else f'{s/60:.0f} minutes' if s>=90 else f'{s:.0f} seconds'
+def _hours(s):
+    if s>=90: return f'{s/3600:.1f} hours' if s>=3600 else f'{s/60:.0f} minutes'
+    return f'{s:.0f} seconds' if s>=1.5 else 'a second'
 
 class Plan:
     "Phases to train, and about how long they take"

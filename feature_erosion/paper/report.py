@@ -189,7 +189,7 @@ def _small(f, most=20*2**20):
     if (n := f.stat().st_size)>most: raise ValueError(f'not read: it has {n/2**20:.0f} MB, the limit is {most/2**20:.0f} MB')
     return f
 
-def _csv(f): return pd.read_csv(f, low_memory=False)
+def _csv(f): return pd.read_csv(f, low_memory=False, keep_default_na=False, na_values=['','nan','NaN'])   # 'NA' may be a name
 
 # %% ../../nbs/paper/03_report.ipynb #5ea49711
 def _tables(f):

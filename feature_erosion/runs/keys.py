@@ -8,7 +8,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/runs/keys.html.md"""
 __all__ = ['Untold', 'hash_tensor', 'as_json', 'recipe', 'function_name', 'key_of', 'describe', 'differences', 'flat']
 
 # %% ../../nbs/runs/00_keys.ipynb #d66e2211
-import dis, hashlib, importlib.util, json, os, platform, sys, sysconfig, torch, types
+import dis, hashlib, importlib.util, json, os, platform, re, sys, sysconfig, torch, types
 import numpy as np
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
@@ -180,15 +180,17 @@ def _leads_to(o):
     for n in getattr(o, '__qualname__', '?').split('.'): found = getattr(found, n, None)
     return found is o
 
+_from_outside = "reads the environment, so what it does cannot be compared: make it a setting"
+
 def _refuse_unseen(f, used, t):
     "Refuse code whose behaviour depends on something outside it"
     calls = used.globals & {'globals','locals','eval','exec','input'}-set(f.__globals__)
     if calls: t.refuse(f"calls {', '.join(sorted(calls))}, so what it does cannot be compared")
-    if used.attrs & {'environ','getenv','environb'}:
-        t.refuse("reads the environment, so what it does cannot be compared: make it a setting")
+    if used.attrs & {'environ','getenv','environb'}: t.refuse(_from_outside)
 
 @_tell.register(types.FunctionType)
 def _(f, t):
+    if f is os.getenv: t.refuse(_from_outside)
     if _is_installed(f.__module__) and _leads_to(f): return t.by_name(f)
     used = _Used(f.__code__)
     _refuse_unseen(f, used, t)
@@ -216,19 +218,22 @@ def _imports(f, used, t):
     return {f'import {n}':_module(sys.modules.get(n) or n, used.attrs, t) for n in sorted(names)}
 
 # %% ../../nbs/runs/00_keys.ipynb #6d8b87e1
-def _module(m, attrs, t):
+def _module(m, attrs, t, within=()):
     "Describe a module, or the name of one that is not imported yet"
     name = m if isinstance(m, str) else m.__name__
-    installed,used = _is_installed(name),_attributes(m, attrs)
+    installed,used = _is_installed(name),_attributes(m, attrs, within)
     t.tops.add(name.partition('.')[0])
     if installed: used = {n:v for n,v in used.items() if isinstance(v, types.FunctionType) and not _is_installed(v.__module__)}
     if installed and not used: return name
-    return dict(module=name, source=None if installed else _source(name), uses=t.all(used))
+    parts = {n:_module(v, attrs, t, (*within, m)) for n,v in used.items() if isinstance(v, types.ModuleType)}
+    uses = {**t.all({n:v for n,v in used.items() if n not in parts}), **parts}
+    return dict(module=name, source=None if installed else _source(name), uses=uses)
 
-def _attributes(m, names):
-    "A module's attributes with these names, without other modules"
+def _attributes(m, names, within):
+    "A module's attributes with these names, without modules that are installed or that lead here"
     if isinstance(m, str): return {}
-    return {n:v for n in sorted(names) if hasattr(m, n) and not isinstance(v := getattr(m, n), types.ModuleType)}
+    def is_known(v): return isinstance(v, types.ModuleType) and (_is_installed(v.__name__) or any(v is o for o in (*within, m)))
+    return {n:v for n in sorted(names) if hasattr(m, n) and not is_known(v := getattr(m, n))}
 
 def _source(name):
     spec = importlib.util.find_spec(name)
@@ -340,6 +345,8 @@ def _drawn(cls):
 
 def _describe_object(o, deep):
     shown = {k:deep(v) for k,v in getattr(o, '__dict__', {}).items() if k[0]!='_' and k not in _drawn(type(o))}
+    if isinstance(o, Enum) or not hasattr(o, '__dict__'):   # a slice, a date
+        shown['is'] = re.sub(r' at 0x[0-9a-f]+', '', repr(o))
     return {'class':f'{type(o).__module__}.{type(o).__qualname__}', **shown}
 
 _descriptions = [   # the first one that matches is used
@@ -363,6 +370,7 @@ def differences(
     "What has changed"
     a,b = (flat(json.loads(json.dumps(o))) for o in (old,new))
     changed = [k for k in {**a, **b} if k not in a or k not in b or a[k]!=b[k]]
+    changed = [k for k in changed if not (a.get(k)!=a.get(k) and b.get(k)!=b.get(k))]   # NaN stays NaN
     return [f"{k}: was {a.get(k, 'not there')!r}, is {b.get(k, 'not there')!r}" for k in changed]
 
 def flat(

@@ -10,11 +10,13 @@ __all__ = ['KeepRun']
 # %% ../../nbs/runs/03_resume.ipynb #ca27a54c
 import inspect, json, random, signal, sys, threading, time, warnings
 from contextlib import contextmanager, suppress
-import numpy as np, torch
+import numpy as np, pandas as pd, torch
 from math import isfinite
+from pathlib import PurePath
 from filelock import Timeout
+from torch import nn
 from fastcore.all import *
-from fastai.vision.all import Learner, get_model, num_distrib, rank_distrib
+from fastai.vision.all import CancelFitException, Learner, get_model, num_distrib, rank_distrib
 from ..files import *
 from ..patterns import *
 from ..distributed import *
@@ -75,6 +77,23 @@ def _content(ds):
     with suppress(TypeError,ValueError): return key_of([hash_tensor(v) for v in held]) if held else None
 
 # %% ../../nbs/runs/03_resume.ipynb #22c46e55
+def _samples(dls):
+    "Which samples are in each part of the data, in whatever order: a random split without a seed is another one at each start"
+    return None if dls is None else dict(zip(('train','valid'), map(_which, dls.loaders)))
+
+def _which(dl):
+    ds = dl.dataset
+    items = first(v for o in ('indices','items') if (v := getattr(ds, o, None)) is not None)
+    with suppress(TypeError,ValueError): return _content(ds) or key_of(sorted(_names(items)))
+
+def _names(items):
+    "What tells items apart: the names of files, the index of a table, texts and numbers; a `TypeError` for anything else"
+    if isinstance(items, pd.DataFrame): items = items.index
+    if isinstance(items, (torch.Tensor,np.ndarray,pd.Index)): items = items.tolist()
+    names = [o.name if isinstance(o, PurePath) else o for o in items]
+    if all(isinstance(o, (str,int,float)) for o in names): return names
+    raise TypeError('these have no names')
+
 def _phase_settings(p):
     own = {k:describe(getattr(p, k)) for k in ('name','epochs','iters','lr','sched','opt','wd','until')}
     return dict(own, data=_data_settings(p.dls))
@@ -96,13 +115,21 @@ def fit_settings(
     "The settings of a fit, as JSON values"
     return dict(model=_model_settings(get_model(learn.model)), opt=describe(learn.opt_func), lr=describe(learn.lr), wd=learn.wd,
                 wd_bn_bias=learn.wd_bn_bias, train_bn=learn.train_bn, loss=describe(learn.loss_func),
-                data=_data_settings(learn.dls),
+                loss_settings=_loss_settings(learn.loss_func), data=_data_settings(learn.dls),
+                samples=[_samples(o) for o in (learn.dls, *L(phases).attrgot('dls'))],
                 phases=[_phase_settings(p) for p in phases], epochs=None if phases else learn.n_epoch,
                 callbacks=_cbs_settings(learn), evals=_evals_settings(learn), processes=max(1, num_distrib()))
 
 def _model_settings(m):
     return dict(name=type(m).__name__, parameters=sum(p.numel() for p in m.parameters()), layers=key_of(repr(m)),
                 trained=sum(p.requires_grad for p in m.parameters()))
+
+def _loss_settings(f):
+    "What the modules of a loss were made with, such as `label_smoothing`: their names and weights do not tell"
+    held = {k:o for k,o in {'':f, **getattr(f, '__dict__', {})}.items() if isinstance(o, nn.Module)}
+    mods = [(f'{k}.{n}', m) for k,o in held.items() for n,m in o.named_modules()]
+    return {f'{k}.{a}'.strip('.'):describe(vars(m)[a]) for k,m in mods
+            for a in inspect.signature(type(m).__init__).parameters if a in vars(m)}
 
 def _seed(): return s if (s := torch.initial_seed())<2**32 else None
 
@@ -112,6 +139,7 @@ def _json(o): return json.loads(json.dumps(o))
 class KeepRun(TidyCallback):
     "Save a fit's history and checkpoints to a run's folder as it trains, and resume from them when started again"
     order,run_valid,passive,keeps_run = 1000,False,True,True   # after all other callbacks
+    _data = 'phases','loaders','fit_state','end'
     def __init__(self,
         run:Run, # The run to save to, from `RunStore.run`; a second fit, as in `fine_tune`, goes to a run called '…, fit 2'
         minutes:float=10., # Maximum time between two checkpoints, even inside epochs
@@ -123,23 +151,27 @@ class KeepRun(TidyCallback):
         if not minutes>=0: raise ValueError(f"minutes={minutes!r}: must be 0 (each batch) or more")
         if not epochs>=1: raise ValueError(f"epochs={epochs!r}: must be at least 1")
         self.kept,self.minutes,self.epochs,self.base,self.strict,self.wait = run,minutes,epochs,after,strict,wait
-        self.active,self.heard,self.old_signals = False,None,{}
+        self.active,self.broken,self.heard,self.old_signals,self.end = False,None,None,{},None
         self.first_name,self.fits,self.ended = run.name,1,False
         self.idle,self.took = False,False   # whether the run was already finished; whether it began with checkpoints of `after`
 
     def __setattr__(self, name, value):
         "`fit` looks up `_do_fit` before it calls `before_fit`, so it is replaced when a Learner takes the callback"
+        old = self.learn if name=='learn' else None
         super().__setattr__(name, value)
+        if old is not None: vars(old).pop('_do_fit', None)
         if name=='learn' and value is not None: value._do_fit = self._do_fit
 
     def before_fit(self):
+        self.tidy()   # after a fit that another callback's error has ended
         self.run = trains(self.learn)
         if not self.run: return
         if self.ended: self._next()
         self.main,self.active,self.broken,self.heard,self.told = not rank_distrib(),True,None,None,[]
-        self.rows,self.counts,self.saved_at = [],{},time.monotonic()
-        self._open()
-        self._listen()
+        self.rows,self.counts,self.saved_at,self.train_loss = [],{},time.monotonic(),None
+        with self._tidied():
+            self._open()
+            self._listen()
 
     def before_train(self): self.epoch_random = self._random()
 
@@ -148,7 +180,7 @@ class KeepRun(TidyCallback):
         self.idle = False
 
     def after_batch(self):
-        self.at = self.learn.epoch,self.learn.iter+1
+        self.at,self.train_loss = (self.learn.epoch,self.learn.iter+1),self.learn.loss
         self._flush()
         if self._due(): self.save()
         if self.heard: self._leave()
@@ -161,9 +193,15 @@ class KeepRun(TidyCallback):
 
     def after_cancel_fit(self):
         "The fit was ended: on purpose, or because the loss is not finite"
-        if not isfinite(loss := self._loss()): self.broken = f'loss is {loss} at iteration {self.learn.train_iter}'
+        if not self.active: return
+        self.broken = self._bad()
+        try: self._take_end()
+        except CancelFitException:   # a loss that came late from a GPU
+            self.broken = f'loss is nan before iteration {self.learn.train_iter}'
 
     def after_fit(self):
+        if not self.active: return
+        if self.broken is None and not self.idle: self.broken = self._bad()
         if self.broken is None: self._finish()
         self.ended = self.broken is None
         self.tidy()
@@ -173,19 +211,47 @@ class KeepRun(TidyCallback):
         self.fits += 1
         self.kept,self.base,self.took,self.ended = self.kept.store.run(f'{self.first_name}, fit {self.fits}'),None,False,False
 
-    def _loss(self): return 0. if (l := getattr(self.learn, 'loss', None)) is None else float(l.detach().mean())
+    def _bad(self):
+        "Why this state must not be kept, if it must not"
+        loss = getattr(self.learn, 'loss', None) if self.learn.training else self.train_loss   # not that of validation
+        at = f'at iteration {self.learn.train_iter}'
+        if loss is not None and not isfinite(l := float(loss.detach().mean())): return f'loss is {l} {at}'
+        if not all(p.isfinite().all() for p in get_model(self.learn.model).parameters()): return f'weights are not finite {at}'
 
 # %% ../../nbs/runs/03_resume.ipynb #2491597d
 @patch
 def _do_fit(self:KeepRun):
     "The fit's loop, from the checkpoint on"
     if not self.run: return Learner._do_fit(self.learn)
+    with self._tidied(): self._loop()
+
+@patch
+@contextmanager
+def _tidied(self:KeepRun):
+    "Tidy up after an error: no event follows it, and the Learner may keep this callback"
+    try: yield
+    except CancelFitException: raise
+    except BaseException:
+        self.tidy()
+        raise
+
+@patch
+def _loop(self:KeepRun):
     state = self._resume()
     if state: self.learn.all_batches = partial(self._rest, state)
     bar = getattr(getattr(self.learn, 'progress', None), 'mbar', None)
     if bar and self.at[0]>0: bar.update(0)   # a progress bar must get its first update, even if that was done before
     fit_from(self.learn, self.at[0])
+    self._take_end()
+
+@patch
+def _take_end(self:KeepRun):
+    "Take the state at the end of the fit, before other callbacks end what they do"
     self.at = self.learn.n_epoch,0
+    if self.idle: return
+    self._flush()   # an epoch that was ended by a callback before this one
+    settle(self.learn)
+    self.end = self.state()
 
 @patch
 def _rest(self:KeepRun, state):
@@ -227,19 +293,21 @@ def restore(self:KeepRun,
 
 # %% ../../nbs/runs/03_resume.ipynb #618bd5cf
 @patch
-def save(self:KeepRun):
+def save(self:KeepRun,
+    state:dict|None=None # By default the current one
+):
     "Write a checkpoint, then delete all but the two newest"
-    settle(self.learn)   # losses still on their way from the GPU
-    state,self.saved_at = self.state(),time.monotonic()
-    if not self.main or not isfinite(self._loss()) or not _finite(get_model(self.learn.model)): return
+    if state is None:
+        settle(self.learn)   # losses still on their way from the GPU
+        state = self.state()
+    self.saved_at = time.monotonic()
+    if not self.main or self._bad(): return
     last = self.kept.path/'last'
     with self._writing():
         last.mkdir(exist_ok=True)
         numbers = sorted(int(p.name) for p in last.iterdir() if p.name.isdigit())
         self._write(last/str((numbers or [0])[-1]+1), state)
-        for n in numbers[:-1]: remove_folder(last/str(n))
-
-def _finite(model): return all(p.isfinite().all() for p in model.parameters())
+        for n in numbers[:-1]: remove_folder(last/str(n), checkpoint_files)
 
 # %% ../../nbs/runs/03_resume.ipynb #3842150a
 @patch
@@ -271,7 +339,8 @@ def _writing(self:KeepRun):
 def after_phase(self:KeepRun):
     "Save the end of a phase"
     p = self.learn.phase
-    if self.broken or not self.learn.phase_schedule.complete or self.at[1]: return   # stopped before its end
+    if not self.learn.phase_schedule.complete or self.at[1]: return   # stopped before its end
+    if self.idle or self.broken or self._bad(): return
     self._end_row()
     self.done.append(p.name)
     self.learn.phase = None
@@ -319,11 +388,14 @@ def _tell_late(self:KeepRun, state):
 def _claim(self:KeepRun, settings, seed):
     run = self.kept
     with self._writing():
-        try: run.lock().acquire(timeout=-1 if self.wait else 0)
+        try:
+            run.lock().acquire(timeout=-1 if self.wait else 0)
+            self.locked = True
         except Timeout:
             raise ValueError(f"run {run.name!r}: another process works on it; wait for it, "
                              "or give this one another name") from None
-        self.locked = True
+        except OSError:
+            if run.info['status']!='finished': raise   # it is only loaded, if need be from where nothing can be written
         if run.info['fit'] is not None: self._refuse(run.info, settings, seed)
         if self.base is not None: self._check_base(settings)
         self.was,self.idle = run.info,run.info['status']=='finished'
@@ -331,9 +403,15 @@ def _claim(self:KeepRun, settings, seed):
         if self.was['recipe'] is None: run.begin()   # a recipe's run began with its function
         run.update(fit=settings, seed=seed, phases=[p.name for p in self.phases], status='running')
 
+def _differences(old, new):
+    "Differences in what both say: an earlier version of this library may have stored less"
+    was = flat(old)
+    more = {k for k in flat(new) if k not in was and (k.endswith('.is') or k.partition('.')[0] not in old)}
+    return [o for o in differences(old, new) if o.partition(': was ')[0] not in more]
+
 @patch
 def _refuse(self:KeepRun, info, settings, seed):
-    diff = differences(info['fit'], settings)
+    diff = _differences(info['fit'], settings)
     if seed!=info['seed']: diff.append(f"seed: was {info['seed']}, is {seed}")
     if diff: raise ValueError(f"run {self.kept.name!r} was begun with other settings: {'; '.join(diff[:5])}. "
                               "Give this one another name, or delete the old one")
@@ -348,7 +426,8 @@ def _check_base(self:KeepRun, settings):
         raise ValueError(f"after: run {base.name!r} is {base.status} and has ended {', '.join(ended) or 'no phase'}; "
                          "want one whose phases are all done")
     unseen = dict(evals=None)
-    if diff := differences({**info['fit'], **unseen}, {**settings, **unseen, 'phases':settings['phases'][:n]}):
+    first = dict(settings, phases=settings['phases'][:n], samples=settings['samples'][:n+1])
+    if diff := _differences({**info['fit'], **unseen}, {**first, **unseen}):
         raise ValueError(f"after: run {base.name!r} was trained with other settings: {'; '.join(diff[:5])}")
 
 @patch
@@ -475,9 +554,8 @@ def _write_rows(self:KeepRun, rows):
 @patch
 def _finish(self:KeepRun):
     "Finish the run: all phases are done, or the fit was ended on purpose"
-    self.at = self.learn.n_epoch,0
     if self.idle: return
-    if len(self._ended())<len(self.phases) or not self.phases: self.save()
+    if len(self._ended())<len(self.phases) or not self.phases: self.save(self.end)
     if not self.main: return
     with self._writing():
         self.kept.save_metrics(self._last_values())
@@ -519,7 +597,9 @@ def _hear(self:KeepRun, number, frame):
 @patch
 def _leave(self:KeepRun):
     where = f' in phase {p!r}' if (p := self._phase()) else ''
-    msg = f"run {self.kept.name!r} stopped after {self.learn.train_iter} iterations{where}; start it again to go on from there"
+    n = self.learn.train_iter
+    after = f"{n} iteration{'s'*(n!=1)}{where}"
+    msg = f"run {self.kept.name!r} stopped after {after}; start it again to go on from there"
     raise KeyboardInterrupt(msg) if self.heard==signal.SIGINT else Terminated(msg)
 
 # %% ../../nbs/runs/03_resume.ipynb #1c9adfb4
@@ -528,9 +608,9 @@ def tidy(self:KeepRun):
     "Release everything; for an unfinished run, record how it ended"
     for s,f in self.old_signals.items(): signal.signal(s, f)
     self.old_signals = {}
-    for k in ('_do_fit','all_batches'): vars(self.learn).pop(k, None)
+    vars(self.learn).pop('all_batches', None)
     if not self.active: return
-    self.active = False
+    self.active,self.end = False,None
     if self.main and getattr(self, 'locked', False): self._note_end()
 
 @patch

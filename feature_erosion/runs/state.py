@@ -8,16 +8,17 @@ Docs: https://feature-erosion.github.io/feature_erosion/runs/state.html.md"""
 __all__ = ['Unkept']
 
 # %% ../../nbs/runs/02_state.ipynb #3eafedb9
-import enum, inspect, io, random, re, types
+import enum, inspect, io, random, re, sys, types, warnings
 import numpy as np, torch
 from collections import Counter, OrderedDict, defaultdict, deque
 from copy import deepcopy
 from functools import singledispatch
+from itertools import dropwhile
 from pathlib import Path, PurePath
 from torch import nn
 from fastcore.all import *
-from fastai.vision.all import (CSVLogger, Callback, DataLoader, DataLoaders, Learner, MixedPrecision, ProgressCallback, Recorder,
-                               TensorBase, TrainEvalCallback, get_model)
+from fastai.vision.all import (CSVLogger, Callback, DataLoader, DataLoaders, Learner, MixedPrecision, ProgressCallback, Recorder, SaveModelCallback,
+                               TensorBase, TrainEvalCallback, get_model, join_path_file, rank_distrib)
 from ..files import save_atomic
 from ..callbacks import *
 from ..phases import *
@@ -61,7 +62,7 @@ class Keeper:
 
 # %% ../../nbs/runs/02_state.ipynb #32ea3021
 _code = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType, type,
-         partial, np.ufunc, enum.Enum, re.Pattern, torch.autocast)
+         partial, np.ufunc, re.Pattern, torch.autocast)
 
 def _name(o): return f"{getattr(o, '__module__', '')}.{getattr(o, '__qualname__', type(o).__name__)}"
 
@@ -88,7 +89,11 @@ def _exactly(cls, f): return lambda v, k: f(v, k) if type(v) is cls else k.refus
 
 def _plain_tensor(v): return v.detach().cpu().as_subclass(torch.Tensor).clone()
 
-def _number(v, k): return next(t(v) for t in (bool,int,float,str) if type(v) is t or t is not bool and isinstance(v, t))
+def _enum(v, k): return _tagged('enum', cls=[type(v).__module__, type(v).__qualname__], name=v.name, value=k(v.value) if isinstance(v, enum.Flag) else None)
+
+def _number(v, k):
+    if isinstance(v, enum.Enum): return _enum(v, k)
+    return next(t(v) for t in (bool,int,float,str) if type(v) is t or t is not bool and isinstance(v, t))
 def _tuple(v, k): return tuple(k.items(v)) if type(v) is tuple else _tagged('tuple', items=k.items(v))
 def _range(v, k): return _tagged(type(v).__name__, items=k.items((v.start,v.stop,v.step), ''))
 def _tensor(v, k):
@@ -96,6 +101,7 @@ def _tensor(v, k):
     return p if v.device.type=='cpu' else _tagged('tensor', value=p, device=str(v.device))
 
 _keeps(_number, bool, int, float, str)
+_keeps(_enum, enum.Enum)
 _keeps(lambda v, k: None, type(None))
 _keeps(_tensor, torch.Tensor)
 _keeps(lambda v, k: _tagged('array', value=torch.from_numpy(v.copy())), np.ndarray)
@@ -220,8 +226,8 @@ def put(p, old=None, name=''):
     return p
 
 def _put_tensor(p, old):
-    if isinstance(old, nn.Parameter):
-        old.data.copy_(p)
+    if isinstance(old, nn.Parameter) or isinstance(old, torch.Tensor) and old.requires_grad and old.is_leaf and old.shape==p.shape:
+        old.data.copy_(p)   # an optimiser may hold it
         return old
     return p.clone().as_subclass(type(old)) if isinstance(old, TensorBase) else p.clone()
 
@@ -278,6 +284,14 @@ def _put_tuple(p, old, name):
     if not hasattr(old, '_fields'): return torch.Size(p['items'])
     return type(old)(*_put_items(p['items'], old, name))
 
+def _put_enum(p, old, name):
+    "A member of a class that this process knows, or of the old value's"
+    module,names = p['cls']
+    cls = sys.modules.get(module)
+    for n in names.split('.'): cls = getattr(cls, n, None)
+    if not (isinstance(cls, type) and issubclass(cls, enum.Enum)): cls = type(_need(old, name, p))
+    return cls[p['name']] if p['value'] is None else cls(put(p['value']))
+
 def _put_dict(p, old, name):
     olds = dict(old) if isinstance(old, dict) else {}
     items = [(k := put(a), put(b, olds.get(k), f'{name}.{k}')) for a,b in p['items']]
@@ -288,9 +302,17 @@ def _put_dict(p, old, name):
 _around = dict(
     L     = lambda p, old, name: L(_put_items(p['items'], old, name)),
     deque = lambda p, old, name: deque(_put_items(p['items'], old, name), p['maxlen']),
-    tuple = _put_tuple, **{k:_put_dict for k in _dicts})
+    tuple = _put_tuple,
+    enum  = _put_enum, **{k:_put_dict for k in _dicts})
+
+def _tell_other(p, old, name):
+    "Code is not kept: warn if the new start has other code in its place"
+    if isinstance(old, _code) and (was := p['name'].rpartition('.')[2])!=(now := _name(old).rpartition('.')[2]):
+        warnings.warn(f"{name} was {was} when it was saved, and is {now} now: code is not kept; keep a name for it, or give its owner "
+                      "state_dict/load_state_dict")
 
 def _put_kind(kind, p, old, name):
+    if kind=='code': _tell_other(p, old, name)
     if kind in ('ref','code'): return old
     if kind in _anew: return _anew[kind](p, name)
     if kind in _around: return _around[kind](p, old, name)
@@ -330,6 +352,9 @@ def get_state(cb, k):
 def set_state(cb, s):
     "Restore the state of a callback"
     if 'own' in s: return cb.load_state_dict(put(s['own']))
+    _set_attrs(cb, s)
+
+def _set_attrs(cb, s):
     for a in set(_own(cb))-set(s['attrs']): del vars(cb)[a]
     for a,v in s['attrs'].items(): _put_attr(cb, a, v, f'{cb.name}.{a}')
 
@@ -343,9 +368,52 @@ def _(cb, k):
 @set_state.register(CSVLogger)
 def _(cb, s):
     if 'text' not in s: return
+    f = cb.path/cb.fname
     cb.file.close()
-    save_atomic(cb.path/cb.fname, lambda f: f.write(s['text'].encode()))
-    cb.file = (cb.path/cb.fname).open('a')
+    text = _with_others(f.read_text(), s['text']) if cb.append else s['text']
+    save_atomic(f, lambda o: o.write(text.encode()))
+    cb.file = f.open('a')
+
+def _with_others(now, text):
+    "What a file should hold that several fits append to: this one's rows up to the checkpoint, and all rows of others"
+    *lines,_ = now.splitlines(keepends=True)   # the last is the header that this start has written
+    now = ''.join(lines)
+    if not now.startswith(text): return now+text
+    return text + ''.join(dropwhile(lambda l: not l.startswith('epoch,'), now[len(text):].splitlines(keepends=True)))
+
+@get_state.register(SaveModelCallback)
+def _(cb, k): return dict(attrs=k.most(_own(cb)), best=_best(cb))
+
+@set_state.register(SaveModelCallback)
+def _(cb, s):
+    fname = cb.fname
+    _set_attrs(cb, s)
+    _put_best(cb, s.get('best'), fname)
+
+@get_state.register(PerPhase)
+def _(cb, k): return dict(own=k(cb.state_dict()), best=_best(cb.watcher))
+
+@set_state.register(PerPhase)
+def _(cb, s):
+    cb.load_state_dict(put(s['own']))
+    _put_best(cb.watcher, s.get('best'), cb.fname)
+
+def _best_file(cb): return join_path_file(cb.fname, cb.learn.path/cb.learn.model_dir, ext='.pth')
+
+def _best(cb):
+    "What is in the file of a `SaveModelCallback`, which loads it at the end: until then, other runs may write to it"
+    if not isinstance(cb, SaveModelCallback) or cb.every_epoch or cb.last_saved_path is None or rank_distrib(): return None
+    if not _best_file(cb).is_file(): return None   # none yet in this phase
+    try:
+        with torch.serialization.safe_globals([L]): return Keeper()(torch.load(_best_file(cb), map_location='cpu', weights_only=True))
+    except Exception as e: warnings.warn(f'{_best_file(cb)}: not kept, so a run that goes on may end with other weights ({type(e).__name__})')
+
+def _put_best(cb, best, fname):
+    if best is None or rank_distrib(): return
+    if not re.fullmatch(rf'{re.escape(str(fname))}(_[^/\\]+)?', str(cb.fname)): raise ValueError(f'fname={cb.fname!r}: was {fname!r}')
+    f = _best_file(cb)
+    save_atomic(f, lambda o: torch.save(put(best), o))
+    cb.last_saved_path = f
 
 @get_state.register(MixedPrecision)
 def _(cb, k): return dict(scaler=k(cb.learn.scaler.state_dict()), scales=k(list(cb.scales)))

@@ -11,6 +11,7 @@ __all__ = ['Sweep', 'sweep', 'mean_interval']
 import inspect, itertools, json, warnings
 import joblib, numpy as np, pandas as pd, torch
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from joblib.parallel import get_active_backend
 from scipy import stats
 from fastcore.all import *
@@ -25,6 +26,8 @@ def _grid(grid, seeds):
     if 'seed' in grid or 'run' in grid: raise ValueError("grid: 'seed' and 'run' are given by the sweep; use `seeds=`")
     if bad := [k for k,v in grid.items() if not _is_values(v)]:
         raise ValueError(f"grid: {', '.join(bad)} must be lists of one or more values")
+    if bad := [k for k,v in grid.items() if len({json.dumps(plain(o), default=str) for o in v})<len(v)]:
+        raise ValueError(f"grid: {', '.join(bad)} must be lists of different values: runs would count twice")
     points = [dict(zip(grid, v)) for v in itertools.product(*grid.values())]
     return [dict(plain(p), seed=s) for p in points for s in _seeds(seeds)]
 
@@ -46,9 +49,10 @@ def _threads(n):
 def _point(fn, point, path, threads, attempts):
     "Compute or load one point, in a worker"
     run = Run(path)
+    if (res := run.result()) is not None: return dict(status='finished', **res)
     with run.lock():
-        if (res := run.result()) is not None: return dict(status='finished', **res)
-        if run.info['tries']>=attempts: return _failed(run, f'its worker died {attempts} times')
+        if (res := run.result()) is not None: return dict(status='finished', **res)   # by another process just now
+        if run.info['status']!='finished' and run.info['tries']>=attempts: return _failed(run, f'its worker died {attempts} times')
         try:
             with _threads(threads): return dict(status='finished', **run.compute(fn, point))
         except Exception as e: return _failed(run, f'{type(e).__name__}: {e}')
@@ -134,7 +138,7 @@ def _share(backend, n_jobs, n):
 
 def _forget_tries(run):
     "Reset the count of attempts for a new call"
-    if run.info['tries'] and not run.is_busy(): run.update(tries=0)
+    if run.info['tries'] and run.info['status']!='finished' and not run.is_busy(): run.update(tries=0)
 
 # %% ../../nbs/runs/04_sweep.ipynb #0ae46d44
 def _tell_new(runs):
@@ -153,8 +157,8 @@ def _point_of(info): return json.dumps([info['recipe'] and info['recipe'].get('n
 
 def _earlier(store, names):
     "Finished runs of recipes, by function and settings"
-    infos = [r.info for r in store if r.name not in names]
-    return {_point_of(i):i for i in infos if i['recipe'] and i['status']=='finished'}
+    infos = [i for i,r in store._points() if r.name not in names]
+    return {_point_of(i):i for i in infos if i['status']=='finished'}
 
 def _changes(run, old):
     parts = 'function','files','versions'
@@ -335,7 +339,7 @@ def _dress(ax, done, x, y):
 def sweeps(self:RunStore)->dict: # A `Sweep` by the name of its function; those of its earlier versions have their time in it
     "The sweeps in the store that have numbers, as far as they have come"
     groups,res = groupby(self._points(), key=_sweep_key),{}
-    for points in sorted(groups.values(), key=lambda o: o[-1][0]['created'], reverse=True):
+    for points in sorted(groups.values(), key=lambda o: _time(o[-1][0]['created']), reverse=True):
         info = points[-1][0]
         name = info['recipe']['name']
         df = _swept(points)
@@ -350,7 +354,11 @@ def _points(self:RunStore):
     for r in self:
         with suppress(ValueError, RecursionError): res.append((r.info, r))   # a damaged one belongs nowhere
     ours = [o for o in res if isinstance((o[0]['recipe'] or {}).get('name'), str) and 'seed' in o[0]['settings']]
-    return sorted(ours, key=lambda o: o[0]['created'])
+    return sorted(ours, key=lambda o: (_time(o[0]['created']), len(o[1].name)))   # the name's number, in the same second
+
+def _time(s):
+    try: return datetime.strptime(s, '%Y-%m-%dT%H:%M:%S%z').timestamp()   # clocks may be in different zones
+    except ValueError: return 0.
 
 def _sweep_key(point):
     "The same for all points of a sweep: function, files, versions, and the names of its grid"

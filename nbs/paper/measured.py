@@ -21,6 +21,6 @@ def networks(res):
 def where(res):
     "Seeds and environment"
     e = res.environment
-    on = e.get('device') or f"{e['cpus']} cores of {e['processor']}"
+    on = e['device'] if e.get('device', 'cpu')!='cpu' else f"{e['cpus']} cores of {e['processor']}"
     n = res.settings['seeds']
     return f"{n} seed{'s'*(n>1)}; {on}, torch {e['torch']}, fastai {e['fastai']}"
