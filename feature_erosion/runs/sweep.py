@@ -140,6 +140,20 @@ def _forget_tries(run):
     "Reset the count of attempts for a new call"
     if run.info['tries'] and run.info['status']!='finished' and not run.is_busy(): run.update(tries=0)
 
+# %% ../../nbs/runs/04_sweep.ipynb #5050ffe0
+@patch
+def _points(self:RunStore):
+    "Of each readable run that a seeded recipe made, `info` and the run, oldest first"
+    res = []
+    for r in self:
+        with suppress(ValueError, RecursionError): res.append((r.info, r))   # a damaged one belongs nowhere
+    ours = [o for o in res if isinstance((o[0]['recipe'] or {}).get('name'), str) and 'seed' in o[0]['settings']]
+    return sorted(ours, key=lambda o: (_time(o[0]['created']), len(o[1].name)))   # the name's number, in the same second
+
+def _time(s):
+    try: return datetime.strptime(s, '%Y-%m-%dT%H:%M:%S%z').timestamp()   # clocks may be in different zones
+    except ValueError: return 0.
+
 # %% ../../nbs/runs/04_sweep.ipynb #0ae46d44
 def _tell_new(runs):
     "Warn about points that are computed again although the store has them: how many, and why"
@@ -347,19 +361,6 @@ def sweeps(self:RunStore)->dict: # A `Sweep` by the name of its function; those 
     return res
 
 # %% ../../nbs/runs/04_sweep.ipynb #1612fb81
-@patch
-def _points(self:RunStore):
-    "Of each readable run that a seeded recipe made, `info` and the run, oldest first"
-    res = []
-    for r in self:
-        with suppress(ValueError, RecursionError): res.append((r.info, r))   # a damaged one belongs nowhere
-    ours = [o for o in res if isinstance((o[0]['recipe'] or {}).get('name'), str) and 'seed' in o[0]['settings']]
-    return sorted(ours, key=lambda o: (_time(o[0]['created']), len(o[1].name)))   # the name's number, in the same second
-
-def _time(s):
-    try: return datetime.strptime(s, '%Y-%m-%dT%H:%M:%S%z').timestamp()   # clocks may be in different zones
-    except ValueError: return 0.
-
 def _sweep_key(point):
     "The same for all points of a sweep: function, files, versions, and the names of its grid"
     info,_ = point
