@@ -385,17 +385,22 @@ def _tell_late(self:KeepRun, state):
 
 # %% ../../nbs/runs/03_resume.ipynb #5f905af7
 @patch
+def _lock(self:KeepRun):
+    run = self.kept
+    try:
+        run.lock().acquire(timeout=-1 if self.wait else 0)
+        self.locked = True
+    except Timeout:
+        raise ValueError(f"run {run.name!r}: another process works on it; wait for it, "
+                         "or give this one another name") from None
+    except OSError:
+        if run.info['status']!='finished': raise   # it is only loaded, if need be from where nothing can be written
+
+@patch
 def _claim(self:KeepRun, settings, seed):
     run = self.kept
     with self._writing():
-        try:
-            run.lock().acquire(timeout=-1 if self.wait else 0)
-            self.locked = True
-        except Timeout:
-            raise ValueError(f"run {run.name!r}: another process works on it; wait for it, "
-                             "or give this one another name") from None
-        except OSError:
-            if run.info['status']!='finished': raise   # it is only loaded, if need be from where nothing can be written
+        self._lock()
         if run.info['fit'] is not None: self._refuse(run.info, settings, seed)
         if self.base is not None: self._check_base(settings)
         self.was,self.idle = run.info,run.info['status']=='finished'

@@ -17,8 +17,8 @@ from itertools import dropwhile
 from pathlib import Path, PurePath
 from torch import nn
 from fastcore.all import *
-from fastai.vision.all import (CSVLogger, Callback, DataLoader, DataLoaders, Learner, MixedPrecision, ProgressCallback, Recorder, SaveModelCallback,
-                               TensorBase, TrainEvalCallback, get_model, join_path_file, rank_distrib)
+from fastai.vision.all import (CSVLogger, Callback, DataLoader, DataLoaders, Learner, MixedPrecision, ProgressCallback, Recorder,
+                               SaveModelCallback, TensorBase, TrainEvalCallback, get_model, join_path_file, rank_distrib)
 from ..files import save_atomic
 from ..callbacks import *
 from ..phases import *
@@ -89,7 +89,9 @@ def _exactly(cls, f): return lambda v, k: f(v, k) if type(v) is cls else k.refus
 
 def _plain_tensor(v): return v.detach().cpu().as_subclass(torch.Tensor).clone()
 
-def _enum(v, k): return _tagged('enum', cls=[type(v).__module__, type(v).__qualname__], name=v.name, value=k(v.value) if isinstance(v, enum.Flag) else None)
+def _enum(v, k):
+    value = k(v.value) if isinstance(v, enum.Flag) else None   # a combination of flags has no name
+    return _tagged('enum', cls=[type(v).__module__, type(v).__qualname__], name=v.name, value=value)
 
 def _number(v, k):
     if isinstance(v, enum.Enum): return _enum(v, k)
@@ -406,7 +408,8 @@ def _best(cb):
     if not _best_file(cb).is_file(): return None   # none yet in this phase
     try:
         with torch.serialization.safe_globals([L]): return Keeper()(torch.load(_best_file(cb), map_location='cpu', weights_only=True))
-    except Exception as e: warnings.warn(f'{_best_file(cb)}: not kept, so a run that goes on may end with other weights ({type(e).__name__})')
+    except Exception as e:
+        warnings.warn(f'{_best_file(cb)}: not kept, so a run that goes on may end with other weights ({type(e).__name__})')
 
 def _put_best(cb, best, fname):
     if best is None or rank_distrib(): return
