@@ -211,7 +211,8 @@ def _check_numbers(a):
     for k in 'lr','width','size':
         if not 0<(v := getattr(a, k))<float('inf'): raise ValueError(f"{k}={v!r}: must be a number above 0, and finite")
     if a.seed<0: raise ValueError(f"seed={a.seed}: must be 0 or more")
-    if a.data in data_sets and a.n_classes: raise ValueError(f"n_classes={a.n_classes}: only for a folder of images; {a.data} has its own classes")
+    if a.data in data_sets and a.n_classes:
+        raise ValueError(f"n_classes={a.n_classes}: only for a folder of images; {a.data} has its own classes")
 
 def _data_home():
     "fastai's folder of data sets, as its configuration says"

@@ -449,7 +449,7 @@ def metrics(self:Run)->dict:
 # %% ../../nbs/runs/01_store.ipynb #1e244084
 @patch
 def weights(self:Run,
-    phase:str|None=None # A phase that has ended, or 'start'; by default the last one, or how the fit ended if it had no phases or was ended in one
+    phase:str|None=None # A phase that has ended, or 'start'; by default the last one, or the end of a fit without phases or ended in one
 )->dict: # State dict
     "The model's weights at the end of a phase, from safetensors"
     ended = self._ended()
@@ -462,7 +462,8 @@ def weights(self:Run,
 def _newest(self:Run, ended):
     "The checkpoint at the end of the last phase; of a fit that ended elsewhere, or has not come so far, the newest"
     phases,status = self.info['phases'],self.info['status']
-    if phases and ended and (ended[-1]==phases[-1] or ended[-1]!='start' and status!='finished'): return self.path/'phases'/ended[-1]
+    if phases and ended and (ended[-1]==phases[-1] or ended[-1]!='start' and status!='finished'):
+        return self.path/'phases'/ended[-1]
     last = [p for p in self.path.glob('last/[0-9]*') if p.name.isdigit()]
     return max(last, key=lambda p: int(p.name)) if last else ended and self.path/'phases'/ended[-1]
 
