@@ -82,7 +82,6 @@ resisting = {
     'EWC': _with(EWC),
     'LwF': _with(lambda old: LwF()),
     'L2-SP': _with(lambda old: L2SP()),
-    'L2-Init': _with(lambda old: L2Init()),
     'SAM': _with(lambda old: SAM()),
     'ASAM': _with(lambda old: SAM(2., adaptive=True)),
     'spectral decoupling': _with(lambda old: SpectralDecoupling()),
@@ -102,7 +101,7 @@ _needs = {'replay':'200 old images', 'DER++':'200 old images and their scores',
           'EWC':'1,000 old images once, two copies of the weights', 'LwF':'a copy of the network',
           'GroupDRO':'which images have squares', 'JTT':'a copy of the network, once',
           'ReDo':'the mean output of each unit', 'continual backprop':'age and use of each unit',
-          **dict.fromkeys(('L2-SP','L2-Init','WiSE-FT, half way'), 'a copy of the weights')}
+          **dict.fromkeys(('L2-SP','WiSE-FT, half way'), 'a copy of the weights')}
 
 # %% ../../nbs/paper/04_questions.ipynb #7d1ad148
 class _StepTime(Callback):
@@ -316,7 +315,7 @@ def _two_ratios(net): return net,replace(net, ratio=.9)
 
 def _scales():
     tiny = Net('Perceptron', 'perceptron', 'digits', n=128, n_valid=60, lr=.05, lengths=(6,2,1))
-    cpu = Net('VGG-19', 'vgg19', width=.25, n=5000, n_valid=500, bf16=True, lengths=(225,40,0))
+    cpu = Net('VGG-19', 'vgg19', width=.25, n=5000, n_valid=500, bf16=True, lengths=(225,20,0))
     full = Net('VGG-19', 'vgg19', lengths=(160,16,16))
     resist = dict(smoke=Scale((tiny,), seeds=2), cpu=Scale(_two_ratios(cpu)), paper=Scale(_two_ratios(full)))
     whole = dict(smoke=tiny, cpu=replace(cpu, lengths=(225,225,0)), paper=replace(full, lengths=(160,160,0)))
