@@ -17,6 +17,7 @@ import numpy as np, pandas as pd, torch
 from filelock import FileLock, Timeout
 from fastcore.all import *
 from fastai.vision.all import Learner, no_random, plt
+from pandas.api.types import infer_dtype
 from safetensors.torch import load as load_tensors, save as save_tensors
 from .. import __version__
 from ..files import *
@@ -122,7 +123,8 @@ run_format = 2 # Version of the layout of a run's folder
 # %% ../../nbs/runs/01_store.ipynb #4afb66c8
 _none = type(None)
 _fields = dict(format=int, name=str, created=str, status=str, error=(str,_none), settings=dict,
-               recipe=(dict,_none), fit=(dict,_none), seed=(int,_none), phases=list, sessions=list, files=dict, tries=int)
+               recipe=(dict,_none), fit=(dict,_none), seed=(int,_none), phases=list, sessions=list, files=dict, text=dict,
+               tries=int)
 
 _noted = r'metrics\.json|history\.jsonl|(tables|figures)/[A-Za-z0-9][^/\\]*'   # files with a checksum
 
@@ -162,7 +164,7 @@ def info(self:Run)->dict:
     f = self.path/'run.json'
     said = load_json(f)
     if 'config' in said: said['settings'] = said.pop('config')   # its original name
-    return _check_info(said, f)
+    return _check_info({'text':{}, **said}, f)   # runs before it was kept have none
 
 @patch
 def update(self:Run, **kwargs):
@@ -198,7 +200,7 @@ def _make(self:RunStore, name, settings, recipe=None):
     p,new = self.path/_check_name(name),name not in self
     if new: _check_empty(p)
     info = dict(format=run_format, name=name, created=_now(), status='new', error=None, settings=settings, recipe=recipe,
-                fit=None, seed=None, phases=[], sessions=[], files={}, tries=0)
+                fit=None, seed=None, phases=[], sessions=[], files={}, text={}, tries=0)
     with writing(self.path, 'path'):
         p.mkdir(parents=True, exist_ok=True)
         if new or Run(p).settings!=settings: save_json(p/'run.json', info, new)   # another process may have begun with it
@@ -377,8 +379,17 @@ def table(self:Run,
 @patch
 def _read_table(self:Run, f):
     if self.damaged(f'tables/{f.name}'): raise ValueError(f"{f}: damaged or gone: it is not what was written (SHA-256)")
-    try: return pd.read_csv(f, keep_default_na=False, na_values=[''])   # 'NA' and 'None' are names, too
+    return _from_csv(f, self.info['text'].get(f'tables/{f.name}', []))
+
+def _from_csv(f, text=()):
+    "Columns in `text` are names, whatever they look like; 'NA' and 'None' are names everywhere"
+    try: return pd.read_csv(f, keep_default_na=False, na_values=[''], dtype=dict.fromkeys(text, str))
     except pd.errors.EmptyDataError: return pd.DataFrame()
+
+def _text(df, csv):
+    "Columns of text, such as '007', that would be read as something else"
+    back = _from_csv(io.StringIO(csv))
+    return [b for (_,was),(b,now) in zip(df.items(), back.items()) if infer_dtype(was)=='string'!=infer_dtype(now)]
 
 @patch(as_prop=True)
 def history(self:Run)->pd.DataFrame:
@@ -412,6 +423,7 @@ def save_table(self:Run,
     if df.columns.nlevels>1: df = df.set_axis([' '.join(map(str, o)) for o in df.columns], axis=1)
     text = df.to_csv(index=False, float_format=_number)
     save_atomic(folder/f'{_check_name(name)}.csv', lambda o: o.write(text.encode()))
+    if names := _text(df, text): self.update(text={**self.info['text'], f'tables/{name}.csv':names})
     self._note(f'tables/{name}.csv')
 
 @patch
