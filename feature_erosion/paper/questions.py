@@ -315,7 +315,7 @@ def _two_ratios(net): return net,replace(net, ratio=.9)
 
 def _scales():
     tiny = Net('Perceptron', 'perceptron', 'digits', n=128, n_valid=60, lr=.05, lengths=(6,2,1))
-    cpu = Net('VGG-19', 'vgg19', width=.25, n=5000, n_valid=500, bf16=True, lengths=(225,20,0))
+    cpu = Net('VGG-19', 'vgg19', width=.25, n=5000, n_valid=500, bf16=True, lengths=(225,40,0))
     full = Net('VGG-19', 'vgg19', lengths=(160,16,16))
     resist = dict(smoke=Scale((tiny,), seeds=2), cpu=Scale(_two_ratios(cpu)), paper=Scale(_two_ratios(full)))
     whole = dict(smoke=tiny, cpu=replace(cpu, lengths=(225,225,0)), paper=replace(full, lengths=(160,160,0)))
