@@ -568,6 +568,32 @@ def test_batches_that_are_refused(dl):
             lambda m: dormant_units(m, dl), lambda m: grad_norm(m, dl)):
             with pytest.raises(ValueError, match='^dl: '): f(m)
 
+def without_broken(b): return torch.utils.data.default_collate([o for o in b if o[1]!=1])
+def flipped_too(b): return torch.utils.data.default_collate([*b, *((o.flip(-1),k) for o,k in b)])
+
+@pytest.mark.parametrize('collate,count', [case(f, k, what=what, kind='loaders', how='works for sums over samples, refused where each must be kept; '
+    'a list of batches works') for f,k,what in [(without_broken, 18, 'A collate_fn that leaves out some samples'),
+                                                (flipped_too, 48, 'A collate_fn that adds copies of samples')]])
+@pytest.mark.parametrize('targets', [False,True])
+def test_loaders_that_leave_out_samples(collate, count, targets):
+    "No row of features stays empty, and no label belongs to another sample"
+    class Items(torch.utils.data.Dataset):
+        def __len__(self): return len(y)
+        def __getitem__(self, i): return x[i],int(y[i])
+    ds = Items()
+    if targets: ds.targets = y
+    m,dl = flat_net(),torch.utils.data.DataLoader(ds, 8, collate_fn=collate)
+    whole = [tuple(torch.cat(o) for o in zip(*dl))]
+    wide = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))   # few features: moments are added up
+    for f in (lambda dl: layer_rank(m, dl, progress=False), lambda dl: layer_rank(wide, dl, progress=False),
+              lambda dl: layer_cka(m, dl, estimator='full', progress=False), lambda dl: layer_probe(m, dl, dl, C=1., progress=False)):
+        with pytest.raises(ValueError, match=f'dl: its batches hold {count} samples, its dataset 24'): f(dl)
+        assert len(f(list(dl)))==len(f(whole))
+    pd.testing.assert_frame_equal(layer_probe(m, list(dl), list(dl), C=1., progress=False),
+                                  layer_probe(m, whole, whole, C=1., progress=False), rtol=1e-5)
+    assert dormant_units(m, dl).equals(dormant_units(m, whole)) and penultimate(m, dl).shape==(count,16)
+    assert layer_cka(m, dl, progress=False).attrs['n']==count
+
 @works('loaders', 'Several inputs (x1, x2, y)', 'works if the model needs as many, or n_inp says so')
 def test_several_inputs():
     class Two(nn.Module):
