@@ -31,6 +31,10 @@ def _call_names(model):
         return names[m] if count[m]==1 else f'{names[m]}#{count[m]}'
     return name
 
+def _has_hooks(name, m):
+    "Whether a module's output is a layer, not a weight, as that of a parametrisation is, and can be observed"
+    return 'parametrizations' not in name.split('.') and not isinstance(m, torch.jit.RecursiveScriptModule)
+
 # %% ../../nbs/measures/00_layers.ipynb #73dd1d89
 @contextmanager
 def watching(
@@ -41,10 +45,12 @@ def watching(
     "Observe one forward pass; hooks are removed when the context ends, even on an error"
     name = _call_names(model)
     want = None if layers is None else {o.split('#')[0] for o in layers}   # modules; all calls of each are counted
+    if isinstance(model, torch.jit.ScriptModule): raise ValueError("model: was compiled by torch.jit, and its layers cannot be "
+                                                                   "observed; give the module it was made from")
     def hook(m, _, out):
         n,x = name(m),layer_tensor(out)
         if x is not None and (layers is None or n in layers): see(n, m, x.detach().as_subclass(torch.Tensor))
-    mods = [m for n,m in model.named_modules() if want is None or (n or type(m).__name__) in want]
+    mods = [m for n,m in model.named_modules() if (want is None or (n or type(m).__name__) in want) and _has_hooks(n, m)]
     handles = []
     with as_written():
         try:
@@ -57,8 +63,8 @@ def watching(
 layer_kinds = dict(
     conv   = lambda m: isinstance(m, nn.modules.conv._ConvNd),
     linear = lambda m: isinstance(m, nn.Linear),
-    norm   = lambda m: isinstance(m, (nn.modules.batchnorm._NormBase,nn.LayerNorm,nn.GroupNorm)),
-    act    = lambda m: type(m).__module__==nn.ReLU.__module__ and not isinstance(m, nn.MultiheadAttention),
+    norm   = lambda m: isinstance(m, (nn.modules.batchnorm._NormBase,nn.LayerNorm,nn.RMSNorm,nn.GroupNorm)),
+    act    = lambda m: any(c.__module__==nn.ReLU.__module__ for c in type(m).__mro__) and not isinstance(m, nn.MultiheadAttention),
     block  = lambda m: re.search(r'Block|Bottleneck|Residual|MBConv|Inception|Fire|EncoderLayer', type(m).__name__) is not None,
     leaf   = lambda m: not any(True for _ in m.children()),
     all    = lambda m: True)
@@ -88,7 +94,10 @@ def _selected(calls, sel):
 # %% ../../nbs/measures/00_layers.ipynb #a8b69b6e
 def _find(calls, layers):
     calls = {n:c.module for n,c in calls.items()}
-    if layers is None: return _default(calls)
+    if layers is None:
+        if names := _default(calls): return names
+        raise ValueError(f"layers=None: no convolution, linear layer or leaf of this network is called as a module; name layers "
+                         f"among {', '.join(calls)}")
     names = []
     for sel in layers if isinstance(layers, (list,tuple,dict,L)) else [layers]:
         found = _selected(calls, sel)
@@ -112,8 +121,8 @@ _last = (nn.Linear, nn.Bilinear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention
 def _declared(m, shape):
     "The axis of channels according to a module's class; `None` if the class does not determine it"
     if len(shape)<3 or isinstance(m, _second): return 1
-    last = isinstance(m, _last) or type(m) in (nn.LayerNorm,nn.RMSNorm)   # subclasses may work on other axes
-    return len(shape)-1 if last else None
+    norm = type(m) in (nn.LayerNorm,nn.RMSNorm) and len(m.normalized_shape)==1   # subclasses may work on other axes
+    return len(shape)-1 if norm or isinstance(m, _last) else None
 
 # %% ../../nbs/measures/00_layers.ipynb #2da1879e
 def _like(name, shape, done):
@@ -127,9 +136,13 @@ def _inferred(name, shape, done, seen):
     "The axis of channels, from their number or from all other layers; `None` if uncertain"
     like,ends = _like(name, shape, done),(1,len(shape)-1)
     axes = [a for a in ends if like and shape[a]==like.shape[like.axis]]
-    if len(axes)==1: return axes[0]
     others = {second for d,second in seen if d==len(shape) or not axes}
+    if len(axes)==1: return None if _turned(like, shape) and others=={axes[0]!=1} else axes[0]
     return ends[0 if others.pop() else 1] if len(others)==1 else None
+
+def _turned(like, shape):
+    "Whether a layer on transposed tokens, whose channels are places, came before"
+    return isinstance(like.module, _last) and like.shape!=shape and sorted(like.shape)==sorted(shape)
 
 def _with_axes(calls):
     for c in calls.values(): c.axis = _declared(c.module, c.shape)
