@@ -1,5 +1,5 @@
 "Models and batches as people have them: what is measured is right, or refused with a word on what to do."
-import io, json, resource, struct, zipfile
+import io, json, resource, struct, warnings, zipfile
 from collections import OrderedDict
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, timm, torch, torchvision
@@ -14,8 +14,10 @@ from feature_erosion.evalsets import evaluate
 from feature_erosion.models import create_model, load_weights, restrict_outputs
 from feature_erosion.measures.plasticity import dormant_units, grad_norm, hessian_rank, penultimate, plasticity_measures, unit_scores
 from feature_erosion.measures.probes import dl_labels, layer_probe
-from feature_erosion.measures.rank import layer_rank
+from feature_erosion.measures.rank import effective_rank, layer_rank
 from feature_erosion.measures.layers import Features, layer_calls, visit
+from feature_erosion.shortcut import find_shortcut
+from feature_erosion.watch import WatchErosion, hangs_on
 
 def works(kind, what, how): return pytest.mark.works(kind=kind, what=what, how=how)
 def case(*args, what, how, kind='models'): return pytest.param(*args, marks=works(kind, what, how), id=what)
@@ -178,6 +180,16 @@ def test_cam_of_vit():
     with pytest.raises(ValueError, match='only the class token is read'): grad_cam(m, x, layer='blocks.11')
 
 @works('models', 'Grad-CAM of a vision transformer without class token', 'works: the last tokens before they are averaged')
+@works('models', 'Gradient checkpoints, `set_grad_checkpointing()` (timm)', 'works: the same map')
+def test_cam_with_checkpoints():
+    set_seed(0)
+    m,x = vit(depth=2),torch.randn(3, 3, 64, 64)
+    for layer in (None, 'blocks.0.norm2', 'blocks.0', 'blocks.0.attn.proj'):
+        m.set_grad_checkpointing(False)
+        want = grad_cam(m, x, layer=layer)
+        m.set_grad_checkpointing()
+        close(grad_cam(m, x, layer=layer), want)
+
 def test_cam_of_gap_vit():
     set_seed(0)
     m,x = vit(class_token=False, global_pool='avg'),torch.randn(2, 3, 64, 96)   # 4 × 6 patches
@@ -350,6 +362,32 @@ def test_penultimate(make, features):
     m,x = make().eval(),torch.randn(5, 3, 64, 64)
     got = penultimate(m, [(x, torch.arange(5)%3)])
     with evaluating(m): close(got, features(m, x)); close(m.get_classifier()(got), m(x))
+
+class ByName(nn.Module):
+    def __init__(self): super().__init__(); self.body,self.head = nn.Linear(192, 16),nn.Linear(16, 4)
+    def forward(self, x): return self.head(input=self.body(x.flatten(1)).relu())
+
+@works('models', 'A head that is called by keyword, `self.head(input=x)`', 'works')
+def test_head_called_by_keyword():
+    set_seed(0)
+    m,(x,y,_) = ByName().eval(),samples()
+    got = penultimate(m, [(x,y)])
+    with evaluating(m): close(got, m.body(x.flatten(1)).relu())
+    learn = Learner(DataLoaders.from_dsets(list(zip(x,y)), list(zip(x,y)), bs=8, num_workers=0), m, loss_func=nn.CrossEntropyLoss())
+    w = WatchErosion({'old':[(x,y)]}, budget=1e6, n_layers=8)
+    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings(action='ignore'): learn.fit(1, 0., cbs=w)
+    assert w.history['rank'].tolist()==pytest.approx([effective_rank(got)]*len(w.history), rel=1e-4)
+
+def test_autocast_around_a_measure():
+    "The network may compute in half precision, the measure does not"
+    class Full(nn.Module):
+        def __init__(self): super().__init__(); self.net = flat_net()
+        def forward(self, x):
+            with torch.autocast('cpu', enabled=False): return self.net(x)
+    for f in (lambda: layer_cka(Full(), [(x,y)], estimator='full', progress=False),
+              lambda: layer_probe(Full(), [(x,y)], [(x,y)], solver='authors', progress=False).accuracy):
+        want = f()
+        with torch.autocast('cpu', torch.bfloat16): assert f().equals(want)
 
 # names
 
@@ -639,6 +677,35 @@ def test_loaders_that_leave_out_samples(collate, count, targets):
                                   layer_probe(m, whole, whole, C=1., progress=False), rtol=1e-5)
     assert dormant_units(m, dl).equals(dormant_units(m, whole)) and penultimate(m, dl).shape==(count,16)
     assert layer_cka(m, dl, progress=False).attrs['n']==count
+
+@pytest.mark.parametrize('make', [
+    case(lambda: [(a.numpy(),b.numpy()) for a,b in batches], what='Batches of NumPy arrays', how='works', kind='loaders'),
+    case(lambda: [(a,b.tolist()) for a,b in batches], what='Labels as a list of integers', how='works, but for losses', kind='loaders')])
+def test_batches_that_are_no_tensors(make):
+    m,want = flat_net(),[(x,y)]
+    assert dl_labels(make()).tolist()==y.tolist() and evaluate(m, make())['accuracy']==pytest.approx(evaluate(m, want)['accuracy'])
+    assert hangs_on(m, make(), n=None)==hangs_on(m, want, n=None)
+    same_ranks(m, make(), want)
+    if isinstance(make()[0][1], np.ndarray): assert grad_norm(m, make())==pytest.approx(grad_norm(m, want), rel=1e-5)
+
+@pytest.mark.parametrize('labels', [case(list('abcd')*6, what='Labels that are strings, as from default_collate',
+                                        how='refused: number the classes', kind='loaders'),
+                                    case(dict(a=y), what='Labels in a dictionary', how='refused', kind='loaders'),
+                                    case(None, what='None in place of labels', how='refused', kind='loaders')])
+def test_labels_that_are_no_numbers(labels):
+    m = flat_net()
+    for f in (lambda m,dl: layer_probe(m, dl, dl), hangs_on, find_shortcut):
+        with pytest.raises(ValueError, match='dl: labels are .* must be a tensor'): f(m, [(x,labels)])
+
+@works('loaders', 'No batches, no inputs, or other numbers of labels and images', 'refused')
+def test_no_samples():
+    m = flat_net()
+    for f in (dormant_units, grad_norm, hangs_on, find_shortcut, lambda m,dl: layer_rank(m, dl, progress=False)):
+        with pytest.raises(ValueError, match='dl: an empty list'): f(m, [])
+        with pytest.raises(ValueError, match='dl: there are no samples'): f(m, torch.utils.data.DataLoader([]))
+    with pytest.raises(ValueError, match="dl: there is no tensor in the inputs of a batch, 'abc'"): dormant_units(m, [('abc',y)])
+    for f in (hangs_on, find_shortcut):
+        with pytest.raises(ValueError, match='a batch has 24 images and 9 labels'): f(m, [(x,y[:9])])
 
 @works('loaders', 'Several inputs (x1, x2, y)', 'works if the model needs as many, or n_inp says so')
 def test_several_inputs():

@@ -272,7 +272,7 @@ class Features(Meter):
     def end_layer(self, model, layer):
         X,i = self.got.pop((model,layer))
         check_count(i, self.n)
-        self.use(model, layer, X)
+        with torch.autocast(X.device.type, enabled=False): self.use(model, layer, X)
 
     def see(self, model, layer, x):
         if self.pool: x = pooled(x, self.pool)
