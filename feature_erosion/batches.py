@@ -30,9 +30,15 @@ def unwrapped(
     return unwrapped(model.module) if isinstance(model, kinds) else model
 
 # %% ../nbs/02_batches.ipynb #52956b65
+@contextmanager
 def as_written():
-    "Compiled code calls no hooks: in this context, modules run uncompiled"
-    return torch.compiler.set_stance('force_eager') if 'torch._dynamo' in sys.modules else nullcontext()
+    "Compiled and fused code calls no hooks: in this context, modules run uncompiled, and transformers layer by layer"
+    mha = torch.backends.mha
+    fused = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(False)   # it hands packed sequences without a shape from layer to layer
+    try:
+        with torch.compiler.set_stance('force_eager') if 'torch._dynamo' in sys.modules else nullcontext(): yield
+    finally: mha.set_fastpath_enabled(fused)
 
 # %% ../nbs/02_batches.ipynb #c925644f
 @contextmanager

@@ -95,6 +95,31 @@ def test_batch_second():
         with pytest.raises(ValueError, match='choose layers with the batch first'): layer_rank(Net(), [torch.randn(8, length,
             6)], 'enc', progress=False)
 
+class Padded(nn.Module):
+    "PyTorch's transformer on sequences of several lengths"
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0., batch_first=True)
+        self.emb,self.enc,self.head = nn.Embedding(30, 8, padding_idx=0),nn.TransformerEncoder(layer, 2),nn.Linear(8, 3)
+    def forward(self, x):
+        pad = x==0
+        return self.head((self.enc(self.emb(x), src_key_padding_mask=pad)*~pad[...,None]).sum(1)/(~pad).sum(1, keepdim=True))
+
+@works('models', "Sequences of several lengths in PyTorch's transformer, with `src_key_padding_mask`", 'works')
+def test_padded_sequences():
+    "In eval mode, PyTorch packs them, and packed sequences have no shape"
+    set_seed(0)
+    m,x,y = Padded(),torch.randint(1, 30, (24,7)),torch.arange(24)%3
+    for i in range(24): x[i,3+i%4:] = 0
+    with torch.no_grad(): want = m.enc.layers[0](m.emb(x), src_key_padding_mask=x==0)   # in train mode, without dropout
+    for dl in ([(x,y)], [(x[:9],y[:9]),(x[9:],y[9:])]): close(features(m, dl, 'enc.layers.0'), want.mean(1))
+    got = penultimate(m, [(x,y)])
+    with evaluating(m): close(m.head(got), m(x))
+    learn = Learner(DataLoaders.from_dsets(list(zip(x,y)), list(zip(x,y)), bs=8, num_workers=0), m, loss_func=nn.CrossEntropyLoss())
+    w = WatchErosion({'old':[(x,y)]}, budget=1e6, n_layers=8)
+    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings(action='ignore'): learn.fit(1, 0., cbs=w)
+    assert w.history.cka.tolist()==pytest.approx([1.]*len(w.history)) and torch.backends.mha.get_fastpath_enabled()
+
 def turned(): return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), torchvision.ops.Permute([0,2,3,1]), nn.Linear(8, 8),
     nn.Identity(), nn.Flatten(), nn.Linear(512, 3))
 
