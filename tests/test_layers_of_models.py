@@ -204,7 +204,6 @@ def test_cam_of_vit():
     close(grad_cam(m, x, layer={'blocks.11.norm1':(4,4)}), grad_cam(m, x))
     with pytest.raises(ValueError, match='only the class token is read'): grad_cam(m, x, layer='blocks.11')
 
-@works('models', 'Grad-CAM of a vision transformer without class token', 'works: the last tokens before they are averaged')
 @works('models', 'Gradient checkpoints, `set_grad_checkpointing()` (timm)', 'works: the same map')
 def test_cam_with_checkpoints():
     set_seed(0)
@@ -215,6 +214,7 @@ def test_cam_with_checkpoints():
         m.set_grad_checkpointing()
         close(grad_cam(m, x, layer=layer), want)
 
+@works('models', 'Grad-CAM of a vision transformer without class token', 'works: the last tokens before they are averaged')
 def test_cam_of_gap_vit():
     set_seed(0)
     m,x = vit(class_token=False, global_pool='avg'),torch.randn(2, 3, 64, 96)   # 4 × 6 patches
