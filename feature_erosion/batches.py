@@ -104,8 +104,12 @@ def to_model(
     if p is None: return tuple(xs)
     return tuple(_moved(o, p) for o in xs)
 
+def _like(o, parts):
+    "A tuple, list or named tuple like `o`, of other parts"
+    return type(o)(*parts) if hasattr(o, '_fields') else type(o)(parts)
+
 def _moved(o, p):
-    if isinstance(o, (tuple,list)): return type(o)(_moved(v, p) for v in o)
+    if isinstance(o, (tuple,list)): return _like(o, [_moved(v, p) for v in o])
     if isinstance(o, dict): return {k:_moved(v, p) for k,v in o.items()}
     return o.to(p.device, p.dtype if o.is_floating_point() else None) if isinstance(o, torch.Tensor) else o
 
@@ -190,7 +194,7 @@ def first_samples(
 ):
     "The first `n` samples, in the same structure"
     if isinstance(b, dict): return {k:first_samples(v, n) for k,v in b.items()}
-    if isinstance(b, (tuple,list)) and tensors_in(b): return type(b)(first_samples(o, n) for o in b)
+    if isinstance(b, (tuple,list)) and tensors_in(b): return _like(b, [first_samples(o, n) for o in b])
     return b[:n]
 
 # %% ../nbs/02_batches.ipynb #f719cc4a

@@ -1,6 +1,6 @@
 "Models and batches as people have them: what is measured is right, or refused with a word on what to do."
 import io, json, resource, struct, warnings, zipfile
-from collections import OrderedDict
+from collections import OrderedDict, namedtuple
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, timm, torch, torchvision
 from fastai.vision.all import (Adam, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, SGD, accuracy, set_seed)
@@ -765,6 +765,9 @@ def test_inputs_in_inputs():
         assert grad_norm(m, nested, n=n)==grad_norm(apart, plain, n=n) and dl_labels(nested, n).tolist()==y[:n].tolist()
         close(penultimate(m, nested, n), penultimate(apart, plain, n))
     assert evaluate(m, nested)==evaluate(apart, plain)
+    Images = namedtuple('Images', 'left right')
+    named = [(Images(*p),k) for p,k in nested]
+    assert evaluate(m, named)==evaluate(m, nested) and layer_rank(m, named, n=11, progress=False).equals(layer_rank(m, nested, n=11, progress=False))
     sets = DataLoader([((i,j),int(k)) for i,j,k in zip(a, b, y)], bs=8)
     assert layer_rank(m, sets, progress=False).equals(layer_rank(m, nested, progress=False))
 
