@@ -294,7 +294,8 @@ def fixed_dl(
     "The same samples in the same order every time, including an incomplete last batch"
     if n is not None and n<1: raise ValueError(f"n={n}: must be at least 1, or None for all")
     if isinstance(dl, (list,L)): return _fixed_list(dl, n)
-    if isinstance(dl, DataLoader) and hasattr(dl.dataset, '__len__') and not len(dl.dataset):
+    ds = getattr(dl, 'dataset', None)
+    if hasattr(ds, '__len__') and not len(ds):
         raise ValueError("dl: there are no samples in it, as in the data of a Learner that was exported; give some")
     if isinstance(dl, DataLoader): res = subset_dl(dl, n, seed)
     elif isinstance(dl, torch.utils.data.DataLoader): res = _fixed_torch(dl, n, seed)
@@ -305,9 +306,12 @@ def fixed_dl(
 # %% ../nbs/03_loaders.ipynb #6dde3daa
 def n_inputs(b):
     "The number of samples in a batch, from the length of its first input"
-    return len(tensors_in(split_batch([], b)[0])[0])
+    xs = split_batch([], b)[0]
+    if ts := tensors_in(xs): return len(ts[0])
+    raise ValueError(f"dl: there is no tensor in the inputs of a batch, {xs[0]!r:.60}")
 
 def _fixed_list(batches, n):
+    if not batches: raise ValueError("dl: an empty list; give batches, [(x, y)]")
     dims = {getattr(split_batch([], b)[0][0], 'ndim', None) for b in batches}
     if len(dims)>1: raise ValueError(f"dl: inputs of its batches have {' and '.join(map(str, dims))} axes; "
                                      "a single batch goes into a list of its own, [(x, y)]")

@@ -315,12 +315,17 @@ def dl_labels(
     "The labels of the samples that `visit` sees, in the same order: the first target of each"
     with no_random(reproducible=False):
         dl = fixed_dl(dl, n, seed)
-        if isinstance(dl, list) or not _labels_last(dl): return _seen(dl)
+        if isinstance(dl, list) or not _labels_last(dl): return _all_seen(dl)
         y = torch.as_tensor(read_labels(dl.dataset))
         idxs = dl.get_idxs() if isinstance(dl, DataLoader) else list(range(len(y)))
-        return y[idxs] if _kept(dl, y[idxs], idxs) else _seen(dl)
+        return y[idxs] if _kept(dl, y[idxs], idxs) else _all_seen(dl)
 
 def _seen(dl): return torch.cat([torch.as_tensor(_label(dl, b)).cpu() for b in dl])
+
+def _all_seen(dl):
+    y = _seen(dl)
+    if not isinstance(dl, list): check_count(len(y), n_samples(dl))
+    return y
 
 def _kept(dl, y, idxs):
     "Whether transforms leave the labels `y` as they are; from a sample of each of eight classes"
