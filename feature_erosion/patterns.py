@@ -22,6 +22,7 @@ from fastcore.all import *
 from fastai.vision.all import (DataLoader, DataLoaders, Datasets, ItemTransform, Normalize, TensorBase, TensorImage,
                                image2tensor, no_random, show_images, to_device)
 from .names import named
+from .batches import first_target, split_batch
 from .loaders import *
 
 # %% ../nbs/08_patterns.ipynb #a9fd4cd8
@@ -676,11 +677,12 @@ def _try_few(dl, y):
     if not isinstance(before[-1], TensorStamp):
         raise ValueError(f"dl: {type(dl).__name__} reads its samples from elsewhere than its `dataset`; "
                          "use a plain `DataLoader(dl.dataset, bs=…)`")
-    got = np.asarray(after[-1].cpu()) if isinstance(after[-1], torch.Tensor) else after[-1]
+    label = first_target(split_batch(dl, after)[1])
+    got = np.asarray(label.cpu()) if isinstance(label, torch.Tensor) else label
     if np.shape(got)!=(len(idxs),) or got.dtype.kind not in 'biu': return   # one-hot, or for a loss of its own
     for a,b in zip(y[idxs], got):
         if a!=b: raise ValueError(f"labels: {a} in the dataset, {b} after the loader's transforms, and pictures follow the "
-                                  "dataset. Change labels in the dataset, such as by `get_y` or `target_transform`")
+                                  "dataset. Change labels in the dataset, such as by `get_y` or `target_transform`, and set its `n_inp` if more follows")
 
 # %% ../nbs/08_patterns.ipynb #f45d5114
 @patch
