@@ -8,7 +8,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/patterns.html.md"""
 __all__ = ['corners', 'pattern_kinds', 'variants', 'rgb2lab', 'class_colors', 'Pattern', 'ColorSquare', 'paint', 'Stripes',
            'Texture', 'Watermark', 'CornerSquare', 'Tint', 'Border', 'Ruler', 'Effect', 'change', 'JpegQuality',
            'Noise', 'Blur', 'find_pattern', 'stamp_seed', 'assign_stamps', 'TensorStamp', 'InjectPattern',
-           'StampedDataset', 'stamp_dl']
+           'StampedDataset', 'stamped', 'stamp_dl']
 
 # %% ../nbs/08_patterns.ipynb #563368bb
 import warnings
@@ -455,7 +455,7 @@ def stamp_seed(
 # %% ../nbs/08_patterns.ipynb #ca85e32a
 def _check_stamps(labels, ratio, strength, classes, variant, n_classes):
     for k,v in dict(ratio=ratio, strength=strength).items():
-        if not 0<=v<=1: raise ValueError(f"{k}={v!r}: must be in 0…1")
+        if v is None or isinstance(v, str) or not 0<=v<=1: raise ValueError(f"{k}={v!r}: must be in 0…1")
     if bad := [o for o in ([] if classes is None else classes) if not is_int(o) or not 0<=o<n_classes]:
         raise ValueError(f"classes: {bad} are not in 0…{n_classes-1}")
     if len(labels) and not (is_int(n_classes) and n_classes>0):
@@ -599,6 +599,15 @@ class StampedDataset(GetAttr):
     def __getitem__(self, i): return (*self.ds[i], TensorStamp(self.stamps[i]))
     def new_empty(self): return self.ds.new_empty()
 
+def stamped(
+    ds # A dataset
+)->StampedDataset|None:
+    "The painted dataset, possibly inside others that only add to its samples"
+    while not isinstance(ds, StampedDataset):
+        if not hasattr(type(ds), 'labels_from'): return None
+        ds = ds.labels_from
+    return ds
+
 # %% ../nbs/08_patterns.ipynb #cff9b5e3
 class _StampedDatasets(StampedDataset, Datasets):
     "The same for fastai's `Datasets`, so that `test_dl` and `isinstance` still work"
@@ -619,7 +628,7 @@ def stamp_dl(
 def _stamped(dl, pattern, dls, variant='pattern', n_classes=None, classes=None, **kwargs):
     "`stamp_dl`, with the number of classes and their names from `dls`"
     ds = getattr(dl, 'dataset', None)
-    if isinstance(ds, StampedDataset):
+    if stamped(ds):
         raise ValueError("these DataLoaders are painted already; inject into the originals, `dls.clean`")
     _check_pattern(pattern)
     _check_images(dl)
@@ -639,7 +648,8 @@ def _class_ids(classes, vocab):
     "Indices of classes"
     if classes is None: return
     names = [] if vocab is None else list(vocab)
-    classes = [classes] if isinstance(classes, str) or is_int(classes) else list(classes)
+    if isinstance(classes, torch.Tensor): classes = classes.tolist()
+    classes = list(classes) if is_iter(classes) and not isinstance(classes, str) else [classes]
     if bad := [o for o in classes if o not in names and (not is_int(o) or any(map(is_int, names)))]:
         raise ValueError(f"classes: no {bad} among {names[:10]}")
     return [names.index(o) if o in names else int(o) for o in classes]
