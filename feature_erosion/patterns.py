@@ -512,7 +512,7 @@ def _check_pattern(o):
 class InjectPattern(ItemTransform):
     "Paint `pattern` on a batch or on one item"
     order = Normalize.order-1   # after augmentation, before Normalize
-    by_label = True   # whether images without stamps get their own label's picture
+    by_label,n_inp = True,None   # whether images without stamps get their own label's picture; how many inputs precede it
     def __init__(self,
         pattern:Pattern, # What to paint
         n_classes:int|None=None, # By default that of the DataLoaders
@@ -524,10 +524,12 @@ class InjectPattern(ItemTransform):
 
     def setups(self, dl:DataLoader):
         if self.n_classes is None: self.n_classes = n_labels(dl)
+        self.n_inp = getattr(dl.dataset, 'n_inp', None)
 
     def encodes(self, b):
         x,*rest = b
-        stamps = rest.pop() if rest and isinstance(rest[-1], TensorStamp) else rest[-1] if rest and self.by_label else None
+        by_label = self.by_label and len(b)>ifnone(self.n_inp, 1)
+        stamps = rest.pop() if rest and isinstance(rest[-1], TensorStamp) else label_part(b, self.n_inp) if by_label else None
         return (x if stamps is None else self._paint(x, stamps), *rest)
 
     __repr__ = basic_repr('pattern,n_classes')

@@ -257,7 +257,8 @@ def test_two_categories():
     dls = blocks(CategoryBlock, CategoryBlock, get_y=[lambda i: i%2, lambda i: i%3], n_inp=1)
     easy = dls.inject(square)
     assert n_labels(dls)==2 and label_vocab(dls)==[0,1] and split_forget(dls, classes=[0])[0].train.chosen.tolist()==[0,2,4,6]
-    for x,y,_ in easy.valid: assert painted([(x,y)])
+    own = blocks(CategoryBlock, CategoryBlock, get_y=[lambda i: i%2, lambda i: i%3], n_inp=1, batch_tfms=InjectPattern(square))
+    for x,y,_ in [*easy.valid, *own.valid]: assert painted([(x,y)])
 
 class Birds(torch.utils.data.Dataset):
     "Image, class and background, as in Waterbirds"
