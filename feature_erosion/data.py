@@ -340,8 +340,8 @@ def tensor_dls(
     if not 1<=bs<=len(train): raise ValueError(f"bs={bs}: must be between 1 and the {len(train)} training samples")
     a,b = (None if o.vocab is None else list(o.vocab) for o in (train,valid))
     if a and b and a!=b:
-        raise ValueError(f"valid: its vocab is {b[:5]}, that of train is {a[:5]}; give both the same classes in the same order, "
-                         "so that a label means the same")
+        raise ValueError(f"valid: its vocab is {b[:5]}, that of train is {a[:5]}; "
+                         "give both the same classes in the same order, so that a label means the same")
     train,valid = copy(train),copy(valid)   # the images are shared; other loaders may have either as another part
     train.split_idx,valid.split_idx = 0,1
     tfms = [CropFlip(pad, flip), IntToFloatTensor(), *([NormalizeRows.from_stats(*stats, cuda=False)] if stats else [])]
@@ -537,8 +537,10 @@ def _match(train, valid, classes, path):
     return {o:valid.get(o, []) for o in classes}
 
 def _check_folder_args(size, channels, valid_pct):
-    if size is not None and not (is_int(size) and size>0): raise ValueError(f"size={size!r}: must be 1 pixel or more, an int, or None")
-    if channels not in (1,3): raise ValueError(f"channels={channels!r}: must be 3 (RGB) or 1 (grey); an alpha channel is dropped")
+    if size is not None and not (is_int(size) and size>0):
+        raise ValueError(f"size={size!r}: must be 1 pixel or more, an int, or None")
+    if channels not in (1,3):
+        raise ValueError(f"channels={channels!r}: must be 3 (RGB) or 1 (grey); an alpha channel is dropped")
     if not 0<=valid_pct<1: raise ValueError(f"valid_pct={valid_pct!r}: must be at least 0 and below 1, a share of the samples")
 
 def _train_valid(path, n_classes, seed, classes, valid_pct, level, *how):

@@ -20,7 +20,8 @@ from torch import nn
 from torch.func import functional_call
 from fastcore.all import *
 from fastai.callback.mixup import MixHandler
-from fastai.vision.all import Callback, DataLoader, DataLoaders, Learner, MixedPrecision, NoneReduce, Normalize, TensorBase, apply, get_model, to_device
+from fastai.vision.all import (Callback, DataLoader, DataLoaders, Learner, MixedPrecision, NoneReduce, Normalize, TensorBase,
+                               apply, get_model, to_device)
 from .batches import *
 from .loaders import *
 from .callbacks import *
@@ -421,9 +422,11 @@ class SAM(Mitigation):
 
     def _check_loss(self):
         "The second pass makes the loss from the batch and the penalties: what others add would be gone without a word"
-        all_,ours = self.loss_grad.detach()/_loss_scale(self.learn),[o.added for o in self.learn.cbs if isinstance(o, Penalty) and o.acts]
-        if torch.isclose(all_, self.loss.detach()+sum(ours), rtol=1e-4, equal_nan=True).all(): return True
-        raise ValueError(f"SAM: {', '.join(_changers(self.learn)) or 'a callback'} changes the loss, which the second pass would not know; "
+        known = self.loss.detach()+sum(o.added for o in self.learn.cbs if isinstance(o, Penalty) and o.acts)
+        trained = self.loss_grad.detach()/_loss_scale(self.learn)
+        if torch.isclose(trained, known, rtol=1e-4, equal_nan=True).all(): return True
+        who = ', '.join(_changers(self.learn)) or 'a callback'
+        raise ValueError(f"SAM: {who} changes the loss, which the second pass would not know; "
                          "make a `Penalty` of what it adds, or leave one out")
 
     def _steps(self, ws):
@@ -453,6 +456,7 @@ class Adversarial(Mitigation):
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
+        if not 0<=eps<=1: raise ValueError(f"eps={eps!r}: must be in 0…1, a share of a pixel's range, such as 8/255")
         self.eps,self.alpha,self.steps,self.known = eps,1.25*eps if alpha is None else alpha,steps,False
 
     def strength(self): return self.eps
@@ -474,8 +478,9 @@ class Adversarial(Mitigation):
     def _uphill(self, x):
         x = x.detach().requires_grad_()
         with precision(self.learn): pred = answer_tensor(self.model(x, *self.xb[1:]))
-        loss = _class_loss(pred, batch_labels(self.yb))*_loss_scale(self.learn)   # otherwise small gradients are 0 in half precision
-        return torch.autograd.grad(loss, x)[0].nan_to_num(0)   # MixUp's loss is not ready yet
+        loss = _class_loss(pred, batch_labels(self.yb))   # MixUp's is not ready yet
+        scale = _loss_scale(self.learn)                   # without it, small gradients are 0 in half precision
+        return torch.autograd.grad(scale*loss, x)[0].nan_to_num(0)
 
 def _normalize(dls): return first(getattr(dls.train.after_batch, 'fs', []), risinstance(Normalize))
 
@@ -539,8 +544,10 @@ class Only(Mitigation):
     def begin(self):
         ws = _weights(self.model)
         self.frozen = [n for n in ws if not n.startswith(self.names)]
-        if len(self.frozen)==len(ws):
-            raise ValueError(f"names={list(self.names)}: begin no parameter's name; there are {', '.join(ws)}")
+        bad = [o for o in self.names if not any(n.startswith(o) for n in ws)]
+        if bad or not self.names:
+            raise ValueError(f"names={list(self.names)}: {', '.join(bad) or 'they'} begin no parameter's name; "
+                             f"there are {', '.join(ws)}")
         self._set(False)
 
     def before_train(self):
@@ -730,6 +737,7 @@ class ReDo(_Renewal):
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
+        if not is_int(every) or every<1: raise ValueError(f"every={every!r}: must be 1 or more iterations")
         store_attr('tau,every')
     def strength(self): return self.tau
     def looks(self): return (self.steps+1)%self.every==0
@@ -776,7 +784,7 @@ class TensorGroup(TensorBase):
     "The group of a sample"
 
 class GroupedDataset(GetAttr):
-    "A dataset that adds a group to each item, before the stamp if there is one; everything else is passed on to the original dataset"
+    "A dataset that adds a group to each item, before the stamp if there is one; all else is passed on to the original"
     _default = 'ds'
     labels_from = property(lambda self: self.ds)
     def __init__(self,
@@ -816,7 +824,7 @@ def grouped(
 # %% ../nbs/15_mitigations.ipynb #ee9a2b74
 class GroupDRO(Mitigation):
     "Train on Σ q·loss over groups, with q ← q·exp(η·loss), normalised at each step (Sagawa et al. 2020, algorithm 1)"
-    order,run_valid = -5,True   # takes the groups off before other callbacks see the batch, also in validation on the training set
+    order,run_valid = -5,True   # takes the groups off before other callbacks see the batch, also in validation
     def __init__(self,
         eta:float=.01, # η; 0 trains on the plain mean
         phases:list=None # As in `Mitigation`; their data are from `grouped`

@@ -694,7 +694,8 @@ def _try_few(dl, y):
     if np.shape(got)!=(len(idxs),) or got.dtype.kind not in 'biu': return   # one-hot, or for a loss of its own
     for a,b in zip(y[idxs], got):
         if a!=b: raise ValueError(f"labels: {a} in the dataset, {b} after the loader's transforms, and pictures follow the "
-                                  "dataset. Change labels in the dataset, such as by `get_y` or `target_transform`, and set its `n_inp` if more follows")
+                                  "dataset. Change labels in the dataset, such as by `get_y` or `target_transform`, "
+                                  "and set its `n_inp` if more follows")
 
 # %% ../nbs/08_patterns.ipynb #f45d5114
 @patch

@@ -210,6 +210,13 @@ def test_lookahead_does_not_go_back(what):
     if what=='shrink': torch.testing.assert_close(m[0].weight, .4*was['0.weight'])
     else: assert (m[2].weight==0).all() and all((w!=was['0.weight']).all() for w in (m[0].weight, learn.opt.slow_weights[0][0]))
 
+def test_arguments_that_would_do_something_else():
+    "A name that is misspelt beside others, pixels in 0…255, no iterations between two looks"
+    with pytest.raises(ValueError, match="names=.*: typo begin no parameter's name; there are 0.weight"): small(points(), layers(), Only(['3','typo']))
+    with pytest.raises(ValueError, match='they begin no parameter'): small(points(), layers(), Only([]))
+    with pytest.raises(ValueError, match='eps=8: must be in 0…1'): Adversarial(8)
+    with pytest.raises(ValueError, match='every=0: must be 1 or more'): ReDo(every=0)
+
 def test_norms_without_weights_rest_as_well():
     "`Only` leaves their statistics as they are, unless they are in the part that is trained"
     def stats(only):
