@@ -19,6 +19,7 @@ from .loaders import *
 from .callbacks import *
 from .plots import *
 from .patterns import *
+from .patterns import _stamped
 from .distributed import *
 from .phases import *
 
@@ -101,7 +102,7 @@ def pattern_sets(
     dls = clean_of(dls)
     if pattern is None: raise ValueError("pattern=None: these DataLoaders were not made by `inject`; say which pattern")
     with no_random(reproducible=False):
-        painted = partial(stamp_dl, dls[ds_idx], pattern, n_classes=n, seed=stamp_seed(seed, ds_idx))
+        painted = partial(_stamped, dls[ds_idx], pattern, dls, n_classes=n, seed=stamp_seed(seed, ds_idx))
         return {v:dls[ds_idx] if v=='clean' else painted(variant=v) for v in names}
 
 # %% ../nbs/12_evalsets.ipynb #0b1a55e5

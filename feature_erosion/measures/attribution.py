@@ -294,7 +294,7 @@ def _painted(dl, pattern, variant, seed):
     "A painted loader, the class whose region counts for each sample, and the pattern"
     if isinstance(dl, DataLoaders): pattern,dl = pattern or getattr(dl, 'pattern', None),clean_of(dl).valid
     if variant not in variants: raise ValueError(f"variant={variant!r}: must be one of {', '.join(variants)}")
-    if isinstance(getattr(dl, 'dataset', None), StampedDataset):
+    if stamped(getattr(dl, 'dataset', None)):
         if pattern is None: return dl,dl.dataset.stamps,None
         raise ValueError("pattern: this loader's images are painted already; leave it out, or give the clean loader")
     if pattern is None: raise ValueError("pattern=None: these images are not painted; say which pattern, e.g. `ColorSquare(4)`")
