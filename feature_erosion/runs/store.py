@@ -545,8 +545,9 @@ def _apart(values, taken, kind): return {f'{kind}.{k}' if k in taken else k:v fo
 def _title(fn): return re.sub(r'\W', '_', function_name(fn), flags=re.A).strip('_') or 'run'
 
 def _readable(fn, settings):
-    "A readable name, without the key"
-    text = ','.join([_title(fn), *(f'{k}={v}' for k,v in settings.items())])
+    "A readable name, without the key: the same for settings in any order, short ones first"
+    parts = sorted((f'{k}={v}' for k,v in settings.items()), key=lambda o: (len(o), o))
+    text = ','.join([_title(fn), *parts])
     return re.sub(r'[^A-Za-z0-9._=,+-]+', '_', text)[:150].rstrip('._')
 
 @patch
