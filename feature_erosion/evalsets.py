@@ -53,8 +53,8 @@ def _check_choice(pred, y, mets):
     "`accuracy` takes the highest score on the last axis: of one, it is always the first"
     if not any(getattr(m, 'func', None) is accuracy for m in mets): return
     if pred.ndim<2 or pred.shape[1]<2:
-        raise ValueError(f"model: answers with shape {tuple(pred.shape)}; `accuracy` wants (batch, classes), a score for each of two "
-                         "classes or more. Give a metric that fits, as in `EvalSets(pattern_sets(easy), metrics=accuracy_multi)`")
+        raise ValueError(f"model: answers with shape {tuple(pred.shape)}; `accuracy` wants (batch, classes), a score for each of "
+                         "two classes or more. Give a metric that fits, as in `EvalSets(pattern_sets(easy), metrics=accuracy_multi)`")
     if pred.ndim>3 or _long_axes(y.shape)!=_long_axes(pred.shape[:-1]):
         raise ValueError(f"dl: labels of shape {tuple(y.shape)} for answers of shape {tuple(pred.shape)}; `accuracy` wants one "
                          "integer for the scores of each sample. Give a metric that fits, such as `DiceMulti()` for masks")

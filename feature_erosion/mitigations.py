@@ -42,7 +42,8 @@ class Mitigation(TidyCallback):
         self.run = trains(self.learn)
         if not self.run: return
         self.tidy()
-        if self.strength() and (old := self.old_data()) is not None: check_classes(self.learn.dls, old, f'`old` of {type(self).__name__}')
+        old = self.old_data() if self.strength() else None
+        if old is not None: check_classes(self.learn.dls, old, f'`old` of {type(self).__name__}')
         if self.owner is not (model := get_model(self.model)): self.reset()   # what it gathered belongs to another model
         self.owner = model
         schedule = first(o for o in self.learn.cbs if isinstance(o, PhaseSchedule))
@@ -409,7 +410,8 @@ class SAM(Mitigation):
     def before_fit(self):
         super().before_fit()
         if any(type(o).__name__=='GradientAccumulation' for o in self.learn.cbs):
-            raise ValueError("SAM: does not work with GradientAccumulation, whose gradients belong to several batches; leave one out")
+            raise ValueError("SAM: does not work with GradientAccumulation, whose gradients belong to several batches; "
+                             "leave one out")
 
     def after_backward(self):
         if not self.acts: return
@@ -610,8 +612,8 @@ class Ensemble(nn.Module):
 
 # %% ../nbs/15_mitigations.ipynb #931044c3
 _through = (nn.modules.batchnorm._BatchNorm, nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid,
-            nn.Identity, nn.Flatten, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd,
-            nn.modules.pooling._AdaptiveMaxPoolNd, nn.modules.dropout._DropoutNd)
+            nn.Identity, nn.Flatten, nn.modules.dropout._DropoutNd, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd,
+            nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd)
 _functions = 'relu','relu_','gelu','silu','tanh','sigmoid','flatten','max_pool2d','avg_pool2d','adaptive_avg_pool2d','dropout'
 
 def _is_weighted(m):

@@ -525,7 +525,8 @@ def _take(self:Ramp):
     dl = self.learn.dls.train
     ds = stamped(_inner(dl).dataset)
     if any(isinstance(o, Ramp) and o.ds is ds for o in self.learn.cbs):
-        raise ValueError(f"Ramp: two act on the data of {f'phase {self._phase()!r}' if self._phase() else 'this fit'}; make them one")
+        where = f'phase {self._phase()!r}' if self._phase() else 'this fit'
+        raise ValueError(f"Ramp: two act on the data of {where}; make them one")
     self.ds,self.tfm = ds,_painter(dl)
     self.full = self.ds.stamps if {'ratio','strength'} & set(self.scheds) else None
     if 'opacity' in self.scheds: self.tfm._pictures = self._faded

@@ -196,7 +196,8 @@ def _joined(batches):
     "Images and labels of all batches"
     xs,ys = zip(*batches)
     if len(sizes := {tuple(o.shape[1:]) for o in xs})>1:
-        raise ValueError(f"dl: images have shapes {', '.join(map(str, sorted(sizes)))}; parts are exchanged between images of one size")
+        raise ValueError(f"dl: images have shapes {', '.join(map(str, sorted(sizes)))}; parts are exchanged between images "
+                         "of one size")
     return torch.cat(xs),torch.cat(ys)
 
 def _exchanged(model, x, y, boxes, bs, seed):

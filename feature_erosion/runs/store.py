@@ -461,7 +461,7 @@ def metrics(self:Run)->dict:
 # %% ../../nbs/runs/01_store.ipynb #1e244084
 @patch
 def weights(self:Run,
-    phase:str|None=None # A phase that has ended, or 'start'; by default the last one, or the end of a fit without phases or ended in one
+    phase:str|None=None # A phase that has ended, or 'start'; by default the last one, or where the fit ended if that was elsewhere
 )->dict: # State dict
     "The model's weights at the end of a phase, from safetensors"
     ended = self._ended()
