@@ -28,7 +28,8 @@ class TidyCallback(Callback):
     def __getstate__(self): return {k:v for k,v in vars(self).items() if k not in self._data}
     def __getattr__(self, k):
         if k not in type(self)._data: return super().__getattr__(k)
-        raise AttributeError(f"{type(self).__name__}: its data (`{k}`) were left out when the Learner was exported; give the Learner a new one")
+        raise AttributeError(f"{type(self).__name__}: its data (`{k}`) were left out when the Learner was exported; "
+                             "give the Learner a new one")
 
     def __copy__(self): return self._like(vars(self))
     def __deepcopy__(self, memo):

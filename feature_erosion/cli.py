@@ -202,6 +202,8 @@ def _check_figure(a):
         if fig=='fig1': raise ValueError(f"{k}={v}: fig1 trains one network; its seed is --seed")
         if v<1: raise ValueError(f"{k}={v}: must be at least 1")
 
+_sides = dict(digits=16, cifar10=32, cifar100=32)
+
 def _check_numbers(a):
     "Values that are wrong for any data, before anything is imported"
     for k in 'n','n_valid','n_classes','bs','image_size':
@@ -210,8 +212,12 @@ def _check_numbers(a):
         if not 0<=(v := getattr(a, k))<=1: raise ValueError(f"{k}={v!r}: must be in 0…1")
     for k in 'lr','width','size':
         if not 0<(v := getattr(a, k))<float('inf'): raise ValueError(f"{k}={v!r}: must be a number above 0, and finite")
+    side = _sides.get(a.data, a.image_size)
+    if a.size>(side if isinstance(a.size, int) else 1):
+        raise ValueError(f"size={a.size!r}: the image is {side}×{side}; choose a smaller size, pixels (4) or a fraction (0.125)")
     if a.seed<0: raise ValueError(f"seed={a.seed}: must be 0 or more")
-    if a.data in data_sets and a.n_classes: raise ValueError(f"n_classes={a.n_classes}: only for a folder of images; {a.data} has its own classes")
+    if a.data in data_sets and a.n_classes:
+        raise ValueError(f"n_classes={a.n_classes}: only for a folder of images; {a.data} has its own classes")
 
 def _data_home():
     "fastai's folder of data sets, as its configuration says"

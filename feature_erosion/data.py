@@ -12,6 +12,7 @@ __all__ = ['paper_stats', 'TensorImages', 'keep_on', 'TensorDL', 'to_uint8', 'Cr
 # %% ../nbs/09_data.ipynb #3a019af2
 import bz2, fastai.data, gzip, hashlib, lzma, os, re, shutil, tarfile, tempfile, warnings, zlib
 from contextlib import contextmanager
+from copy import copy
 import numpy as np, torch, torch.nn.functional as F
 from filelock import FileLock
 from fastdownload import FastDownload
@@ -337,6 +338,11 @@ def tensor_dls(
 )->DataLoaders:
     "In-memory `DataLoaders` that crop, flip, paint (after `inject`) and normalise"
     if not 1<=bs<=len(train): raise ValueError(f"bs={bs}: must be between 1 and the {len(train)} training samples")
+    a,b = (None if o.vocab is None else list(o.vocab) for o in (train,valid))
+    if a and b and a!=b:
+        raise ValueError(f"valid: its vocab is {b[:5]}, that of train is {a[:5]}; "
+                         "give both the same classes in the same order, so that a label means the same")
+    train,valid = copy(train),copy(valid)   # the images are shared; other loaders may have either as another part
     train.split_idx,valid.split_idx = 0,1
     tfms = [CropFlip(pad, flip), IntToFloatTensor(), *([NormalizeRows.from_stats(*stats, cuda=False)] if stats else [])]
     dls = [TensorDL(ds, bs=b, shuffle=t, drop_last=t, after_batch=tfms) for ds,b,t in ((train,bs,True),(valid,2*bs,False))]
@@ -530,11 +536,19 @@ def _match(train, valid, classes, path):
     if more: warnings.warn(f"{path}: {some(more)}: not in the training set, left out")
     return {o:valid.get(o, []) for o in classes}
 
+def _check_folder_args(size, channels, valid_pct):
+    if size is not None and not (is_int(size) and size>0):
+        raise ValueError(f"size={size!r}: must be 1 pixel or more, an int, or None")
+    if channels not in (1,3):
+        raise ValueError(f"channels={channels!r}: must be 3 (RGB) or 1 (grey); an alpha channel is dropped")
+    if not 0<=valid_pct<1: raise ValueError(f"valid_pct={valid_pct!r}: must be at least 0 and below 1, a share of the samples")
+
 def _train_valid(path, n_classes, seed, classes, valid_pct, level, *how):
     tr,va = _split_dirs(path)
     files = class_files(tr, level)
     if tr==Path(path) and classes is None: _check_parts(path, files)
     classes = list(classes) if classes is not None else choose_classes(list(files), n_classes, seed)
+    if not len(set(classes))==len(classes)>0: raise ValueError(f"classes={classes}: must be one or more, each once")
     train = folder_images(tr, files, classes, *how)
     if va: return train,folder_images(va, _match(files, class_files(va, level), classes, va), classes, *how)
     held = pick(train.y, int(valid_pct*len(train)+.5), seed, stratify=True)
@@ -560,6 +574,7 @@ def image_folder_dls(
     value_range:tuple|None=None # As in `to_uint8`
 )->DataLoaders:
     "In-memory `DataLoaders` from image files, on all classes or a random choice of them"
+    _check_folder_args(size, channels, valid_pct)
     train,valid = _train_valid(path, n_classes, seed, classes, valid_pct, level, size, channels, value_range)
     stats = stats and tuple(o[:channels] for o in stats)
     train,valid,pad = train.subset(n, seed),valid.subset(n_valid, seed),ifnone(pad, train.x.shape[1]//8)

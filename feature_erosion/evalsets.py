@@ -19,6 +19,7 @@ from .loaders import *
 from .callbacks import *
 from .plots import *
 from .patterns import *
+from .patterns import _stamped
 from .distributed import *
 from .phases import *
 
@@ -52,8 +53,8 @@ def _check_choice(pred, y, mets):
     "`accuracy` takes the highest score on the last axis: of one, it is always the first"
     if not any(getattr(m, 'func', None) is accuracy for m in mets): return
     if pred.ndim<2 or pred.shape[1]<2:
-        raise ValueError(f"model: answers with shape {tuple(pred.shape)}; `accuracy` wants (batch, classes), a score for each of two "
-                         "classes or more. Give a metric that fits, as in `EvalSets(pattern_sets(easy), metrics=accuracy_multi)`")
+        raise ValueError(f"model: answers with shape {tuple(pred.shape)}; `accuracy` wants (batch, classes), a score for each of "
+                         "two classes or more. Give a metric that fits, as in `EvalSets(pattern_sets(easy), metrics=accuracy_multi)`")
     if pred.ndim>3 or _long_axes(y.shape)!=_long_axes(pred.shape[:-1]):
         raise ValueError(f"dl: labels of shape {tuple(y.shape)} for answers of shape {tuple(pred.shape)}; `accuracy` wants one "
                          "integer for the scores of each sample. Give a metric that fits, such as `DiceMulti()` for masks")
@@ -101,7 +102,7 @@ def pattern_sets(
     dls = clean_of(dls)
     if pattern is None: raise ValueError("pattern=None: these DataLoaders were not made by `inject`; say which pattern")
     with no_random(reproducible=False):
-        painted = partial(stamp_dl, dls[ds_idx], pattern, n_classes=n, seed=stamp_seed(seed, ds_idx))
+        painted = partial(_stamped, dls[ds_idx], pattern, dls, n_classes=n, seed=stamp_seed(seed, ds_idx))
         return {v:dls[ds_idx] if v=='clean' else painted(variant=v) for v in names}
 
 # %% ../nbs/12_evalsets.ipynb #0b1a55e5

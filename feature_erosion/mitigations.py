@@ -20,7 +20,8 @@ from torch import nn
 from torch.func import functional_call
 from fastcore.all import *
 from fastai.callback.mixup import MixHandler
-from fastai.vision.all import Callback, DataLoader, DataLoaders, Learner, NoneReduce, Normalize, TensorBase, apply, get_model, to_device
+from fastai.vision.all import (Callback, DataLoader, DataLoaders, Learner, MixedPrecision, NoneReduce, Normalize, TensorBase,
+                               apply, get_model, to_device)
 from .batches import *
 from .loaders import *
 from .callbacks import *
@@ -41,7 +42,8 @@ class Mitigation(TidyCallback):
         self.run = trains(self.learn)
         if not self.run: return
         self.tidy()
-        if self.strength() and (old := self.old_data()) is not None: check_classes(self.learn.dls, old, f'`old` of {type(self).__name__}')
+        old = self.old_data() if self.strength() else None
+        if old is not None: check_classes(self.learn.dls, old, f'`old` of {type(self).__name__}')
         if self.owner is not (model := get_model(self.model)): self.reset()   # what it gathered belongs to another model
         self.owner = model
         schedule = first(o for o in self.learn.cbs if isinstance(o, PhaseSchedule))
@@ -70,11 +72,18 @@ def _acting(names, wanted):
 # %% ../nbs/15_mitigations.ipynb #883e701a
 class Penalty(Mitigation):
     "A `Mitigation` that adds a term to the loss: subclass it, with a `penalty`"
+    added = 0.   # to the loss of the last batch
     def penalty(self, pred)->torch.Tensor: "The term, from the scores of this batch; the rest is in `self.learn`"
     def after_loss(self):
-        if self.acts: self.learn.loss_grad = self.loss_grad+self.penalty(self.learn.pred)
+        if not self.acts: return
+        term = self.penalty(self.learn.pred)
+        self.added,self.learn.loss_grad = torch.as_tensor(term).detach(),self.loss_grad+term
 
 def _weights(model): return {n:p for n,p in get_model(model).named_parameters() if p.requires_grad}
+
+def _loss_scale(learn):
+    "What half precision multiplies losses and gradients by"
+    return learn.scaler.get_scale() if getattr(learn, 'scaler', None) else 1.
 
 def _copies(model): return {n:p.detach().clone() for n,p in _weights(model).items()}
 
@@ -223,7 +232,7 @@ class SI(Penalty):
 
     def before_step(self):
         if not self.c: return
-        scale = self.learn.scaler.get_scale() if getattr(self.learn, 'scaler', None) else 1.
+        scale = _loss_scale(self.learn)
         self.now = {n:(p.detach().clone(), p.grad.detach()/scale) for n,p in _weights(self.model).items() if p.grad is not None}
 
     def after_step(self):
@@ -368,6 +377,11 @@ def _still(model):
     finally:
         for m,v in zip(norms, old): m.track_running_stats = v
 
+def _changers(learn):
+    "Names of callbacks that may change the loss, and are not known to"
+    others = [o for o in learn.cbs if not isinstance(o, (Mitigation,MixedPrecision)) and not getattr(o, 'passive', False)]
+    return [o.name for o in others if any(hasattr(type(o), e) or e in vars(o) for e in ('after_loss','before_backward'))]
+
 def _floats(o): return o.float() if isinstance(o, torch.Tensor) and o.is_floating_point() else o
 
 def _whole_loss(learn):
@@ -389,20 +403,33 @@ class SAM(Mitigation):
     ):
         super().__init__(phases)
         store_attr('rho,adaptive')
+        self.known = False
 
     def strength(self): return self.rho
+    def begin(self): self.known = False   # whether all of the loss is
     def before_fit(self):
         super().before_fit()
         if any(type(o).__name__=='GradientAccumulation' for o in self.learn.cbs):
-            raise ValueError("SAM: does not work with GradientAccumulation, whose gradients belong to several batches; leave one out")
+            raise ValueError("SAM: does not work with GradientAccumulation, whose gradients belong to several batches; "
+                             "leave one out")
 
     def after_backward(self):
         if not self.acts: return
         ws,scaler = {n:p for n,p in _weights(self.model).items() if p.grad is not None},getattr(self.learn, 'scaler', None)
+        if not self.known: self.known = self._check_loss()
         with self._moved(ws), _still(self.model):
             for p in ws.values(): p.grad = None
             loss = _whole_loss(self.learn)
             (scaler.scale(loss) if scaler else loss).backward()
+
+    def _check_loss(self):
+        "The second pass makes the loss from the batch and the penalties: what others add would be gone without a word"
+        known = self.loss.detach()+sum(o.added for o in self.learn.cbs if isinstance(o, Penalty) and o.acts)
+        trained = self.loss_grad.detach()/_loss_scale(self.learn)
+        if torch.isclose(trained, known, rtol=1e-4, equal_nan=True).all(): return True
+        who = ', '.join(_changers(self.learn)) or 'a callback'
+        raise ValueError(f"SAM: {who} changes the loss, which the second pass would not know; "
+                         "make a `Penalty` of what it adds, or leave one out")
 
     def _steps(self, ws):
         size = {n:p.abs() if self.adaptive else torch.ones_like(p) for n,p in ws.items()}
@@ -431,6 +458,7 @@ class Adversarial(Mitigation):
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
+        if not 0<=eps<=1: raise ValueError(f"eps={eps!r}: must be in 0…1, a share of a pixel's range, such as 8/255")
         self.eps,self.alpha,self.steps,self.known = eps,1.25*eps if alpha is None else alpha,steps,False
 
     def strength(self): return self.eps
@@ -452,7 +480,9 @@ class Adversarial(Mitigation):
     def _uphill(self, x):
         x = x.detach().requires_grad_()
         with precision(self.learn): pred = answer_tensor(self.model(x, *self.xb[1:]))
-        return torch.autograd.grad(_class_loss(pred, batch_labels(self.yb)), x)[0]   # MixUp's loss is not ready yet
+        loss = _class_loss(pred, batch_labels(self.yb))   # MixUp's is not ready yet
+        scale = _loss_scale(self.learn)                   # without it, small gradients are 0 in half precision
+        return torch.autograd.grad(scale*loss, x)[0].nan_to_num(0)
 
 def _normalize(dls): return first(getattr(dls.train.after_batch, 'fs', []), risinstance(Normalize))
 
@@ -493,6 +523,7 @@ class ShrinkPerturb(Mitigation):
     def strength(self): return not (self.shrink==1 and self.perturb==0)
     def begin(self):
         new = dict(fresh(self.model).named_parameters()) if self.perturb else {}
+        if getattr(self.opt, 'slow_weights', None): self.opt.slow_weights = None   # `Lookahead` would go back to the old ones
         with torch.no_grad():
             for n,p in _weights(self.model).items():
                 p.mul_(self.shrink)
@@ -515,17 +546,20 @@ class Only(Mitigation):
     def begin(self):
         ws = _weights(self.model)
         self.frozen = [n for n in ws if not n.startswith(self.names)]
-        if len(self.frozen)==len(ws):
-            raise ValueError(f"names={list(self.names)}: begin no parameter's name; there are {', '.join(ws)}")
+        bad = [o for o in self.names if not any(n.startswith(o) for n in ws)]
+        if bad or not self.names:
+            raise ValueError(f"names={list(self.names)}: {', '.join(bad) or 'they'} begin no parameter's name; "
+                             f"there are {', '.join(ws)}")
         self._set(False)
 
     def before_train(self):
         if self.acts:
-            for m in get_model(self.model).modules(): self._calm(m)
+            for n,m in get_model(self.model).named_modules():
+                if isinstance(m, nn.modules.batchnorm._BatchNorm) and not self._learns(n, m): m.eval()
 
-    def _calm(self, m):
+    def _learns(self, n, m):
         ps = list(m.parameters(recurse=False))
-        if isinstance(m, nn.modules.batchnorm._BatchNorm) and ps and not any(p.requires_grad for p in ps): m.eval()
+        return any(p.requires_grad for p in ps) if ps else f'{n}.'.startswith(self.names)
 
     def _set(self, on):
         own = dict(get_model(self.model).named_parameters())
@@ -578,8 +612,8 @@ class Ensemble(nn.Module):
 
 # %% ../nbs/15_mitigations.ipynb #931044c3
 _through = (nn.modules.batchnorm._BatchNorm, nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid,
-            nn.Identity, nn.Flatten, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd,
-            nn.modules.pooling._AdaptiveMaxPoolNd, nn.modules.dropout._DropoutNd)
+            nn.Identity, nn.Flatten, nn.modules.dropout._DropoutNd, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd,
+            nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd)
 _functions = 'relu','relu_','gelu','silu','tanh','sigmoid','flatten','max_pool2d','avg_pool2d','adaptive_avg_pool2d','dropout'
 
 def _is_weighted(m):
@@ -632,9 +666,12 @@ def _columns(m, layer, units):
 def _learn(*layers): return all(p.requires_grad for m in layers for p in m.parameters(recurse=False))
 
 def _forget(opt, p, at):
-    "Set what an optimiser remembers of some weights to 0"
+    "Set what an optimiser remembers of some weights to 0, and those that `Lookahead` goes back to to what they are"
     for v in getattr(opt, 'opt', opt).state.get(p, {}).values():
         if isinstance(v, torch.Tensor) and v.shape==p.shape: v[at] = 0
+    for ps,slow in zip(opt.param_lists, getattr(opt, 'slow_weights', None) or ()):
+        for q,w in zip(ps, slow):
+            if q is p: w[at] = p[at]
 
 class _Renewal(Mitigation):
     "What `ReDo` and `ContinualBackprop` share: how much of each unit the next layers get, and new beginnings"
@@ -702,6 +739,7 @@ class ReDo(_Renewal):
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
+        if not is_int(every) or every<1: raise ValueError(f"every={every!r}: must be 1 or more iterations")
         store_attr('tau,every')
     def strength(self): return self.tau
     def looks(self): return (self.steps+1)%self.every==0
@@ -725,9 +763,7 @@ class ContinualBackprop(_Renewal):
         self.utility,self.age,self.due = {},{},{k:0. for k in self.chains}
 
     def tired(self, k, u):
-        m = dict(get_model(self.model).named_modules())[self.chains[k][1][0]]
-        out = m.weight.detach().abs().transpose(0, 1).flatten(1).sum(1)
-        now = u*_of_units(out, dict(get_model(self.model).named_modules())[k]).sum(0)
+        now = u*self._out(k)
         self.utility[k] = self.decay*self.utility.get(k, torch.zeros_like(now)) + (1-self.decay)*now
         self.age[k] = self.age.get(k, torch.zeros_like(now))+1
         old = (self.age[k]>self.maturity).nonzero()[:,0]
@@ -737,27 +773,42 @@ class ContinualBackprop(_Renewal):
         self.utility[k][worst],self.age[k][worst] = 0.,0.
         return worst
 
+    def _out(self, k):
+        "For each unit the sum of |weights out|, to all layers that take its output"
+        mods = dict(get_model(self.model).named_modules())
+        each = [mods[o].weight.detach().abs().transpose(0, 1).flatten(1).sum(1) for o in self.chains[k][1]]
+        return sum(_of_units(o, mods[k]).sum(0) for o in each)
+
     def _corrected(self, k): return self.utility[k]/(1-self.decay**self.age[k])
 
 # %% ../nbs/15_mitigations.ipynb #3f2e5cc7
 class TensorGroup(TensorBase):
     "The group of a sample"
 
-class GroupedDataset(StampedDataset):
-    "A dataset that adds a group to each item, before the stamp if there is one"
+class GroupedDataset(GetAttr):
+    "A dataset that adds a group to each item, before the stamp if there is one; all else is passed on to the original"
+    _default = 'ds'
+    labels_from = property(lambda self: self.ds)
+    def __init__(self,
+        ds, # The dataset to share
+        groups:torch.Tensor # One per sample
+    ): self.ds,self.groups = ds,groups
+    def __len__(self): return len(self.ds)
     def __getitem__(self, i):
         *item,end = self.ds[i]
-        g = TensorGroup(self.stamps[i])
+        g = TensorGroup(self.groups[i])
         return (*item, g, end) if isinstance(end, TensorStamp) else (*item, end, g)
+    def decode(self, o, full=True): return self.ds.decode(tuple(o[:len(labelled(self)[0])]), full=full)   # without the group
+    def new_empty(self): return self.ds.new_empty()
 
 def stamp_groups(
     dl # A loader painted by `dls.inject`
 )->np.ndarray: # int64, shape `(samples,)`: twice the label, plus 1 where the sample wears its own class's picture
     "Two groups for each class: with its picture and without"
-    if not isinstance(dl.dataset, StampedDataset):
+    if (ds := stamped(dl.dataset)) is None:
         raise ValueError("groups=None: nothing is painted on these data; give the group of each training sample")
-    y = read_labels(dl.dataset)
-    return 2*y + (dl.dataset.stamps.numpy()==y)
+    y = read_labels(ds)
+    return 2*y + (ds.stamps.numpy()==y)
 
 def grouped(
     dls:DataLoaders, # Data to train on
@@ -775,7 +826,7 @@ def grouped(
 # %% ../nbs/15_mitigations.ipynb #ee9a2b74
 class GroupDRO(Mitigation):
     "Train on Σ q·loss over groups, with q ← q·exp(η·loss), normalised at each step (Sagawa et al. 2020, algorithm 1)"
-    order = -5   # takes the groups off before other callbacks see the batch
+    order,run_valid = -5,True   # takes the groups off before other callbacks see the batch, also in validation
     def __init__(self,
         eta:float=.01, # η; 0 trains on the plain mean
         phases:list=None # As in `Mitigation`; their data are from `grouped`
@@ -797,7 +848,7 @@ class GroupDRO(Mitigation):
         self.q = torch.full((n,), 1/n, device=self.learn.dls.device)
 
     def before_batch(self):
-        if isinstance(self.yb[-1], TensorGroup): *self.learn.yb,self.group = self.yb
+        if self.yb and isinstance(self.yb[-1], TensorGroup): *self.learn.yb,self.group = self.yb
         elif self.acts and self.training:
             raise ValueError(f"GroupDRO: batches have no groups; {type(self.dl).__name__} does not make them item by item")
 

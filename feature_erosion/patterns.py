@@ -8,7 +8,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/patterns.html.md"""
 __all__ = ['corners', 'pattern_kinds', 'variants', 'rgb2lab', 'class_colors', 'Pattern', 'ColorSquare', 'paint', 'Stripes',
            'Texture', 'Watermark', 'CornerSquare', 'Tint', 'Border', 'Ruler', 'Effect', 'change', 'JpegQuality',
            'Noise', 'Blur', 'find_pattern', 'stamp_seed', 'assign_stamps', 'TensorStamp', 'InjectPattern',
-           'StampedDataset', 'stamp_dl']
+           'StampedDataset', 'stamped', 'stamp_dl']
 
 # %% ../nbs/08_patterns.ipynb #563368bb
 import warnings
@@ -22,6 +22,7 @@ from fastcore.all import *
 from fastai.vision.all import (DataLoader, DataLoaders, Datasets, ItemTransform, Normalize, TensorBase, TensorImage,
                                image2tensor, no_random, show_images, to_device)
 from .names import named
+from .batches import first_target, split_batch
 from .loaders import *
 
 # %% ../nbs/08_patterns.ipynb #a9fd4cd8
@@ -454,7 +455,7 @@ def stamp_seed(
 # %% ../nbs/08_patterns.ipynb #ca85e32a
 def _check_stamps(labels, ratio, strength, classes, variant, n_classes):
     for k,v in dict(ratio=ratio, strength=strength).items():
-        if not 0<=v<=1: raise ValueError(f"{k}={v!r}: must be in 0…1")
+        if v is None or isinstance(v, str) or not 0<=v<=1: raise ValueError(f"{k}={v!r}: must be in 0…1")
     if bad := [o for o in ([] if classes is None else classes) if not is_int(o) or not 0<=o<n_classes]:
         raise ValueError(f"classes: {bad} are not in 0…{n_classes-1}")
     if len(labels) and not (is_int(n_classes) and n_classes>0):
@@ -511,7 +512,7 @@ def _check_pattern(o):
 class InjectPattern(ItemTransform):
     "Paint `pattern` on a batch or on one item"
     order = Normalize.order-1   # after augmentation, before Normalize
-    by_label = True   # whether images without stamps get their own label's picture
+    by_label,n_inp = True,None   # whether images without stamps get their own label's picture; how many inputs precede it
     def __init__(self,
         pattern:Pattern, # What to paint
         n_classes:int|None=None, # By default that of the DataLoaders
@@ -523,10 +524,12 @@ class InjectPattern(ItemTransform):
 
     def setups(self, dl:DataLoader):
         if self.n_classes is None: self.n_classes = n_labels(dl)
+        self.n_inp = getattr(dl.dataset, 'n_inp', None)
 
     def encodes(self, b):
         x,*rest = b
-        stamps = rest.pop() if rest and isinstance(rest[-1], TensorStamp) else rest[-1] if rest and self.by_label else None
+        by_label = self.by_label and len(b)>ifnone(self.n_inp, 1)
+        stamps = rest.pop() if rest and isinstance(rest[-1], TensorStamp) else label_part(b, self.n_inp) if by_label else None
         return (x if stamps is None else self._paint(x, stamps), *rest)
 
     __repr__ = basic_repr('pattern,n_classes')
@@ -598,6 +601,15 @@ class StampedDataset(GetAttr):
     def __getitem__(self, i): return (*self.ds[i], TensorStamp(self.stamps[i]))
     def new_empty(self): return self.ds.new_empty()
 
+def stamped(
+    ds # A dataset
+)->StampedDataset|None:
+    "The painted dataset, possibly inside others that only add to its samples"
+    while not isinstance(ds, StampedDataset):
+        if not hasattr(type(ds), 'labels_from'): return None
+        ds = ds.labels_from
+    return ds
+
 # %% ../nbs/08_patterns.ipynb #cff9b5e3
 class _StampedDatasets(StampedDataset, Datasets):
     "The same for fastai's `Datasets`, so that `test_dl` and `isinstance` still work"
@@ -618,7 +630,7 @@ def stamp_dl(
 def _stamped(dl, pattern, dls, variant='pattern', n_classes=None, classes=None, **kwargs):
     "`stamp_dl`, with the number of classes and their names from `dls`"
     ds = getattr(dl, 'dataset', None)
-    if isinstance(ds, StampedDataset):
+    if stamped(ds):
         raise ValueError("these DataLoaders are painted already; inject into the originals, `dls.clean`")
     _check_pattern(pattern)
     _check_images(dl)
@@ -638,7 +650,8 @@ def _class_ids(classes, vocab):
     "Indices of classes"
     if classes is None: return
     names = [] if vocab is None else list(vocab)
-    classes = [classes] if isinstance(classes, str) or is_int(classes) else list(classes)
+    if isinstance(classes, torch.Tensor): classes = classes.tolist()
+    classes = list(classes) if is_iter(classes) and not isinstance(classes, str) else [classes]
     if bad := [o for o in classes if o not in names and (not is_int(o) or any(map(is_int, names)))]:
         raise ValueError(f"classes: no {bad} among {names[:10]}")
     return [names.index(o) if o in names else int(o) for o in classes]
@@ -676,11 +689,13 @@ def _try_few(dl, y):
     if not isinstance(before[-1], TensorStamp):
         raise ValueError(f"dl: {type(dl).__name__} reads its samples from elsewhere than its `dataset`; "
                          "use a plain `DataLoader(dl.dataset, bs=…)`")
-    got = np.asarray(after[-1].cpu()) if isinstance(after[-1], torch.Tensor) else after[-1]
+    label = first_target(split_batch(dl, after)[1])
+    got = np.asarray(label.cpu()) if isinstance(label, torch.Tensor) else label
     if np.shape(got)!=(len(idxs),) or got.dtype.kind not in 'biu': return   # one-hot, or for a loss of its own
     for a,b in zip(y[idxs], got):
         if a!=b: raise ValueError(f"labels: {a} in the dataset, {b} after the loader's transforms, and pictures follow the "
-                                  "dataset. Change labels in the dataset, such as by `get_y` or `target_transform`")
+                                  "dataset. Change labels in the dataset, such as by `get_y` or `target_transform`, "
+                                  "and set its `n_inp` if more follows")
 
 # %% ../nbs/08_patterns.ipynb #f45d5114
 @patch

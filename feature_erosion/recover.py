@@ -503,17 +503,19 @@ def _wanted(self:Ramp):
     "The phases to act in; `None` is a fit without phases"
     schedule = first(self.learn.cbs, risinstance(PhaseSchedule))
     data = {p.name:ifnone(p.dls, self.learn.dls).train for p in schedule.phases} if schedule else {None:self.learn.dls.train}
-    painted = [k for k,dl in data.items() if isinstance(_inner(dl).dataset, StampedDataset) and _painter(dl)]
+    painted = [k for k,dl in data.items() if stamped(_inner(dl).dataset) and _painter(dl)]
     wanted = painted if self.phases is None else listify(self.phases)
-    for k in wanted if wanted else [None]: _check_ramp(k, data, painted, set(self.scheds)-{'opacity'})
+    for k in wanted if wanted else [None]: _check_ramp(k, data, painted, set(self.scheds))
     return wanted
 
-def _check_ramp(k, data, painted, by_sample):
+def _check_ramp(k, data, painted, scheds):
     if k is not None and k not in data:
         raise ValueError(f"phases: there is no phase {k!r} in this fit; must be among {', '.join(map(str, data))}")
     if k not in painted:
         raise ValueError(f"Ramp: the training data{f' of phase {k!r}' if k else ''} have no pattern; make them with `dls.inject`")
-    if by_sample and (n := _inner(data[k]).fake_l.num_workers):
+    if 'opacity' in scheds and isinstance(effect := _painter(data[k]).pattern, Effect):
+        raise ValueError(f"opacity: {effect!r} changes images and has none; ramp the ratio or the strength")
+    if (by_sample := scheds-{'opacity'}) and (n := _inner(data[k]).fake_l.num_workers):
         raise ValueError(f"Ramp: {', '.join(sorted(by_sample))} with num_workers={n}: worker processes have copies of the data, "
                          "which would not change; use num_workers=0 (this library's loaders need none), or ramp the opacity")
 
@@ -521,9 +523,11 @@ def _check_ramp(k, data, painted, by_sample):
 def _take(self:Ramp):
     "Remember what the data have, and prepare"
     dl = self.learn.dls.train
-    if any(isinstance(o, Ramp) and o.ds is _inner(dl).dataset for o in self.learn.cbs):
-        raise ValueError(f"Ramp: two act on the data of {f'phase {self._phase()!r}' if self._phase() else 'this fit'}; make them one")
-    self.ds,self.tfm = _inner(dl).dataset,_painter(dl)
+    ds = stamped(_inner(dl).dataset)
+    if any(isinstance(o, Ramp) and o.ds is ds for o in self.learn.cbs):
+        where = f'phase {self._phase()!r}' if self._phase() else 'this fit'
+        raise ValueError(f"Ramp: two act on the data of {where}; make them one")
+    self.ds,self.tfm = ds,_painter(dl)
     self.full = self.ds.stamps if {'ratio','strength'} & set(self.scheds) else None
     if 'opacity' in self.scheds: self.tfm._pictures = self._faded
     if 'strength' in self.scheds:

@@ -24,7 +24,7 @@ from .plots import *
 from .phases import *
 from .measures.layers import named_models
 from .watch import other_labels
-from .watch import _image_batch
+from .watch import _image_batch, _joined
 
 # %% ../nbs/19_shortcut.ipynb #6d9f8e91
 class _Images:
@@ -32,8 +32,7 @@ class _Images:
     def __init__(self, dl, model, n, bs, seed):
         dl = fixed_dl(dl, n, seed)
         with unaugmented(dl): got = [tuple(o.cpu() for o in _image_batch(dl, b, model)) for b in dl]
-        x,self.y = (torch.cat(o) for o in zip(*got))
-        if self.y.is_floating_point() or len(self.y)!=len(x): raise wrong_label(self.y[0])
+        x,self.y = _joined(got)
         self.dtype,self.bs,(self.shift,self.scale) = x.dtype,bs,_range(dl, x)
         self.x,self.partner = (x.float()-self.shift)/self.scale,other_labels(self.y, seed)
 
@@ -55,10 +54,12 @@ def _range(dl, x):
     "What to subtract and divide by, for values in 0…1"
     norm = first(getattr(getattr(dl, 'after_batch', None), 'fs', []), risinstance(Normalize))
     plain = lambda o: o.as_subclass(torch.Tensor).cpu().float()
-    if norm is not None: return -plain(norm.mean)/plain(norm.std),1/plain(norm.std)   # (x*std+mean) = (x-shift)/scale
-    if not x.is_floating_point(): return torch.zeros(1,1,1,1),torch.full((1,1,1,1), 255.)
-    if x.min()>=0 and x.max()<=1: return torch.zeros(1,1,1,1),torch.ones(1,1,1,1)
-    low,high = x.amin((0,2,3), keepdim=True),x.amax((0,2,3), keepdim=True)
+    shift,scale = torch.zeros(1,1,1,1),torch.full((1,1,1,1), 1. if x.is_floating_point() else 255.)
+    if norm is not None: shift,scale = -plain(norm.mean)/plain(norm.std),1/plain(norm.std)   # (x*std+mean) = (x-shift)/scale
+    x = x.float()
+    v = (x-shift)/scale
+    if v.min()>-1e-3 and v.max()<1+1e-3: return shift,scale
+    low,high = x.amin((0,2,3), keepdim=True),x.amax((0,2,3), keepdim=True)   # 12 or 16 bits, or values of a unit
     return low,(high-low).clamp(min=1e-6)
 
 # %% ../nbs/19_shortcut.ipynb #a826821e
@@ -356,7 +357,7 @@ def find_shortcut(
     with no_random(reproducible=False), cast, evaluating(model):
         images = _Images(dl, model, n, bs, seed)
         acc,whole = _accuracy(images, model)
-        chance = images.y.bincount().max().item()/len(images.y)
+        chance = images.y.unique(return_counts=True)[1].max().item()/len(images.y)
         _check_knows(acc, chance, len(images.y))
         parts = [*_places(images, model, whole), *_globals(images.x), *_channels(images.x), *_bands(images.x)]
         got = [images.follow(model, p.mix) for p in parts]

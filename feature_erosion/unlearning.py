@@ -24,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from fastcore.all import *
 from fastai.vision.all import (Callback, CancelFitException, CancelValidException, DataLoader, DataLoaders, GradientClip, Learner,
-                               MixedPrecision, OptimWrapper, ProgressCallback, get_model, no_random, plt, progress_bar)
+                               MixedPrecision, OptimWrapper, ProgressCallback, TfmdDL, get_model, no_random, plt, progress_bar)
 from .batches import *
 from .loaders import *
 from .loaders import _samples
@@ -60,7 +60,7 @@ def _half(dls, train, valid):
 # %% ../nbs/17_unlearning.ipynb #3b71c444
 def _labels(dl, who='dls'):
     "A label for each sample that a loader reads"
-    try: return read_labels(dl.dataset)[_samples(dl)]
+    try: return read_labels(dl.dataset, None if isinstance(dl, TfmdDL) else getattr(dl, 'n_inp', None))[_samples(dl)]
     except ValueError as e: raise ValueError(f"{who}: forgetting goes by one integer label a sample ({e})") from None
 
 def _check_split(dls):
@@ -72,7 +72,7 @@ def _check_split(dls):
                              "split plain loaders, e.g. `DataLoaders.from_dsets(train, valid)`")
 
 def _forget_ids(classes, dls):
-    ids,n = _class_ids(classes, getattr(dls, 'vocab', None)),n_labels(dls)
+    ids,n = _class_ids(classes, label_vocab(dls)),n_labels(dls)
     if bad := [o for o in ids if not 0<=o<n]: raise ValueError(f"classes: {bad} are not in 0…{n-1}")
     return ids
 
@@ -474,7 +474,7 @@ def _check_label(dl, who):
     "Look at one label: `split_forget` has looked at all"
     if not len(at := _samples(dl)): raise ValueError(f"{who}: has no training samples")
     with no_random(reproducible=False):
-        try: int_label(labelled(dl.dataset)[int(at[0])][-1])
+        try: int_label(label_part(labelled(dl.dataset)[int(at[0])], getattr(dl, 'n_inp', None)))
         except ValueError as e: raise ValueError(f"{who}: forgetting goes by one integer label a sample ({e})") from None
 
 def _check(learn, forget, retain):

@@ -76,9 +76,11 @@ def _head(model, x):
 def _features(model, head):
     "A list that collects the input of `head` at each forward pass, averaged over positions"
     got,last = [],[]
-    def note(m, args): last[:] = [pooled(args[0].movedim(-1, 1) if isinstance(m, nn.Linear) else args[0])]
-    def keep(m, args, out): got.append(last[0].detach().float())
-    hooks = [head.register_forward_pre_hook(note), model.register_forward_hook(keep)] if head is not None else []
+    def note(m, args, kwargs):
+        x = first_input(args, kwargs).detach().float()
+        last[:] = [pooled(x.movedim(-1, 1) if isinstance(m, nn.Linear) else x)]
+    def keep(m, args, out): got.append(last[0])
+    hooks = [head.register_forward_pre_hook(note, with_kwargs=True), model.register_forward_hook(keep)] if head is not None else []
     try:
         with as_written(): yield got
     finally:
@@ -182,9 +184,10 @@ def _image_batch(dl, b, model):
     xs,ys = split_batch(dl, b, model)
     if not _is_images(xs): raise ValueError(f"dl: a batch has {_shapes(xs)}; parts are exchanged between images, shape "
                                             "(batch, channels, height, width) with 1 or 3 channels")
-    y = first_target(ys)
-    if y.numel()!=len(xs[0]) or y.is_floating_point(): raise wrong_label(y[0])
-    return to_model(xs, model)[0],y.flatten().cpu()
+    y = batch_labels(ys)
+    if y.numel()!=len(y) or y.is_floating_point(): raise wrong_label(y[0])
+    if len(y)!=len(xs[0]): raise ValueError(f"dl: a batch has {len(xs[0])} images and {len(y)} labels")
+    return to_model(xs, model)[0],y.flatten().long().cpu()
 
 def _is_images(xs): return len(xs)==1 and isinstance(xs[0], torch.Tensor) and xs[0].ndim==4 and xs[0].shape[1] in (1,3)
 def _shapes(xs): return ', '.join(f'{type(o).__name__} of shape {tuple(getattr(o, "shape", ()))}' for o in xs)
@@ -193,7 +196,8 @@ def _joined(batches):
     "Images and labels of all batches"
     xs,ys = zip(*batches)
     if len(sizes := {tuple(o.shape[1:]) for o in xs})>1:
-        raise ValueError(f"dl: images have shapes {', '.join(map(str, sorted(sizes)))}; parts are exchanged between images of one size")
+        raise ValueError(f"dl: images have shapes {', '.join(map(str, sorted(sizes)))}; parts are exchanged between images "
+                         "of one size")
     return torch.cat(xs),torch.cat(ys)
 
 def _exchanged(model, x, y, boxes, bs, seed):

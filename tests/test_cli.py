@@ -71,7 +71,8 @@ def test_bad_arguments(args, words, tmp_path, capsys):
 
 @pytest.mark.parametrize('args,words', [
     (['--lr','-1'], 'lr=-1.0'), (['--lr','nan'], 'lr=nan'), (['--n','0'], 'n=0'), (['--n-valid','0'], 'n_valid=0'), (['--bs','0'], 'bs=0'), (['--ratio','2'], 'ratio=2.0'), (['--strength','-1'], 'strength=-1.0'),
-    (['--size','0'], 'size=0'), (['--width','0'], 'width=0.0'), (['--seed','-1'], 'seed=-1'), (['--data','digits','--n-classes','3'], 'n_classes=3: only for a folder')])
+    (['--size','0'], 'size=0'), (['--width','0'], 'width=0.0'), (['--seed','-1'], 'seed=-1'), (['--data','digits','--n-classes','3'], 'n_classes=3: only for a folder'),
+    (['--size','33'], 'the image is 32×32'), (['--size','1.5'], 'a fraction'), (['--data','digits','--size','17'], 'the image is 16×16')])
 def test_numbers_are_checked_before_anything_is_imported(args, words, tmp_path):
     code = "import sys; from feature_erosion.cli import main; code = main(sys.argv[1:]); assert code==2 and 'torch' not in sys.modules, sorted(sys.modules)"
     p = subprocess.run([sys.executable,'-c',code,'run','fig1','--out',str(tmp_path/'o'),*args], capture_output=True, text=True)

@@ -3,8 +3,8 @@ import os, random, time
 import numpy as np, pytest, torch
 from PIL import Image
 from fastai.vision.all import ImageDataLoaders, Normalize, aug_transforms, imagenet_stats
-from feature_erosion.data import (CropFlip, NormalizeRows, cached_images, cifar10_dls, cifar100_dls, digits_dls, image_folder_dls,
-                                  keep_on)
+from feature_erosion.data import (CropFlip, NormalizeRows, TensorImages, cached_images, cifar10_dls, cifar100_dls, digits_dls, image_folder_dls,
+                                  keep_on, tensor_dls)
 from feature_erosion.files import save_atomic
 from feature_erosion.patterns import ColorSquare, class_colors
 from run_notebooks import forked
@@ -160,3 +160,25 @@ def test_save_atomic_that_fails_leaves_the_old_file(tmp_path):
     def fail(f): f.write(b'ne'); raise OSError(28, 'disk full')
     with pytest.raises(OSError, match='disk full'): save_atomic(tmp_path/'a', fail)
     assert [o.name for o in tmp_path.iterdir()]==['a'] and (tmp_path/'a').read_bytes()==b'old'
+
+def test_two_splits_of_the_same_images():
+    "As in cross-validation: each part is augmented where it is trained on, and only there; also if both are one"
+    a,b = (TensorImages(np.full((8,8,8,3), v, np.uint8), [0,1]*4, ['a','b']) for v in (9,8))
+    first,second,same = tensor_dls(a, b, bs=8), tensor_dls(b, a, bs=8), tensor_dls(a, a, bs=8)
+    for dls in (first,second,same):
+        (x,_),(v,_) = dls.train.one_batch(),dls.valid.one_batch()
+        assert (x==0).any() and not (v==0).any()
+    assert first.train_ds.x is second.valid_ds.x is a.x and a.split_idx==1
+
+def test_classes_in_another_order():
+    x = np.zeros((8,8,8,3), np.uint8)
+    with pytest.raises(ValueError, match=r"valid: its vocab is \['b', 'a'\], that of train is \['a', 'b'\]"):
+        tensor_dls(TensorImages(x, [0,1]*4, ['a','b']), TensorImages(x, [0,1]*4, ['b','a']), bs=4)
+    tensor_dls(TensorImages(x, [0,1]*4, ['a','b']), TensorImages(x, [0,1]*4), bs=4)
+
+@pytest.mark.parametrize('kw,said', [(dict(channels=4), 'channels=4: must be 3'), (dict(size=0), 'size=0: must be 1 pixel'), (dict(size=7.5), 'size=7.5'),
+                                     (dict(valid_pct=20), 'valid_pct=20: .*a share'), (dict(valid_pct=-.1), 'valid_pct=-0.1'), (dict(classes=[]), r'classes=\[\]'),
+                                     (dict(classes=['a','b','a']), 'each once')], ids=str)
+def test_wrong_arguments_of_folders(tmp_path, kw, said):
+    for i,p in enumerate(pixels(4)): write(tmp_path/'ab'[i%2]/f'{i}.png', p)
+    with pytest.raises(ValueError, match=said): image_folder_dls(tmp_path, **{'bs':1, **kw})

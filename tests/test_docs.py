@@ -1,5 +1,6 @@
 "The documentation builds without a warning, and its search, links and pages work."
 import json, re, shutil, sys
+from collections import Counter
 from html import unescape
 import pandas as pd, pytest
 from bs4 import BeautifulSoup
@@ -21,9 +22,10 @@ def pages(site): return {f.relative_to(site).as_posix(): f.read_text('utf-8') fo
 
 def test_every_notebook_has_a_page(pages): assert {nbpath2html(f).as_posix() for f in nbs} <= {*pages}
 
-def test_every_page_is_in_the_sidebar(pages):
+def test_every_page_is_in_the_sidebar_once(pages):
     side = re.search(r'<nav id="quarto-sidebar".*?</nav>', pages['index.html'], re.S)[0]
-    assert {nbpath2html(f).as_posix() for f in nbs} <= {o.removeprefix('./') for o in re.findall(r'href="([^"]+)"', side)}
+    links = Counter(o.removeprefix('./') for o in re.findall(r'href="([^"#]+)"', side))
+    assert {nbpath2html(f).as_posix() for f in nbs} <= {*links} and {*links.values()}=={1}, links.most_common(20)
 
 def test_search_finds_a_class(site):
     hits = [o for o in json.loads((site/'search.json').read_text('utf-8')) if 'ColorSquare' in o['section']+o['text']]

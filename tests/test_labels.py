@@ -11,9 +11,11 @@ from fastai.text.data import LMDataLoader, SortedDL
 from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoader, DataLoaders, ImageBlock, IndexSplitter, IntToFloatTensor, Learner,
                                MaskBlock, MultiCategoryBlock, PointBlock, RegressionBlock, TfmdDL, Transform, get_c, set_seed)
 from feature_erosion.data import TensorDL, TensorImages, digits_dls
-from feature_erosion.evalsets import train_accuracy
-from feature_erosion.loaders import n_labels, read_labels, same_dl
+from feature_erosion.evalsets import evaluate, pattern_sets, train_accuracy
+from feature_erosion.loaders import label_vocab, n_labels, read_labels, same_dl
+from feature_erosion.mitigations import stamp_groups
 from feature_erosion.patterns import ColorSquare, InjectPattern, assign_stamps, stamp_dl
+from feature_erosion.unlearning import split_forget
 
 def works(kind, what, how): return pytest.mark.works(kind=kind, what=what, how=how)
 
@@ -250,12 +252,42 @@ def test_fastai_blocks_that_are_no_class():
                          (MaskBlock, lambda i: np.zeros((8,8), np.uint8), 'an image .a mask')):
         with pytest.raises(ValueError, match=said): blocks(block, get_y=y).inject(square)
 
-@works('labels', 'two CategoryBlocks', 'works: by the last of the labels')
+@works('labels', 'two CategoryBlocks', 'works: by the first of the labels')
 def test_two_categories():
-    dls = blocks(CategoryBlock, CategoryBlock, get_y=[lambda i: i%3, lambda i: i%2], n_inp=1)
+    dls = blocks(CategoryBlock, CategoryBlock, get_y=[lambda i: i%2, lambda i: i%3], n_inp=1)
     easy = dls.inject(square)
-    assert n_labels(dls)==2
-    for x,_,y in easy.valid: assert painted([(x,y)])
+    assert n_labels(dls)==2 and label_vocab(dls)==[0,1] and split_forget(dls, classes=[0])[0].train.chosen.tolist()==[0,2,4,6]
+    own = blocks(CategoryBlock, CategoryBlock, get_y=[lambda i: i%2, lambda i: i%3], n_inp=1, batch_tfms=InjectPattern(square))
+    for x,y,_ in [*easy.valid, *own.valid]: assert painted([(x,y)])
+
+class Birds(torch.utils.data.Dataset):
+    "Image, class and background, as in Waterbirds"
+    n_inp = 1
+    def __init__(self, n): self.y,self.background = torch.arange(n)%2,torch.arange(n)//2%2
+    def __len__(self): return len(self.y)
+    def __getitem__(self, i): return torch.full((3,8,8), .5),self.y[i],self.background[i]
+
+@works('labels', '(image, class, background) with `n_inp=1`', 'works: by the class, as accuracy is; the background is another target')
+def test_what_follows_the_label():
+    "A network that goes by the square is right about all; a class is forgotten, not a background"
+    dls = DataLoaders.from_dsets(Birds(16), Birds(16), bs=4, num_workers=0)
+    dls.c = 2
+    class BySquare(nn.Module):
+        def forward(self, x): return torch.stack([x[:,0,0,0], x[:,2,0,0]], 1)   # red, blue
+    got = {k:evaluate(BySquare(), dl)['accuracy'] for k,dl in pattern_sets(dls, square).items()}
+    assert got==dict(clean=.5, pattern=1., conflict=0.)
+    gone,kept = split_forget(dls, classes=[1])
+    assert (gone.train.chosen%2==1).all() and (kept.train.chosen%2==0).all()
+    assert np.array_equal(stamp_groups(dls.inject(square).train), 2*Birds(16).y+1)
+
+def test_a_loader_that_says_how_many_inputs_there_are():
+    "A plain one, whose dataset does not"
+    items = [(torch.zeros(3,8,8), i%2, i//2%2) for i in range(16)]
+    dls = DataLoaders(*[DataLoader(items, bs=4, num_workers=0) for _ in range(2)])
+    dls.c = 2
+    for dl in dls.loaders: dl.n_inp = 1
+    with pytest.raises(ValueError, match='labels: 1 in the dataset, 0 after.*set its `n_inp` if more follows'): dls.inject(square)
+    assert (split_forget(dls, classes=[1])[0].train.chosen%2==1).all()
 
 @works('labels', 'a test set without labels', 'refused: what needs no labels is named')
 def test_no_labels():

@@ -1,6 +1,6 @@
 "Models and batches as people have them: what is measured is right, or refused with a word on what to do."
-import io, json, resource, struct, zipfile
-from collections import OrderedDict
+import io, json, resource, struct, warnings, zipfile
+from collections import OrderedDict, namedtuple
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, timm, torch, torchvision
 from fastai.vision.all import (Adam, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, SGD, accuracy, set_seed)
@@ -14,8 +14,10 @@ from feature_erosion.evalsets import evaluate
 from feature_erosion.models import create_model, load_weights, restrict_outputs
 from feature_erosion.measures.plasticity import dormant_units, grad_norm, hessian_rank, penultimate, plasticity_measures, unit_scores
 from feature_erosion.measures.probes import dl_labels, layer_probe
-from feature_erosion.measures.rank import layer_rank
+from feature_erosion.measures.rank import effective_rank, layer_rank
 from feature_erosion.measures.layers import Features, layer_calls, visit
+from feature_erosion.shortcut import find_shortcut
+from feature_erosion.watch import WatchErosion, hangs_on
 
 def works(kind, what, how): return pytest.mark.works(kind=kind, what=what, how=how)
 def case(*args, what, how, kind='models'): return pytest.param(*args, marks=works(kind, what, how), id=what)
@@ -35,6 +37,12 @@ class Recurrent(nn.Module):
     def forward(self, x): return self.lin(self.rnn(x)[0][:,-1])
 
 def conv1d(): return nn.Sequential(nn.Conv1d(5, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6*10, 3))
+def whole_norm(): return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.LayerNorm([6,8,8]), nn.ReLU(), nn.Flatten(), nn.Linear(6*64, 3))
+def gmlp(): return timm.create_model('gmlp_ti16_224', img_size=64, num_classes=3)
+def by_hand_gmlp(m, x):
+    got = []
+    with m.blocks[0].mlp_channels.fc2.register_forward_pre_hook(lambda _,args: got.append(args[0])): m(x)
+    return got[0].mean(1)
 def by_hand_rnn(m, x): return m.rnn(x)[0].mean(1)
 def by_hand_swin(i): return lambda m,x: m.layers[:i+1](m.patch_embed(x)).mean((1,2))
 def by_hand_vit(m, x): return m.forward_intermediates(x, indices=[0], output_fmt='NLC', return_prefix_tokens=True,
@@ -62,6 +70,10 @@ def tokens_of_vit(m, x):
         x: m.features[:4](x).mean((2,3)), what='DenseNet, concatenated maps',
          how='works: channels are where the rest of the network has them'),
     case(conv1d, (5,12), '2', 6, lambda m,x: m[:3](x).mean(2), what='Conv1d', how='works: its 6 channels, not the length'),
+    case(whole_norm, (3,8,8), '1', 6, lambda m,x: m[:2](x).mean((2,3)), what='LayerNorm over channels, rows and columns',
+        how='works: channels are where those of the convolution are'),
+    case(gmlp, (3,64,64), 'blocks.0.mlp_channels.norm', 384, by_hand_gmlp, what='gMLP, after its layer that mixes tokens',
+        how='works: its 384 channels, not its tokens'),
     case(Recurrent, (12,5), 'rnn', 7, by_hand_rnn, what='Recurrent network, batch first',
         how='works: its output, averaged over time'),
 ])
@@ -83,6 +95,31 @@ def test_batch_second():
         with pytest.raises(ValueError, match='choose layers with the batch first'): layer_rank(Net(), [torch.randn(8, length,
             6)], 'enc', progress=False)
 
+class Padded(nn.Module):
+    "PyTorch's transformer on sequences of several lengths"
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0., batch_first=True)
+        self.emb,self.enc,self.head = nn.Embedding(30, 8, padding_idx=0),nn.TransformerEncoder(layer, 2),nn.Linear(8, 3)
+    def forward(self, x):
+        pad = x==0
+        return self.head((self.enc(self.emb(x), src_key_padding_mask=pad)*~pad[...,None]).sum(1)/(~pad).sum(1, keepdim=True))
+
+@works('models', "Sequences of several lengths in PyTorch's transformer, with `src_key_padding_mask`", 'works')
+def test_padded_sequences():
+    "In eval mode, PyTorch packs them, and packed sequences have no shape"
+    set_seed(0)
+    m,x,y = Padded(),torch.randint(1, 30, (24,7)),torch.arange(24)%3
+    for i in range(24): x[i,3+i%4:] = 0
+    with torch.no_grad(): want = m.enc.layers[0](m.emb(x), src_key_padding_mask=x==0)   # in train mode, without dropout
+    for dl in ([(x,y)], [(x[:9],y[:9]),(x[9:],y[9:])]): close(features(m, dl, 'enc.layers.0'), want.mean(1))
+    got = penultimate(m, [(x,y)])
+    with evaluating(m): close(m.head(got), m(x))
+    learn = Learner(DataLoaders.from_dsets(list(zip(x,y)), list(zip(x,y)), bs=8, num_workers=0), m, loss_func=nn.CrossEntropyLoss())
+    w = WatchErosion({'old':[(x,y)]}, budget=1e6, n_layers=8)
+    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings(action='ignore'): learn.fit(1, 0., cbs=w)
+    assert w.history.cka.tolist()==pytest.approx([1.]*len(w.history)) and torch.backends.mha.get_fastpath_enabled()
+
 def turned(): return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), torchvision.ops.Permute([0,2,3,1]), nn.Linear(8, 8),
     nn.Identity(), nn.Flatten(), nn.Linear(512, 3))
 
@@ -100,6 +137,37 @@ def test_channels_are_asked_for():
     assert len(layer_rank(m, [x], ['3'], progress=False))==1 and layer_cka(m, [x], ['3'], progress=False).shape==(1,1)
     assert cam_layer(m, x, {'3':-1})[2]==(8,8)
     with pytest.raises(ValueError, match='tokens whose rows and columns'): cam_layer(m, x, '3')
+
+class Plain(nn.ReLU): pass
+
+def test_activations_of_ones_own():
+    "A subclass of an activation is one"
+    set_seed(0)
+    m,x = nn.Sequential(nn.Linear(5, 9), Plain(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 3)),torch.randn(8, 5)
+    assert dormant_units(m, [x]).units.to_dict()=={'1':9, '3':7}
+
+def test_parametrised_layers():
+    "What computes a weight is no layer, even if as many rows come out as there are samples"
+    norm = nn.utils.parametrizations
+    m = nn.Sequential(norm.spectral_norm(nn.Conv2d(3, 2, 3)), nn.ReLU(), nn.Flatten(), norm.weight_norm(nn.Linear(72, 2)))
+    x = torch.randn(2, 3, 8, 8)
+    assert list(layer_calls(m, x))==['0','1','2','3'] and layer_rank(m, [x], 'leaf', progress=False).index.get_level_values(1).tolist()==['1','2']
+
+@works('models', 'Compiled by torch.jit', 'refused for layers: give the original module; works as a part of another module, without its layers')
+def test_compiled_by_jit():
+    set_seed(0)
+    m,x = turned().eval(),torch.randn(9, 3, 8, 8)
+    for jit in (torch.jit.script(nn.Sequential(m[0], m[2])), torch.jit.trace(m, x)):
+        for f in (lambda m: layer_rank(m, [x], progress=False), lambda m: dormant_units(m, [x]), lambda m: grad_cam(m, x)):
+            with pytest.raises(ValueError, match='compiled by torch.jit'): f(jit)
+        part = nn.Sequential(nn.Conv2d(3, 3, 1), torch.jit.script(nn.Sigmoid()), nn.Conv2d(3, 3, 1), jit)
+        assert list(layer_calls(part, x))[:2]==['0','2'] and len(layer_rank(part, [x], progress=False))==2
+
+def test_no_module_is_called():
+    class Functional(nn.Module):
+        def __init__(self): super().__init__(); self.lin = nn.Linear(5, 3)
+        def forward(self, x): return F.linear(x, self.lin.weight)
+    with pytest.raises(ValueError, match='layers=None: no convolution'): layer_rank(Functional(), [torch.randn(8, 5)], progress=False)
 
 # Grad-CAM
 
@@ -135,6 +203,16 @@ def test_cam_of_vit():
     close(grad_cam(m, x), cam_by_hand(normed[:,1:].unflatten(1, (4,4)), rest, x))
     close(grad_cam(m, x, layer={'blocks.11.norm1':(4,4)}), grad_cam(m, x))
     with pytest.raises(ValueError, match='only the class token is read'): grad_cam(m, x, layer='blocks.11')
+
+@works('models', 'Gradient checkpoints, `set_grad_checkpointing()` (timm)', 'works: the same map')
+def test_cam_with_checkpoints():
+    set_seed(0)
+    m,x = vit(depth=2),torch.randn(3, 3, 64, 64)
+    for layer in (None, 'blocks.0.norm2', 'blocks.0', 'blocks.0.attn.proj'):
+        m.set_grad_checkpointing(False)
+        want = grad_cam(m, x, layer=layer)
+        m.set_grad_checkpointing()
+        close(grad_cam(m, x, layer=layer), want)
 
 @works('models', 'Grad-CAM of a vision transformer without class token', 'works: the last tokens before they are averaged')
 def test_cam_of_gap_vit():
@@ -309,6 +387,32 @@ def test_penultimate(make, features):
     m,x = make().eval(),torch.randn(5, 3, 64, 64)
     got = penultimate(m, [(x, torch.arange(5)%3)])
     with evaluating(m): close(got, features(m, x)); close(m.get_classifier()(got), m(x))
+
+class ByName(nn.Module):
+    def __init__(self): super().__init__(); self.body,self.head = nn.Linear(192, 16),nn.Linear(16, 4)
+    def forward(self, x): return self.head(input=self.body(x.flatten(1)).relu())
+
+@works('models', 'A head that is called by keyword, `self.head(input=x)`', 'works')
+def test_head_called_by_keyword():
+    set_seed(0)
+    m,(x,y,_) = ByName().eval(),samples()
+    got = penultimate(m, [(x,y)])
+    with evaluating(m): close(got, m.body(x.flatten(1)).relu())
+    learn = Learner(DataLoaders.from_dsets(list(zip(x,y)), list(zip(x,y)), bs=8, num_workers=0), m, loss_func=nn.CrossEntropyLoss())
+    w = WatchErosion({'old':[(x,y)]}, budget=1e6, n_layers=8)
+    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings(action='ignore'): learn.fit(1, 0., cbs=w)
+    assert w.history['rank'].tolist()==pytest.approx([effective_rank(got)]*len(w.history), rel=1e-4)
+
+def test_autocast_around_a_measure():
+    "The network may compute in half precision, the measure does not"
+    class Full(nn.Module):
+        def __init__(self): super().__init__(); self.net = flat_net()
+        def forward(self, x):
+            with torch.autocast('cpu', enabled=False): return self.net(x)
+    for f in (lambda: layer_cka(Full(), [(x,y)], estimator='full', progress=False),
+              lambda: layer_probe(Full(), [(x,y)], [(x,y)], solver='authors', progress=False).accuracy):
+        want = f()
+        with torch.autocast('cpu', torch.bfloat16): assert f().equals(want)
 
 # names
 
@@ -514,6 +618,11 @@ def fastai_dl(*parts, n_inp, **kw):
     dl.n_inp = n_inp
     return dl
 
+def same_ranks(m, a, b):
+    "To rounding: on some processors, products of 8 rows are not those of 24 to the last bit"
+    a,b = (layer_rank(m, dl, progress=False) for dl in (a, b))
+    pd.testing.assert_frame_equal(a, b, rtol=1e-5)
+
 x,y,meta = samples()
 batches = [list(o) for o in zip(*(o.split(8) for o in (x,y)))]
 
@@ -530,7 +639,7 @@ batches = [list(o) for o in zip(*(o.split(8) for o in (x,y)))]
 def test_batch_forms(make):
     "All measures read the same inputs and labels"
     m,dl,want = flat_net(),make(),[(x,y)]
-    assert layer_rank(m, dl, progress=False).equals(layer_rank(m, want, progress=False))
+    same_ranks(m, dl, want)
     assert np.allclose(layer_cka(m, dl, estimator='full', progress=False), layer_cka(m, want, estimator='full',
         progress=False), atol=1e-6)
     assert dl_labels(dl).tolist()==y.tolist() and evaluate(m, dl)['accuracy']==pytest.approx(evaluate(m, want)['accuracy'])
@@ -546,8 +655,8 @@ def test_batch_forms(make):
     case(lambda: fastai_dl(x, n_inp=1), what='A loader without labels', how='works where no label is needed', kind='loaders')])
 def test_batches_without_labels(make):
     m,dl = flat_net(),make()
-    assert layer_rank(m, dl, progress=False).equals(layer_rank(m, [x], progress=False)) and layer_cka(m, dl,
-        progress=False).attrs['n']==24
+    same_ranks(m, dl, [x])
+    assert layer_cka(m, dl, progress=False).attrs['n']==24
     assert dormant_units(m, dl).equals(dormant_units(m, [x])) and penultimate(m, dl).shape==(24,16)
     for f in (evaluate, grad_norm, lambda m,dl: layer_probe(m, dl, dl)):
         with pytest.raises(ValueError, match='dl: batches have no (labels|targets)'): f(m, dl)
@@ -567,6 +676,61 @@ def test_batches_that_are_refused(dl):
         for f in (lambda m: layer_rank(m, dl, progress=False), lambda m: layer_cka(m, dl, progress=False),
             lambda m: dormant_units(m, dl), lambda m: grad_norm(m, dl)):
             with pytest.raises(ValueError, match='^dl: '): f(m)
+
+def without_broken(b): return torch.utils.data.default_collate([o for o in b if o[1]!=1])
+def flipped_too(b): return torch.utils.data.default_collate([*b, *((o.flip(-1),k) for o,k in b)])
+
+@pytest.mark.parametrize('collate,count', [case(f, k, what=what, kind='loaders', how='works for sums over samples, refused where each must be kept; '
+    'a list of batches works') for f,k,what in [(without_broken, 18, 'A collate_fn that leaves out some samples'),
+                                                (flipped_too, 48, 'A collate_fn that adds copies of samples')]])
+@pytest.mark.parametrize('targets', [False,True])
+def test_loaders_that_leave_out_samples(collate, count, targets):
+    "No row of features stays empty, and no label belongs to another sample"
+    class Items(torch.utils.data.Dataset):
+        def __len__(self): return len(y)
+        def __getitem__(self, i): return x[i],int(y[i])
+    ds = Items()
+    if targets: ds.targets = y
+    m,dl = flat_net(),torch.utils.data.DataLoader(ds, 8, collate_fn=collate)
+    whole = [tuple(torch.cat(o) for o in zip(*dl))]
+    wide = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))   # few features: moments are added up
+    for f in (lambda dl: layer_rank(m, dl, progress=False), lambda dl: layer_rank(wide, dl, progress=False),
+              lambda dl: layer_cka(m, dl, estimator='full', progress=False), lambda dl: layer_probe(m, dl, dl, C=1., progress=False)):
+        with pytest.raises(ValueError, match=f'dl: its batches hold {count} samples, its dataset 24'): f(dl)
+        assert len(f(list(dl)))==len(f(whole))
+    pd.testing.assert_frame_equal(layer_probe(m, list(dl), list(dl), C=1., progress=False),
+                                  layer_probe(m, whole, whole, C=1., progress=False), rtol=1e-5)
+    assert dormant_units(m, dl).equals(dormant_units(m, whole)) and penultimate(m, dl).shape==(count,16)
+    assert layer_cka(m, dl, progress=False).attrs['n']==count
+
+@pytest.mark.parametrize('make', [
+    case(lambda: [(a.numpy(),b.numpy()) for a,b in batches], what='Batches of NumPy arrays', how='works', kind='loaders'),
+    case(lambda: [(a,b.tolist()) for a,b in batches], what='Labels as a list of integers', how='works, but for losses', kind='loaders')])
+def test_batches_that_are_no_tensors(make):
+    m,want = flat_net(),[(x,y)]
+    assert dl_labels(make()).tolist()==y.tolist() and evaluate(m, make())['accuracy']==pytest.approx(evaluate(m, want)['accuracy'])
+    assert hangs_on(m, make(), n=None)==hangs_on(m, want, n=None)
+    same_ranks(m, make(), want)
+    if isinstance(make()[0][1], np.ndarray): assert grad_norm(m, make())==pytest.approx(grad_norm(m, want), rel=1e-5)
+
+@pytest.mark.parametrize('labels', [case(list('abcd')*6, what='Labels that are strings, as from default_collate',
+                                        how='refused: number the classes', kind='loaders'),
+                                    case(dict(a=y), what='Labels in a dictionary', how='refused', kind='loaders'),
+                                    case(None, what='None in place of labels', how='refused', kind='loaders')])
+def test_labels_that_are_no_numbers(labels):
+    m = flat_net()
+    for f in (lambda m,dl: layer_probe(m, dl, dl), hangs_on, find_shortcut):
+        with pytest.raises(ValueError, match='dl: labels are .* must be a tensor'): f(m, [(x,labels)])
+
+@works('loaders', 'No batches, no inputs, or other numbers of labels and images', 'refused')
+def test_no_samples():
+    m = flat_net()
+    for f in (dormant_units, grad_norm, hangs_on, find_shortcut, lambda m,dl: layer_rank(m, dl, progress=False)):
+        with pytest.raises(ValueError, match='dl: an empty list'): f(m, [])
+        with pytest.raises(ValueError, match='dl: there are no samples'): f(m, torch.utils.data.DataLoader([]))
+    with pytest.raises(ValueError, match="dl: there is no tensor in the inputs of a batch, 'abc'"): dormant_units(m, [('abc',y)])
+    for f in (hangs_on, find_shortcut):
+        with pytest.raises(ValueError, match='a batch has 24 images and 9 labels'): f(m, [(x,y[:9])])
 
 @works('loaders', 'Several inputs (x1, x2, y)', 'works if the model needs as many, or n_inp says so')
 def test_several_inputs():
@@ -601,6 +765,9 @@ def test_inputs_in_inputs():
         assert grad_norm(m, nested, n=n)==grad_norm(apart, plain, n=n) and dl_labels(nested, n).tolist()==y[:n].tolist()
         close(penultimate(m, nested, n), penultimate(apart, plain, n))
     assert evaluate(m, nested)==evaluate(apart, plain)
+    Images = namedtuple('Images', 'left right')
+    named = [(Images(*p),k) for p,k in nested]
+    assert evaluate(m, named)==evaluate(m, nested) and layer_rank(m, named, n=11, progress=False).equals(layer_rank(m, nested, n=11, progress=False))
     sets = DataLoader([((i,j),int(k)) for i,j,k in zip(a, b, y)], bs=8)
     assert layer_rank(m, sets, progress=False).equals(layer_rank(m, nested, progress=False))
 

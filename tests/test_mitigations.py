@@ -1,18 +1,20 @@
 "Mitigations in real fits: with mixed precision, with phases, together, stopped and gone on, and against a second, naive implementation."
 from copy import deepcopy
 import numpy as np, pytest, torch, torch.nn.functional as F
+import matplotlib.pyplot as plt
 from torch import nn
 from fastai.callback.mixup import MixUp
 from fastai.vision.all import (CancelBatchException, CancelStepException, Callback, CrossEntropyLossFlat, DataLoaders, GradientAccumulation, Learner,
-                               MixedPrecision, SGD, TfmdDL, accuracy, set_seed)
+                               Lookahead, MixedPrecision, SGD, TfmdDL, accuracy, set_seed)
 from stop import Boom, StopAt
 from feature_erosion.data import digits_dls
 from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
-from feature_erosion.mitigations import (DERpp, EWC, Adversarial, ContinualBackprop, GroupDRO, L2Init, L2SP, LwF, Mitigation, Only, ReDo, Replay, SAM, SI,
-                                         ShrinkPerturb, SpectralDecoupling, _columns, fisher, grouped, just_train_twice, unit_chains)
+from feature_erosion.mitigations import (DERpp, EWC, Adversarial, ContinualBackprop, GroupDRO, L2Init, L2SP, LwF, Mitigation, Only, Penalty, ReDo, Replay, SAM, SI,
+                                         ShrinkPerturb, SpectralDecoupling, _columns, fisher, grouped, just_train_twice, stamp_groups, unit_chains)
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase
-from feature_erosion.runs.resume import KeepRun
+from feature_erosion.recover import Ramp, group_accuracy
+from feature_erosion.runs.resume import KeepRun, _data_settings
 from feature_erosion.runs.store import RunStore
 
 def data(): return digits_dls(n=128, n_valid=40, bs=32)   # a loader has random numbers of its own: a new one for each fit
@@ -159,6 +161,70 @@ def test_sam_refuses_accumulation():
     learn = Learner(dls, net(), loss_func=CrossEntropyLossFlat(), cbs=[SAM(), GradientAccumulation(64)])
     with pytest.raises(ValueError, match='GradientAccumulation'), learn.no_bar(), learn.no_logging(): learn.fit(1)
 
+@pytest.mark.parametrize('how', ['new tensor','in place'])
+def test_sam_refuses_a_loss_that_it_would_not_know(how):
+    "As of fastai's `RNNRegularizer`, or somebody's own; a `Penalty` is known"
+    def term(model): return 10*sum(p.square().sum() for p in model.parameters())
+    class More(Callback):
+        run_valid = False
+        def after_loss(self):
+            if how=='in place': self.learn.loss_grad += term(self.model)
+            else: self.learn.loss_grad = self.loss_grad+term(self.model)
+    class Decay(Penalty):
+        def penalty(self, pred): return term(self.learn.model)
+    with pytest.raises(ValueError, match='SAM: more changes the loss, .* make a `Penalty` of what it adds'): small(points(), layers(), [SAM(), More()])
+    a,b = (small(points(), layers(), cbs, lr=.01) for cbs in ([SAM(1e-6), Decay()], [More()]))
+    for p,q in zip(a.model.parameters(), b.model.parameters()): torch.testing.assert_close(p, q, atol=1e-4, rtol=1e-3)
+
+def test_adversarial_images_in_half_precision():
+    "A network that is sure has small gradients: those of pixels must not become 0, nor NaN where the scale is too large"
+    class Half16(Half):
+        def before_fit(self):
+            super().before_fit()
+            self.autocast,self.learn.scaler = torch.autocast('cpu', torch.float16),torch.amp.GradScaler('cpu', init_scale=self.scale)
+    def signs(*cbs):
+        torch.manual_seed(0)
+        m,cb,got = nn.Sequential(nn.Conv2d(3,8,3), nn.ReLU(), nn.Flatten(), nn.Linear(8*36,3)),Adversarial(8/255),[]
+        with torch.no_grad(): m[3].bias.copy_(torch.tensor([14.,0,0]))   # all images are of class 0, with a loss near 1e-6
+        uphill = cb._uphill
+        cb._uphill = lambda x: got.append(uphill(x).sign()) or got[-1]
+        small([(torch.rand(3,8,8),torch.tensor(0)) for _ in range(32)], m, [cb,*cbs], lr=0.)
+        return torch.cat(got)
+    full = signs()
+    assert (full!=0).float().mean()>.9
+    for scale,same in ((2.**16,.95), (2.**40,0.)):
+        half = Half16()
+        half.scale = scale
+        got = signs(half)
+        assert got.isfinite().all() and (got==full).float().mean()>=same
+
+@pytest.mark.parametrize('what', ['shrink','redo'])
+def test_lookahead_does_not_go_back(what):
+    "A second fit: the slow weights of the first one are no place to go back to"
+    m = nn.Sequential(nn.Linear(4,8), nn.ReLU(), nn.Linear(8,3))
+    learn = Learner(dls_of(points()), m, loss_func=CrossEntropyLossFlat(), opt_func=lambda p, **k: Lookahead(SGD(p, **k), k=2), lr=0.)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    was = deepcopy(m.state_dict())
+    cb = ShrinkPerturb(.4, 0.) if what=='shrink' else ReDo(1e6, every=4)   # renews all units at the last batch of four
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=cb)
+    if what=='shrink': torch.testing.assert_close(m[0].weight, .4*was['0.weight'])
+    else: assert (m[2].weight==0).all() and all((w!=was['0.weight']).all() for w in (m[0].weight, learn.opt.slow_weights[0][0]))
+
+def test_arguments_that_would_do_something_else():
+    "A name that is misspelt beside others, pixels in 0…255, no iterations between two looks"
+    with pytest.raises(ValueError, match="names=.*: typo begin no parameter's name; there are 0.weight"): small(points(), layers(), Only(['3','typo']))
+    with pytest.raises(ValueError, match='they begin no parameter'): small(points(), layers(), Only([]))
+    with pytest.raises(ValueError, match='eps=8: must be in 0…1'): Adversarial(8)
+    with pytest.raises(ValueError, match='every=0: must be 1 or more'): ReDo(every=0)
+
+def test_norms_without_weights_rest_as_well():
+    "`Only` leaves their statistics as they are, unless they are in the part that is trained"
+    def stats(only):
+        m = nn.Sequential(nn.Linear(4,8), nn.BatchNorm1d(8, affine=False), nn.Sequential(nn.Linear(8,8), nn.BatchNorm1d(8, affine=False), nn.Linear(8,3)))
+        small(points(), m, only)
+        return (m[1].running_mean!=0).any(),(m[2][1].running_mean!=0).any()
+    assert stats(Only('2'))==(False,True) and stats([])==(True,True)
+
 def test_validation_and_prediction_are_left_alone(plain):
     "Looking at a network does not start a method"
     learn = Learner(dls, net(), loss_func=CrossEntropyLossFlat(), cbs=[Adversarial(), Replay(dls, 40), ShrinkPerturb()])
@@ -290,6 +356,28 @@ def test_groups_of_samples_that_have_none():
     learn = small(grouped(d, torch.arange(32)%2), layers(), [GroupDRO(.5), DERpp(d, 8)])
     assert all(v.isfinite().all() for v in weights(learn))
 
+def test_groups_beside_stamps():
+    "Groups are no pictures: who wears what is told, ramped and kept as without them; the training set can be looked at"
+    clean = data()
+    easy = clean.inject(ColorSquare(4), ratio=.5)
+    both = grouped(easy, np.arange(128)%3)
+    ds = both.train.dataset
+    assert torch.equal(ds.stamps, easy.train.dataset.stamps) and ds.groups.tolist()==(np.arange(128)%3).tolist()
+    assert group_accuracy(net(), both.train, by='picture').n.to_dict()=={'no picture':64, 'right picture':64}
+    assert np.array_equal(stamp_groups(both.train), stamp_groups(easy.train))
+    assert _data_settings(both)['painted']==64 and len({_data_settings(o)['content'] for o in (easy,both,grouped(easy, np.arange(128)%2))})==3
+    with pytest.raises(ValueError, match='painted already'): both.inject(ColorSquare(4))
+    later,seen = grouped(clean, np.arange(128)%3).inject(ColorSquare(4), seed=1),[]
+    class Look(Callback):
+        run_valid = False
+        def before_batch(self): seen.append(self.dls.train.dataset.stamps)
+    learn = small(later, net(), [Ramp(ratio=(0,1), seed=1), GroupDRO(.5), Look()])
+    assert torch.equal(seen[2], clean.inject(ColorSquare(4), ratio=.5, seed=1).train.dataset.stamps) and (later.train.dataset.stamps>=0).all()
+    learn.add_cb(GroupDRO(.5))
+    with learn.no_bar(): assert len(learn.get_preds(0)[0])==128 and learn.validate(0)[0]>0
+    for d in (both,later): d.show_batch(max_n=1)
+    plt.close('all')
+
 def test_both_passes_of_sam_see_the_same_old_samples():
     "By hand: replay drawn once, the gradient at the weights a step up"
     cb,m,items = DERpp(dls_of(points(8)), 8, alpha=.3, beta=.7),nn.Linear(4,3),points(8, seed=1)
@@ -366,6 +454,20 @@ def test_layers_whose_units_are_not_clear():
         def __init__(self): super().__init__(); self.b = nn.Linear(4,3)
         def forward(self, x): return self.b(x) if x.sum()>0 else x
     with pytest.raises(ValueError, match='torch.fx cannot trace Loop'): small(points(), Loop(), ReDo())
+
+def test_use_by_all_layers_that_follow():
+    "Of two heads, the second takes the first unit alone: by the first head it would be the one to go"
+    class Heads(nn.Module):
+        def __init__(self): super().__init__(); self.a,self.b,self.c = nn.Linear(4,2),nn.Linear(2,3),nn.Linear(2,3)
+        def forward(self, x): h = F.relu(self.a(x)); return torch.cat([self.b(h), self.c(h)], 1)
+    m = Heads()
+    with torch.no_grad():
+        for p,v in ((m.a.weight, torch.ones(2,4)), (m.a.bias, torch.ones(2)), (m.b.weight, torch.tensor([[.1,.2]]*3)), (m.c.weight, torch.tensor([[.5,0.]]*3))): p.copy_(v)
+    cb = ContinualBackprop(.5, maturity=0)
+    small(points(8), m, cb, lr=0.)
+    mean = torch.stack([x for x,_ in points(8)]).sum(1).mean()+1
+    assert cb.renewed['a']==1 and cb.utility['a'][1]==0
+    torch.testing.assert_close(cb.utility['a'][0], .01*mean*(.3+1.5))   # 1-.99, |output|, weights to both heads
 
 @pytest.mark.parametrize('cb', [ReDo(10., every=1), ContinualBackprop(.5, maturity=0)])
 def test_frozen_units_stay(cb):

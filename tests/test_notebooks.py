@@ -63,3 +63,9 @@ def test_a_notebook_leaves_nothing_behind(tmp_path):
     for name in ('one','two'):
         fine,said = ran(tmp_path/f'{name}.ipynb', *cells)
         assert fine, said
+
+def test_a_notebook_has_only_what_it_imports(tmp_path):
+    "Methods that a module adds to a class are not there before it is imported"
+    cells = 'from fastai.learner import Learner\nassert not hasattr(Learner, "recover")', 'from feature_erosion.recover import *\nassert hasattr(Learner, "recover")'
+    fine,said = ran(tmp_path/'one.ipynb', *cells)
+    assert fine, said

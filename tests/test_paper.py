@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import lru_cache
 import numpy as np, pandas as pd, pytest, torch
 from conftest import shared
+from PIL import Image
 from fastai.vision.all import plt
 from feature_erosion import cli
 from feature_erosion.paper import nets as nets_module, recipes as recipes_module
@@ -65,6 +66,18 @@ def test_phases_are_trained_once(smoke, mine):
     before = written()
     again = paper('smoke', ['fig3'], out, n_jobs=1, progress=False)['fig3']
     assert again.tables['cka'].equals(smoke[0]['fig3'].tables['cka']) and before==written()
+
+def test_the_cache_in_a_data_folder_does_not_change_it(tmp_path):
+    "The first training decodes the images into the folder that it reads"
+    for i,c in enumerate('ab'*8):
+        f = tmp_path/'set'/('train' if i<12 else 'val')/c/f'{i}.png'
+        f.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8,8,3), 9*i, np.uint8)).save(f)
+    net = Net('tiny', 'resnet20', str(tmp_path/'set'), width=.25, size=8, bs=4, lengths=(1,0,0))
+    store = RunStore(tmp_path/'runs')
+    first = trained(store, net)
+    assert (tmp_path/'set'/'.train.decoded').is_dir() and trained(store, net).path==first.path
+    assert not phases_to_train(store, [(recipes['fig1'], Scale((net,), seeds=1))])
 
 def test_what_is_to_be_trained_is_known_beforehand(smoke, tmp_path):
     parts = [(r, r.scales['smoke']) for r in recipes.values()]

@@ -132,3 +132,14 @@ def test_labels_that_collating_changes():
         return x,y//2
     dl = torch.utils.data.DataLoader([(torch.zeros(3,4,4),i) for i in (0,1,2,3,1)], 2, collate_fn=coarse)
     assert dl_labels(dl).tolist()==[0,0,1,1,0]
+
+# who wears what
+
+def test_one_class_without_a_list():
+    "Booleans, floats and tensors as well as names"
+    def dls(of): return DataBlock((ImageBlock, CategoryBlock), get_x=lambda i: grey, get_y=of, splitter=IndexSplitter(range(4))).dataloaders(list(range(12)), bs=4, num_workers=0)
+    for of,one,want in ((lambda i: i%2==1, True, 1), (lambda i: [.5,2.][i%2], 2., 1), (lambda i: 'ab'[i%2], 'a', 0), (lambda i: 'ab'[i%2], torch.tensor(1), 1),
+                        (lambda i: 'ab'[i%2], torch.tensor([1]), 1), (lambda i: i%2+3, np.int64(4), 1)):
+        assert dls(of).inject(ColorSquare(4), classes=one).train.dataset.stamps.unique().tolist()==[-1,want]
+    for k,bad in dict(ratio='0.5', strength=None).items():
+        with pytest.raises(ValueError, match=f'{k}={bad!r}: must be in 0…1'): dls(lambda i: i%2).inject(ColorSquare(4), **{k:bad})

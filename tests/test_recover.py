@@ -12,7 +12,7 @@ from stop import Boom, StopAt
 from feature_erosion.data import TensorImages, digits_dls, tensor_dls
 from feature_erosion.evalsets import EvalSets, pattern_sets
 import feature_erosion.learner   # `fit_phases`, `recover` and others on every Learner
-from feature_erosion.patterns import ColorSquare
+from feature_erosion.patterns import ColorSquare, Noise
 from feature_erosion.phases import Phase
 from feature_erosion.recover import Ramp, Recovery, dfr, recover, strengths
 from feature_erosion.runs.resume import KeepRun
@@ -330,6 +330,16 @@ def test_stopped_and_on(tmp_path, what, length):
 def test_other_ramp_is_another_run(tmp_path):
     with pytest.raises(Boom): fit([Ramp(ratio=(0,1))], tmp_path, stop=6)
     with pytest.raises(ValueError, match='other settings'): fit([Ramp(ratio=(0,.5))], tmp_path)
+
+def test_effects_have_no_opacity():
+    "What would be ramped without a word is nothing; their ratio is ramped like any pattern's"
+    def ramped(**kw):
+        look,easy = Look(),grey_dls().inject(Noise(.1, .2))
+        learn = Learner(easy, nn.Sequential(nn.Flatten(), nn.Linear(192,2)), loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=.01)
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=[Ramp(**kw), look])
+        return look.stamps
+    with pytest.raises(ValueError, match=r'opacity: Noise\(.*has none; ramp the ratio or the strength'): ramped(opacity=(0,1))
+    assert counts(ramped(ratio=(0,1)))==[0,4,8,12]
 
 @pytest.mark.parametrize('what', ('ratio','strength','opacity'))
 def test_restored_after_an_error(what):

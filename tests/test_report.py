@@ -69,6 +69,13 @@ def test_run(tmp_path):
     for word in ('finished', '0.2123', 'model.arch', environment()['python']): assert word in html, word
     assert '0.0.1' not in html   # the last session's versions
 
+def test_classes_called_by_numbers(tmp_path):
+    "In a table of an own run, 007 stays 007"
+    run = RunStore(tmp_path).run('a')
+    run.save_table('classes', pd.DataFrame(dict(label=['007','042'], n=[1,2])))
+    html = report(done(run, clean=.5)).read_text()
+    assert '<td>007</td>' in html and '042' in html
+
 def test_folder_of_both(folder):
     html = report(folder).read_text()
     assert headings(html)==['all &lt;i&gt;of it','Figure 2: Erosion','Figure 10: Erosion','Runs','a','b']

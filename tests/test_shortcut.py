@@ -109,6 +109,22 @@ def test_reads_any_kind_of_batch():
                                                    (Reads(f, vals, mean, std), batches((x-mean)/std)), (Reads(f, vals, mean, std), piped))]
     assert len(set(found))==1 and overlap(found[0], (4,20,4,4))>.5
 
+@pytest.mark.parametrize('low,high,dtype,piped', [
+    (0,4095,torch.int16,False), (0,65535,torch.int32,False), (0,65535,torch.uint16,False), (-1000,3000,torch.int16,False),
+    (0,255,torch.float32,False), (0,255,torch.float32,True), (-1000,3000,torch.float32,True)], ids=str)
+def test_reads_any_range(low, high, dtype, piped):
+    "Images of 12 or 16 bits, floats from 0 to 255, Hounsfield units; also where the pipeline normalises such floats"
+    x,y = scenes()
+    x[:,:,4:8,20:24] = (y/4+.1)[:,None,None,None]
+    x = (x*(high-low)+low).to(dtype)
+    mid,half = (low+high)/2,(high-low)/4
+    shift,scale = ((low-mid)/half,(high-low)/half) if piped else (low,high-low)
+    m = Reads(lambda o: o[:,:,4:8,20:24].mean((1,2,3)), [.1,.35,.6,.85], shift, scale)
+    norm = Normalize(torch.full((1,3,1,1), mid), torch.full((1,3,1,1), half))
+    dl = TfmdDL([(TensorImage(a),b) for a,b in zip(x, y)], bs=64, after_batch=[norm], num_workers=0, n_inp=1) if piped else [(x,y)]
+    s = find_shortcut(m, dl)
+    assert s.table.attrs['accuracy']>.98 and s.kind=='place' and overlap(s.where, (4,20,4,4))>.5
+
 def test_reads_statistics():
     x,y = scenes()
     m = x.mean((1,2,3), keepdim=True)
@@ -154,6 +170,8 @@ def test_what_is_no_image_says_so():
     x,y = scenes()
     with pytest.raises(ValueError, match='all 128 are 0'): find_shortcut(Reads(lambda o: o.mean((1,2,3)), [0.]), [(x, y*0)])
     with pytest.raises(ValueError, match='no labels'): find_shortcut(nn.Flatten(), [x])
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3,4))
+    with pytest.raises(ValueError, match='images of one size'): find_shortcut(pool, [(x[:80],y[:80]), (x[80:,:,:20],y[80:])])
 
 # Patterns that change all of an image
 

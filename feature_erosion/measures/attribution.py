@@ -109,7 +109,9 @@ def _place(model, x, layer=None):
     if layer is not None: calls.update(named := layer_calls(model, x, layer))
     places = _with_places(calls, x)
     name = _last_maps(calls, places, len(x)) if layer is None else list(named)[-1]
-    return places[name] if name in places else _no_places(name, calls[name])
+    if name not in places: _no_places(name, calls[name])
+    places[name].once = name.split('#')[0]+'#2' not in calls
+    return places[name]
 
 def _no_places(name, c):
     how = f"{{{name!r}: -1}} says that channels come last, {{{name!r}: (7,7)}} that tokens lie in 7 rows and columns"
@@ -181,7 +183,7 @@ def _tapped(model, p):
     tap,(_,_,nth),count = torch.nn.Identity(),p.name.partition('#'),Counter()
     def hook(m, _, out):
         count[m] += 1
-        if count[m]!=int(nth or 1): return
+        if not p.once and count[m]!=int(nth or 1): return   # with checkpoints, the backward pass calls modules again
         x = layer_tensor(out)
         return _swapped(out, x, _from_maps(tap(_to_maps(x, p)), x, p))
     handles = [p.module.register_forward_hook(hook), model.register_forward_pre_hook(lambda *_: count.clear())]
@@ -292,7 +294,7 @@ def _painted(dl, pattern, variant, seed):
     "A painted loader, the class whose region counts for each sample, and the pattern"
     if isinstance(dl, DataLoaders): pattern,dl = pattern or getattr(dl, 'pattern', None),clean_of(dl).valid
     if variant not in variants: raise ValueError(f"variant={variant!r}: must be one of {', '.join(variants)}")
-    if isinstance(getattr(dl, 'dataset', None), StampedDataset):
+    if stamped(getattr(dl, 'dataset', None)):
         if pattern is None: return dl,dl.dataset.stamps,None
         raise ValueError("pattern: this loader's images are painted already; leave it out, or give the clean loader")
     if pattern is None: raise ValueError("pattern=None: these images are not painted; say which pattern, e.g. `ColorSquare(4)`")
@@ -392,12 +394,6 @@ def pattern_attention(
     res = PatternAttention([_summary(d[d.model==k]) for k in models], index=pd.Index(models, name='model'))
     res.attrs.update(_settings(data, places, target, seed))
     return res
-
-# %% ../../nbs/measures/04_attribution.ipynb #4df9a85b
-def _measure(maps, size, mask, **kwargs):
-    "What is known of each image, one row each"
-    share,blank = attention_share(maps, mask)
-    return pd.DataFrame(dict(**kwargs, share=share, area=mask.double().mean((1,2)), most=max_share(mask, size), blank=blank))
 
 # %% ../../nbs/measures/04_attribution.ipynb #8a43b56a
 @patch

@@ -315,7 +315,7 @@ class _LastInput(Meter):
     "Inputs of the observed layer"
     by_channel = True
     def begin(self, shapes, n): self.got = []
-    def note(self, module, args): self.x = args[0].detach().float()
+    def note(self, module, args, kwargs): self.x = first_input(args, kwargs).detach().float()
     def see(self, model, layer, x): self.got.append(pooled(self.x.movedim(-1, 1)).clone())
 
 # %% ../../nbs/measures/05_plasticity.ipynb #8df1c680
@@ -338,7 +338,7 @@ def penultimate(
     if not layer_kinds['linear'](module):
         raise ValueError(f"model: {type(model).__name__} ends in the convolution {name!r}, so no linear layer reads its "
                          "features; measure a layer by name, as in `layer_rank`")
-    hook = module.register_forward_pre_hook(meter.note)
+    hook = module.register_forward_pre_hook(meter.note, with_kwargs=True)
     try: visit(model, dl, meter, lambda k,m: k==name, n, seed=seed, progress=False)
     finally: hook.remove()
     return torch.cat(meter.got)

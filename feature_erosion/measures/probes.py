@@ -228,7 +228,8 @@ class ProbeFit(Features):
     ):
         super().__init__(self._fit, max_features, pool, seed)
         if solver not in solvers: raise ValueError(f"solver={solver!r}: must be one of {', '.join(solvers)}")
-        if solver=='authors' and C is not None: raise ValueError(f"C={C!r}: the authors' probes have a penalty of their own; leave it out")
+        if solver=='authors' and C is not None:
+            raise ValueError(f"C={C!r}: the authors' probes have a penalty of their own; leave it out")
         self.y,self.C,self.progress,self.solver,self.kwargs = _labels(y),C,progress,solver,kwargs
 
     def held(self, shapes, n): return 8*n*max(map(self.width, shapes.values()))     # the solver's working copy
@@ -285,7 +286,8 @@ def result(self:ProbeScore,
     bad = ', '.join(f'{m}/{l}' for m,l in res.index[res.converged==False])   # `None` where the solver does not say
     if bad: warn(f"probes that have not converged: {bad}; give ProbeFit a larger max_iter")
     res.attrs.update(n=len(f.y), n_test=len(self.y), classes=len(f.y.unique()), chance=_chance(self.y))
-    res.attrs.update(C=None if f.solver=='authors' else f.C or 'chosen', solver=f.solver, pool=f.pool, max_features=f.max_features, seed=f.seed, **settings)
+    C = None if f.solver=='authors' else f.C or 'chosen'
+    res.attrs.update(C=C, solver=f.solver, pool=f.pool, max_features=f.max_features, seed=f.seed, **settings)
     return res
 
 def _chance(y): return (y==y.mode().values).double().mean().item()   # always answering with the commonest class
@@ -315,12 +317,17 @@ def dl_labels(
     "The labels of the samples that `visit` sees, in the same order: the first target of each"
     with no_random(reproducible=False):
         dl = fixed_dl(dl, n, seed)
-        if isinstance(dl, list) or not _labels_last(dl): return _seen(dl)
+        if isinstance(dl, list) or not _labels_last(dl): return _all_seen(dl)
         y = torch.as_tensor(read_labels(dl.dataset))
         idxs = dl.get_idxs() if isinstance(dl, DataLoader) else list(range(len(y)))
-        return y[idxs] if _kept(dl, y[idxs], idxs) else _seen(dl)
+        return y[idxs] if _kept(dl, y[idxs], idxs) else _all_seen(dl)
 
 def _seen(dl): return torch.cat([torch.as_tensor(_label(dl, b)).cpu() for b in dl])
+
+def _all_seen(dl):
+    y = _seen(dl)
+    if not isinstance(dl, list): check_count(len(y), n_samples(dl))
+    return y
 
 def _kept(dl, y, idxs):
     "Whether transforms leave the labels `y` as they are; from a sample of each of eight classes"

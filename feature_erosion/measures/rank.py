@@ -189,10 +189,11 @@ def _ranks(S, whole, n, used, features, rtol, what):
 # %% ../../nbs/measures/01_rank.ipynb #b19f270c
 class _Rows:
     "Features of all images"
-    def __init__(self, x, n): self.X,self.i = x.new_empty(n, x.shape[1]),0   # a sample batch, and the number of images to come
+    def __init__(self, x, n): self.X,self.n = x.new_empty(n, x.shape[1]),0   # a sample batch, and the number of images to come
     def add(self, x):
-        self.X[self.i:self.i+len(x)] = x
-        self.i += len(x)
+        room = self.X[self.n:self.n+len(x)]
+        room[:] = x[:len(room)]
+        self.n += len(x)
     def moments(self): return _moments(self.X)
 
 # %% ../../nbs/measures/01_rank.ipynb #ef786625
@@ -228,6 +229,7 @@ class RankMeter(Meter):
     def end_layer(self, model, layer):
         k,d = (model,layer),self.features[model,layer]
         kw = dict(n=self.n, used=self.used(d), features=d, rtol=self.rtol, what=f'layer {layer!r} of {model!r}')
+        check_count(self.got[k].n, self.n)
         self.rows[k] = _ranks(*self.got.pop(k).moments(), **kw)
 
 # %% ../../nbs/measures/01_rank.ipynb #8f721aa5

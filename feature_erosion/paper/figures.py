@@ -372,7 +372,8 @@ def relearning_claims(t):
     net,g = t['ends'].net.iloc[0],gains(t['ends'])
     g = {k:v.unstack('seed') for k,v in g.set_index(['opt','squares','seed']).gain.groupby('opt')}
     sgd = g['sgd'].loc['sgd']
-    falling = sgd.apply(lambda v: _spearman(v, pd.Series(v.index, v.index)) if len(v)>2 else np.nan)   # of two it would always be 1 or −1
+    # of two values the correlation would always be 1 or −1
+    falling = sgd.apply(lambda v: _spearman(v, pd.Series(v.index, v.index)) if len(v)>2 else np.nan)
     row = partial(judged, net=net)
     rows = [
         row('Learning again ends lower than from scratch: clean accuracy', 'lower', sgd.iloc[-1], '<0', '.1%'),

@@ -314,7 +314,9 @@ class Plan:
         s = [s for p,s in self.seconds.items() if Run(p).info['status']!='finished']
         return len(s),sum(s)/self.jobs
 
-    def __repr__(self): return f'{len(self.seconds)} phase{"s"*(len(self.seconds)!=1)} to train, about {_hours(sum(self.seconds.values())/self.jobs)}'
+    def __repr__(self):
+        n,seconds = len(self.seconds),sum(self.seconds.values())/self.jobs
+        return f'{n} phase{"s"*(n!=1)} to train, about {_hours(seconds)}'
 
 # %% ../../nbs/paper/01_recipes.ipynb #ac46006b
 class _Progress:
@@ -379,7 +381,8 @@ def _chosen(preset, figures, images):
         raise ValueError(f"preset={preset!r}: must be one of {', '.join(known)}; {', '.join(bad)} has no such scale")
     mine = lambda n: replace(n, data=str(images)) if images and n.weights=='imagenet' else n
     if images and not any(n.weights=='imagenet' for r in rs for n in r.scales[preset].nets):
-        raise ValueError(f"images={str(images)!r}: none of {', '.join(r.name for r in rs)} has a network trained on ImageNet; leave it out")
+        raise ValueError(f"images={str(images)!r}: none of {', '.join(r.name for r in rs)} has a network trained on ImageNet; "
+                         "leave it out")
     if images: data_folder(str(images))   # what is asked for by name is never left out
     return [(r, replace(s, nets=tuple(map(mine, s.nets)))) for r in rs for s in [r.scales[preset]]]
 

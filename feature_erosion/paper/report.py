@@ -160,12 +160,14 @@ class _Folder:
         self.info = self.read('run.json', lambda f: Run(path).info) or {}
         self.full = self.info.get('settings', {})
         self.metrics = self.read('metrics.json', load_json) or {}
-        self.claims = self.read('tables/claims.csv', _csv)
+        self.claims = self.csv('tables/claims.csv')
         self.notes += [f'{_text(f)}: gone' for f in self.info.get('files', {}) if not (path/f).is_file()]
 
     def read(self, name, how):
         if (f := self.path/name).is_file():
             with self.noting(f): return how(self.check(_small(f)))
+
+    def csv(self, name): return self.read(name, partial(_csv, text=self.info.get('text', {}).get(name, ())))
 
     def check(self, f):
         "Check that a finished file has not changed since it was written"
@@ -189,7 +191,10 @@ def _small(f, most=20*2**20):
     if (n := f.stat().st_size)>most: raise ValueError(f'not read: it has {n/2**20:.0f} MB, the limit is {most/2**20:.0f} MB')
     return f
 
-def _csv(f): return pd.read_csv(f, low_memory=False, keep_default_na=False, na_values=['','nan','NaN'])   # 'NA' may be a name
+def _csv(f, text):
+    "A table in which 'NA' may be a name, and columns in `text` hold nothing but names"
+    kw = dict(keep_default_na=False, na_values=['','nan','NaN'], dtype=dict.fromkeys(text, str))
+    return pd.read_csv(f, low_memory=False, **kw)
 
 # %% ../../nbs/paper/03_report.ipynb #5ea49711
 def _tables(f):
@@ -203,7 +208,7 @@ def _tables(f):
 def files(self:_Folder):
     "Tables from `tables/`, otherwise from `history.jsonl`"
     names = sorted((o.stem for o in (self.path/'tables').glob('*.csv') if o.name!='claims.csv' and o.name[0]!='.'), key=_natural)
-    if names: return {n:df for n in names if (df := self.read(f'tables/{n}.csv', _csv)) is not None}
+    if names: return {n:df for n in names if (df := self.csv(f'tables/{n}.csv')) is not None}
     return {f'history: {k}':df for k,df in (self.read('history.jsonl', _tables) or {}).items()}
 
 # %% ../../nbs/paper/03_report.ipynb #3522c057

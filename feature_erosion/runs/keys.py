@@ -289,17 +289,18 @@ def _file(f):
     return _sha('\n'.join(_stats(f)).encode())
 
 def _stats(folder, name='', within=()):
-    "A line for each file below a folder, sorted by name"
+    "A line for each file below a folder, sorted by name, without hidden ones"
     here = os.path.realpath(folder)
     if here in within: return   # a link to one of its parent folders
     for e in sorted(os.scandir(folder), key=lambda e: e.name):
+        if e.name.startswith('.'): continue
         if e.is_dir(): yield from _stats(e.path, f'{name}{e.name}/', (*within, here))
         elif e.is_file(): yield f'{name}{e.name} {(s := e.stat()).st_size} {s.st_mtime_ns}'
 
 # %% ../../nbs/runs/00_keys.ipynb #d465b157
 def recipe(
     fn, # A function, or a `partial` of one
-    files=() # Files and folders that it reads
+    files=() # Files and folders that it reads; in a folder, names that begin with a dot do not count
 )->dict: # What its results depend on, besides its settings, as JSON values; `Untold` if that cannot be determined
     "Everything that decides whether a function's stored results can be used"
     t = _Teller()

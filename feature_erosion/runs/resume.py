@@ -73,7 +73,8 @@ def _data_settings(dls):
 
 def _content(ds):
     "A hash of images and labels in memory"
-    held = [v for o in ('x','targets','stamps') if isinstance(v := getattr(ds, o, None), (torch.Tensor,np.ndarray,list))]
+    parts = (getattr(ds, o, None) for o in ('x','targets','stamps','groups'))
+    held = [v for v in parts if isinstance(v, (torch.Tensor,np.ndarray,list))]
     with suppress(TypeError,ValueError): return key_of([hash_tensor(v) for v in held]) if held else None
 
 # %% ../../nbs/runs/03_resume.ipynb #22c46e55

@@ -310,8 +310,8 @@ _around = dict(
 def _tell_other(p, old, name):
     "Code is not kept: warn if the new start has other code in its place"
     if isinstance(old, _code) and (was := p['name'].rpartition('.')[2])!=(now := _name(old).rpartition('.')[2]):
-        warnings.warn(f"{name} was {was} when it was saved, and is {now} now: code is not kept; keep a name for it, or give its owner "
-                      "state_dict/load_state_dict")
+        warnings.warn(f"{name} was {was} when it was saved, and is {now} now: code is not kept; keep a name for it, "
+                      "or give its owner state_dict/load_state_dict")
 
 def _put_kind(kind, p, old, name):
     if kind=='code': _tell_other(p, old, name)
@@ -407,13 +407,15 @@ def _best(cb):
     if not isinstance(cb, SaveModelCallback) or cb.every_epoch or cb.last_saved_path is None or rank_distrib(): return None
     if not _best_file(cb).is_file(): return None   # none yet in this phase
     try:
-        with torch.serialization.safe_globals([L]): return Keeper()(torch.load(_best_file(cb), map_location='cpu', weights_only=True))
+        with torch.serialization.safe_globals([L]):
+            return Keeper()(torch.load(_best_file(cb), map_location='cpu', weights_only=True))
     except Exception as e:
         warnings.warn(f'{_best_file(cb)}: not kept, so a run that goes on may end with other weights ({type(e).__name__})')
 
 def _put_best(cb, best, fname):
     if best is None or rank_distrib(): return
-    if not re.fullmatch(rf'{re.escape(str(fname))}(_[^/\\]+)?', str(cb.fname)): raise ValueError(f'fname={cb.fname!r}: was {fname!r}')
+    same = re.fullmatch(rf'{re.escape(str(fname))}(_[^/\\]+)?', str(cb.fname))
+    if not same: raise ValueError(f'fname={cb.fname!r}: was {fname!r}')
     f = _best_file(cb)
     save_atomic(f, lambda o: torch.save(put(best), o))
     cb.last_saved_path = f

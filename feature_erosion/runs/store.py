@@ -17,6 +17,7 @@ import numpy as np, pandas as pd, torch
 from filelock import FileLock, Timeout
 from fastcore.all import *
 from fastai.vision.all import Learner, no_random, plt
+from pandas.api.types import infer_dtype
 from safetensors.torch import load as load_tensors, save as save_tensors
 from .. import __version__
 from ..files import *
@@ -122,7 +123,8 @@ run_format = 2 # Version of the layout of a run's folder
 # %% ../../nbs/runs/01_store.ipynb #4afb66c8
 _none = type(None)
 _fields = dict(format=int, name=str, created=str, status=str, error=(str,_none), settings=dict,
-               recipe=(dict,_none), fit=(dict,_none), seed=(int,_none), phases=list, sessions=list, files=dict, tries=int)
+               recipe=(dict,_none), fit=(dict,_none), seed=(int,_none), phases=list, sessions=list, files=dict, text=dict,
+               tries=int)
 
 _noted = r'metrics\.json|history\.jsonl|(tables|figures)/[A-Za-z0-9][^/\\]*'   # files with a checksum
 
@@ -162,7 +164,7 @@ def info(self:Run)->dict:
     f = self.path/'run.json'
     said = load_json(f)
     if 'config' in said: said['settings'] = said.pop('config')   # its original name
-    return _check_info(said, f)
+    return _check_info({'text':{}, **said}, f)   # runs before it was kept have none
 
 @patch
 def update(self:Run, **kwargs):
@@ -198,7 +200,7 @@ def _make(self:RunStore, name, settings, recipe=None):
     p,new = self.path/_check_name(name),name not in self
     if new: _check_empty(p)
     info = dict(format=run_format, name=name, created=_now(), status='new', error=None, settings=settings, recipe=recipe,
-                fit=None, seed=None, phases=[], sessions=[], files={}, tries=0)
+                fit=None, seed=None, phases=[], sessions=[], files={}, text={}, tries=0)
     with writing(self.path, 'path'):
         p.mkdir(parents=True, exist_ok=True)
         if new or Run(p).settings!=settings: save_json(p/'run.json', info, new)   # another process may have begun with it
@@ -377,8 +379,17 @@ def table(self:Run,
 @patch
 def _read_table(self:Run, f):
     if self.damaged(f'tables/{f.name}'): raise ValueError(f"{f}: damaged or gone: it is not what was written (SHA-256)")
-    try: return pd.read_csv(f, keep_default_na=False, na_values=[''])   # 'NA' and 'None' are names, too
+    return _from_csv(f, self.info['text'].get(f'tables/{f.name}', []))
+
+def _from_csv(f, text=()):
+    "Columns in `text` are names, whatever they look like; 'NA' and 'None' are names everywhere"
+    try: return pd.read_csv(f, keep_default_na=False, na_values=[''], dtype=dict.fromkeys(text, str))
     except pd.errors.EmptyDataError: return pd.DataFrame()
+
+def _text(df, csv):
+    "Columns of text, such as '007', that would be read as something else"
+    back = _from_csv(io.StringIO(csv))
+    return [b for (_,was),(b,now) in zip(df.items(), back.items()) if infer_dtype(was)=='string'!=infer_dtype(now)]
 
 @patch(as_prop=True)
 def history(self:Run)->pd.DataFrame:
@@ -412,6 +423,7 @@ def save_table(self:Run,
     if df.columns.nlevels>1: df = df.set_axis([' '.join(map(str, o)) for o in df.columns], axis=1)
     text = df.to_csv(index=False, float_format=_number)
     save_atomic(folder/f'{_check_name(name)}.csv', lambda o: o.write(text.encode()))
+    if names := _text(df, text): self.update(text={**self.info['text'], f'tables/{name}.csv':names})
     self._note(f'tables/{name}.csv')
 
 @patch
@@ -449,7 +461,7 @@ def metrics(self:Run)->dict:
 # %% ../../nbs/runs/01_store.ipynb #1e244084
 @patch
 def weights(self:Run,
-    phase:str|None=None # A phase that has ended, or 'start'; by default the last one, or how the fit ended if it had no phases or was ended in one
+    phase:str|None=None # A phase that has ended, or 'start'; by default the last one, or where the fit ended if that was elsewhere
 )->dict: # State dict
     "The model's weights at the end of a phase, from safetensors"
     ended = self._ended()
@@ -462,7 +474,8 @@ def weights(self:Run,
 def _newest(self:Run, ended):
     "The checkpoint at the end of the last phase; of a fit that ended elsewhere, or has not come so far, the newest"
     phases,status = self.info['phases'],self.info['status']
-    if phases and ended and (ended[-1]==phases[-1] or ended[-1]!='start' and status!='finished'): return self.path/'phases'/ended[-1]
+    if phases and ended and (ended[-1]==phases[-1] or ended[-1]!='start' and status!='finished'):
+        return self.path/'phases'/ended[-1]
     last = [p for p in self.path.glob('last/[0-9]*') if p.name.isdigit()]
     return max(last, key=lambda p: int(p.name)) if last else ended and self.path/'phases'/ended[-1]
 
@@ -532,8 +545,9 @@ def _apart(values, taken, kind): return {f'{kind}.{k}' if k in taken else k:v fo
 def _title(fn): return re.sub(r'\W', '_', function_name(fn), flags=re.A).strip('_') or 'run'
 
 def _readable(fn, settings):
-    "A readable name, without the key"
-    text = ','.join([_title(fn), *(f'{k}={v}' for k,v in settings.items())])
+    "A readable name, without the key: the same for settings in any order, short ones first"
+    parts = sorted((f'{k}={v}' for k,v in settings.items()), key=lambda o: (len(o), o))
+    text = ','.join([_title(fn), *parts])
     return re.sub(r'[^A-Za-z0-9._=,+-]+', '_', text)[:150].rstrip('._')
 
 @patch

@@ -190,7 +190,7 @@ def sweep(
     seeds=1, # Number or list of seeds: each point is computed with each; seeds the global random state
     store='runs', # Folder of the runs; on a cluster, one that all its machines share
     n_jobs:int=-1, # Number of parallel jobs; -1 for as many as there are cores, or workers of the cluster
-    threads:int|None=None, # PyTorch threads for each; by default the cores divided by the jobs, at most as many as here; on a cluster the workers' own
+    threads:int|None=None, # PyTorch threads for each; by default cores/jobs, at most as many as here; on a cluster the workers' own
     attempts:int=3, # How often a point may lose its worker
     files=(), # Files and folders that the function reads: points are recomputed if they change
     progress:bool=True # Whether to show a progress bar with the remaining time

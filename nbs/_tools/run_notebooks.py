@@ -1,4 +1,4 @@
-"""Run notebooks as `nbdev-test` does, each in a process of its own, forked from one that has imported everything.
+"""Run notebooks as `nbdev-test` does, each in a process of its own, forked from one that has imported all libraries.
 
 python nbs/_tools/run_notebooks.py                                all of them, two at a time
 python nbs/_tools/run_notebooks.py --save nbs/tutorials/*.ipynb   these, and keep their outputs"""
@@ -12,8 +12,9 @@ from time import perf_counter
 from nbdev.doclinks import nbglob
 
 root = Path(__file__).resolve().parents[2]
-imports = ['feature_erosion.all', 'feature_erosion.paper.report', 'nbdev.test', 'IPython.display', 'matplotlib_inline.backend_inline',
-           'captum.attr', 'timm', 'efficientnet_lite_pytorch', 'sklearn.linear_model', 'joblib', 'hypothesis']
+# Not this package: a notebook that uses what a later one adds, or what its own later cells add, is to fail
+imports = ['fastai.vision.all', 'nbdev.test', 'IPython.display', 'matplotlib_inline.backend_inline',
+           'captum.attr', 'timm', 'efficientnet_lite_pytorch', 'sklearn.linear_model', 'sklearn.pipeline', 'joblib', 'hypothesis']
 
 @contextmanager
 def _quiet(warnings='ignore:`torch.jit'):
@@ -24,7 +25,7 @@ def _quiet(warnings='ignore:`torch.jit'):
     finally: os.environ.pop('PYTHONWARNINGS') if before is None else os.environ.update(PYTHONWARNINGS=before)
 
 def forked(f, *args):
-    "A process, not yet started, that calls `f` with everything imported; what it patches ends with it"
+    "A process, not yet started, that calls `f` with all libraries imported; what it patches ends with it"
     ctx = mp.get_context('forkserver')
     ctx.set_forkserver_preload(imports)
     with _quiet(): forkserver.ensure_running()
