@@ -2,6 +2,7 @@
 import contextlib, io, os, shutil, subprocess, sys, time
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from conftest import shared
 from PIL import Image
@@ -55,6 +56,14 @@ def test_tables_are_what_they_say(smoke):
     assert one[same].reset_index(drop=True).equals(five[same].reset_index(drop=True))   # the same runs
     assert t['fig5']['ends'].groupby(['opt','squares']).size().to_dict()=={('adam',0):6, ('adam',3):6, ('sgd',0):6, ('sgd',1):6, ('sgd',3):6}
     assert (t['fig1']['ends'].n==60).all() and np.allclose(t['fig1']['ends'].chance, .1)
+
+@pytest.mark.slow('workers that import everything')
+def test_several_networks_at_once_give_the_same_tables(smoke, tmp_path):
+    "nbs/paper/on_gpu.py, with which the figures were made on a GPU"
+    script = Path(__file__).parent.parent/'nbs'/'paper'/'on_gpu.py'
+    subprocess.run([sys.executable, script, tmp_path, 'smoke', 'fig3', 'fig6'], check=True, capture_output=True)
+    for f in 'fig3','fig6':
+        for k,t in smoke[0][f].tables.items(): pd.testing.assert_frame_equal(t, load_result(tmp_path/f).tables[k], rtol=1e-4, atol=1e-5)
 
 def test_phases_are_trained_once(smoke, mine):
     out = mine
