@@ -42,7 +42,7 @@ def set_rng(
     random.setstate(s['python'])
     np.random.set_state(tuple(s['numpy']))
     torch.set_rng_state(s['torch'])
-    if s['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(s['cuda'])
+    for i,o in zip(range(torch.cuda.device_count()), s['cuda']): torch.cuda.set_rng_state(o, i)   # here may be fewer
 
 # %% ../../nbs/runs/03_resume.ipynb #67c2abda
 def _loaders(*dls):
