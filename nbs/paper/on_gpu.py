@@ -1,7 +1,8 @@
 """The paper's figures on one GPU: several networks at once, forward and backward passes as CUDA graphs
 
-`python on_gpu.py OUT` makes the preset `cpu` in OUT; `python on_gpu.py OUT smoke fig3 fig6` other figures or another preset.
-Run again, it goes on. With NVIDIA's Multi-Process Service (`nvidia-cuda-mps-control -d`) the processes share the GPU instead of taking turns."""
+`python on_gpu.py OUT` makes the preset `cpu` in OUT, `python on_gpu.py OUT smoke fig3 fig6` another preset and some figures.
+Run again, it goes on. With NVIDIA's Multi-Process Service (`nvidia-cuda-mps-control -d`) processes share the GPU;
+without it they take turns."""
 import os, sys, torch
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict
@@ -85,27 +86,31 @@ def run(out, scales, jobs=16):
             for f in wait(busy, return_when=FIRST_COMPLETED).done:
                 t = busy.pop(f)
                 done[t] = f.result()
-                print(f'{monotonic()-start:.0f} s: {t[0]} {t[1].name}, ratio {t[1].ratio:g}, {t[1].opt}, {t[1].lengths}, seed {t[2]}', flush=True)
+                kind,net,seed,*_ = t
+                print(f'{monotonic()-start:.0f} s: {kind} {net.name}, ratio {net.ratio:g}, {net.opt}, {net.lengths}, seed {seed}', flush=True)
     return {t:o for t,o in done.items() if o is not None}
 
-def results(out, scales, jobs=16):
-    "A `Result` by figure"
-    tables = {f:{} for f in scales}
-    for (_,net,seed,figure,_),ts in sorted(run(out, scales, jobs).items(), key=lambda o: order(scales, o[0])):
-        for k,t in ts.items():
-            which = pd.DataFrame(dict(net=net.name, ratio=net.ratio, seed=seed), index=t.index)
-            tables[figure].setdefault(k, []).append(pd.concat([which, t], axis=1))
-    return {f:Result(recipes[f], {k:pd.concat(v, ignore_index=True) for k,v in ts.items()}, asdict(scales[f])) for f,ts in tables.items()}
+def gathered(ran, figure, scale):
+    "The tables of a figure, in the order of networks and seeds"
+    res = {}
+    for net in recipes[figure].nets(scale):
+        for seed in range(scale.seeds):
+            for k,t in ran['measure', net, seed, figure, scale].items():
+                which = pd.DataFrame(dict(net=net.name, ratio=net.ratio, seed=seed), index=t.index)
+                res.setdefault(k, []).append(pd.concat([which, t], axis=1))
+    return {k:pd.concat(v, ignore_index=True) for k,v in res.items()}
 
-def order(scales, task):
-    _,net,seed,figure,scale = task
-    return [*scales].index(figure),recipes[figure].nets(scale).index(net),seed
+def make(figures, preset, out, jobs):
+    "A run by figure in `out`, and one for each phase of each network in `out/nets`"
+    scales = {f:recipes[f].scales[preset] for f in figures}
+    ran = run(Path(out)/'nets', scales, jobs)
+    for f,scale in scales.items():
+        kept = RunStore(out).run(f, figure=f, title=recipes[f].title, preset=preset, **asdict(scale))
+        kept.begin()
+        Result(recipes[f], gathered(ran, f, scale)).save(kept)
+        kept.update(status='finished')
 
 if __name__=='__main__':
-    out,preset,*figures = [*sys.argv[1:], 'cpu'][:2] + sys.argv[3:]
-    scales = {f:recipes[f].scales[preset] for f in figures or list(recipes)}
-    for f,r in results(Path(out)/'nets', scales, os.cpu_count()).items():
-        run_ = RunStore(out).run(f, figure=f, title=r.recipe.title, preset=preset, **r.settings)
-        run_.begin()
-        r.save(run_)
-        run_.update(status='finished')
+    if len(sys.argv)<2: sys.exit(__doc__)
+    out,preset,*figures = sys.argv[1:] if len(sys.argv)>2 else [*sys.argv[1:],'cpu']
+    make(figures or list(recipes), preset, out, os.cpu_count())
