@@ -87,7 +87,8 @@ def run(out, scales, jobs=16):
                 t = busy.pop(f)
                 done[t] = f.result()
                 kind,net,seed,*_ = t
-                print(f'{monotonic()-start:.0f} s: {kind} {net.name}, ratio {net.ratio:g}, {net.opt}, {net.lengths}, seed {seed}', flush=True)
+                what = f'{kind} {net.name}, ratio {net.ratio:g}, {net.opt}, {net.lengths}, seed {seed}'
+                print(f'{monotonic()-start:.0f} s: {what}', flush=True)
     return {t:o for t,o in done.items() if o is not None}
 
 def gathered(ran, figure, scale):
