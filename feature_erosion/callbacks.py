@@ -213,13 +213,13 @@ class FewSyncs(TidyCallback):
         self.run = hasattr(self, 'recorder') and not self.learn.lock.locked()   # validation holds the lock, also within a fit
         if not self.run: return
         self.tidy()
-        self.pace = _pace(self.every, self.learn)
+        self.pace,self.shown = _pace(self.every, self.learn),None
         self.losses = self.recorder.losses = Losses(self.recorder.losses)
         if self.pace>1: self.fast = self._swap(_LateLoss(self.recorder.smooth_loss.beta))
 
     def after_batch(self):
         if self.pace==1: return
-        if self.recorder.smooth_loss.count%self.pace==1: self.shown = self.learn.smooth_loss.cpu()
+        if self.shown is None or self.recorder.smooth_loss.count%self.pace==1: self.shown = self.learn.smooth_loss.cpu()
         self.learn.smooth_loss = self.shown
 
     def fetch(self):

@@ -7,7 +7,7 @@ from fastai.callback.mixup import MixUp
 from fastai.vision.all import (CSVLogger, Callback, CancelFitException, EarlyStoppingCallback, GradientAccumulation, LabelSmoothingCrossEntropy, Learner,
                                MixedPrecision, SGD, SaveModelCallback, accuracy, load_learner, set_seed)
 import kill
-from feature_erosion import files as files_module
+from feature_erosion import callbacks, files as files_module
 from feature_erosion.cli import main
 from feature_erosion.data import _unpack, digits_dls, extract, to_uint8
 from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
@@ -49,6 +49,10 @@ def boom(e):
     def f(): raise e
     return f
 
+@pytest.fixture(params=[1,7], ids=['losses seen at once','losses seen late, as on a GPU'])
+def pace(request, monkeypatch): monkeypatch.setattr(callbacks, '_pace', lambda every, learn: every or request.param)
+
+@pytest.mark.usefixtures('pace')
 def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     whole = fit(tmp_path/'whole')
     before = signal.getsignal(signal.SIGINT)
@@ -78,6 +82,7 @@ def test_another_config_is_refused_and_named(tmp_path):
 
 def pretrained(seed, run): return fit(run.path.parent, run=run, epochs=(2,), seed=seed)
 
+@pytest.mark.usefixtures('pace')
 def test_a_run_after_another_is_one_run_of_all(tmp_path):
     "To the same bit; the first phases are trained once"
     whole = fit(tmp_path/'whole')
@@ -145,6 +150,7 @@ def test_disk_full_or_read_only(tmp_path, monkeypatch, why, says):
     monkeypatch.undo()
     assert same(fit(tmp_path), whole)
 
+@pytest.mark.usefixtures('pace')
 def test_nan_keeps_the_last_good_state(tmp_path):
     class Spoil(Callback):
         order,run_valid,passive = -50,False,True
@@ -212,6 +218,7 @@ def ends(where):
     def stop(): raise CancelFitException
     return Stop(8, stop)
 
+@pytest.mark.usefixtures('pace')
 @pytest.mark.parametrize('where', ['batch','epoch'])
 def test_a_fit_that_a_callback_ends(tmp_path, where):
     learns = []
@@ -225,6 +232,7 @@ def test_a_fit_that_a_callback_ends(tmp_path, where):
     assert same(run.learner(plain_learner(tmp_path)), learns[0]) and not same(run.learner(plain_learner(tmp_path), 'one'), learns[0])
     assert run.history.train_loss.tolist()==learns[0].recorder.history.train_loss.tolist()==learns[1].recorder.history.train_loss.tolist()
 
+@pytest.mark.usefixtures('pace')
 def test_a_callback_that_stays_on_the_learner(tmp_path):
     "An error releases the run and the signal handlers; a second fit goes on where it was; the Learner can be exported"
     before = signal.getsignal(signal.SIGINT)

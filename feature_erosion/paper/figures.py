@@ -194,9 +194,13 @@ def _rate_claims(net, e):
     return [
         row(f'{at} clean accuracy falls to chance: share of it that is forgotten', 'all', squares[lr], (.9,.5)),
         row(f'{at} squares take more than the control', 'not reported', squares[lr]-control[lr], '>0'),
-        row('More is forgotten at larger learning rates: rank correlation (Spearman)', 'not reported', rising, (.8,.4), '.2f')]
+        row('More is forgotten at larger learning rates: rank correlation (Spearman)', 'not reported', rising, (.8,.4), **_correlation)]
 
-def _spearman(a, b): return a.corr(b, method='spearman') if a.nunique()>1 and b.nunique()>1 else np.nan
+_correlation = dict(fmt='.2f', none='too few different values', nothing='not clear')
+
+def _spearman(a, b):
+    "NaN for fewer than three points, which are always in order"
+    return a.corr(b, method='spearman') if len(a)>2 and a.nunique()>1 and b.nunique()>1 else np.nan
 
 # %% ../../nbs/paper/02_figures.ipynb #1fd45f2b
 def cka_tables(learn, net, seed, scale):
@@ -372,8 +376,7 @@ def relearning_claims(t):
     net,g = t['ends'].net.iloc[0],gains(t['ends'])
     g = {k:v.unstack('seed') for k,v in g.set_index(['opt','squares','seed']).gain.groupby('opt')}
     sgd = g['sgd'].loc['sgd']
-    # of two values the correlation would always be 1 or −1
-    falling = sgd.apply(lambda v: _spearman(v, pd.Series(v.index, v.index)) if len(v)>2 else np.nan)
+    falling = sgd.apply(lambda v: _spearman(v, pd.Series(v.index, v.index)))
     row = partial(judged, net=net)
     rows = [
         row('Learning again ends lower than from scratch: clean accuracy', 'lower', sgd.iloc[-1], '<0', '.1%'),
@@ -381,7 +384,7 @@ def relearning_claims(t):
         row('It is the squares: it ends lower than the third phase of the control', 'not reported',
             sgd.iloc[-1]-sgd.loc[0], '<0', '.1%'),
         row('The longer the squares stay, the lower it ends: rank correlation (Spearman)', 'not reported',
-            falling, (-.8,-.4), '.2f', none='needs three lengths', nothing='not clear')]
+            falling, (-.8,-.4), **_correlation)]
     return rows + (_adam_claims(row, g['adam'].loc['adam']) if 'adam' in g else [])
 
 def _adam_claims(row, adam):
@@ -430,7 +433,7 @@ def _ratio_claims(net, d, r):
     rising = _per_seed(d, lambda o: _spearman(o.ratio, o.forgotten))
     row = partial(judged, net=net)
     return [
-        row('Forgetting rises with the ratio: rank correlation (Spearman)', 'rises', rising, (.8,.4), '.2f'),
+        row('Forgetting rises with the ratio: rank correlation (Spearman)', 'rises', rising, (.8,.4), **_correlation),
         row(f'Modest ratios suffice: forgetting at {r:g}', 'considerable', d[d.ratio==r].forgotten, (.5,.1)),
         row(f'It does not rise in proportion: forgetting at {r:g}, above the straight line from ratio 0 to 1', 'non-linear',
             _per_seed(d, lambda o: _bend(o, r)), '≠0'),
@@ -581,7 +584,7 @@ def plot_rank(t):
                 ax.plot(o[c], o.gain, mark, color=color, label=f'{_opt_names[opt]}, {l}')
         ax.axhline(0, color='C7', lw=.8, ls='--')
         ax.set(xlabel=_predictors[c])
-    axs[0,0].yaxis.set_major_formatter(lambda v,_: f'{100*v:+.0f}'.replace('-', '−'))
+    axs[0,0].yaxis.set_major_formatter(lambda v,_: f'{100*v:+.3g}'.replace('-', '−'))
     axs[0,0].set(ylabel='points above training from scratch')
     axs[0,-1].legend(title='epochs with squares', loc='center left', bbox_to_anchor=(1.01,.5))
     return fig
@@ -593,7 +596,7 @@ def rank_claims(t):
     said = 'The {} after the second phase, the less is learned again: rank correlation over lengths (Spearman)'
     def row(what, col, yes, d=d):
         found = _per_seed(d, lambda o: _spearman(o[col], o.gain))
-        return judged(said.format(what), 'left open', found, yes, '.2f', d.net.iloc[0])
+        return judged(said.format(what), 'left open', found, yes, net=d.net.iloc[0], **_correlation)
     rows = [row('lower the effective rank', 'rank', '>0'), row('more dormant units', 'dormant_after', '<0'),
             row('larger the weights', 'weight_norm_after', '<0')]
     if 'hessian_rank_after' not in d: return rows   # tables from before it was measured

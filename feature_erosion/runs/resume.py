@@ -42,7 +42,7 @@ def set_rng(
     random.setstate(s['python'])
     np.random.set_state(tuple(s['numpy']))
     torch.set_rng_state(s['torch'])
-    if s['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(s['cuda'])
+    for i,o in zip(range(torch.cuda.device_count()), s['cuda']): torch.cuda.set_rng_state(o, i)   # here may be fewer
 
 # %% ../../nbs/runs/03_resume.ipynb #67c2abda
 def _loaders(*dls):
@@ -195,10 +195,9 @@ class KeepRun(TidyCallback):
     def after_cancel_fit(self):
         "The fit was ended: on purpose, or because the loss is not finite"
         if not self.active: return
-        self.broken = self._bad()
+        self.broken = self._told() or self._bad()
         try: self._take_end()
-        except CancelFitException:   # a loss that came late from a GPU
-            self.broken = f'loss is nan before iteration {self.learn.train_iter}'
+        except CancelFitException: self.broken = self._told()   # a loss that came late from a GPU
 
     def after_fit(self):
         if not self.active: return
@@ -211,6 +210,8 @@ class KeepRun(TidyCallback):
         "A fit after one that has ended has a run of its own"
         self.fits += 1
         self.kept,self.base,self.took,self.ended = self.kept.store.run(f'{self.first_name}, fit {self.fits}'),None,False,False
+
+    def _told(self): return first(o.error for o in self.learn.cbs if isinstance(o, StopOnNaN) and o.error)
 
     def _bad(self):
         "Why this state must not be kept, if it must not"

@@ -242,11 +242,17 @@ def _put_attr(o, a, v, name):
     if a in vars(o) or _kind(v) not in ('ref','code'): vars(o)[a] = put(v, vars(o).get(a), name)
 
 # %% ../../nbs/runs/02_state.ipynb #589b10ad
+def _there(device):
+    "The device; on a machine without it the first of its kind, or the CPU"
+    d,acc = torch.device(device),torch.accelerator
+    if not acc.is_available() or acc.current_accelerator().type!=d.type: return torch.device('cpu')
+    return d if (d.index or 0)<acc.device_count() else torch.device(d.type, 0)
+
 _anew = dict(
     path      = lambda p, name: Path(p['value']),
     device    = lambda p, name: torch.device(p['value']),
     dtype     = lambda p, name: getattr(torch, p['value']),
-    tensor    = lambda p, name: p['value'].to(p['device']) if torch.cuda.is_available() else p['value'].clone(),
+    tensor    = lambda p, name: p['value'].to(_there(p['device']), copy=True),
     array     = lambda p, name: p['value'].numpy().copy(),
     scalar    = lambda p, name: np.dtype(p['dtype']).type(p['value']),
     bytes     = lambda p, name: bytes.fromhex(p['value']),

@@ -2,8 +2,13 @@
 from pathlib import Path
 import pandas as pd
 from feature_erosion.paper.recipes import load_result
+from feature_erosion.runs.store import Run
 
-def measured(name): return load_result(Path(__file__).parent/'results'/name)
+def measured(name):
+    "A figure's result, with the environments of all sessions in which it was made"
+    res = load_result(folder := Path(__file__).parent/'results'/name)
+    res.sessions = Run(folder).info['sessions']
+    return res
 
 def claims(res):
     "A row for each claim; the network is named where there are several"
@@ -18,9 +23,11 @@ def networks(res):
     d.index = [n['name'] if n['ratio'] else f"{n['name']}, control" for n in res.settings['nets']]
     return d.fillna('–').T
 
-def where(res):
-    "Seeds and environment"
-    e = res.environment
+def _machine(e):
     on = e['device'] if e.get('device', 'cpu')!='cpu' else f"{e['cpus']} cores of {e['processor']}"
+    return f"{on}, torch {e['torch']}, fastai {e['fastai']}"
+
+def where(res):
+    "Seeds, and the environment of each session"
     n = res.settings['seeds']
-    return f"{n} seed{'s'*(n>1)}; {on}, torch {e['torch']}, fastai {e['fastai']}"
+    return '; '.join([f"{n} seed{'s'*(n>1)}", *dict.fromkeys(map(_machine, res.sessions))])
