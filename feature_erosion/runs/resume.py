@@ -197,7 +197,8 @@ class KeepRun(TidyCallback):
         if not self.active: return
         self.broken = self._told() or self._bad()
         try: self._take_end()
-        except CancelFitException: self.broken = self._told()   # a loss that came late from a GPU
+        except CancelFitException:   # a loss that came late from a GPU
+            self.broken = self._told() or f'the fit was ended again after iteration {self.learn.train_iter}'
 
     def after_fit(self):
         if not self.active: return

@@ -13,7 +13,7 @@ import pandas as pd
 from fastai.vision.all import Callback
 import feature_erosion.paper.nets as nets
 from feature_erosion.paper.figures import *   # registers the recipes
-from feature_erosion.paper.recipes import Result, Scale, recipes
+from feature_erosion.paper.recipes import Result, _chain, recipes
 from feature_erosion.runs.store import RunStore
 
 class Graphed(Callback):
@@ -51,10 +51,6 @@ def begin():
         return dls
     nets.net_learner,nets.net_dls = net_learner,net_dls
 
-def chain(net):
-    "The network after each of its phases"
-    return ([] if (o := nets.shorter(net)) is None else chain(o)) + [nets.as_trained(net)]
-
 def train(out, net, seed): nets.trained(RunStore(out), net, seed)
 
 def measure(out, net, seed, figure, scale):
@@ -68,7 +64,7 @@ def tasks(scales):
         for seed in range(scale.seeds):
             for net in recipes[figure].nets(scale):
                 before = None
-                for o in chain(net):
+                for o in _chain(net):
                     res.setdefault(('train', o, seed), before)
                     before = 'train',o,seed
                 res['measure', net, seed, figure, scale] = before
