@@ -118,6 +118,7 @@ def save_json(
     new:bool=False # As in `save_atomic`
 ):
     "Write JSON with a checksum, completely or not at all"
+    if 'sha256' in o: raise ValueError(f"{f}: 'sha256' is the name of the checksum; rename what is called so")
     o = json.loads(json.dumps(o))
     text = json.dumps(dict(o, sha256=_seal(o)), indent=2)+'\n'
     save_atomic(f, lambda out: out.write(text.encode()), new)
@@ -148,8 +149,9 @@ def free_name(
     path:Path, # The wanted name
     suffix:str='-' # Text between the name and a number
 )->Path:
-    "The first name that does not exist yet"
-    return first(p for i in range(1, 10**6) if not (p := path.with_name(f'{path.name}{suffix}{i}')).exists())
+    "The first name that does not exist yet, of at most 200 characters"
+    names = (f'{path.name[:200-len(end)]}{end}' for i in range(1, 10**6) for end in [f'{suffix}{i}'])
+    return first(p for p in map(path.with_name, names) if not p.exists())
 
 # %% ../nbs/01_files.ipynb #7e6ecd90
 def save_folder(

@@ -621,8 +621,17 @@ def _is_weighted(m):
     return isinstance(m, nn.modules.conv._ConvNd) and m.groups==1 and not m.transposed   # whose weights have the inputs first
 
 def _passes(node, mods):
-    if node.op=='call_module': return isinstance(mods[node.target], _through)
-    return getattr(node.target, '__name__', node.target) in _functions
+    "Whether units stay apart, each with its places"
+    m = mods[node.target] if node.op=='call_module' else None
+    name = getattr(node.target, '__name__', node.target)
+    if name=='flatten' or isinstance(m, nn.Flatten): return _flattens(node, m)==(1,-1)
+    return name in _functions if m is None else isinstance(m, _through)
+
+def _flattens(node, m):
+    "From which dimension to which"
+    if m is not None: return m.start_dim,m.end_dim
+    given = dict(zip(('start_dim','end_dim'), node.args[1:])) | node.kwargs
+    return given.get('start_dim', 0),given.get('end_dim', -1)
 
 def _followed(node, mods):
     "Names of the norms and of the weighted layers that a node's output goes to; `None` if it goes elsewhere"

@@ -446,6 +446,14 @@ def test_renewed_units_count_for_nothing(layout):
 def test_layers_whose_units_are_not_clear():
     "Transposed convolutions have their weights the other way round; a layer that is used twice has two outputs"
     assert unit_chains(nn.Sequential(nn.ConvTranspose2d(2,5,3), nn.ReLU(), nn.Conv2d(5,3,3)))=={}
+    convs = nn.Conv2d(3,4,3),nn.Conv2d(4,5,3)
+    for flat in (nn.Flatten(2), nn.Flatten(0), nn.Flatten(1, 2)): assert '1' not in unit_chains(nn.Sequential(*convs, flat, nn.Linear(16,3))), flat
+    assert unit_chains(nn.Sequential(*convs, nn.Flatten(), nn.Linear(80,3)))=={'0':([],['1']), '1':([],['3'])}
+    class Flat(nn.Module):
+        def __init__(self, f): super().__init__(); self.a,self.b,self.f = nn.Conv2d(3,4,3),nn.Linear(16,3),f
+        def forward(self, x): return self.b(self.f(self.a(x)))
+    for f in (torch.flatten, lambda o: o.flatten(2), lambda o: torch.flatten(o, start_dim=2), lambda o: o.flatten(1, 2)): assert unit_chains(Flat(f))=={}
+    for f in (lambda o: o.flatten(1), lambda o: torch.flatten(o, 1), lambda o: o.flatten(start_dim=1)): assert unit_chains(Flat(f))=={'a':([],['b'])}
     class Twice(nn.Module):
         def __init__(self): super().__init__(); self.a,self.b,self.c = nn.Linear(4,4),nn.Linear(4,4),nn.Linear(4,3)
         def forward(self, x): return self.c(F.relu(self.b(F.relu(self.a(x)))))+self.c(F.relu(self.a(x)))
