@@ -5,7 +5,7 @@ from copy import copy
 from functools import cache
 from html import unescape
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urldefrag
+from urllib.parse import unquote, urldefrag, urlsplit
 
 from bs4 import BeautifulSoup
 from fastcore.nbio import read_nb, write_nb
@@ -131,6 +131,8 @@ class Site(site.Site):
                 f = self.out/p.out.parent/name
                 f.parent.mkdir(exist_ok=True)
                 f.write_bytes(data)
+        missing = self.out/'404.html'   # shown at whatever address was asked for
+        missing.write_text(missing.read_text('utf-8').replace('<head>', f'<head>\n<base href="{urlsplit(get_config().doc_url).path}">', 1), 'utf-8')
         for f in self.out.glob('site_libs/themes/*.css'): f.write_text(re.sub(r'@import url\(http.*?\);', '', f.read_text()))
 
 def tidy(f):
