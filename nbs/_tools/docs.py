@@ -62,6 +62,18 @@ def whole_row(row, above):
     above.update({j:(c,int(c['rowspan'])-1) for j,c in enumerate(row.find_all(['th','td'])) if c.has_attr('rowspan')})
     return {j:(c,n) for j,(c,n) in above.items() if n}
 
+re_number = re.compile(r'[-−+×]?[\d.,]+( ?[%×s]|e[-+]?\d+)?|nan|–|')
+
+def to_the_right(t):
+    "Columns of numbers, and their heads, go to the right; all else begins at the left"
+    for row in t.thead.find_all('tr'): row.attrs.pop('style', None)
+    rows = [[c for c in r.find_all(['th','td']) for _ in range(int(c.get('colspan', 1)))] for r in t.find_all('tr')]
+    n = max(map(len, rows))
+    for cells in zip(*(o for o in rows if len(o)==n)):
+        body = [c.get_text().strip() for c in cells if c.find_parent('tbody')]
+        if any(body) and all(map(re_number.fullmatch, body)):
+            for c in cells: c['class'] = [*c.get('class', []), 'number']
+
 def labelled(m):
     "A table of words as `cards`, whose cells say what they are where they stand alone; one of numbers as `numbers`"
     t,above = BeautifulSoup(m[0], 'html.parser').table,{}
@@ -73,6 +85,7 @@ def labelled(m):
         cells = row.find_all(['th','td'])
         for c,label in zip(cells, labels):
             if label and len(cells)>2 and (c is not cells[0] or len(c.get_text())<3): c['data-label'] = label   # a long first cell is a title
+    to_the_right(t)
     longest = max((len(c.get_text()) for c in t.tbody.find_all(['th','td'])), default=0)
     words = not t.find(class_='row_heading') and longest>(24 if len(labels)>2 else 60)
     t['class'] = [*t.get('class', []), 'cards' if words else 'numbers']
