@@ -134,7 +134,8 @@ class Site(site.Site):
         "The index with the `kind` of each section, and a search that knows it"
         super().write_search()
         f,src = self.out/'search.json',{str(p.out):p.src.as_posix() for p in self.pages.values()}
-        f.write_text(json.dumps([dict(o, kind=kind(src[o['href'].partition('#')[0]], o['section'])) for o in json.loads(f.read_text('utf-8'))]), 'utf-8')
+        found = [o for o in json.loads(f.read_text('utf-8')) if not o['href'].startswith('404')]
+        f.write_text(json.dumps([dict(o, kind=kind(src[o['href'].partition('#')[0]], o['section'])) for o in found]), 'utf-8')
         with open(self.out/'site_libs/fuse/fuse.min.js', 'a') as o: o.write((Path(__file__).parent/'search.js').read_text('utf-8'))
     def build(self):
         super().build()
@@ -176,7 +177,7 @@ def with_quarto():
     if r.returncode: sys.exit(r.stdout)
     return Path('_docs').resolve(), [l for l in r.stdout.splitlines() if 'WARN' in l]
 
-re_link = re.compile(r'\b(?:href|src)="([^"]*)"')
+re_link = re.compile(r'(?<!<base )\b(?:href|src)="([^"]*)"')
 
 def ids(page, cache={}):
     "The anchors of a page"
