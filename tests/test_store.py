@@ -4,7 +4,7 @@ from pathlib import Path
 import filelock, numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from fastai.callback.mixup import MixUp
-from fastai.vision.all import (CSVLogger, Callback, CancelFitException, EarlyStoppingCallback, GradientAccumulation, LabelSmoothingCrossEntropy, Learner,
+from fastai.vision.all import (CSVLogger, Callback, CancelFitException, EarlyStoppingCallback, F1Score, GradientAccumulation, LabelSmoothingCrossEntropy, Learner,
                                MixedPrecision, SGD, SaveModelCallback, accuracy, load_learner, set_seed)
 import kill
 from feature_erosion import callbacks, files as files_module
@@ -180,6 +180,47 @@ def test_a_plain_fit_that_ends_in_nan_has_failed(tmp_path, it, status):
     assert run.status==status and (it is None or 'loss is nan at iteration 6' in run.info['error'])
     assert all(v.isfinite().all() for v in run.weights().values() if v.is_floating_point())
     assert unpack(run._newest(run._ended()))[1]['train_iter']==(6 if it is None else 4)
+
+class Unsettled(Callback):
+    "Ends the fit, and once more when its last values are asked for"
+    run_valid,passive = False,True
+    def after_batch(self):
+        if self.learn.train_iter==4: raise CancelFitException
+    def settle(self):
+        if self.learn.train_iter==4: raise CancelFitException
+
+def test_a_fit_that_was_ended_twice_has_failed(tmp_path):
+    learn = plain_learner(tmp_path)
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, cbs=[KeepRun(RunStore(tmp_path).run('a'), minutes=99), Unsettled()])
+    run = RunStore(tmp_path)['a']
+    assert run.status=='failed' and run.info['error']=='the fit was ended again after iteration 4' and run._ended()==['start']
+
+def named(name):
+    res = F1Score(average='macro')
+    res.name = name
+    return res
+
+@pytest.mark.parametrize('metrics,name', [([F1Score(average='micro'),F1Score(average='macro')],'f1_score'), *(([named(o)],o) for o in ('sum','table','iters','phase','epoch','time','train_loss','valid_loss'))])
+@pytest.mark.parametrize('phases', [False, True])
+def test_a_metric_whose_name_is_taken_is_refused_before_training(tmp_path, metrics, name, phases):
+    def train(metrics):
+        learn = Learner(digits_dls(n=64, n_valid=40, bs=32), net(), opt_func=SGD, metrics=metrics, path=tmp_path)
+        with learn.no_bar(), learn.no_logging():
+            if phases: learn.fit_phases([Phase('one', 1)], cbs=[KeepRun(run, minutes=0)])
+            else: learn.fit(1, cbs=[KeepRun(run, minutes=0)])
+    run = RunStore(tmp_path).run('a')
+    with pytest.raises(ValueError, match=f"metrics: '{name}' is the name of another column"): train(metrics)
+    assert run.status=='new'
+    train([*metrics[:-1], named('other')])
+    assert run.status=='finished' and 'other' in run.history
+
+def test_a_row_with_a_sum_of_its_own(tmp_path):
+    run = RunStore(tmp_path).run('a')
+    rows = [dict(table='t', sum=1), dict(table='t', x='", "sum": "ab'), dict(table='t', sum='", "sum": "')]
+    run.append(*rows)
+    assert RunStore(tmp_path)['a'].rows()==rows
+    with open(run.path/'history.jsonl', 'a') as f: f.write('['*100_000+'\n')
+    with pytest.raises(ValueError, match='line 4 is not what was written'): run.rows()
 
 def test_other_callbacks_and_no_phases(tmp_path):
     "A plain fit with fastai's own callbacks goes on as well"

@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, ver
 from pathlib import Path, PurePath
 from fastcore.all import *
 from fastai.data.all import Pipeline
+from torch.distributions import Distribution
 from .. import __version__
 
 # %% ../../nbs/runs/00_keys.ipynb #6f8b3df3
@@ -348,6 +349,7 @@ def _describe_object(o, deep):
     shown = {k:deep(v) for k,v in getattr(o, '__dict__', {}).items() if k[0]!='_' and k not in _drawn(type(o))}
     if isinstance(o, Enum) or not hasattr(o, '__dict__'):   # a slice, a date
         shown['is'] = re.sub(r' at 0x[0-9a-f]+', '', repr(o))
+    if isinstance(o, Distribution): shown['is'] = {k:deep(getattr(o, k)) for k in o.arg_constraints}   # some hide them
     return {'class':f'{type(o).__module__}.{type(o).__qualname__}', **shown}
 
 _descriptions = [   # the first one that matches is used

@@ -18,7 +18,7 @@ from pathlib import Path, PurePath
 from torch import nn
 from fastcore.all import *
 from fastai.vision.all import (CSVLogger, Callback, DataLoader, DataLoaders, Learner, MixedPrecision, ProgressCallback, Recorder,
-                               SaveModelCallback, TensorBase, TrainEvalCallback, get_model, join_path_file, rank_distrib)
+                               SaveModelCallback, TensorBase, TrackerCallback, TrainEvalCallback, get_model, join_path_file, rank_distrib)
 from ..files import save_atomic
 from ..callbacks import *
 from ..phases import *
@@ -347,8 +347,10 @@ def settle(learn):
 # %% ../../nbs/runs/02_state.ipynb #f833c71c
 def _own(cb):
     "A callback's attributes; without the settings of one that only observes, which may differ next time"
-    not_its = {'learn','run'} | (set(inspect.signature(type(cb).__init__).parameters) if is_passive(cb) else set())
+    not_its = {'learn','run',*_found(cb)} | (set(inspect.signature(type(cb).__init__).parameters) if is_passive(cb) else set())
     return {a:v for a,v in vars(cb).items() if a not in not_its}
+
+def _found(cb): return ['idx'] if isinstance(cb, TrackerCallback) else []   # where its metric is: another place, if others came
 
 @singledispatch
 def get_state(cb, k):
@@ -364,7 +366,8 @@ def set_state(cb, s):
 
 def _set_attrs(cb, s):
     for a in set(_own(cb))-set(s['attrs']): del vars(cb)[a]
-    for a,v in s['attrs'].items(): _put_attr(cb, a, v, f'{cb.name}.{a}')
+    for a,v in s['attrs'].items():
+        if a not in _found(cb): _put_attr(cb, a, v, f'{cb.name}.{a}')
 
 # %% ../../nbs/runs/02_state.ipynb #662a5d17
 @get_state.register(CSVLogger)
@@ -404,6 +407,8 @@ def _(cb, k): return dict(own=k(cb.state_dict()), best=_best(cb.watcher))
 @set_state.register(PerPhase)
 def _(cb, s):
     cb.load_state_dict(put(s['own']))
+    names = list(cb.learn.recorder.metric_names[1:]) if hasattr(cb.learn, 'recorder') else []
+    if _found(cb.watcher) and cb.watcher.monitor in names: cb.watcher.idx = names.index(cb.watcher.monitor)
     _put_best(cb.watcher, s.get('best'), cb.fname)
 
 def _best_file(cb): return join_path_file(cb.fname, cb.learn.path/cb.learn.model_dir, ext='.pth')
@@ -441,17 +446,30 @@ def _(rec, k):
     tables = {n:v for n,v in vars(log).items() if n not in ('rows','iters','names')}
     losses = torch.tensor([float(o) for o in rec.losses])
     metrics = [k(vars(m), m.name) for m in (rec.smooth_loss, rec.loss, *rec.metrics)]
-    return dict(lrs=[float(o) for o in rec.lrs], iters=list(rec.iters), losses=losses,
+    named = dict(columns=list(log.names), metric_names=list(rec.metrics.attrgot('name')))
+    return dict(named, lrs=[float(o) for o in rec.lrs], iters=list(rec.iters), losses=losses,
                 values=[list(k(list(o))) for o in rec.values], tables=k(tables), metrics=metrics)
 
 @set_state.register(Recorder)
 def _(rec, s):
     log = fit_log(rec)
     for a in ('lrs','iters'): getattr(rec, a)[:] = s[a]
-    rec.losses[:],rec.values[:] = list(s['losses']),[L(put(o)) for o in s['values']]
+    rec.losses[:],rec.values[:] = list(s['losses']),_rows(rec, [L(put(o)) for o in s['values']], s.get('columns'))
     log.__dict__.update(put(s['tables']))
-    for m,v in zip((rec.smooth_loss, rec.loss, *rec.metrics), s['metrics']):
+    for m,v in _metric_states(rec, s):
         for a,o in v.items(): _put_attr(m, a, o, f'{m.name}.{a}')
+
+def _rows(rec, rows, was):
+    "Rows with the columns of this start, in its order; nan where it has a new one"
+    names = fit_log(rec).names
+    if was is None or was==list(names): return rows
+    return [L(dict(zip(was[1:], o)).get(n, float('nan')) for n in names[1:len(names)-rec.add_time]) for o in rows]
+
+def _metric_states(rec, s):
+    "Metrics with their states, by name"
+    *losses,mets = rec.smooth_loss,rec.loss,rec.metrics
+    states = dict(zip(s.get('metric_names', mets.attrgot('name')), s['metrics'][2:]))
+    return [*zip(losses, s['metrics']), *((m, states[m.name]) for m in mets if m.name in states)]
 
 # %% ../../nbs/runs/02_state.ipynb #a3a7ab36
 _stateless = (TrainEvalCallback,ProgressCallback)
