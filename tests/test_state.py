@@ -19,7 +19,7 @@ from feature_erosion.data import digits_dls
 from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import PerPhase, Phase
-from feature_erosion.runs.keys import describe, differences
+from feature_erosion.runs.keys import Untold, describe, differences, hash_tensor
 from feature_erosion.runs.resume import KeepRun
 from feature_erosion.runs.store import RunStore, plain, unpack
 
@@ -495,6 +495,33 @@ def test_numbers_of_a_kind_of_their_own_become_plain():
     class Level(int): pass
     got = plain([Own(.5), Level(2), np.float64(.25), True])
     assert got==[.5,2,.25,True] and [type(o) for o in got]==[float,int,float,bool]
+
+arrays = [np.array(['a','bc']), np.arange(3)[::-1], np.arange(3, dtype='>i4'), np.array(['2020-01-01'], 'M8[D]'), np.array([b'x']), np.zeros((2,0)), np.array(.5)]
+
+class Arrays(Train):
+    "Holds arrays that PyTorch has no type for"
+    def __init__(self, given): self.given = given
+    def before_fit(self): self.held,self.sparse = [o.copy() for o in arrays],torch.zeros(2,2).to_sparse()
+    def after_batch(self): self.held,self.sparse = [o[:1] if o.ndim else o for o in self.held],torch.eye(2).to_sparse()
+
+def test_arrays_of_any_kind(tmp_path):
+    "As settings, and as the state of a callback"
+    described = [describe(o) for o in arrays]
+    assert len(set(described))==len(arrays) and described[1]==describe(arrays[1].copy())==describe(torch.tensor([2,1,0])) and described[2]==describe(np.arange(3, dtype='i4'))
+    assert describe(np.array([1,'a'], object))==[1,'a'] and describe(torch.eye(2).to_sparse())==describe(np.eye(2, dtype='f4'))
+    with pytest.raises(Untold): hash_tensor(np.array([1,None]))
+    run = RunStore(tmp_path).run('a')
+    with pytest.raises(Boom): plain_fit(run, 5, cbs=[Arrays(arrays)])
+    with pytest.raises(ValueError, match='other settings: callbacks.0.given.0: was'): plain_fit(run, cbs=[Arrays([arrays[0][::-1], *arrays[1:]])])
+    plain_fit(run, cbs=[cb := Arrays(arrays)])
+    assert all(a.dtype==b.dtype and np.array_equal(a, b) for a,b in zip(cb.held, [o[:1] if o.ndim else o for o in arrays])) and cb.sparse.to_dense().equal(torch.eye(2))
+
+@pytest.mark.parametrize('dtype', ['?','u1','i1','i2','i4','i8','f2','f4','f8','c8','c16'])
+@pytest.mark.parametrize('shape', [(), (0,), (6,), (2,3)])
+def test_arrays_that_old_runs_name(dtype, shape):
+    "As they were hashed through PyTorch, in either layout"
+    a = np.arange(np.prod(shape, dtype=int)).astype(dtype).reshape(shape)
+    for o in (a, a.T, np.asfortranarray(a)): assert hash_tensor(o)==hash_tensor(torch.as_tensor(o))
 
 @pytest.mark.parametrize('a,b', [(slice(1e-4,1e-2),slice(1e-2,1.)), (Colour.red,Colour.blue), (b'a',b'b'), (Decimal(1),Decimal(2)), (date(2020,1,1),date(2021,1,1))])
 def test_values_without_attributes_are_settings(a, b):

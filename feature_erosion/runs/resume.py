@@ -88,7 +88,7 @@ def _content(ds):
     "A hash of images and labels in memory"
     parts = (getattr(ds, o, None) for o in ('x','targets','stamps','groups'))
     held = [v for v in parts if isinstance(v, (torch.Tensor,np.ndarray,list))]
-    with suppress(TypeError,ValueError): return key_of([hash_tensor(v) for v in held]) if held else None
+    with suppress(TypeError,ValueError): return key_of([hash_tensor(torch.as_tensor(v)) for v in held]) if held else None
 
 # %% ../../nbs/runs/03_resume.ipynb #22c46e55
 def _samples(dls):
@@ -327,7 +327,7 @@ def save(self:KeepRun,
         last.mkdir(exist_ok=True)
         numbers = sorted(int(p.name) for p in last.iterdir() if p.name.isdigit())
         self._write(last/str((numbers or [0])[-1]+1), state)
-        for n in numbers[:-1]: remove_folder(last/str(n), checkpoint_files)
+        for n in numbers[:-1] if not last.is_symlink() else (): remove_folder(last/str(n), checkpoint_files)
 
 # %% ../../nbs/runs/03_resume.ipynb #3842150a
 @patch

@@ -11,6 +11,7 @@ __all__ = ['Unkept']
 import enum, inspect, io, random, re, sys, types, warnings
 import numpy as np, torch
 from collections import Counter, OrderedDict, defaultdict, deque
+from contextlib import suppress
 from copy import deepcopy
 from functools import singledispatch
 from itertools import dropwhile
@@ -19,7 +20,7 @@ from torch import nn
 from fastcore.all import *
 from fastai.vision.all import (CSVLogger, Callback, DataLoader, DataLoaders, Learner, MixedPrecision, ProgressCallback, Recorder,
                                SaveModelCallback, TensorBase, TrackerCallback, TrainEvalCallback, get_model, join_path_file, rank_distrib)
-from ..files import save_atomic
+from ..files import save_atomic, save_torch
 from ..callbacks import *
 from ..phases import *
 
@@ -87,7 +88,9 @@ def _keeps(f, *kinds):
 
 def _exactly(cls, f): return lambda v, k: f(v, k) if type(v) is cls else k.refuse(v)
 
-def _plain_tensor(v): return v.detach().cpu().as_subclass(torch.Tensor).clone()
+def _plain_tensor(v):
+    v = v.detach().cpu()
+    return (v if type(v) is torch.Tensor else v.as_subclass(torch.Tensor)).clone()   # which sparse ones have not
 
 def _enum(v, k):
     value = k(v.value) if isinstance(v, enum.Flag) else None   # a combination of flags has no name
@@ -102,12 +105,22 @@ def _tensor(v, k):
     p = _plain_tensor(v)
     return p if v.device.type=='cpu' else _tagged('tensor', value=p, device=str(v.device))
 
+def _array(v, k):
+    "Numbers as a tensor; texts, dates and other byte orders as their bytes"
+    with suppress(TypeError,ValueError): return _tagged('array', value=torch.from_numpy(v.copy()))
+    if v.dtype.hasobject or v.dtype.names: k.refuse(v, f'of {v.dtype} cannot be kept')
+    return _tagged('array', value=torch.from_numpy(np.frombuffer(v.tobytes(), 'u1').copy()), dtype=v.dtype.str, shape=list(v.shape))
+
+def _scalar(v, k):
+    if v.dtype.kind not in 'biufU': k.refuse(v)
+    return _tagged('scalar', dtype=str(v.dtype), value=v.item())
+
 _keeps(_number, bool, int, float, str)
 _keeps(_enum, enum.Enum)
 _keeps(lambda v, k: None, type(None))
 _keeps(_tensor, torch.Tensor)
-_keeps(lambda v, k: _tagged('array', value=torch.from_numpy(v.copy())), np.ndarray)
-_keeps(lambda v, k: _tagged('scalar', dtype=str(v.dtype), value=v.item()), np.generic)
+_keeps(_array, np.ndarray)
+_keeps(_scalar, np.generic)
 _keeps(_exactly(list, lambda v, k: k.items(v)), list)
 _keeps(lambda v, k: _tagged('L', items=k.items(v)), L)
 _keeps(_tuple, tuple)
@@ -248,12 +261,14 @@ def _there(device):
     if not acc.is_available() or acc.current_accelerator().type!=d.type: return torch.device('cpu')
     return d if (d.index or 0)<acc.device_count() else torch.device(d.type, 0)
 
+def _put_array(a, dtype, shape): return a.copy() if dtype is None else np.frombuffer(a.tobytes(), dtype).reshape(shape).copy()
+
 _anew = dict(
     path      = lambda p, name: Path(p['value']),
     device    = lambda p, name: torch.device(p['value']),
     dtype     = lambda p, name: getattr(torch, p['value']),
     tensor    = lambda p, name: p['value'].to(_there(p['device']), copy=True),
-    array     = lambda p, name: p['value'].numpy().copy(),
+    array     = lambda p, name: _put_array(p['value'].numpy(), p.get('dtype'), p.get('shape')),
     scalar    = lambda p, name: np.dtype(p['dtype']).type(p['value']),
     bytes     = lambda p, name: bytes.fromhex(p['value']),
     complex   = lambda p, name: complex(*p['value']),
@@ -428,7 +443,7 @@ def _put_best(cb, best, fname):
     same = re.fullmatch(rf'{re.escape(str(fname))}(_[^/\\]+)?', str(cb.fname))
     if not same: raise ValueError(f'fname={cb.fname!r}: was {fname!r}')
     f = _best_file(cb)
-    save_atomic(f, lambda o: torch.save(put(best), o))
+    save_atomic(f, partial(save_torch, put(best)))
     cb.last_saved_path = f
 
 @get_state.register(MixedPrecision)
