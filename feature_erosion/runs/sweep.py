@@ -37,6 +37,8 @@ def _grid(grid, seeds):
 
 def _is_values(v): return (isinstance(v, (list,tuple,L,range)) or isinstance(v, np.ndarray) and v.ndim>0) and len(v)>0
 
+def _groupable(v): return json.dumps(v) if isinstance(v, (list,dict)) else v
+
 def _plain_values(k, vs):
     "Values as a function gets them: Python's own types, and lists for tuples"
     try: return as_json({k:plain(list(vs))})[k]
@@ -263,8 +265,6 @@ def _finished(self:Sweep):
     "Finished points; a setting that is a list or dict becomes text, by which rows can be grouped"
     done = pd.DataFrame(self[self.status=='finished'])
     return done.assign(**{k:done[k].map(_groupable) for k in self.attrs['names']})
-
-def _groupable(v): return json.dumps(v) if isinstance(v, (list,dict)) else v
 
 @patch
 def _numbers(self:Sweep):
