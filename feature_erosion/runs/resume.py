@@ -128,8 +128,8 @@ def fit_settings(
 )->dict:
     "The settings of a fit, as JSON values"
     return dict(model=_model_settings(get_model(learn.model)), opt=describe(learn.opt_func), lr=describe(learn.lr), wd=learn.wd,
-                hypers=None if phases else _hypers(learn.opt), wd_bn_bias=learn.wd_bn_bias, train_bn=learn.train_bn, loss=describe(learn.loss_func),
-                loss_settings=_loss_settings(learn.loss_func), data=_data_settings(learn.dls),
+                hypers=None if phases else _hypers(learn.opt), wd_bn_bias=learn.wd_bn_bias,
+                train_bn=learn.train_bn, loss=describe(learn.loss_func), loss_settings=_loss_settings(learn.loss_func), data=_data_settings(learn.dls),
                 samples=[_samples(o) for o in (learn.dls, *L(phases).attrgot('dls'))],
                 phases=[_phase_settings(p) for p in phases], epochs=None if phases else learn.n_epoch,
                 callbacks=_cbs_settings(learn), evals=_evals_settings(learn), processes=max(1, num_distrib()))
@@ -388,7 +388,8 @@ _row_names = 'table','sum','phase','iters'   # what a row of the history has bes
 def _check_columns(self:KeepRun):
     "Refuse metrics whose names another column has"
     if not hasattr(self, 'recorder'): return
-    cols = [o for o in self.recorder.metric_names if o!='phase'] + ['phase']*list(self.learn.metrics.attrgot('name')).count('phase')
+    own = [o for o in self.learn.metrics.attrgot('name') if o=='phase']   # the column of that name is a schedule's
+    cols = [o for o in self.recorder.metric_names if o!='phase'] + own
     if bad := first(o for o in cols if o in _row_names or cols.count(o)>1):
         raise ValueError(f"metrics: {bad!r} is the name of another column of the history; give the metric a name of its own: "
                          "`name=` in `AccumMetric` and its kind, or `.name = …`")

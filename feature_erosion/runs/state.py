@@ -19,7 +19,8 @@ from pathlib import Path, PurePath
 from torch import nn
 from fastcore.all import *
 from fastai.vision.all import (CSVLogger, Callback, DataLoader, DataLoaders, Learner, MixedPrecision, ProgressCallback, Recorder,
-                               SaveModelCallback, TensorBase, TrackerCallback, TrainEvalCallback, get_model, join_path_file, rank_distrib)
+                               SaveModelCallback, TensorBase, TrackerCallback, TrainEvalCallback, get_model, join_path_file,
+                               rank_distrib)
 from ..files import save_atomic, save_torch
 from ..callbacks import *
 from ..phases import *
@@ -109,7 +110,8 @@ def _array(v, k):
     "Numbers as a tensor; texts, dates and other byte orders as their bytes"
     with suppress(TypeError,ValueError): return _tagged('array', value=torch.from_numpy(v.copy()))
     if v.dtype.hasobject or v.dtype.names: k.refuse(v, f'of {v.dtype} cannot be kept')
-    return _tagged('array', value=torch.from_numpy(np.frombuffer(v.tobytes(), 'u1').copy()), dtype=v.dtype.str, shape=list(v.shape))
+    b = torch.from_numpy(np.frombuffer(v.tobytes(), 'u1').copy())
+    return _tagged('array', value=b, dtype=v.dtype.str, shape=list(v.shape))
 
 def _scalar(v, k):
     if v.dtype.kind not in 'biufU': k.refuse(v)

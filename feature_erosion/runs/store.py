@@ -421,12 +421,13 @@ def save_table(self:Run,
     df:pd.DataFrame # Written without its index, with six significant digits; whole numbers with all of theirs
 ):
     "Write `tables/NAME.csv`"
-    if _check_name(name) in ('epochs','phases'): raise ValueError(f"name={name!r}: the run's history has a table of this name; choose another")
+    if _check_name(name) in ('epochs','phases'):
+        raise ValueError(f"name={name!r}: the run's history has a table of this name; choose another")
     folder = self.path/'tables'
     folder.mkdir(exist_ok=True)
     if df.columns.nlevels>1: df = df.set_axis([' '.join(map(str, o)) for o in df.columns], axis=1)
     if bad := [o for o,n in Counter(map(str, df.columns)).items() if n>1]:
-        raise ValueError(f"df: {bad[0]!r} is the name of {df.columns.astype(str).tolist().count(bad[0])} columns; rename all but one")
+        raise ValueError(f"df: {bad[0]!r} is the name of several columns; rename all but one")
     text = df.to_csv(index=False, float_format=_number, lineterminator='\n')
     if '\r' in text: text = df.to_csv(index=False, float_format=_number, lineterminator='\n', quoting=csv.QUOTE_NONNUMERIC)
     save_atomic(folder/f'{name}.csv', lambda o: o.write(text.encode()))
@@ -510,7 +511,8 @@ def _kept_folders(self:Run):
     "Folders of checkpoints, by exact name, including damaged ones that were put aside"
     names = '|'.join(map(re.escape, ['start', *self.info['phases']]))
     kinds = dict(phases=rf'({names})(\.damaged\d+)?', last=r'\d+(\.damaged\d+)?')
-    return [p for d,o in kinds.items() if not (self.path/d).is_symlink() for p in (self.path/d).glob('*') if re.fullmatch(o, p.name)]
+    own = {d:o for d,o in kinds.items() if not (self.path/d).is_symlink()}
+    return [p for d,o in own.items() for p in (self.path/d).glob('*') if re.fullmatch(o, p.name)]
 
 @patch
 def delete(self:RunStore,

@@ -48,7 +48,8 @@ def _seeds(seeds):
     try: res = plain(list(range(seeds) if isinstance(seeds, (int,np.integer)) else seeds))
     except TypeError: res = []
     if res and all(map(is_seed, res)) and len(set(res))==len(res): return res
-    raise ValueError(f"seeds={seeds!r}: must be a number of seeds, at least 1, or a list of different whole numbers from 0 to 2**32-1")
+    raise ValueError(f"seeds={seeds!r}: must be a number of seeds, at least 1, "
+                     "or a list of different whole numbers from 0 to 2**32-1")
 
 # %% ../../nbs/runs/04_sweep.ipynb #c139182d
 @contextmanager
