@@ -353,7 +353,7 @@ def main(
         print(f'feature_erosion: {_one_line(e)}', file=sys.stderr)
         return 2
     except KeyboardInterrupt as e:
-        print(f"\nfeature_erosion: {str(e) or 'stopped; the same command goes on from what was kept'}", file=sys.stderr)
+        print(f"\nfeature_erosion: {str(e) or 'stopped; run the same command again to resume'}", file=sys.stderr)
         return 130
     return 0
 

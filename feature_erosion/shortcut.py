@@ -1,4 +1,4 @@
-"""Which part of the image does a model go by: a place, a band of frequencies, a colour channel, or a trace in all of it?
+"""Which part of the image does a model rely on: a place, a band of frequencies, a colour channel, or a trace in all of it?
 
 Docs: https://feature-erosion.github.io/feature_erosion/shortcut.html.md"""
 
@@ -416,11 +416,11 @@ def find_shortcut(
     dl, # Data it was finetuned on: DataLoaders (their validation set), or as in `fixed_dl`
     against=None, # A model without the shortcut: the name of a phase, as in `at_phase`, or another Learner or module
     n:int|None=128, # How many images; `None` for all
-    max_share:float=.25, # The largest part of the image that is called a shortcut, in 0…1
+    max_share:float=.25, # The largest part of the image that counts as a shortcut, in 0…1
     bs:int=64, # Batch size
     seed:int=0 # Which images, and which are mixed
 )->Shortcut:
-    "Which part of the image does a model go by? A place, a statistic of the image, a colour channel or a band of frequencies"
+    "Which part of the image does a model rely on? A place, a statistic of the image, a colour channel or a band of frequencies"
     if not 0<max_share<1: raise ValueError(f"max_share={max_share!r}: must be in 0…1; .25 is a quarter of the image")
     model,dl = _the_model(learn),dl.valid if isinstance(dl, DataLoaders) else dl
     cast = precision(learn) if isinstance(learn, Learner) else nullcontext()

@@ -351,8 +351,8 @@ def _writing(self:KeepRun):
     try: yield
     except OSError as e:
         raise OSError(e.errno, f"run {self.kept.name!r}: cannot write to {self.kept.path} ({e.strerror or e}). "
-                      "What was kept before is whole: make room or mend the folder, and start again; "
-                      "it goes on from its last checkpoint") from None
+                      "What was saved is intact: make room or fix the folder, and start again; "
+                      "it resumes from its last checkpoint") from None
 
 # %% ../../nbs/runs/03_resume.ipynb #2b762639
 @patch
@@ -406,7 +406,7 @@ def _claim_for_all(self:KeepRun, settings):
 @patch
 def _tell_unkept(self:KeepRun):
     if not (bad := self.fit_state.unkept()): return
-    msg = f"run {self.kept.name!r}: not kept, so a run that goes on may differ: {'; '.join(bad)}"
+    msg = f"run {self.kept.name!r}: not saved, so a resumed run may differ: {'; '.join(bad)}"
     if self.strict: raise ValueError(msg)
     warnings.warn(msg)
 
@@ -506,7 +506,7 @@ def _choose(self:KeepRun):
             bad.append(f)
             warnings.warn(f"{e}. It stays where it is; the checkpoint before it is used")
     if bad: raise ValueError(f"run {self.kept.name!r}: none of its checkpoints can be read, see the warnings; "
-                             "nothing was deleted. Mend them, or give this run another name to begin again")
+                             "nothing was deleted. Repair them, or give this run another name to begin again")
 
 @patch
 def _all_checkpoints(self:KeepRun):
