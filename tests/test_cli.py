@@ -90,7 +90,7 @@ def test_images_are_for_networks_trained_on_imagenet(tmp_path, capsys):
     line = fails(capsys, 'run', 'fig1', '--data', 'nowhere', '--out', tmp_path/'o')
     assert '--images' not in line and 'the path of yours' in line
 
-@pytest.mark.parametrize('error,words', [(KeyboardInterrupt(), 'stopped; the same command goes on'), (KeyboardInterrupt("run 'a' stopped"), "run 'a' stopped")])
+@pytest.mark.parametrize('error,words', [(KeyboardInterrupt(), 'stopped; run the same command again'), (KeyboardInterrupt("run 'a' stopped"), "run 'a' stopped")])
 def test_ctrl_c(monkeypatch, capsys, error, words):
     def stop(a): raise error
     monkeypatch.setattr(cli, 'run_demo', stop)
