@@ -15,7 +15,7 @@ from feature_erosion.data import TensorImages, digits_dls, tensor_dls
 from feature_erosion.evalsets import EvalSets, evaluate, pattern_sets, train_accuracy
 from feature_erosion.loaders import fixed_dl, subset_dl
 from feature_erosion.learner import erosion_learner
-from feature_erosion.patterns import ColorSquare, stamp_dl
+from feature_erosion.patterns import ColorSquare, Stripes, stamp_dl
 from feature_erosion.phases import Phase, check_classes, class_names
 from feature_erosion.measures.probes import dl_labels
 from feature_erosion.measures.rank import layer_rank
@@ -368,6 +368,17 @@ def test_settings_of_evaluation_sets(dls):
         with pytest.raises(ValueError, match='must be a whole number, at least 1'): EvalSets({'a':dls.valid}, **kw)
     for sets in (dls, [dls.valid]):
         with pytest.raises(ValueError, match='sets: got a .*a dict of loaders by name'): EvalSets(sets)
+
+@works(what='phases with two different patterns', how='refused unless `EvalSets` are given: no one set can be painted for both')
+def test_two_patterns_in_one_fit(dls):
+    a,b,again = dls.inject(ColorSquare(4)),dls.inject(Stripes(8)),dls.inject(ColorSquare(4), ratio=.5)
+    learn = erosion_learner(dls, net())
+    with pytest.raises(ValueError, match="phases: 'a' and 'b' differ in their pattern"): quiet(learn, [Phase('a', 1, a), Phase('b', 1, b)])
+    sets = EvalSets({'clean':dls.valid, 'squares':a.valid, 'stripes':b.valid})
+    quiet(learn, [Phase('a', 1, a), Phase('b', 1, b)], cbs=sets)
+    assert learn.injected.value is None and 'stripes' in learn.recorder.evals
+    quiet(learn, [Phase('a', 1, a), Phase('b', 1, again)])
+    assert learn.injected.value is a and 'conflict' in learn.recorder.evals
 
 def test_sets_are_loaders():
     with pytest.raises(ValueError, match='dl: must be a fastai DataLoader; got builtins.list'): EvalSets({'a':[(torch.rand(2,3), torch.zeros(2))]})
