@@ -38,6 +38,7 @@ def _check_images(x, y, vocab):
                          "want uint8, (samples, height, width, channels) with 1 or 3 channels")
     if y is None: return
     if len(y)!=len(x): raise ValueError(f"y: {len(y)} labels for {len(x)} images")
+    if len(y) and y.min()<0: raise ValueError(f"y: labels from {int(y.min())} on; number the classes 0, 1, …, or give y=None without labels")
     if vocab is not None and len(y) and y.max()>=len(vocab):
         raise ValueError(f"y: labels up to {int(y.max())}, vocab has {len(vocab)} classes")
 
@@ -338,6 +339,7 @@ def tensor_dls(
 )->DataLoaders:
     "In-memory `DataLoaders` that crop, flip, paint (after `inject`) and normalise"
     if not 1<=bs<=len(train): raise ValueError(f"bs={bs}: must be between 1 and the {len(train)} training samples")
+    _check_stats(stats, train.x_shape[-1])
     a,b = (None if o.vocab is None else list(o.vocab) for o in (train,valid))
     if a and b and a!=b:
         raise ValueError(f"valid: its vocab is {b[:5]}, that of train is {a[:5]}; "
@@ -347,6 +349,15 @@ def tensor_dls(
     tfms = [CropFlip(pad, flip), IntToFloatTensor(), *([NormalizeRows.from_stats(*stats, cuda=False)] if stats else [])]
     dls = [TensorDL(ds, bs=b, shuffle=t, drop_last=t, after_batch=tfms) for ds,b,t in ((train,bs,True),(valid,2*bs,False))]
     return DataLoaders(*dls, path=path, device=ifnone(device, default_device()))
+
+def _check_stats(stats, channels):
+    "Refuse what would normalise other channels than there are, or other values than 0…1"
+    if stats is None: return
+    try: mean,std = (np.asarray(o, dtype=float) for o in stats)
+    except (TypeError,ValueError): mean = std = np.zeros(0)   # not two rows of numbers
+    if mean.shape!=(channels,) or std.shape!=(channels,) or not ((mean>=0) & (mean<=1) & (std>0) & (std<=1)).all():
+        raise ValueError(f"stats={stats!r}: must be a mean in 0…1 and a standard deviation above 0 and at most 1, each with "
+                         f"{channels} values, one a channel, such as {((.5,)*channels,)*2}; divide those of bytes by 255")
 
 # %% ../nbs/09_data.ipynb #bb1637ee
 def digits_dls(
@@ -576,7 +587,8 @@ def image_folder_dls(
     "In-memory `DataLoaders` from image files, on all classes or a random choice of them"
     _check_folder_args(size, channels, valid_pct)
     train,valid = _train_valid(path, n_classes, seed, classes, valid_pct, level, size, channels, value_range)
-    stats = stats and tuple(o[:channels] for o in stats)
+    if stats is not None: stats = tuple(o[:channels] if len(np.atleast_1d(o))==3 else o for o in stats)
+    _check_stats(stats, channels)
     train,valid,pad = train.subset(n, seed),valid.subset(n_valid, seed),ifnone(pad, train.x.shape[1]//8)
     return tensor_dls(train, valid, bs=bs, pad=pad, flip=flip, stats=stats, path=path, device=device)
 

@@ -7,7 +7,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/loaders.html.md"""
 # %% auto #0
 __all__ = ['wrong_label', 'is_int', 'int_label', 'one_each', 'int_labels', 'labelled', 'read_labels', 'label_part', 'label_vocab',
            'n_labels', 'pick', 'is_distributed', 'check_dl', 'loose_dl', 'same_dl', 'subset_dl', 'fixed_dl', 'n_inputs',
-           'n_samples', 'unaugmented', 'clean_of']
+           'n_samples', 'own_state', 'unaugmented', 'clean_of']
 
 # %% ../nbs/03_loaders.ipynb #6e33db11
 import random, torch
@@ -367,6 +367,16 @@ def n_samples(dl):
     return dl.n if isinstance(dl, DataLoader) else len(dl.dataset)
 
 # %% ../nbs/03_loaders.ipynb #86e04a77
+def own_state(
+    dl # Any loader, or a list of batches
+):
+    "To read from without a trace: a copy of a fastai loader, with a random state of its own; anything else as it is"
+    if not isinstance(dl, DataLoader): return dl
+    if is_distributed(dl): return _rewrap(dl, own_state(dl.dl))
+    res = loose_dl(dl)
+    res.rng = copy(dl.rng)
+    return res
+
 def unaugmented(
     dl # Any loader, or a list of batches
 ): # A context
