@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 from feature_erosion.measures.attribution import cam_layer, grad_cam
 from feature_erosion.batches import TensorAnswer, answer_tensor, evaluating, split_batch
-from feature_erosion.measures.cka import layer_cka
+from feature_erosion.measures.cka import cka, layer_cka
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import evaluate
 from feature_erosion.models import create_model, load_weights, restrict_outputs
-from feature_erosion.measures.plasticity import dormant_units, grad_norm, hessian_rank, penultimate, plasticity_measures, unit_scores
+from feature_erosion.measures.plasticity import dormant_units, grad_norm, hessian_rank, penultimate, plasticity_measures, unit_scores, weight_norm, weight_norms
 from feature_erosion.measures.probes import dl_labels, layer_probe
 from feature_erosion.measures.rank import effective_rank, layer_rank
 from feature_erosion.measures.layers import Features, layer_calls, visit
@@ -128,6 +128,36 @@ def test_features_in_one_order_whatever_the_layout():
     for o in (g,nhwc,torch.cat([g[:4],nhwc[4:]])): close(features(conv, [o], 'Conv2d', None), want)
     half = layer_rank(conv, [(g[:4],g), (nhwc[4:],g)], 'Conv2d', progress=False)
     assert half['rank_1e-3'].item()==layer_rank(conv, [(g,g)], 'Conv2d', progress=False)['rank_1e-3'].item()
+
+class Merging(nn.Linear):
+    "Merges weights in eval mode and parts them in train mode, as `loralib` does"
+    def __init__(self, i, o):
+        super().__init__(i, o)
+        self.more,self.merged = nn.Parameter(torch.ones(o, i)),False
+    def train(self, mode=True):
+        super().train(mode)
+        if mode==self.merged:
+            with torch.no_grad(): self.weight += self.more*(-1 if mode else 1)
+            self.merged = not mode
+        return self
+    def forward(self, x): return super().forward(x)+(0 if self.merged else F.linear(x, self.more))
+
+def test_modules_that_act_on_a_change_of_mode():
+    m,x = nn.Sequential(Merging(6, 8), nn.ReLU(), Merging(8, 4)).train(),torch.randn(40, 6)
+    m[2].eval()
+    want,weight = m(x),m[0].weight.clone()
+    layer_rank(m, [(x,torch.arange(40)%4)], progress=False)
+    assert (m[0].training,m[0].merged,m[2].training,m[2].merged)==(True,False,False,True)
+    close(m[0].weight, weight), close(m(x), want)
+    m(x).sum().backward()
+    assert m[0].more.grad is not None and m[2].more.grad is None
+
+def test_complex_weights_have_a_size():
+    "|3+4i| = 5"
+    m = nn.ParameterList([nn.Parameter(torch.tensor([3+4j]))])
+    assert weight_norm(m)==5 and weight_norms(m).norm.item()==5
+    Z = torch.complex(torch.randn(30, 4), torch.randn(30, 4))
+    with pytest.raises(ValueError, match='X: dtype torch.complex64; must be real'): cka(Z, Z)
 
 @works('models', 'Sequences with the batch second', 'refused: choose layers with the batch first')
 def test_batch_second():
