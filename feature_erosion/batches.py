@@ -41,6 +41,12 @@ def as_written():
     finally: mha.set_fastpath_enabled(fused)
 
 # %% ../nbs/02_batches.ipynb #c925644f
+def _set_modes(modes):
+    "Modules in the modes of pairs `(module, training)`; a class that overrides `train`, e.g. to merge weights, takes part"
+    for m,t in modes:
+        if m.training!=t and type(m).train is not nn.Module.train: m.train(t)
+    for m,t in modes: m.training = t
+
 @contextmanager
 def evaluating(
     model # Any module
@@ -52,8 +58,8 @@ def evaluating(
         model.eval()
         try: yield model
         finally:
+            _set_modes(modes)
             for m,s in states: vars(m).update(s)
-            for m,t in modes: m.training = t
 
 # %% ../nbs/02_batches.ipynb #da4a6ef8
 def _plain(o):
