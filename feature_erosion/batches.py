@@ -23,7 +23,7 @@ def unwrapped(
     "The module inside its wrappers; a `ValueError` if it is sharded over several processes"
     kinds,fsdp = (nn.DataParallel,nn.parallel.DistributedDataParallel),sys.modules.get('torch.distributed.fsdp')
     if fsdp and isinstance(model, (fsdp.FullyShardedDataParallel, fsdp.FSDPModule)):
-        raise ValueError(f"model: a {type(model).__name__}, whose weights lie in pieces on several processes. "
+        raise ValueError(f"model: a {type(model).__name__}, whose weights are sharded over several processes. "
                          "Gather them in a plain module first, e.g. by "
                          "torch.distributed.checkpoint.state_dict.get_model_state_dict")
     if hasattr(model, '_orig_mod'): return unwrapped(model._orig_mod)
@@ -139,7 +139,7 @@ def answer_tensor(
     named = [out.get(k) if isinstance(out, dict) else getattr(out, k, None) for k in ('logits','out')]
     tensors = L(named).filter(risinstance(torch.Tensor))[:1] or L(_parts(out)).filter(risinstance(torch.Tensor))
     if len(tensors)==1 or isinstance(out, (tuple,list)) and _in_front(tensors): return _plain(tensors[0])
-    raise ValueError(f"model: answers with {_described(out)}; which of it are the scores is not certain. "
+    raise ValueError(f"model: answers with {_described(out)}; it is unclear which part holds the scores. "
                      "Wrap the model in a module that returns one tensor")
 
 # %% ../nbs/02_batches.ipynb #befbaf4c

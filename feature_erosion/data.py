@@ -252,7 +252,7 @@ def _note(seen, n):
     "A sentence about what was scaled, '' if nothing was"
     if not seen: return ''
     lo,hi,low,high = (f(o) for f,o in zip((min,max,min,max), zip(*seen)))
-    hint = '' if hi-lo<2*(high-low) or high==low else f'; `value_range=({low:g}, {high:g})` would tell them better apart'
+    hint = '' if hi-lo<2*(high-low) or high==low else f'; `value_range=({low:g}, {high:g})` would keep more of their detail'
     return (f'{len(seen)} of {n} images have more than 8 bits: {lo:g}…{hi:g} became 0…255. '
             f'Their values lie in {low:g}…{high:g}{hint}')
 
@@ -417,7 +417,7 @@ def _decode_to(f, files, size, *args):
     "Decode and cache in `f`; if the disk is full, the images are still returned"
     x,note = _decode_all(files, size and (size,size), *args)
     try: save_atomic(f, partial(_keep, x=x, note=note))
-    except OSError as e: warnings.warn(f'{f}: not kept for the next time ({e.strerror})')
+    except OSError as e: warnings.warn(f'{f}: not cached ({e.strerror})')
     return x,note
 
 # %% ../nbs/09_data.ipynb #08fa5c0b
@@ -481,7 +481,7 @@ _part = re.compile(r'(train|training|val|valid|validation|test|testing|dev|unlab
 
 def _check_parts(path, names):
     if parts := [o for o in names if _part.fullmatch(o)]:
-        raise ValueError(f"path={str(path)!r}: {', '.join(parts)}: called like a part of a data set, not like a class. "
+        raise ValueError(f"path={str(path)!r}: {', '.join(parts)}: named like a part of a data set, not a class. "
                          "Want train/CLASS/… or CLASS/…; if these are classes, name all: `classes=[…]`")
 
 # %% ../nbs/09_data.ipynb #3182adc3
@@ -643,7 +643,7 @@ def extract(
     except (*_damaged, OSError) as e:
         if getattr(e, 'errno', None) is not None: raise   # an error of the system, not the archive
         what = f'{type(e).__name__}: {e}'
-        raise ValueError(f"{archive}: not a whole tar archive ({what}); nothing was unpacked, get it again") from None
+        raise ValueError(f"{archive}: not a whole tar archive ({what}); nothing was unpacked, download it again") from None
     free = shutil.disk_usage(first(o for o in (dest.absolute(), *dest.absolute().parents) if o.exists())).free
     if total>free:
         raise ValueError(f"{archive}: needs {total/1e6:,.0f} MB, {dest} has {free/1e6:,.0f} MB left; nothing was unpacked")
@@ -667,7 +667,7 @@ def _unpack(archive, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as tmp:
         tops = list(extract(archive, tmp).iterdir())
-        if len(tops)!=1: raise ValueError(f"{archive}: want one folder in it, found {len(tops)} things")
+        if len(tops)!=1: raise ValueError(f"{archive}: must contain one folder, found {len(tops)} entries")
         try: tops[0].rename(path)
         except OSError:
             if not path.is_dir(): raise   # otherwise another process was faster

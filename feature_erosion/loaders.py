@@ -306,7 +306,7 @@ def fixed_dl(
     if isinstance(dl, (list,L)): return _fixed_list(dl, n)
     ds = getattr(dl, 'dataset', None)
     if hasattr(ds, '__len__') and not len(ds):
-        raise ValueError("dl: there are no samples in it, as in the data of a Learner that was exported; give some")
+        raise ValueError("dl: there are no samples in it, as in the data of an exported Learner; give data with samples")
     if isinstance(dl, DataLoader): res = subset_dl(dl, n, seed)
     elif isinstance(dl, torch.utils.data.DataLoader): res = _fixed_torch(dl, n, seed)
     else: raise ValueError(f"dl: {type(dl).__name__}; must be a fastai or PyTorch DataLoader, or a list of batches `(x, y)`")

@@ -242,8 +242,8 @@ def _unwrap(d, names=()):
     "The state dict inside `d`, for a model whose entries have these `names`"
     while isinstance(d, dict):
         inner = [k for k in _entries if isinstance(d.get(k), dict)]
-        if len(inner)>1: raise ValueError(f"weights: there are several sets of them, in {' and '.join(inner)}; "
-                                          "save the one that is meant in a file of its own")
+        if len(inner)>1: raise ValueError(f"weights: the file has several sets, in {' and '.join(inner)}; "
+                                          "save the one you mean in its own file")
         prefix = None if set(d)&set(names) else first(p for p in _prefixes if d and all(str(k).startswith(p) for k in d))
         if inner: d = d[inner[0]]
         elif prefix: d = {k[len(prefix):]:v for k,v in d.items()}

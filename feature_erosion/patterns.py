@@ -680,10 +680,10 @@ def _check_images(dl):
     check_dl(dl)
     if is_distributed(dl): return _check_images(dl.dl)
     name = type(dl).__name__
-    if not dl.indexed: raise ValueError(f"dl: {name} reads an iterable dataset; who wears what is decided by a sample's number. "
+    if not dl.indexed: raise ValueError(f"dl: {name} reads an iterable dataset; patterns are assigned by a sample's index. "
                                         "Give it a dataset with `__getitem__`")
     if dl.bs is None:
-        raise ValueError(f"dl: {name} has bs=None, samples that are batches; who wears what is decided image by image")
+        raise ValueError(f"dl: {name} has bs=None, samples that are batches; patterns are assigned image by image")
     if not dl.n: return
     _,b = _few(dl)
     x = b[0] if isinstance(b, (tuple,list)) else None

@@ -566,7 +566,7 @@ def _take(self:Ramp):
     ds = stamped(_inner(dl).dataset)
     if any(isinstance(o, Ramp) and o.ds is ds for o in self.learn.cbs):
         where = f'phase {self._phase()!r}' if self._phase() else 'this fit'
-        raise ValueError(f"Ramp: two act on the data of {where}; make them one")
+        raise ValueError(f"Ramp: two of them act on the data of {where}; combine them")
     self.ds,self.tfm = ds,_painter(dl)
     self.full = self.ds.stamps if {'ratio','strength'} & set(self.scheds) else None
     if 'opacity' in self.scheds: self.tfm._pictures = self._faded

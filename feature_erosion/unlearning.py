@@ -1,4 +1,4 @@
-"""Can a pattern make a network forget a class, or some samples, and nothing else? Next to the methods that are made for it
+"""Can a pattern make a network forget a class, or some samples, and nothing else? Compared with methods made for it
 
 Docs: https://feature-erosion.github.io/feature_erosion/unlearning.html.md"""
 
@@ -223,7 +223,7 @@ def by_pattern(
 # %% ../nbs/17_unlearning.ipynb #613f0e0f
 def finetune(
     learn:Learner, # Its model is changed
-    forget:DataLoaders, # Not looked at
+    forget:DataLoaders, # Not used
     retain:DataLoaders, # From `split_forget`
     epochs:int=5, # As in the starting kit of the NeurIPS 2023 challenge
     lr:float=None # By default the Learner's
@@ -474,7 +474,7 @@ def _renew(model):
 
 def retrain(
     learn:Learner, # Its model is changed
-    forget:DataLoaders, # Not looked at
+    forget:DataLoaders, # Not used
     retain:DataLoaders, # From `split_forget`
     epochs:int=20, # Give as many as the network was trained for
     lr:float=None, # By default the Learner's
@@ -560,7 +560,7 @@ def membership_attack(
     folds:int=10, # Of the cross-validation, or as many as there are samples
     seed:int=0 # Which samples of the larger group are left out, and which are in which fold
 )->float: # Accuracy; ½ if losses say nothing
-    "How often a logistic regression tells members by their loss, as many of each: cross-validated"
+    "Cross-validated accuracy of a logistic regression at telling members by their loss, equal numbers of both"
     groups = [np.asarray(o, dtype=float) for o in (members,others)]
     if bad := [o.shape for o in groups if o.ndim!=1]: raise ValueError(f"members, others: of shape {bad[0]}; must be a loss a sample")
     if not is_int(folds) or folds<2: raise ValueError(f"folds={folds!r}: must be 2 or more, of which one is left out in turn")
@@ -601,7 +601,7 @@ def relearn_iters(
     level:float=.9, # Share of the training samples of `forget` that must be right, in 0…1
     most:int=100, # Iterations to try
     lr:float=None # By default the Learner's
-)->float: # 0 if it was not forgotten, NaN if not relearnt within `most`; looked at after 1, 2, 3, 4, 6, 10, … iterations
+)->float: # 0 if it was not forgotten, NaN if not relearnt within `most`; checked after 1, 2, 3, 4, 6, 10, … iterations
     "Iterations of training on all the data, with their own labels, until what was forgotten is known again"
     _check_relearn(level, most)
     look,copied = _Relearnt(forget.train, level, most),twin(learn, deepcopy(learn.model))
@@ -610,7 +610,7 @@ def relearn_iters(
 
 # %% ../nbs/17_unlearning.ipynb #3102a5a0
 class Unlearning(Measured):
-    "What networks still know, how it can be told, how fast it comes back, and how like the retrained network they are"
+    "What networks still know, what an attack can tell, how fast it comes back, and how similar they are to the retrained one"
     @property
     def layers(self)->pd.DataFrame:
         "CKA to the retrained network: a row for each network, a column for each layer"

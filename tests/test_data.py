@@ -54,7 +54,7 @@ def test_read_only_folder_does_without_cache(tmp_path, monkeypatch):
         m.setattr('pathlib.Path.mkdir', refuse)
         assert np.array_equal(cached_images([tmp_path/'train'/'0.png'], tmp_path/'train'), pixels(1))
     monkeypatch.setattr('os.replace', refuse)                  # or the disk is full when all is decoded
-    with pytest.warns(match='not kept for the next time'): x = cached_images([tmp_path/'train'/'0.png'], tmp_path/'train')
+    with pytest.warns(match='not cached'): x = cached_images([tmp_path/'train'/'0.png'], tmp_path/'train')
     assert np.array_equal(x, pixels(1)) and not list((tmp_path/'.train.decoded').glob('.*npy*'))
 
 def test_photographs(tiny_imagenet):

@@ -422,7 +422,7 @@ def test_sharded(tmp_path):
         for shard in (lambda m: FullyShardedDataParallel(m, device_id=torch.device('cpu')), lambda m: fully_shard(m, mesh=mesh)):
             m = shard(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(3600, 10)))
             for measure in (layer_rank, layer_cka):
-                with pytest.raises(ValueError, match='in pieces on several processes. Gather them'): measure(m, data(), progress=False)
+                with pytest.raises(ValueError, match='sharded over several processes. Gather them'): measure(m, data(), progress=False)
     finally: dist.destroy_process_group()
 
 @works('models', 'A block inside that was compiled', 'works: its layers are seen')
@@ -586,7 +586,7 @@ def test_wrappings(tmp_path, wrap, new):
 def test_several_sets(tmp_path):
     m = small()
     torch.save({'model':m.state_dict(), 'net':m.state_dict()}, tmp_path/'w.pth')
-    with pytest.raises(ValueError, match='several sets of them, in model and net'): load_weights(small(), tmp_path/'w.pth')
+    with pytest.raises(ValueError, match='several sets, in model and net'): load_weights(small(), tmp_path/'w.pth')
     lin = nn.Sequential(OrderedDict(net=nn.Linear(2, 2)))       # a model whose own names begin like a wrapping
     torch.save(lin.state_dict(), tmp_path/'n.pth')
     assert same_weights(lin, load_weights(nn.Sequential(OrderedDict(net=nn.Linear(2, 2))), tmp_path/'n.pth'))

@@ -406,7 +406,7 @@ def test_two_ramps():
     class Second(Ramp): pass
     look,easy = run([Ramp(ratio=(0,1), phases=['erode']), Second(ratio=(1,0), phases=['erode1'])], phases=phases)
     assert counts(look.stamps)==[0,4,8,12]+[16,12,8,4] and counts([easy.train.dataset.stamps])==[16]
-    with pytest.raises(ValueError, match="Ramp: two act on the data of phase 'erode'; make them one"): run([Ramp(ratio=(0,1)), Second(opacity=(0,1))])
+    with pytest.raises(ValueError, match="Ramp: two of them act on the data of phase 'erode'; combine them"): run([Ramp(ratio=(0,1)), Second(opacity=(0,1))])
 
 def test_evaluation_sets_stay():
     "They have the full pattern, whatever the ramp does"

@@ -311,7 +311,7 @@ class _Painted:
         self.tfm = first(f for f in dl.after_batch.fs if isinstance(f, InjectPattern))
         self.stamps = stamps[self.dl.get_idxs()]
         if not (bare := int((self.stamps<0).sum())): return
-        raise ValueError(f"dl: {bare} of {len(self.stamps)} images wear no picture; give the clean loader and the pattern")
+        raise ValueError(f"dl: {bare} of {len(self.stamps)} images have no picture; give the clean loader and the pattern")
 
     def __len__(self): return len(self.dl)
     def __iter__(self):
