@@ -421,7 +421,7 @@ def save_table(self:Run,
     df:pd.DataFrame # Written without its index, with six significant digits; whole numbers with all of theirs
 ):
     "Write `tables/NAME.csv`"
-    if _check_name(name) in ('epochs','phases'):
+    if _check_name(name)=='epochs':
         raise ValueError(f"name={name!r}: the run's history has a table of this name; choose another")
     folder = self.path/'tables'
     folder.mkdir(exist_ok=True)
