@@ -38,7 +38,7 @@ class Mitigation(TidyCallback):
         phases:list=None # Names of the phases to act in; by default all but the first, where there are several
     ): self.phases,self.acts,self.owner = None if phases is None else L(phases),False,None
 
-    def begin(self): "The model is what it is about to protect"
+    def begin(self): "Called when it starts to act, with the model to protect"
 
     def before_fit(self):
         self.run = trains(self.learn)
@@ -113,7 +113,7 @@ class L2SP(Penalty):
     def __init__(self,
         alpha:float=.1, # Pull towards the old weights
         beta:float=.01, # Pull of a new head towards 0
-        head:str=None, # Its parameters are those whose names begin so; by default no part is new
+        head:str=None, # How the names of its parameters begin; by default no part is new
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
@@ -154,8 +154,8 @@ def _check_choice(pred, y):
     "Refuse answers and labels that are no choice of one class"
     answered(pred)
     if not y.is_floating_point() or y.shape==pred.shape and (y.sum(1)-1).abs().max()<1e-3: return   # or shares that add up to 1
-    raise ValueError(f"labels: {y.dtype} of shape {tuple(y.shape)} for answers of shape {tuple(pred.shape)}; this method takes "
-                     "answers for scores of classes, of which each sample has one. Give one integer a sample, or leave it out")
+    raise ValueError(f"labels: {y.dtype} of shape {tuple(y.shape)} for answers of shape {tuple(pred.shape)}; this method needs "
+                     "class scores, and one class per sample. Give one integer per sample, or leave it out")
 
 def _check_labels(y, pred):
     "Refuse old labels of single classes that the model's scores have no place for"
@@ -203,8 +203,8 @@ class EWC(Penalty):
     def __init__(self,
         old, # Data to hold on to: `DataLoaders` or a loader
         weight:float=10., # λ
-        decay:float=1., # γ, of the Fisher information taken before: it is taken anew at each beginning, and added
-        n:int|None=1000, # Samples to take it from
+        decay:float=1., # γ, decay of earlier Fisher information; at each beginning a new one is added
+        n:int|None=1000, # Samples to compute it from
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
@@ -467,8 +467,8 @@ def _whole_loss(learn):
 class SAM(Mitigation):
     "Sharpness-aware minimisation: gradients at w + ρ·g/‖g‖ (Foret et al. 2021, eq. 2), or ASAM's (Kwon et al. 2021)"
     def __init__(self,
-        rho:float=.05, # How far off; 2 is usual where `adaptive`
-        adaptive:bool=False, # ASAM: the way is longer for larger weights
+        rho:float=.05, # How far away; 2 is usual with `adaptive`
+        adaptive:bool=False, # ASAM: larger weights are moved further
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
@@ -497,7 +497,7 @@ class SAM(Mitigation):
             (scaler.scale(loss) if scaler else loss).backward()
 
     def _check_loss(self, scaler):
-        "The second pass makes the loss from the batch and the penalties: what others add would be gone without a word"
+        "The second pass makes the loss from the batch and the penalties: what others add would be silently lost"
         parts = [self.loss.detach(), *(o.added for o in self.learn.cbs if isinstance(o, Penalty) and o.acts)]
         known,size = sum(parts),sum(o.abs() for o in parts)
         if scaler: known,size = scaler.scale(known),scaler.scale(size)
@@ -576,7 +576,7 @@ def _normalize(dls): return first(getattr(dls.train.after_batch, 'fs', []), risi
 def _check_range(dls, x):
     "Images that were normalised elsewhere cannot be changed by a share of a pixel's range; a few odd pixels may come from augmentation"
     if _normalize(dls) or ((x<-.01) | (x>1.01)).float().mean()<.05: return True
-    raise ValueError(f"Adversarial: pixels are in {x.min():.3g}…{x.max():.3g}, and the loader has no `Normalize` that says why. "
+    raise ValueError(f"Adversarial: pixels are in {x.min():.3g}…{x.max():.3g}, and the loader has no `Normalize` that explains it. "
                      "Give images in 0…1, and normalise them by the batch transform `Normalize.from_stats(mean, std)`")
 
 def _normalisation(dls, x):
@@ -587,8 +587,8 @@ def _normalisation(dls, x):
 
 # %% ../nbs/15_mitigations.ipynb #2bdf8336
 def fresh(
-    model:nn.Module # Whose layers can all `reset_parameters`, as PyTorch's do
-)->nn.Module: # A copy with new random weights; not as `create_model` draws them, but as PyTorch's layers do
+    model:nn.Module # All its layers have `reset_parameters`, as PyTorch's do
+)->nn.Module: # A copy with new random weights, drawn as by PyTorch's layers, not by `create_model`
     "The same network before any training"
     res = deepcopy(get_model(model))
     for n,m in res.named_modules():
@@ -866,7 +866,7 @@ class ReDo(_Renewal):
     "Every so often, renew dormant units: those whose mean output is at most τ of their layer's (Sokar et al. 2023, eq. 1)"
     def __init__(self,
         tau:float=.025, # τ; 0 renews none
-        every:int=1000, # Iterations from look to look
+        every:int=1000, # Iterations between checks
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
@@ -881,7 +881,7 @@ class ContinualBackprop(_Renewal):
     "In each layer, now and then renew the least used unit, by |output|·Σ|weights out| (Dohare et al. 2024)"
     def __init__(self,
         rate:float=1e-5, # Share of the units to renew at each iteration
-        maturity:int=1000, # Iterations that a unit is left alone after a beginning
+        maturity:int=1000, # Iterations for which a new unit is left alone
         decay:float=.99, # Of the running mean
         phases:list=None # As in `Mitigation`
     ):
@@ -984,7 +984,7 @@ class GroupDRO(Mitigation):
     def strength(self): return self.eta
     def before_fit(self):
         if bad := [o.name for o in self.learn.cbs if isinstance(o, (MixHandler,SAM))]:
-            raise ValueError(f"GroupDRO: does not work with {', '.join(bad)}, which takes the loss another way; leave one out")
+            raise ValueError(f"GroupDRO: does not work with {', '.join(bad)}, which computes the loss in another way; leave one out")
         if not self.learn.lock.locked(): self.acts = False   # a validation, even within a fit, leaves it as it is
         super().before_fit()
         self.run = True   # groups come off the batch wherever it is used, also by `lr_find`
@@ -1041,7 +1041,7 @@ def _wrong(model, dl):
 def just_train_twice(
     learn:Learner, # After the first training
     dls:DataLoaders, # Data to train on
-    upweight:int=50 # How often a sample is drawn that it gets wrong, for once that others are
+    upweight:int=50 # How many times as often samples that it gets wrong are drawn
 )->DataLoaders: # For the second training, from the weights before the first
     "Data in which samples that the model gets wrong appear `upweight` times (Liu et al. 2021, algorithm 1)"
     if not is_int(upweight) or upweight<1: raise ValueError(f"upweight={upweight!r}: must be an integer from 1")

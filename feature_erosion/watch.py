@@ -198,7 +198,7 @@ def hangs_on(
     n:int|None=500, # How many images; `None` for all
     seed:int=0 # Which images and partners
 )->SimpleNamespace: # `share` of right answers lost with `box`, `low`: a lower bound for it, `right`: accuracy on whole images
-    "How much hangs on the most important small part of the image: exchange one box with an image of another class"
+    "How much depends on the most important small part of the image: exchange one box with an image of another class"
     with no_random(reproducible=False), evaluating(model):
         dl = fixed_dl(dl, n, seed)
         with unaugmented(dl): got = [_image_batch(dl, b, model) for b in dl]
@@ -256,9 +256,9 @@ class WatchErosion(LoggedCallback):
     def __init__(self,
         reference=None, # What the model could do before: DataLoaders (their validation set), a loader, or several by name
         tolerance:float=.05, # Warn when more than this is lost, in 0…1, and again at twice as much, four times, …
-        budget:float=.03, # Share of training time that looking may take, unless another callback monitors what is seen
+        budget:float=.03, # Share of training time that evaluation may take, unless another callback monitors a column
         stop:bool=False, # End training at the first warning
-        restore:bool=False, # After the fit, take the last weights that were within `tolerance`, if the present ones are not
+        restore:bool=False, # After the fit, go back to the last weights within `tolerance`, if the final ones are not
         n:int|None=500, # Samples of each reference, fixed and stratified; `None` for all
         n_layers:int=100, # Samples on which layers are compared
         layers=None, # Which layers to compare, as in `find_layers`

@@ -321,7 +321,7 @@ def test_what_is_no_choice_of_a_class_is_refused(make, kind):
     n = 1 if kind=='one score' else 3
     g = torch.Generator().manual_seed(0)
     items = [(x,(torch.rand(n, generator=g)<.5).float()) for x,_ in points()]
-    with pytest.raises(ValueError, match='a score for each of two classes' if n==1 else 'scores of classes, of which each sample has one'):
+    with pytest.raises(ValueError, match='a score for each of two classes' if n==1 else 'class scores, and one class per sample'):
         small(items, layers(n), make(dls_of(items)), loss=nn.BCEWithLogitsLoss())
 
 def test_shares_of_classes_are_a_choice():
@@ -515,7 +515,7 @@ def test_images_that_were_normalised_elsewhere():
     "A share of a pixel's range says nothing there, and cutting off at 0 and 1 would spoil them"
     x = 2*torch.randn(16,3,8,8)
     m = nn.Sequential(nn.Flatten(), nn.Linear(192,3))
-    with pytest.raises(ValueError, match='the loader has no `Normalize` that says why'): small([(o,torch.tensor(0)) for o in x], m, Adversarial())
+    with pytest.raises(ValueError, match='the loader has no `Normalize` that explains it'): small([(o,torch.tensor(0)) for o in x], m, Adversarial())
     small([(o,torch.tensor(0)) for o in x.sigmoid()], m, Adversarial())
 
 # Beside other callbacks
