@@ -98,13 +98,13 @@ class _Known:
         with unaugmented(self.dl), _features(model, head) as got: res = evaluate(model, self.batches, _Answers())
         y,right,pred = res['answers']
         X = torch.cat(got) if got else None
-        if X is not None and len(X)!=len(y): self._refuse(len(X), len(y))
+        n = len(y) if X is None else len(X)
+        if n!=len(y) or len(y) and y.min()<0: self._refuse(int(y.min()), n, len(y))
         fine = X is not None and X.isfinite().all()
         near = nearest_mean(X, y).cpu() if fine else torch.zeros(len(y), dtype=torch.bool)
         return SimpleNamespace(y=y, right=right, pred=pred, near=near, X=X if fine else None)
 
-    def _refuse(self, n, k):
-        low = min(int(batch_labels(split_batch(self.dl, b)[1]).min()) for b in self.batches)
+    def _refuse(self, low, n, k):
         what = f"a sample has label {low}, and outputs stand for labels from 0" if low<0 else f"{n} samples have {k} labels"
         raise ValueError(f"reference: {what}. Leave out samples without a class")
 
