@@ -302,7 +302,7 @@ def fixed_dl(
     seed:int=0 # Which samples
 ):
     "The same samples in the same order every time, including an incomplete last batch"
-    if n is not None and n<1: raise ValueError(f"n={n}: must be at least 1, or None for all")
+    if n is not None and (not is_int(n) or n<1): raise ValueError(f"n={n!r}: must be a whole number, at least 1, or None for all")
     if isinstance(dl, (list,L)): return _fixed_list(dl, n)
     ds = getattr(dl, 'dataset', None)
     if hasattr(ds, '__len__') and not len(ds):

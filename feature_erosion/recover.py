@@ -307,7 +307,8 @@ class Recovery(LoggedCallback):
         **kwargs
     ):
         self.given,self.at,self.kwargs = (train,test),set(listify(at)),kwargs
-        if bad := [i for i in self.at if not is_int(i) or i<0]: raise ValueError(f"at={bad}: must be iterations, whole numbers from 0")
+        if bad := [i for i in self.at if not is_int(i) or i<0]:
+            raise ValueError(f"at={bad}: must be iterations, whole numbers from 0")
         self._args()
 
     def _args(self):
@@ -334,7 +335,7 @@ class Recovery(LoggedCallback):
         return self.learn.train_iter if getattr(self.learn, 'phase', None) is None else self.learn.phase_schedule.iters
     def _look(self, i):
         a = self._args()
-        vals = {'now':float('nan'), **{f'{f}_{k}':float('nan') for f in a.features for k in sorted(a.few)}}   # of a diverged network
+        vals = dict.fromkeys(['now', *(f'{f}_{k}' for f in a.features for k in sorted(a.few))], float('nan'))   # diverged
         with precision(self.learn), suppress(_NotFinite):
             r = recover(get_model(self.model), *self.given, progress=False, **self.kwargs)
             mean = pd.DataFrame(r).groupby(['features','few'], sort=False).accuracy.mean()

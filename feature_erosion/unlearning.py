@@ -550,7 +550,7 @@ def sample_losses(
     "Losses in eval mode and without augmentation"
     def look(pred, y):
         right,loss = answered(pred)==y,F.cross_entropy(pred, y, reduction='none').cpu()   # refuses answers that are no choice
-        if (n := int(loss.isnan().sum())): raise ValueError(f"model: the loss of {n} of {len(y)} samples is NaN; has it diverged?")
+        if n := int(loss.isnan().sum()): raise ValueError(f"model: the loss of {n} of {len(y)} samples is NaN; has it diverged?")
         return loss,right.cpu()
     return tuple(torch.cat(o).numpy() for o in zip(*_each_batch(model, dl, look)))
 
@@ -562,7 +562,8 @@ def membership_attack(
 )->float: # Accuracy; ½ if losses say nothing
     "Cross-validated accuracy of a logistic regression at telling members by their loss, equal numbers of both"
     groups = [np.asarray(o, dtype=float) for o in (members,others)]
-    if bad := [o.shape for o in groups if o.ndim!=1]: raise ValueError(f"members, others: of shape {bad[0]}; must be a loss a sample")
+    if bad := [o.shape for o in groups if o.ndim!=1]:
+        raise ValueError(f"members, others: of shape {bad[0]}; must be one loss for each sample, shape (samples,)")
     if not is_int(folds) or folds<2: raise ValueError(f"folds={folds!r}: must be 2 or more, of which one is left out in turn")
     n = min(map(len, groups))
     if n<2: raise ValueError(f"members, others: {len(groups[0])} and {len(groups[1])} losses; need two or more of each")

@@ -265,7 +265,7 @@ def check_count(
     n:int # Samples that `visit` announced
 ):
     "A loader that leaves samples out, or makes several of one, would leave features without a sample or label"
-    if got!=n: raise ValueError(f"dl: its batches hold {got} samples, its dataset {n}. If its `collate_fn` or a `SkipItemException` "
+    if got!=n: raise ValueError(f"dl: its batches hold {got} samples, its dataset {n}. If `collate_fn` or `SkipItemException` "
                                 "leaves samples out or adds some, do that in the dataset, or give a list of batches, list(dl)")
 
 class Features(Meter):

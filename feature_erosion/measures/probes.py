@@ -136,7 +136,7 @@ class LinearProbe:
     def accuracy(self, X, y):
         "Share of labels `y` that are predicted"
         y = batch_labels([torch.as_tensor(y)]).to(X.device)
-        if y.shape!=X.shape[:1]: raise ValueError(f"y: labels of shape {tuple(y.shape)} for {len(X)} samples; must be one for each")
+        if y.shape!=X.shape[:1]: raise ValueError(f"y: labels of shape {tuple(y.shape)} for {len(X)} samples; want one for each")
         return (self.predict(X)==y).double().mean().item()
     __repr__ = basic_repr('C,converged')
 
@@ -314,7 +314,7 @@ def probe_features(
     **kwargs # Passed to `ProbeFit`, but for `pool`
 )->LayerProbe: # As `layer_probe`
     "Train and test probes on precomputed features"
-    if kwargs.pop('pool', None) not in (None,1): raise ValueError("pool: these features have no places; average by `pooled` before")
+    if kwargs.pop('pool', None) not in (None,1): raise ValueError("pool: these features have no places; use `pooled` before")
     if bad := sorted(train.keys()^test.keys()): raise ValueError(f"train, test: {bad[0]} is in only one of the two")
     fit = ProbeFit(y_train, pool=None, **kwargs)
     score = ProbeScore(fit, y_test)
@@ -336,8 +336,9 @@ def dl_labels(
     "The labels of the samples that `visit` sees, in the same order: the first target of each"
     with no_random(reproducible=False):
         try: return _dl_labels(fixed_dl(dl, n, seed))
-        except SkipItemException: raise ValueError("dl: samples of its dataset are left out by `SkipItemException`, so which labels "
-                                                   "go with which features is not known; leave them out of the dataset") from None
+        except SkipItemException:
+            raise ValueError("dl: samples of its dataset are left out by `SkipItemException`, so which labels go with which "
+                             "features is not known; leave them out of the dataset") from None
 
 def _dl_labels(dl):
     if isinstance(dl, list) or not _labels_last(dl) or not _batched_plainly(dl): return _all_seen(dl)
