@@ -38,7 +38,8 @@ def _check_images(x, y, vocab):
                          "want uint8, (samples, height, width, channels) with 1 or 3 channels")
     if y is None: return
     if len(y)!=len(x): raise ValueError(f"y: {len(y)} labels for {len(x)} images")
-    if len(y) and y.min()<0: raise ValueError(f"y: labels from {int(y.min())} on; number the classes 0, 1, …, or give y=None without labels")
+    if len(y) and y.min()<0:
+        raise ValueError(f"y: labels from {int(y.min())} on; number the classes 0, 1, …, or give y=None if there are no labels")
     if vocab is not None and len(y) and y.max()>=len(vocab):
         raise ValueError(f"y: labels up to {int(y.max())}, vocab has {len(vocab)} classes")
 

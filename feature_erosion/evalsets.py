@@ -222,8 +222,8 @@ def _contradicting(ds, name=''):
     if stamps is None: return None
     other = (stamps>=0) & (stamps!=torch.as_tensor(read_labels(ds.ds)))
     if name=='conflict' and other.any() and not other.all():
-        raise ValueError(f"sets: {int((~other).sum())} of the {len(other)} images in 'conflict' have no other class's picture, and "
-                         "`conflict` and `conflict_picture` would not be shares of the same images; paint all of them "
+        raise ValueError(f"sets: {int((~other).sum())} of the {len(other)} images in 'conflict' have no other class's picture, "
+                         "and `conflict` and `conflict_picture` would not be shares of the same images; paint all of them "
                          "(variant='conflict', ratio=1), or call the set otherwise")
     return stamps if other.any() else None
 

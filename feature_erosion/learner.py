@@ -104,8 +104,8 @@ def _same_sets(a, b):
     return a is b or same and settings(a)==settings(b)
 
 def _two_patterns(a, b):
-    return ValueError(f"phases: {a!r} and {b!r} differ in their pattern, classes or validation images, so no one set can be painted "
-                      "for both; name the sets: cbs=EvalSets({'clean':dls.valid, 'a':one.valid, 'b':other.valid})")
+    return ValueError(f"phases: {a!r} and {b!r} differ in their pattern, classes or validation images, so no set can be "
+                      "painted for both; name the sets: cbs=EvalSets({'clean':dls.valid, 'a':one.valid, 'b':other.valid})")
 
 # %% ../nbs/14_learner.ipynb #6e10ca15
 @patch

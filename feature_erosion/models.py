@@ -337,8 +337,8 @@ def _head(model):
         if ends is None or name in ends: return name,lin
         mods = dict(model.named_modules())
         if len(ends)==1 and isinstance(mods[first(ends)], nn.Linear): return first(ends),mods[first(ends)]
-        raise ValueError(f"{type(model).__name__} defines {name!r} last, but its outputs come from {', '.join(sorted(ends))}: which "
-                         "layer is the head is not certain, so its outputs cannot be changed. Create it with the outputs wanted")
+        raise ValueError(f"{type(model).__name__} defines {name!r} last, but its outputs come from {', '.join(sorted(ends))}: "
+                         "which layer is the head is not certain. Create it with the outputs wanted")
     if not any(isinstance(m, nn.Linear) for m in model.modules()): what = "has no linear layer"
     else:
         name,last = _last_weights(model)

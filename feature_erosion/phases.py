@@ -70,7 +70,8 @@ def _check_phase(name, epochs, dls, lr, sched, opt, iters, until, wd):
         raise ValueError(f"epochs={epochs!r}, iters={iters!r}: must be a whole number, at least 1")
     if dls is not None and (isinstance(dls, DataLoader) or not hasattr(dls, 'train')):
         raise ValueError(f"dls: got a {type(dls).__name__}; must be `DataLoaders`, with `train` and `valid`")
-    if len(getattr(dls, 'loaders', 'ab'))<2: raise ValueError(f"dls: phase {name!r} has no validation set; give `DataLoaders` two loaders")
+    if len(getattr(dls, 'loaders', 'ab'))<2:
+        raise ValueError(f"dls: phase {name!r} has no validation set; give `DataLoaders` of two loaders")
     if opt not in ('reset','keep'): raise ValueError(f"opt={opt!r}: must be 'reset' or 'keep'")
     if isinstance(sched, str) and sched not in schedules:
         raise ValueError(f"sched={sched!r}: must be one of {', '.join(schedules)}, or a scheduler, e.g. SchedPoly(.1, 0, 2)")
@@ -79,7 +80,7 @@ def _check_phase(name, epochs, dls, lr, sched, opt, iters, until, wd):
     if until is not None and not callable(until): raise ValueError(f"until={until!r}: must be a function of the Learner, or None")
     for k,v in dict(lr=lr, wd=wd).items():
         if not all(_is_rate(o) for o in _by_group(v)):
-            raise ValueError(f"{k}={v!r}: must be a number, 0 or more, a slice or a list of them for the parameter groups, or None")
+            raise ValueError(f"{k}={v!r}: must be a number, 0 or more, a slice or a list of them for parameter groups, or None")
 
 def _is_rate(o): return isinstance(o, Real) and not isinstance(o, bool) and 0<=o<float('inf')
 
@@ -291,7 +292,7 @@ class PhaseSchedule(TidyCallback):
         _one_lead(self.phases, self.learn.cbs)
         _check_opt(self.phases, self.learn.cbs)
         _check_data(self.phases, self.dls)
-        self.given = {k:[h[k] for h in self.opt.hypers] for k in ('lr','wd') if k in self.opt.hypers[0]}   # as the fit has set them
+        self.given = {k:[h[k] for h in self.opt.hypers] for k in ('lr','wd') if k in self.opt.hypers[0]}   # as set by the fit
         for p in self.phases: _check_hypers(p, self.opt.hypers, self.given)
         self.own_dls,self.todo,self.cancelled,self.rejoins = self.learn.dls,list(self.phases),False,False
         self.ended,self.counted,self.complete,self.aside = False,False,True,None
@@ -525,8 +526,8 @@ def _one_lead(phases, cbs):
     own = {k for p in phases for k in p.scheds(1.)}
     for cb in cbs:
         if isinstance(getattr(cb, 'watcher', None), ParamScheduler):
-            raise ValueError(f"cbs: `PerPhase` does not make a {type(cb.watcher).__name__} begin anew in each phase, since it follows "
-                             "the whole fit's progress; schedule by phase, Phase(…, sched={'mom': SchedLin(.9, .8)})")
+            raise ValueError(f"cbs: `PerPhase` does not make a {type(cb.watcher).__name__} begin anew in each phase: it "
+                             "follows the whole fit's progress; schedule by phase, Phase(…, sched={'mom': SchedLin(.9, .8)})")
         if isinstance(cb, ParamScheduler) and (both := own & set(cb.scheds)):
             raise ValueError(f"cbs: the phases schedule {', '.join(sorted(both))}, and so does a {type(cb).__name__}, "
                              "as `fit_one_cycle` and `fit_flat_cos` bring it: use `fit` or `fit_phases` "
@@ -546,14 +547,15 @@ def _check_hypers(p, hypers, given):
         if (v := getattr(p, k)) is None or isinstance(v, slice): continue
         if k not in hypers[0]: raise ValueError(f"{k}={v!r}: phase {p.name!r} sets it; the optimiser has {', '.join(hypers[0])}")
         if len(_by_group(v)) not in (1,n):
-            raise ValueError(f"{k}={v!r}: phase {p.name!r} has {len(v)} values, the optimiser {n} parameter groups; give one for each")
+            raise ValueError(f"{k}={v!r}: phase {p.name!r} has {len(v)} values, the optimiser {n} parameter groups; "
+                             "give one for each")
     own = {} if isinstance(p.sched, str) else p.scheds(_rates(given['lr']))
     for k,f in own.items():
         if k not in hypers[0]:
             raise ValueError(f"sched: phase {p.name!r} schedules {k!r}; the optimiser has {', '.join(hypers[0])}")
         if np.size(v := f(0.)) not in (1,n) or not np.issubdtype(np.asarray(v).dtype, np.number):
-            raise ValueError(f"sched: phase {p.name!r} sets {k!r} to {v!r:.60} at its start; must be a number, or one for each of the "
-                             f"{n} parameter groups")
+            raise ValueError(f"sched: phase {p.name!r} sets {k!r} to {v!r:.60} at its start; must be a number, or one "
+                             f"for each of the {n} parameter groups")
 
 def _check_data(phases, dls):
     for p in phases:
