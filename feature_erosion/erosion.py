@@ -21,7 +21,8 @@ from .evalsets import *   # `recorder.evals`, and with it `recorder.history`
 _more = 1e-6   # an accuracy in float32 is not quite 1/10
 
 def _check_chance(chance):
-    if not 0<=chance<1: raise ValueError(f"chance={chance!r}: must be at least 0 and below 1, e.g. .1 for ten classes")
+    c = np.asarray(chance, dtype=float)
+    if not ((0<=c) & (c<1)).all(): raise ValueError(f"chance={chance!r}: must be at least 0 and below 1, e.g. .1 for ten classes")
     return chance
 
 def _check_shares(**named):

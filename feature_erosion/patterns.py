@@ -366,6 +366,7 @@ def change(
     res,scale = x.clone(),1 if x.is_floating_point() else 255
     for c in stamps.unique().tolist():
         if c<0: continue
+        if c>=n: raise ValueError(f"stamps: there is no class {c}; must be below {n}")
         y = effect.change(x[stamps==c].float()/scale, effect.level(c, n)).clamp(0, 1)*scale
         res[stamps==c] = (y if scale==1 else y.round()).to(x.dtype)
     return res
@@ -546,7 +547,7 @@ def _paint(self:InjectPattern, x, stamps, least=-1):
     im,ids = x.as_subclass(torch.Tensor),torch.as_tensor(stamps).as_subclass(torch.Tensor)
     if im.ndim==3: return type(x)(self._paint(x[None], ids.reshape(1) if ids.numel()==1 else ids[None], least)[0])
     if ids.ndim!=1 or ids.is_floating_point(): raise wrong_label(ids[0])
-    if least==0 or ids.device.type=='cpu': self._check_ids(ids, least)   # stamps on a GPU are not waited for
+    if ids.device.type=='cpu': self._check_ids(ids.numpy(), least)   # those on a GPU are not waited for
     if isinstance(self.pattern, Effect): return self._changed(im, ids.to(im.device)).as_subclass(type(x))
     return paint(im, ids.to(im.device), self._pictures(im), self.background).as_subclass(type(x))
 
