@@ -23,7 +23,7 @@ def unwrapped(
     "The module inside its wrappers; a `ValueError` if it is sharded over several processes"
     kinds,fsdp = (nn.DataParallel,nn.parallel.DistributedDataParallel),sys.modules.get('torch.distributed.fsdp')
     if fsdp and isinstance(model, (fsdp.FullyShardedDataParallel, fsdp.FSDPModule)):
-        raise ValueError(f"model: a {type(model).__name__}, whose weights lie in pieces on several processes. "
+        raise ValueError(f"model: a {type(model).__name__}, whose weights are sharded over several processes. "
                          "Gather them in a plain module first, e.g. by "
                          "torch.distributed.checkpoint.state_dict.get_model_state_dict")
     if hasattr(model, '_orig_mod'): return unwrapped(model._orig_mod)
@@ -41,6 +41,12 @@ def as_written():
     finally: mha.set_fastpath_enabled(fused)
 
 # %% ../nbs/02_batches.ipynb #c925644f
+def _set_modes(modes):
+    "Modules in the modes of pairs `(module, training)`; a class that overrides `train`, e.g. to merge weights, takes part"
+    for m,t in modes:
+        if m.training!=t and type(m).train is not nn.Module.train: m.train(t)
+    for m,t in modes: m.training = t
+
 @contextmanager
 def evaluating(
     model # Any module
@@ -52,8 +58,8 @@ def evaluating(
         model.eval()
         try: yield model
         finally:
+            _set_modes(modes)
             for m,s in states: vars(m).update(s)
-            for m,t in modes: m.training = t
 
 # %% ../nbs/02_batches.ipynb #da4a6ef8
 def _plain(o):
@@ -133,15 +139,17 @@ def answer_tensor(
     named = [out.get(k) if isinstance(out, dict) else getattr(out, k, None) for k in ('logits','out')]
     tensors = L(named).filter(risinstance(torch.Tensor))[:1] or L(_parts(out)).filter(risinstance(torch.Tensor))
     if len(tensors)==1 or isinstance(out, (tuple,list)) and _in_front(tensors): return _plain(tensors[0])
-    raise ValueError(f"model: answers with {_described(out)}; which of it are the scores is not certain. "
+    raise ValueError(f"model: answers with {_described(out)}; it is unclear which part holds the scores. "
                      "Wrap the model in a module that returns one tensor")
 
 # %% ../nbs/02_batches.ipynb #befbaf4c
 def answered(
     scores:torch.Tensor # As from `answer_tensor`, shape `(batch, classes)`
 )->torch.Tensor: # Shape `(batch,)`
-    "The class with the highest score"
-    if scores.ndim>1 and scores.shape[1]>1: return scores.argmax(1)
+    "The class with the highest score; -1 if that is NaN or infinite"
+    if scores.ndim>1 and scores.shape[1]>1:
+        top,res = scores.max(1)
+        return res.masked_fill(~(top<float('inf')), -1)
     raise ValueError(f"model: answers with shape {tuple(scores.shape)}; want (batch, classes), a score for each of two classes "
                      "or more. A model with a single logit `z` can answer with `torch.cat([-z, z], 1)/2`, which means the same")
 

@@ -202,6 +202,14 @@ def _check_figure(a):
         if fig=='fig1': raise ValueError(f"{k}={v}: fig1 trains one network; its seed is --seed")
         if v<1: raise ValueError(f"{k}={v}: must be at least 1")
 
+def _check_seed(a):
+    if not 0<=a.seed<2**32: raise ValueError(f"seed={a.seed}: must be from 0 to {2**32-1}")
+
+def _check_given(a, *names):
+    "Paths without a name would mean this folder"
+    for k in names:
+        if getattr(a, k)=='': raise ValueError(f"{k}='': is empty; give a path, or leave it out")
+
 _sides = dict(digits=16, cifar10=32, cifar100=32)
 
 def _check_numbers(a):
@@ -215,7 +223,7 @@ def _check_numbers(a):
     side = _sides.get(a.data, a.image_size)
     if a.size>(side if isinstance(a.size, int) else 1):
         raise ValueError(f"size={a.size!r}: the image is {side}×{side}; choose a smaller size, pixels (4) or a fraction (0.125)")
-    if a.seed<0: raise ValueError(f"seed={a.seed}: must be 0 or more")
+    _check_seed(a)
     if a.data in data_sets and a.n_classes:
         raise ValueError(f"n_classes={a.n_classes}: only for a folder of images; {a.data} has its own classes")
 
@@ -234,6 +242,7 @@ def _found(name, home, there): return there(Path(name).expanduser()) or there(ho
 
 def _check_paths(a):
     "Folders and files that are not there, before anything is imported"
+    _check_given(a, 'data', 'weights', 'out')
     if a.data not in data_sets and not _found(a.data, home := _data_home(), Path.is_dir):
         raise ValueError(f"data={a.data!r}: no such data set, and no such folder, here or in {home}; "
                          f"choose {', '.join(data_sets)}, or give the path of yours")
@@ -280,6 +289,7 @@ def run_demo(
     a # Parsed arguments
 ):
     "`feature_erosion demo`"
+    _check_seed(a)
     from feature_erosion.paper.nets import demo
     _report(demo(a.out, a.seed), a)
 
@@ -300,12 +310,14 @@ def run_paper(
 ):
     "`feature_erosion paper`"
     if a.jobs is not None and a.jobs<1: raise ValueError(f"jobs={a.jobs}: must be at least 1")
+    _check_given(a, 'images')
     _make(a, a.preset, a.figures, a.images)
 
 def run_report(
     a # Parsed arguments
 ):
     "`feature_erosion report`"
+    _check_given(a, 'path', 'out')
     if not Path(a.path).is_dir(): raise ValueError(f"path={a.path!r}: no such folder; give a run's folder, or a folder of runs")
     from feature_erosion.paper.report import report
     page = report(a.path, a.out)
@@ -341,7 +353,7 @@ def main(
         print(f'feature_erosion: {_one_line(e)}', file=sys.stderr)
         return 2
     except KeyboardInterrupt as e:
-        print(f"\nfeature_erosion: {str(e) or 'stopped; the same command goes on from what was kept'}", file=sys.stderr)
+        print(f"\nfeature_erosion: {str(e) or 'stopped; run the same command again to resume'}", file=sys.stderr)
         return 130
     return 0
 

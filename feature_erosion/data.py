@@ -38,6 +38,8 @@ def _check_images(x, y, vocab):
                          "want uint8, (samples, height, width, channels) with 1 or 3 channels")
     if y is None: return
     if len(y)!=len(x): raise ValueError(f"y: {len(y)} labels for {len(x)} images")
+    if len(y) and y.min()<0:
+        raise ValueError(f"y: labels from {int(y.min())} on; number the classes 0, 1, …, or give y=None if there are no labels")
     if vocab is not None and len(y) and y.max()>=len(vocab):
         raise ValueError(f"y: labels up to {int(y.max())}, vocab has {len(vocab)} classes")
 
@@ -251,7 +253,7 @@ def _note(seen, n):
     "A sentence about what was scaled, '' if nothing was"
     if not seen: return ''
     lo,hi,low,high = (f(o) for f,o in zip((min,max,min,max), zip(*seen)))
-    hint = '' if hi-lo<2*(high-low) or high==low else f'; `value_range=({low:g}, {high:g})` would tell them better apart'
+    hint = '' if hi-lo<2*(high-low) or high==low else f'; `value_range=({low:g}, {high:g})` would keep more of their detail'
     return (f'{len(seen)} of {n} images have more than 8 bits: {lo:g}…{hi:g} became 0…255. '
             f'Their values lie in {low:g}…{high:g}{hint}')
 
@@ -338,6 +340,7 @@ def tensor_dls(
 )->DataLoaders:
     "In-memory `DataLoaders` that crop, flip, paint (after `inject`) and normalise"
     if not 1<=bs<=len(train): raise ValueError(f"bs={bs}: must be between 1 and the {len(train)} training samples")
+    _check_stats(stats, train.x_shape[-1])
     a,b = (None if o.vocab is None else list(o.vocab) for o in (train,valid))
     if a and b and a!=b:
         raise ValueError(f"valid: its vocab is {b[:5]}, that of train is {a[:5]}; "
@@ -347,6 +350,15 @@ def tensor_dls(
     tfms = [CropFlip(pad, flip), IntToFloatTensor(), *([NormalizeRows.from_stats(*stats, cuda=False)] if stats else [])]
     dls = [TensorDL(ds, bs=b, shuffle=t, drop_last=t, after_batch=tfms) for ds,b,t in ((train,bs,True),(valid,2*bs,False))]
     return DataLoaders(*dls, path=path, device=ifnone(device, default_device()))
+
+def _check_stats(stats, channels):
+    "Refuse what would normalise other channels than there are, or other values than 0…1"
+    if stats is None: return
+    try: mean,std = (np.asarray(o, dtype=float) for o in stats)
+    except (TypeError,ValueError): mean = std = np.zeros(0)   # not two rows of numbers
+    if mean.shape!=(channels,) or std.shape!=(channels,) or not ((mean>=0) & (mean<=1) & (std>0) & (std<=1)).all():
+        raise ValueError(f"stats={stats!r}: must be a mean in 0…1 and a standard deviation above 0 and at most 1, each with "
+                         f"{channels} values, one a channel, such as {((.5,)*channels,)*2}; divide those of bytes by 255")
 
 # %% ../nbs/09_data.ipynb #bb1637ee
 def digits_dls(
@@ -406,7 +418,7 @@ def _decode_to(f, files, size, *args):
     "Decode and cache in `f`; if the disk is full, the images are still returned"
     x,note = _decode_all(files, size and (size,size), *args)
     try: save_atomic(f, partial(_keep, x=x, note=note))
-    except OSError as e: warnings.warn(f'{f}: not kept for the next time ({e.strerror})')
+    except OSError as e: warnings.warn(f'{f}: not cached ({e.strerror})')
     return x,note
 
 # %% ../nbs/09_data.ipynb #08fa5c0b
@@ -470,7 +482,7 @@ _part = re.compile(r'(train|training|val|valid|validation|test|testing|dev|unlab
 
 def _check_parts(path, names):
     if parts := [o for o in names if _part.fullmatch(o)]:
-        raise ValueError(f"path={str(path)!r}: {', '.join(parts)}: called like a part of a data set, not like a class. "
+        raise ValueError(f"path={str(path)!r}: {', '.join(parts)}: named like a part of a data set, not a class. "
                          "Want train/CLASS/… or CLASS/…; if these are classes, name all: `classes=[…]`")
 
 # %% ../nbs/09_data.ipynb #3182adc3
@@ -576,7 +588,8 @@ def image_folder_dls(
     "In-memory `DataLoaders` from image files, on all classes or a random choice of them"
     _check_folder_args(size, channels, valid_pct)
     train,valid = _train_valid(path, n_classes, seed, classes, valid_pct, level, size, channels, value_range)
-    stats = stats and tuple(o[:channels] for o in stats)
+    if stats is not None: stats = tuple(o[:channels] if len(np.atleast_1d(o))==3 else o for o in stats)
+    _check_stats(stats, channels)
     train,valid,pad = train.subset(n, seed),valid.subset(n_valid, seed),ifnone(pad, train.x.shape[1]//8)
     return tensor_dls(train, valid, bs=bs, pad=pad, flip=flip, stats=stats, path=path, device=device)
 
@@ -631,7 +644,7 @@ def extract(
     except (*_damaged, OSError) as e:
         if getattr(e, 'errno', None) is not None: raise   # an error of the system, not the archive
         what = f'{type(e).__name__}: {e}'
-        raise ValueError(f"{archive}: not a whole tar archive ({what}); nothing was unpacked, get it again") from None
+        raise ValueError(f"{archive}: not a whole tar archive ({what}); nothing was unpacked, download it again") from None
     free = shutil.disk_usage(first(o for o in (dest.absolute(), *dest.absolute().parents) if o.exists())).free
     if total>free:
         raise ValueError(f"{archive}: needs {total/1e6:,.0f} MB, {dest} has {free/1e6:,.0f} MB left; nothing was unpacked")
@@ -655,7 +668,7 @@ def _unpack(archive, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as tmp:
         tops = list(extract(archive, tmp).iterdir())
-        if len(tops)!=1: raise ValueError(f"{archive}: want one folder in it, found {len(tops)} things")
+        if len(tops)!=1: raise ValueError(f"{archive}: must contain one folder, found {len(tops)} entries")
         try: tops[0].rename(path)
         except OSError:
             if not path.is_dir(): raise   # otherwise another process was faster

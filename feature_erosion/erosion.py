@@ -20,6 +20,26 @@ from .evalsets import *   # `recorder.evals`, and with it `recorder.history`
 # %% ../nbs/13_erosion.ipynb #099cb010
 _more = 1e-6   # an accuracy in float32 is not quite 1/10
 
+def _check_chance(chance):
+    c = np.asarray(chance, dtype=float)
+    if not ((0<=c) & (c<1)).all(): raise ValueError(f"chance={chance!r}: must be at least 0 and below 1, e.g. .1 for ten classes")
+    return chance
+
+def _check_shares(**named):
+    for k,v in named.items():
+        if ((v<-_more) | (v>1+_more)).any():
+            raise ValueError(f"{k}: accuracies must be in 0…1; got {np.nanmin(v):g}…{np.nanmax(v):g}. Divide percentages by 100")
+
+def _paired(**named):
+    "Two arrays of numbers, the second in the order of the first if both are Series"
+    (k,a),(l,b) = named.items()
+    if isinstance(a, pd.Series) and isinstance(b, pd.Series) and not a.index.equals(b.index):
+        if not a.index.is_unique or set(a.index)!=set(b.index) or len(a)!=len(b):
+            raise ValueError(f"{k}, {l}: Series with different indices, {list(a.index)[:5]} and {list(b.index)[:5]}; "
+                             "give both the same, or arrays, which are compared in order")
+        b = b[a.index]
+    return tuple(np.asarray(o, dtype=float) for o in (a, b))
+
 # %% ../nbs/13_erosion.ipynb #beec2f80
 def forgetting(
     before, # Clean accuracy before; a number, or an array or Series of them
@@ -27,7 +47,9 @@ def forgetting(
     chance # Accuracy of guessing, e.g. .1 for ten classes
 ): # A number or an array; NaN where `before` is no better than chance
     "Share of the accuracy above chance that is gone"
-    before,after = (np.asarray(o, dtype=float) for o in (before, after))
+    before,after = _paired(before=before, after=after)
+    _check_shares(before=before, after=after)
+    _check_chance(chance)
     above = before-chance>_more
     with np.errstate(all='ignore'): res = np.where(above, (before-after)/(before-chance), np.nan)
     return res if res.ndim else float(res)
@@ -48,7 +70,11 @@ def half_life(
     chance:float # Accuracy of guessing
 )->float: # NaN if never reached, or if `before` is no better than chance
     "Iterations until clean accuracy is first half-way from `before` to `chance`, interpolated in log-iterations"
-    t,a = _in_order(iters, acc)
+    t,a = _in_order(*_paired(iters=iters, acc=acc))
+    _check_shares(acc=a, before=np.asarray(before, dtype=float))
+    return _half_life(t, a, before, _check_chance(chance))
+
+def _half_life(t, a, before, chance):
     t,a = np.r_[0,t],np.r_[before,a]
     if not before-chance>_more or not t.any(): return float('nan')
     t1 = t[t>0][0]
@@ -56,9 +82,8 @@ def half_life(
     u = _reach(scale, (before+chance)/2-a)
     return t1*float(u if u<=1 else np.exp(u-1))
 
-def _in_order(iters, acc):
+def _in_order(t, a):
     "Evaluations by iteration, without those that are missing"
-    t,a = np.asarray(iters, dtype=float),np.asarray(acc, dtype=float)
     if t.shape!=a.shape or t.ndim!=1:
         raise ValueError(f"iters, acc: shapes {t.shape} and {a.shape}; give one accuracy for each iteration")
     if (t<0).any(): raise ValueError(f"iters: {t.min():g} is negative; count from the start of the phase")
@@ -71,7 +96,7 @@ def pattern_reliance(
     own # Share answered with their own class: `conflict`
 ): # In 0…1; NaN if no answer is either class
     "Among conflict images answered with one of their two classes, the share that follow the picture (Geirhos et al. 2019)"
-    picture,own = (np.asarray(o, dtype=float) for o in (picture, own))
+    picture,own = _paired(picture=picture, own=own)
     with np.errstate(all='ignore'): res = picture/(picture+own)
     return res if res.ndim else float(res)
 
@@ -80,7 +105,7 @@ _sets = ['clean','conflict','conflict_picture']
 
 def _erosion(ev, d, chance):
     "The row for one phase, whose evaluations are `d`"
-    d = d[d.clean.notna()] if d.clean.notna().any() else d   # other `EvalSets` of the fit have rows of their own
+    d = _own_rows(d)
     start = d.total_iter.iloc[0]-d.iter.iloc[0]
     base = ev[(ev.total_iter==start) & ev.clean.notna()].groupby('n').clean.last()   # with the weights the phase began with
     known = d[d.n.isin(base.index)]
@@ -94,10 +119,16 @@ def _erosion(ev, d, chance):
         res.update(follows=picture, reliance=pattern_reliance(picture, own))
     return {**res, 'n':int(last.n)}
 
+def _own_rows(d):
+    "Without the rows of other `EvalSets` of the fit: those have values, but none for our sets; of a diverged network all are NaN"
+    others = [c for c in d if c not in (*_sets, *log_columns)]
+    mine,theirs = d[[c for c in _sets if c in d]].notna().any(axis=1),d[others].notna().any(axis=1)
+    return d[mine | ~theirs] if mine.any() else d
+
 def _half_of_kept(d, base, chance):
     "Half-life of accuracy above chance, each set of images compared with itself: `base` is its accuracy at the start"
     kept = [(t,(a-chance)/(base[n]-chance)) for t,a,n in zip(d.iter, d.clean, d.n) if base[n]-chance>_more]
-    return half_life(*zip(*kept), 1., 0.) if kept else np.nan
+    return _half_life(*_in_order(*map(np.array, zip(*kept))), 1., 0.) if kept else np.nan
 
 # %% ../nbs/13_erosion.ipynb #025e9c38
 def _evals(o, chance):
@@ -114,9 +145,7 @@ def _evals(o, chance):
 def _chance(dls, chance):
     if chance is None and dls is None:
         raise ValueError("chance=None: there are no data to count classes in; give it, e.g. chance=.1 for ten")
-    chance = 1/n_labels(dls) if chance is None else chance
-    if not 0<=chance<1: raise ValueError(f"chance={chance!r}: must be at least 0 and below 1, e.g. .1 for ten classes")
-    return chance
+    return _check_chance(1/n_labels(dls) if chance is None else chance)
 
 # %% ../nbs/13_erosion.ipynb #cf3d5063
 class Erosion(Measured):
@@ -146,6 +175,7 @@ def _arrow(ax, y, r):
 
 def _said(r):
     if np.isnan(r.before): return 'no evaluation before'
+    if np.isnan(r.after): return 'NaN after: it has diverged'
     half = f'half in {r.half_life:.0f} iterations' if r.half_life>=1 else 'half in the first iteration'
     known = r.lost>0 and not np.isnan(r.half_life)
     return f'{-r.lost:+.1f} points{f", {half}" if known else ""}'.replace('-', '−')
@@ -276,7 +306,9 @@ def _task_table(acc, tasks):
             raise ValueError(f"tasks: there is no {bad[0]!r}; rows are {', '.join(map(str, acc.index))}, "
                              f"columns {', '.join(map(str, acc))}")
         acc = acc.loc[list(tasks), list(tasks.values())]
+    if acc.columns.is_unique and set(acc.columns)==set(acc.index): acc = acc[list(acc.index)]
     R = acc.to_numpy(dtype=float)
+    _check_shares(acc=R)
     if R.ndim!=2 or len(R)!=R.shape[1] or len(R)<2:
         raise ValueError(f"acc: {len(R)} rows and {R.shape[1]} columns; want a row and a column for each of two or more tasks; "
                          "`tasks` chooses them")

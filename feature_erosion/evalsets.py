@@ -9,6 +9,7 @@ __all__ = ['evaluate', 'pattern_sets', 'log_iters', 'EvalSets', 'train_accuracy'
 
 # %% ../nbs/12_evalsets.ipynb #6d4ecf52
 from copy import deepcopy
+from numbers import Number
 import numpy as np, pandas as pd, torch
 from types import SimpleNamespace
 from fastcore.all import *
@@ -29,19 +30,30 @@ def evaluate(
     dl, # Batches `(x, y)`, split as by `split_batch`; the label is the first target
     metrics=accuracy, # One or more fastai metrics
     labels:dict|None=None # More labels by name, in the order of `dl`; metrics are computed on them, too, except where negative
-)->dict: # Values by name: `accuracy`, and `name_accuracy` for each of `labels`
-    "Metrics of a model on a `DataLoader`, in one pass"
-    labels,i,model = labels or {},0,model.model if isinstance(model, Learner) else model
+)->dict: # Values by name: `accuracy`, and `name_accuracy` for each of `labels`; NaN if a score is NaN or infinite
+    "Metrics of a model on a `DataLoader`, in one pass, without random augmentation"
+    labels,i,sound = {k:torch.as_tensor(v) for k,v in (labels or {}).items()},0,True
+    model,dl = model.model if isinstance(model, Learner) else model,own_state(dl)
     mets = {k:[deepcopy(m) for m in _named_metrics(metrics)] for k in ['',*labels]}
     for m in L(mets.values()).concat(): m.reset()
-    with evaluating(model):
+    with evaluating(model), unaugmented(dl):
         for b in dl:
             pred,y = _answer(model, *split_batch(dl, b, model))
             _check_choice(pred, y, mets[''])
             _accumulate(mets[''], pred, y)
-            for k,v in labels.items(): _accumulate(mets[k], pred, v[i:i+len(y)].to(pred.device))
+            sound = (pred<float('inf')).all() & sound
             i += len(y)
-    return {f'{k}_{m.name}'.lstrip('_'):_number(m.value) for k,ms in mets.items() for m in ms}
+            _check_length(labels, i)
+            for k,v in labels.items(): _accumulate(mets[k], *_known(pred, v[i-len(y):i].to(pred.device)))
+    if not i: raise ValueError("dl: there are no samples in it, so there is nothing to measure")
+    _check_length(labels, i, exact=True)
+    return {f'{k}_{m.name}'.lstrip('_'):_number(m.value, sound) for k,ms in mets.items() for m in ms}
+
+def _check_length(labels, n, exact=False):
+    for k,v in labels.items():
+        if len(v)<n or exact and len(v)>n:
+            raise ValueError(f"labels: {k!r} has {len(v)} for {'' if exact else 'at least '}{n} samples; give one for each, "
+                             "negative where there is none")
 
 def _answer(model, xs, ys):
     "Scores and labels of a batch"
@@ -75,10 +87,13 @@ def _named_metrics(metrics):
 
 # %% ../nbs/12_evalsets.ipynb #2d89eb36
 def _accumulate(mets, pred, y):
-    keep = y>=0 if y.dtype==torch.int64 and y.ndim==1 and (y<0).any() else slice(None)
-    pred,y = pred[keep].float(),y[keep]
-    batch = _Answers(pred=pred, y=y, yb=(y,), to_detach=to_detach)
+    batch = _Answers(pred=pred.float(), y=y, yb=(y,), to_detach=to_detach)
     for m in mets if len(y) else []: m.accumulate(batch)
+
+def _known(pred, y):
+    "Scores and labels without samples whose label is negative"
+    keep = y>=0
+    return pred[keep],y[keep]
 
 class _Answers(SimpleNamespace):
     "What a metric sees of a Learner"
@@ -86,7 +101,10 @@ class _Answers(SimpleNamespace):
         raise AttributeError(f"metrics: one reads `learn.{k}`, which evaluation sets do not have; give one of predictions and "
                              "labels, such as `F.cross_entropy` instead of `Perplexity`")
 
-def _number(v): return v.item() if hasattr(v, 'item') else v
+def _number(v, sound=True):
+    "A metric's value, NaN if it has none or if scores are not `sound`"
+    v = v.item() if hasattr(v, 'item') else v
+    return float('nan') if v is None or not sound and isinstance(v, Number) else v
 
 # %% ../nbs/12_evalsets.ipynb #5a5c7db8
 def pattern_sets(
@@ -134,11 +152,13 @@ class EvalSets(LoggedCallback):
         _check_sets(sets, at, n, n_at)
         self.sets,self.metrics,self.at,self.last = sets,_named_metrics(metrics),at,SimpleNamespace()
         with no_random(reproducible=False):
-            worn = {k:_contradicting(dl.dataset) for k,dl in sets.items()}
+            worn = {k:_contradicting(dl.dataset, k) for k,dl in sets.items()}
             self.whole,self.some = ({k:_Set(dl, o, seed, worn[k]) for k,dl in sets.items()} for o in (n,n_at))
         for s in self.some.values(): s.batches = _Batches(s.dl)
         kinds = [(k,o) for k,s in self.whole.items() for o in ('', *(f'{l}_' for l in s.labels))]
         self.columns = [self._column(k, o+m.name) for k,o in kinds for m in self.metrics]
+        if twice := [o for o in self.columns if self.columns.count(o)>1]:
+            raise ValueError(f"sets: two would have the column {twice[0]!r}; call one of them otherwise")
 
     def before_fit(self):
         super().before_fit()
@@ -179,21 +199,33 @@ class _Set:
         self.labels = {} if stamps is None else {'picture':stamps[self.dl.get_idxs()]}
 
 def _check_sets(sets, at, n, n_at):
+    if not isinstance(sets, dict):
+        raise ValueError(f"sets: got a {type(sets).__name__}; must be a dict of loaders by name, e.g. {{'clean':dls.valid}}")
     if not sets: raise ValueError("sets: name at least one, e.g. `pattern_sets(dls, ColorSquare(4))`")
-    if isinstance(at, str) and at!='log': raise ValueError(f"at={at!r}: must be 'log' or a list of iterations")
+    if not _are_points(at): raise ValueError(f"at={at!r}: must be 'log' or a list of iterations, whole numbers from 0 up")
     for k,v in dict(n=n, n_at=n_at).items():
-        if v is not None and v<1: raise ValueError(f"{k}={v}: must be at least 1, or None for all")
+        if v is not None and (not is_int(v) or v<1):
+            raise ValueError(f"{k}={v}: must be a whole number, at least 1, or None for all")
     for dl in sets.values(): check_dl(dl)
     if bare := [k for k,dl in sets.items() if _no_labels(dl.dataset)]:
         raise ValueError(f"sets: {bare[0]!r} has no labels to compare with; leave it out: CKA and rank need none")
 
+def _are_points(at):
+    if isinstance(at, str): return at=='log'
+    return isinstance(at, (list,tuple,set,range,L,np.ndarray)) and all(is_int(o) and o>=0 for o in at)
+
 def _no_labels(ds): return len(ds.tls)<=ds.n_inp if isinstance(ds, Datasets) else getattr(ds, 'targets', 0) is None
 
-def _contradicting(ds):
-    "The stamps, if at least one of them differs from the sample's class"
+def _contradicting(ds, name=''):
+    "The stamps, if at least one of them differs from the sample's class; all must in the set 'conflict'"
     stamps = getattr(ds, 'stamps', None)
-    if stamps is None or not ((stamps>=0) & (stamps!=torch.as_tensor(read_labels(ds.ds)))).any(): return None
-    return stamps
+    if stamps is None: return None
+    other = (stamps>=0) & (stamps!=torch.as_tensor(read_labels(ds.ds)))
+    if name=='conflict' and other.any() and not other.all():
+        raise ValueError(f"sets: {int((~other).sum())} of the {len(other)} images in 'conflict' have no other class's picture, "
+                         "and `conflict` and `conflict_picture` would not be shares of the same images; paint all of them "
+                         "(variant='conflict', ratio=1), or call the set otherwise")
+    return stamps if other.any() else None
 
 # %% ../nbs/12_evalsets.ipynb #415444ec
 class _Batches(GetAttr):

@@ -21,6 +21,7 @@ from .models import *
 from .distributed import *
 from .phases import *
 from .evalsets import *
+from .evalsets import _n_injected
 from .erosion import *
 from .plots import *
 from .measures.rank import layer_rank as _layer_rank
@@ -92,8 +93,19 @@ def erosion_learner(
 
 # %% ../nbs/14_learner.ipynb #a1be1971
 def _painted(learn, phases):
-    "The first data with a pattern"
-    return first(d for d in [*phases.attrgot('dls'), learn.dls] if getattr(d, 'pattern', None))
+    "The data with a pattern by phase; the Learner's own if no phase has one"
+    def those(data): return {k:d for k,d in data.items() if getattr(d, 'pattern', None)}
+    return those({p.name:ifnone(p.dls, learn.dls) for p in phases}) or those({'':learn.dls})
+
+def _same_sets(a, b):
+    "Whether `pattern_sets` makes the same of two painted data"
+    def settings(d): return type(d.pattern), {k:repr(v) for k,v in vars(d.pattern).items()}, _n_injected(d)
+    same = clean_of(a).valid.dataset is clean_of(b).valid.dataset
+    return a is b or same and settings(a)==settings(b)
+
+def _two_patterns(a, b):
+    return ValueError(f"phases: {a!r} and {b!r} differ in their pattern, classes or validation images, so no set can be "
+                      "painted for both; name the sets: cbs=EvalSets({'clean':dls.valid, 'a':one.valid, 'b':other.valid})")
 
 # %% ../nbs/14_learner.ipynb #6e10ca15
 @patch
@@ -108,8 +120,12 @@ def fit_phases(self:Learner,
     schedule,cbs,nan = PhaseSchedule(phases, snapshots),L(cbs),StopOnNaN()
     phases = schedule.phases
     painted = _painted(self, phases)
-    self.snapshots,self.injected = getattr(self, 'snapshots', Snapshots()),Unpickled(painted)
-    if painted and not any(isinstance(o, EvalSets) for o in [*cbs, *self.cbs]): cbs = cbs + EvalSets(pattern_sets(painted))
+    one = first(painted.values())
+    other = first(k for k,d in painted.items() if not _same_sets(one, d))
+    self.snapshots,self.injected = getattr(self, 'snapshots', Snapshots()),Unpickled(one if other is None else None)
+    if painted and not any(isinstance(o, EvalSets) for o in [*cbs, *self.cbs]):
+        if other is not None: raise _two_patterns(first(painted), other)
+        cbs = cbs + EvalSets(pattern_sets(one))
     kept = any(isinstance(o, KeepRun) for o in [*cbs, *self.cbs])
     if after and not run: raise ValueError("after: needs a `run` to keep what follows in")
     keep = [KeepRun(run, after=after)] if run and not kept else []
@@ -189,7 +205,7 @@ def look_inside(self:Learner,
 
 # %% ../nbs/14_learner.ipynb #536fe13d
 def _injected(learn, pattern):
-    "The last fit's data with a pattern, unless another `pattern` is requested"
+    "The last fit's data with a pattern, if all phases had the same, unless another `pattern` is requested"
     last = getattr(learn, 'injected', Unpickled()).value
     return learn.dls if pattern else last or learn.dls
 
@@ -198,7 +214,7 @@ def _injected(learn, pattern):
 @delegates(compare_cams, but='models,dl')
 def grad_cam(self:Learner,
     *phases, # As in `models_at`
-    pattern=None, # What to paint; by default the pattern of the last fit's phases
+    pattern=None, # What to paint; by default the pattern of the last fit's phases, if all have the same
     **kwargs
 ):
     "Where the model looks in the same painted images at different phases: `.plot()` shows them side by side"
@@ -209,7 +225,7 @@ def grad_cam(self:Learner,
 @delegates(pattern_attention, but='models,dl,progress')
 def attention(self:Learner,
     *phases, # As in `models_at`
-    pattern=None, # What to paint; by default the pattern of the last fit's phases
+    pattern=None, # What to paint; by default the pattern of the last fit's phases, if all have the same
     **kwargs
 ):
     "The share of its attention that the model pays to the pattern at different phases"

@@ -7,7 +7,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/loaders.html.md"""
 # %% auto #0
 __all__ = ['wrong_label', 'is_int', 'int_label', 'one_each', 'int_labels', 'labelled', 'read_labels', 'label_part', 'label_vocab',
            'n_labels', 'pick', 'is_distributed', 'check_dl', 'loose_dl', 'same_dl', 'subset_dl', 'fixed_dl', 'n_inputs',
-           'n_samples', 'unaugmented', 'clean_of']
+           'n_samples', 'own_state', 'unaugmented', 'clean_of']
 
 # %% ../nbs/03_loaders.ipynb #6e33db11
 import random, torch
@@ -302,11 +302,11 @@ def fixed_dl(
     seed:int=0 # Which samples
 ):
     "The same samples in the same order every time, including an incomplete last batch"
-    if n is not None and n<1: raise ValueError(f"n={n}: must be at least 1, or None for all")
+    if n is not None and (not is_int(n) or n<1): raise ValueError(f"n={n!r}: must be a whole number, at least 1, or None for all")
     if isinstance(dl, (list,L)): return _fixed_list(dl, n)
     ds = getattr(dl, 'dataset', None)
     if hasattr(ds, '__len__') and not len(ds):
-        raise ValueError("dl: there are no samples in it, as in the data of a Learner that was exported; give some")
+        raise ValueError("dl: there are no samples in it, as in the data of an exported Learner; give data with samples")
     if isinstance(dl, DataLoader): res = subset_dl(dl, n, seed)
     elif isinstance(dl, torch.utils.data.DataLoader): res = _fixed_torch(dl, n, seed)
     else: raise ValueError(f"dl: {type(dl).__name__}; must be a fastai or PyTorch DataLoader, or a list of batches `(x, y)`")
@@ -367,6 +367,16 @@ def n_samples(dl):
     return dl.n if isinstance(dl, DataLoader) else len(dl.dataset)
 
 # %% ../nbs/03_loaders.ipynb #86e04a77
+def own_state(
+    dl # Any loader, or a list of batches
+):
+    "To read from without a trace: a copy of a fastai loader, with a random state of its own; anything else as it is"
+    if not isinstance(dl, DataLoader): return dl
+    if is_distributed(dl): return _rewrap(dl, own_state(dl.dl))
+    res = loose_dl(dl)
+    res.rng = copy(dl.rng)
+    return res
+
 def unaugmented(
     dl # Any loader, or a list of batches
 ): # A context

@@ -11,19 +11,21 @@ __all__ = ['Mitigation', 'Penalty', 'L2SP', 'L2Init', 'fisher', 'EWC', 'SI', 'Sp
            'just_train_twice']
 
 # %% ../nbs/15_mitigations.ipynb #40e6d589
-import numpy as np, torch, torch.nn.functional as F
+import inspect, numpy as np, torch, torch.nn.functional as F
 from collections import Counter
 from contextlib import contextmanager
 from copy import copy, deepcopy
-from math import log
+from math import isfinite, log
 from torch import nn
 from torch.func import functional_call
+from torch.nn.utils.parametrize import is_parametrized
 from fastcore.all import *
 from fastai.callback.mixup import MixHandler
 from fastai.vision.all import (Callback, DataLoader, DataLoaders, Learner, MixedPrecision, NoneReduce, Normalize, TensorBase,
-                               apply, get_model, to_device)
+                               apply, get_model, no_random, to_device)
 from .batches import *
 from .loaders import *
+from .loaders import _strata
 from .callbacks import *
 from .patterns import *
 from .phases import *
@@ -36,7 +38,7 @@ class Mitigation(TidyCallback):
         phases:list=None # Names of the phases to act in; by default all but the first, where there are several
     ): self.phases,self.acts,self.owner = None if phases is None else L(phases),False,None
 
-    def begin(self): "The model is what it is about to protect"
+    def begin(self): "Called when it starts to act, with the model to protect"
 
     def before_fit(self):
         self.run = trains(self.learn)
@@ -69,6 +71,18 @@ def _acting(names, wanted):
         raise ValueError(f"phases={list(wanted)}: there is no phase {bad[0]!r} in this fit; must be among {', '.join(names)}")
     return wanted
 
+def _check(said, ok, **values):
+    "Refuse arguments that are no finite numbers, or not `ok`"
+    for k,v in values.items():
+        try: fine = isfinite(v) and ok(v)
+        except (TypeError,ValueError,RuntimeError): fine = False
+        if not fine: raise ValueError(f"{k}={v!r}: must be {said}")
+
+_check_positive = partial(_check, 'a finite number above 0', lambda v: v>0)
+_check_strength = partial(_check, 'a finite number, 0 or more', lambda v: v>=0)
+_check_share = partial(_check, 'in 0…1', lambda v: 0<=v<=1)
+def _check_whole(least, **values): _check(f'{least} or more, a whole number', lambda v: is_int(v) and v>=least, **values)
+
 # %% ../nbs/15_mitigations.ipynb #883e701a
 class Penalty(Mitigation):
     "A `Mitigation` that adds a term to the loss: subclass it, with a `penalty`"
@@ -99,10 +113,11 @@ class L2SP(Penalty):
     def __init__(self,
         alpha:float=.1, # Pull towards the old weights
         beta:float=.01, # Pull of a new head towards 0
-        head:str=None, # Its parameters are those whose names begin so; by default no part is new
+        head:str=None, # How the names of its parameters begin; by default no part is new
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
+        _check_strength(alpha=alpha, beta=beta)
         store_attr('alpha,beta,head')
 
     def strength(self): return self.alpha if self.head is None else max(self.alpha, self.beta)
@@ -124,11 +139,12 @@ class L2Init(Penalty):
         phases:list=None # As in `Mitigation`; where training begins is where the fit begins
     ):
         super().__init__(phases)
+        _check_strength(weight=weight)
         self.weight = weight
 
     def strength(self): return self.weight
     def before_fit(self):
-        self.anchor = _copies(self.model)
+        if trains(self.learn): self.anchor = _copies(self.model)
         super().before_fit()
 
     def penalty(self, pred): return self.weight*_distance2(self.model, self.anchor)
@@ -138,8 +154,16 @@ def _check_choice(pred, y):
     "Refuse answers and labels that are no choice of one class"
     answered(pred)
     if not y.is_floating_point() or y.shape==pred.shape and (y.sum(1)-1).abs().max()<1e-3: return   # or shares that add up to 1
-    raise ValueError(f"labels: {y.dtype} of shape {tuple(y.shape)} for answers of shape {tuple(pred.shape)}; this method takes "
-                     "answers for scores of classes, of which each sample has one. Give one integer a sample, or leave it out")
+    raise ValueError(f"labels: {y.dtype} of shape {tuple(y.shape)} for answers of shape {tuple(pred.shape)}; this method needs "
+                     "class scores, and one class per sample. Give one integer per sample, or leave it out")
+
+def _check_labels(y, pred):
+    "Refuse old labels of single classes that the model's scores have no place for"
+    if pred.ndim!=2 or pred.shape[1]<2 or y.ndim!=1 or y.is_floating_point() or not len(y): return
+    low,high,outputs = int(y.min()),int(y.max()),pred.shape[1]
+    if 0<=low and high<outputs: return
+    raise ValueError(f"old: has label {low if low<0 else high}, and the model {outputs} outputs, for labels 0…{outputs-1}; "
+                     "give data of the model's own classes, or a model with an output for each class")
 
 def _class_loss(pred, y):
     "Cross-entropy, of what is a choice of one class"
@@ -161,9 +185,12 @@ def fisher(
     with evaluating(model), unaugmented(dl), torch.enable_grad():
         for b in dl:
             xs,ys = split_batch(dl, b, model)
-            for i in range(len(ys[0])):
+            y = batch_labels(ys)
+            for i in range(len(y)):
                 x = to_model(tuple(o[i:i+1] for o in xs), model)
-                loss = _class_loss(answer_tensor(model(*x)), batch_labels(ys)[i:i+1].to(x[0].device))
+                pred = answer_tensor(model(*x))
+                if i==0: _check_labels(y, pred)
+                loss = _class_loss(pred, y[i:i+1].to(x[0].device))
                 for r,g in zip(res.values(), torch.autograd.grad(loss, list(ws.values()), allow_unused=True)):
                     if g is not None: r += g.square()
                 k += 1
@@ -176,11 +203,14 @@ class EWC(Penalty):
     def __init__(self,
         old, # Data to hold on to: `DataLoaders` or a loader
         weight:float=10., # λ
-        decay:float=1., # γ, of the Fisher information taken before: it is taken anew at each beginning, and added
-        n:int|None=1000, # Samples to take it from
+        decay:float=1., # γ, decay of earlier Fisher information; at each beginning a new one is added
+        n:int|None=1000, # Samples to compute it from
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
+        _check_strength(weight=weight)
+        _check_share(decay=decay)
+        if n is not None: _check_whole(1, n=n)
         self.old_dl = _train_dl(old)
         store_attr('weight,decay,n')
 
@@ -207,9 +237,11 @@ class SI(Penalty):
         phases:list=None # As in `Mitigation`; it watches in all
     ):
         super().__init__(phases)
+        _check_strength(c=c)
+        _check_positive(xi=xi)
         store_attr('c,xi')
 
-    def reset(self): self.omega,self.sums = {},None
+    def reset(self): self.omega,self.sums,self.now = {},None,{}
     def strength(self): return self.c
     def _start(self, acts):
         if self.sums is not None: self._consolidate()
@@ -224,8 +256,10 @@ class SI(Penalty):
             self.omega[n] = self.omega.get(n, 0)+new.clamp(min=0)
 
     def begin(self):
-        if not self.omega: raise ValueError("SI: nothing was learnt before in this fit, so no weight has an importance; "
-                                            "begin with a phase on old data, or use EWC, which takes it from the data")
+        if not any(o.any() for o in self.omega.values()):
+            self.reset()
+            raise ValueError("SI: nothing was learnt before in this fit, so no weight has an importance; "
+                             "begin with a phase on old data, or use EWC, which takes it from the data")
         self.anchor = _copies(self.model)
 
     def penalty(self, pred): return self.c*_distance2(self.model, self.anchor, self.omega)
@@ -241,6 +275,9 @@ class SI(Penalty):
         for n,(w,g) in self.now.items():
             moved = own[n].detach()-w
             if n in self.sums: self.sums[n] -= torch.where(moved==0, 0., g*moved)   # gradients of a skipped step are infinite
+        self.now = {}
+
+    def before_batch(self): self.now = {}   # a step may be cancelled, by others, before it is seen here
 
 # %% ../nbs/15_mitigations.ipynb #fc268e63
 class SpectralDecoupling(Penalty):
@@ -250,6 +287,7 @@ class SpectralDecoupling(Penalty):
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
+        _check_strength(weight=weight)
         self.weight = weight
     def strength(self): return self.weight
     def penalty(self, pred): return self.weight*answer_tensor(pred).float().square().mean()
@@ -266,6 +304,14 @@ def _state(model):
     model = get_model(model)
     return {n:v.detach().clone() for n,v in (*model.named_parameters(), *model.named_buffers())}
 
+def _refuse_changers(cb):
+    "A second pass takes answers as the model gives them: what others make of them in `after_pred` would be gone without a word"
+    def changes(f): return f is not None and not getattr(f, '__module__', '').startswith(('fastai.','feature_erosion.'))
+    who = [o.name for o in cb.learn.cbs if not getattr(o, 'passive', False) and changes(getattr(o, 'after_pred', None))]
+    if who: raise ValueError(f"{type(cb).__name__}: {', '.join(who)} may change the model's answers in `after_pred`, which it "
+                             "would not know; make the change in the model, leave one out, or set `passive = True` on what "
+                             "only looks")
+
 class LwF(Penalty):
     "Learning without forgetting: α·cross-entropy to the old answers at temperature T (Li & Hoiem 2016, eq. 2 and 3)"
     def __init__(self,
@@ -274,9 +320,14 @@ class LwF(Penalty):
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
+        _check_strength(alpha=alpha)
+        _check_positive(T=T)
         store_attr('alpha,T')
     def strength(self): return self.alpha
-    def begin(self): self.old = _state(self.model)
+    def begin(self):
+        _refuse_changers(self)
+        self.old = _state(self.model)
+
     def penalty(self, pred):
         old = _scores(get_model(self.model), self.xb, self.old).float()
         _check_choice(old, batch_labels(self.yb))
@@ -291,6 +342,11 @@ class _Buffer:
             raise ValueError(f"old: must be fastai DataLoaders or one of their loaders; got {type(dl).__name__}")
         self.idxs = subset_dl(dl, n, seed).chosen
         self.dl = same_dl(dl, num_workers=0)
+
+    def labels(self):
+        "All of them, or `None` where that takes reading samples"
+        y = _strata(self.dl.dataset)
+        return y if y is None else y[self.idxs]
 
     def batch(self, n):
         "`n` of the samples at random, each as seldom twice as can be, and where they are in the buffer"
@@ -312,15 +368,22 @@ class Replay(Mitigation):
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
-        self.n,self.buffer = n,_Buffer(old, n, seed) if n else None
+        _check_whole(0, n=n)
+        self.n,self.buffer,self.known = n,_Buffer(old, n, seed) if n else None,False
 
     def strength(self): return self.n
     def old_data(self): return self.buffer.dl
+    def begin(self): self.known = False   # whether the model has an output for each label
     def before_batch(self):
         if not self.acts: return
         b,_ = self.buffer.batch(len(self.yb[0]))
         xs,ys = split_batch(self.buffer.dl, b, self.model)
         self.learn.xb,self.learn.yb = _joined(self.xb, xs),_joined(self.yb, ys)
+
+    def after_pred(self):
+        if not self.acts or self.known: return
+        self.known,y = True,self.buffer.labels()
+        if y is not None and isinstance(self.learn.pred, torch.Tensor): _check_labels(torch.as_tensor(y), self.learn.pred)
 
 def _kinds(xs): return [(*o.shape[1:], 'float' if o.is_floating_point() else 'int') for o in xs]
 
@@ -344,15 +407,22 @@ class DERpp(Penalty):
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
+        _check_whole(0, n=n)
+        _check_strength(alpha=alpha, beta=beta)
         store_attr('n,alpha,beta')
         self.buffer = _Buffer(old, n, seed) if n else None
 
     def strength(self): return self.n and max(self.alpha, self.beta)
     def old_data(self): return self.buffer.dl
     def begin(self):
+        _refuse_changers(self)
         dl,model = same_dl(self.buffer.dl, idxs=self.buffer.idxs.tolist()),get_model(self.model)
-        with unaugmented(dl):
-            self.scores = torch.cat([_scores(model, to_model(split_batch(dl, b, model)[0], model)) for b in dl])
+        with unaugmented(dl): self.scores = torch.cat([self._old_scores(model, *split_batch(dl, b, model)) for b in dl])
+
+    def _old_scores(self, model, xs, ys):
+        res = _scores(model, to_model(xs, model))
+        _check_labels(batch_labels(ys), res)
+        return res
 
     def before_batch(self): self.drawn = None
     def after_batch(self): self.drawn = None
@@ -397,16 +467,20 @@ def _whole_loss(learn):
 class SAM(Mitigation):
     "Sharpness-aware minimisation: gradients at w + ρ·g/‖g‖ (Foret et al. 2021, eq. 2), or ASAM's (Kwon et al. 2021)"
     def __init__(self,
-        rho:float=.05, # How far off; 2 is usual where `adaptive`
-        adaptive:bool=False, # ASAM: the way is longer for larger weights
+        rho:float=.05, # How far away; 2 is usual with `adaptive`
+        adaptive:bool=False, # ASAM: larger weights are moved further
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
+        _check_strength(rho=rho)
         store_attr('rho,adaptive')
-        self.known = False
+        self.odd = None
 
     def strength(self): return self.rho
-    def begin(self): self.known = False   # whether all of the loss is
+    def begin(self):
+        _refuse_changers(self)
+        self.odd = None   # whether a loss had a part that was not known
+
     def before_fit(self):
         super().before_fit()
         if any(type(o).__name__=='GradientAccumulation' for o in self.learn.cbs):
@@ -416,17 +490,27 @@ class SAM(Mitigation):
     def after_backward(self):
         if not self.acts: return
         ws,scaler = {n:p for n,p in _weights(self.model).items() if p.grad is not None},getattr(self.learn, 'scaler', None)
-        if not self.known: self.known = self._check_loss()
+        self._check_loss(scaler)
         with self._moved(ws), _still(self.model):
             for p in ws.values(): p.grad = None
             loss = _whole_loss(self.learn)
             (scaler.scale(loss) if scaler else loss).backward()
 
-    def _check_loss(self):
-        "The second pass makes the loss from the batch and the penalties: what others add would be gone without a word"
-        known = self.loss.detach()+sum(o.added for o in self.learn.cbs if isinstance(o, Penalty) and o.acts)
-        trained = self.loss_grad.detach()/_loss_scale(self.learn)
-        if torch.isclose(trained, known, rtol=1e-4, equal_nan=True).all(): return True
+    def _check_loss(self, scaler):
+        "The second pass makes the loss from the batch and the penalties: what others add would be silently lost"
+        parts = [self.loss.detach(), *(o.added for o in self.learn.cbs if isinstance(o, Penalty) and o.acts)]
+        known,size = sum(parts),sum(o.abs() for o in parts)
+        if scaler: known,size = scaler.scale(known),scaler.scale(size)
+        trained = self.loss_grad.detach()
+        odd = ~(((trained-known).abs()<=1e-4*size+1e-8) | ~(trained.isfinite() & known.isfinite())).all()
+        if self.odd is None or odd.device.type=='cpu': self._refuse(odd)
+        self.odd = odd if self.odd is None else self.odd | odd   # on a GPU it is asked at first, and after each epoch
+
+    def after_train(self):
+        if self.acts and self.odd is not None: self._refuse(self.odd)
+
+    def _refuse(self, odd):
+        if not odd: return
         who = ', '.join(_changers(self.learn)) or 'a callback'
         raise ValueError(f"SAM: {who} changes the loss, which the second pass would not know; "
                          "make a `Penalty` of what it adds, or leave one out")
@@ -458,7 +542,9 @@ class Adversarial(Mitigation):
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
-        if not 0<=eps<=1: raise ValueError(f"eps={eps!r}: must be in 0…1, a share of a pixel's range, such as 8/255")
+        _check("in 0…1, a share of a pixel's range, such as 8/255", lambda v: 0<=v<=1, eps=eps)
+        if alpha is not None: _check_strength(alpha=alpha)
+        _check_whole(1, steps=steps)
         self.eps,self.alpha,self.steps,self.known = eps,1.25*eps if alpha is None else alpha,steps,False
 
     def strength(self): return self.eps
@@ -472,9 +558,10 @@ class Adversarial(Mitigation):
         mean,std = _normalisation(self.learn.dls, x)
         eps,low,high = self.eps/std,(0-mean)/std,(1-mean)/std
         plain = x.as_subclass(torch.Tensor)
-        d = torch.empty_like(plain).uniform_(-1, 1)*eps
+        def valid(d): return d.clamp(-eps, eps).clamp(low-plain, high-plain)   # no pixel leaves its range on the way
+        d = valid(torch.empty_like(plain).uniform_(-1, 1)*eps)
         with _still(self.model):
-            for _ in range(self.steps): d = (d+self.alpha/std*self._uphill(plain+d).sign()).clamp(-eps, eps)
+            for _ in range(self.steps): d = valid(d+self.alpha/std*self._uphill(plain+d).sign())
         return (plain+d).clamp(low, high).as_subclass(type(x))
 
     def _uphill(self, x):
@@ -489,7 +576,7 @@ def _normalize(dls): return first(getattr(dls.train.after_batch, 'fs', []), risi
 def _check_range(dls, x):
     "Images that were normalised elsewhere cannot be changed by a share of a pixel's range; a few odd pixels may come from augmentation"
     if _normalize(dls) or ((x<-.01) | (x>1.01)).float().mean()<.05: return True
-    raise ValueError(f"Adversarial: pixels are in {x.min():.3g}…{x.max():.3g}, and the loader has no `Normalize` that says why. "
+    raise ValueError(f"Adversarial: pixels are in {x.min():.3g}…{x.max():.3g}, and the loader has no `Normalize` that explains it. "
                      "Give images in 0…1, and normalise them by the batch transform `Normalize.from_stats(mean, std)`")
 
 def _normalisation(dls, x):
@@ -500,8 +587,8 @@ def _normalisation(dls, x):
 
 # %% ../nbs/15_mitigations.ipynb #2bdf8336
 def fresh(
-    model:nn.Module # Whose layers can all `reset_parameters`, as PyTorch's do
-)->nn.Module: # A copy with new random weights; not as `create_model` draws them, but as PyTorch's layers do
+    model:nn.Module # All its layers have `reset_parameters`, as PyTorch's do
+)->nn.Module: # A copy with new random weights, drawn as by PyTorch's layers, not by `create_model`
     "The same network before any training"
     res = deepcopy(get_model(model))
     for n,m in res.named_modules():
@@ -518,6 +605,7 @@ class ShrinkPerturb(Mitigation):
         phases:list=None # As in `Mitigation`: at the beginning of each
     ):
         super().__init__(phases)
+        _check_strength(shrink=shrink, perturb=perturb)
         store_attr('shrink,perturb')
 
     def strength(self): return not (self.shrink==1 and self.perturb==0)
@@ -601,14 +689,22 @@ def wise_ft(
 class Ensemble(nn.Module):
     "Several networks that answer together: the logarithm of the mean of their probabilities"
     def __init__(self,
-        models:list # Modules that answer with scores of the same classes
+        models:list # Modules or Learners that answer with scores of the same classes
     ):
         super().__init__()
-        if not len(models): raise ValueError("models=[]: give one or more")
+        models = [get_model(o.model) if isinstance(o, Learner) else o for o in models]
+        if not models: raise ValueError("models=[]: give one or more")
+        if bad := [o for o in models if not isinstance(o, nn.Module)]:
+            raise ValueError(f"models: one is a {type(bad[0]).__name__}; must be modules or Learners")
         self.models = nn.ModuleList(models)
+
     def forward(self, *xs):
-        each = torch.stack([answer_tensor(m(*xs)).log_softmax(-1) for m in self.models])
-        return each.logsumexp(0)-log(len(self.models))
+        each = [answer_tensor(m(*xs)) for m in self.models]
+        for o in each: answered(o)   # refuses a single score
+        if len(shapes := {tuple(o.shape) for o in each})>1:
+            raise ValueError(f"models: they answer with shapes {', '.join(map(str, sorted(shapes)))}; must be scores of the "
+                             "same classes")
+        return torch.stack([o.log_softmax(1) for o in each]).logsumexp(0)-log(len(each))
 
 # %% ../nbs/15_mitigations.ipynb #931044c3
 _through = (nn.modules.batchnorm._BatchNorm, nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid,
@@ -621,16 +717,31 @@ def _is_weighted(m):
     return isinstance(m, nn.modules.conv._ConvNd) and m.groups==1 and not m.transposed   # whose weights have the inputs first
 
 def _passes(node, mods):
-    if node.op=='call_module': return isinstance(mods[node.target], _through)
-    return getattr(node.target, '__name__', node.target) in _functions
+    "Whether units stay apart, each with its places"
+    m = mods[node.target] if node.op=='call_module' else None
+    name = getattr(node.target, '__name__', node.target)
+    if name=='flatten' or isinstance(m, nn.Flatten): return _flattens(node, m)==(1,-1)
+    return name in _functions if m is None else isinstance(m, _through)
 
-def _followed(node, mods):
+def _flattens(node, m):
+    "From which dimension to which"
+    if m is not None: return m.start_dim,m.end_dim
+    given = dict(zip(('start_dim','end_dim'), node.args[1:])) | node.kwargs
+    return given.get('start_dim', 0),given.get('end_dim', -1)
+
+def _is_flat(node, m): return isinstance(m, nn.Flatten) or getattr(node.target, '__name__', node.target)=='flatten'
+
+def _followed(node, mods, is_map):
     "Names of the norms and of the weighted layers that a node's output goes to; `None` if it goes elsewhere"
     norms,ends = [],[]
     for u in node.users:
         m = mods.get(u.target) if u.op=='call_module' else None
-        if m is not None and _is_weighted(m): ends.append(u.target); continue
-        if u.op=='output' or not _passes(u, mods) or (rest := _followed(u, mods)) is None: return None
+        if m is not None and _is_weighted(m):
+            if is_map==isinstance(m, nn.Linear): return None   # a linear layer over places, or a convolution over units
+            ends.append(u.target)
+            continue
+        if u.op=='output' or not _passes(u, mods): return None
+        if (rest := _followed(u, mods, is_map and not _is_flat(u, m))) is None: return None
         norms += [u.target]*isinstance(m, nn.modules.batchnorm._BatchNorm) + rest[0]
         ends += rest[1]
     return norms,ends
@@ -648,9 +759,18 @@ def unit_chains(
     graph,mods = _traced(get_model(model)),dict(get_model(model).named_modules())
     calls = Counter(o.target for o in graph.nodes if o.op=='call_module')
     nodes = [o for o in graph.nodes if o.op=='call_module' and _is_weighted(mods[o.target])]
-    found = {o.target:_followed(o, mods) for o in nodes}
-    def once(k, norms, ends): return all(calls[o]==1 for o in (k,*norms,*ends))   # a layer that is used twice has two outputs
+    found = {o.target:_followed(o, mods, not isinstance(mods[o.target], nn.Linear)) for o in nodes}
+    free = _own_weights(graph, mods)
+    def once(k, norms, ends): return all(calls[o]==1 and o in free for o in (k,*norms,*ends))   # two uses are two outputs
     return {k:v for k,v in found.items() if v and v[1] and once(k, *v)}
+
+def _own_weights(graph, mods):
+    "Names of modules whose parameters are theirs alone: not tied, not computed from others, not read by name"
+    users = Counter(id(p) for m in mods.values() for p in m._parameters.values() if p is not None)
+    read = {o.target.rpartition('.')[0] for o in graph.nodes if o.op=='get_attr'}
+    def own(n, m): return n not in read and not is_parametrized(m) and all(users[id(p)]==1 for p in m.parameters())
+    def stored(m): return all(a in m._parameters for a in ('weight','bias') if hasattr(m, a))
+    return {n for n,m in mods.items() if own(n, m) and stored(m)}
 
 # %% ../nbs/15_mitigations.ipynb #f3dd223c
 def _of_units(features, layer):
@@ -679,14 +799,17 @@ class _Renewal(Mitigation):
         model = get_model(self.model)
         self.chains = unit_chains(model)
         if not self.chains:
-            raise ValueError(f"{type(self).__name__}: this model has no layer whose output goes to layers with weights only")
+            raise ValueError(f"{type(self).__name__}: this model has no layer whose output goes to layers with weights of "
+                             "their own only")
         self.steps,self.renewed = 0,{k:0 for k in self.chains}
 
     def before_batch(self):
+        self.tidy()
+        self.use = {}
         if not self.acts or not self.looks(): return
         mods = dict(get_model(self.model).named_modules())
         ends = {k:e[0] for k,(n,e) in self.chains.items() if _learn(*map(mods.get, (k,*n,*e)))}   # frozen layers stay as they are
-        self.use,self.hooks = {},[mods[o].register_forward_pre_hook(partial(self._see, k, mods[k])) for k,o in ends.items()]
+        self.hooks = [mods[o].register_forward_pre_hook(partial(self._see, k, mods[k])) for k,o in ends.items()]
 
     def _see(self, k, layer, m, xs):
         self.use[k] = _of_units(xs[0].detach().float().abs().flatten(1).mean(0), layer).mean(0)
@@ -695,22 +818,30 @@ class _Renewal(Mitigation):
         self.hooks = []
 
     def after_pred(self): self.tidy()
+    def after_batch(self): self.tidy()   # also of one that was cancelled
+    def after_train(self): self.tidy()
     def after_fit(self): self.tidy()
     def after_step(self):
         if not self.acts: return
         self.steps += 1
-        if getattr(self, 'use', None):
-            for k,u in self.use.items(): self._renew(k, self.tired(k, u))
-            self.use = {}
+        for k,u in self.use.items(): self._renew(k, self.tired(k, u))
+        self.use = {}
 
 # %% ../nbs/15_mitigations.ipynb #6ceaaa04
+def _reset(layer):
+    "A layer of its kind with fresh weights, and without its hooks"
+    new = copy(layer)
+    new._parameters = {k:p if p is None else nn.Parameter(p.detach().clone()) for k,p in layer._parameters.items()}
+    new._buffers = {k:b if b is None else b.clone() for k,b in layer._buffers.items()}
+    new.reset_parameters()
+    return new
+
 @patch
 def _renew(self:_Renewal, k, units):
     "Fresh weights in, none out"
     if not len(units): return
     mods,(norms,ends) = dict(get_model(self.model).named_modules()),self.chains[k]
-    layer,new = mods[k],deepcopy(mods[k])
-    new.reset_parameters()
+    layer,new = mods[k],_reset(mods[k])
     with torch.no_grad():
         for a in ('weight','bias'):
             if (p := getattr(layer, a)) is not None: p[units] = getattr(new, a)[units]; _forget(self.opt, p, units)
@@ -735,11 +866,12 @@ class ReDo(_Renewal):
     "Every so often, renew dormant units: those whose mean output is at most τ of their layer's (Sokar et al. 2023, eq. 1)"
     def __init__(self,
         tau:float=.025, # τ; 0 renews none
-        every:int=1000, # Iterations from look to look
+        every:int=1000, # Iterations between checks
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
-        if not is_int(every) or every<1: raise ValueError(f"every={every!r}: must be 1 or more iterations")
+        _check_strength(tau=tau)
+        _check_whole(1, every=every)
         store_attr('tau,every')
     def strength(self): return self.tau
     def looks(self): return (self.steps+1)%self.every==0
@@ -749,11 +881,14 @@ class ContinualBackprop(_Renewal):
     "In each layer, now and then renew the least used unit, by |output|·Σ|weights out| (Dohare et al. 2024)"
     def __init__(self,
         rate:float=1e-5, # Share of the units to renew at each iteration
-        maturity:int=1000, # Iterations that a unit is left alone after a beginning
+        maturity:int=1000, # Iterations for which a new unit is left alone
         decay:float=.99, # Of the running mean
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
+        _check_share(rate=rate)
+        _check_whole(0, maturity=maturity)
+        _check('0 or more, and below 1', lambda v: 0<=v<1, decay=decay)
         store_attr('rate,maturity,decay')
 
     def strength(self): return self.rate
@@ -810,6 +945,9 @@ def stamp_groups(
     y = read_labels(ds)
     return 2*y + (ds.stamps.numpy()==y)
 
+def _n_inputs(ds):
+    with no_random(reproducible=False): return max(1, len(ds[0])-1)
+
 def grouped(
     dls:DataLoaders, # Data to train on
     groups=None # Integers from 0, one for each training sample; by default `stamp_groups`
@@ -819,11 +957,19 @@ def grouped(
     if g.shape!=(n,) or g.dtype.kind not in 'iu' or g.min()<0:
         raise ValueError(f"groups: {g.dtype}, shape {g.shape}; must be {n} integers from 0, one for each training sample")
     dl,res = same_dl(dls.train, GroupedDataset(dls.train_ds, torch.as_tensor(g.astype(np.int64)))),copy(dls)
+    if not hasattr(dl, 'n_inp'): dl.n_inp = _n_inputs(dls.train_ds)   # else Learners take all parts but the last for inputs
     dl.n_groups = int(g.max())+1
     res.loaders = [dl, *dls.loaders[1:]]
     return res
 
 # %% ../nbs/15_mitigations.ipynb #ee9a2b74
+def _reduces(loss_func):
+    "Whether a loss can leave out its mean"
+    if hasattr(loss_func, 'reduction'): return True
+    try: ps = inspect.signature(loss_func).parameters
+    except (TypeError,ValueError): return False
+    return 'reduction' in ps or any(p.kind==p.VAR_KEYWORD for p in ps.values())
+
 class GroupDRO(Mitigation):
     "Train on Σ q·loss over groups, with q ← q·exp(η·loss), normalised at each step (Sagawa et al. 2020, algorithm 1)"
     order,run_valid = -5,True   # takes the groups off before other callbacks see the batch, also in validation
@@ -832,20 +978,30 @@ class GroupDRO(Mitigation):
         phases:list=None # As in `Mitigation`; their data are from `grouped`
     ):
         super().__init__(phases)
+        _check_strength(eta=eta)
         self.eta = eta
 
     def strength(self): return self.eta
     def before_fit(self):
         if bad := [o.name for o in self.learn.cbs if isinstance(o, (MixHandler,SAM))]:
-            raise ValueError(f"GroupDRO: does not work with {', '.join(bad)}, which takes the loss another way; leave one out")
-        self.acts = False
+            raise ValueError(f"GroupDRO: does not work with {', '.join(bad)}, which computes the loss in another way; leave one out")
+        if not self.learn.lock.locked(): self.acts = False   # a validation, even within a fit, leaves it as it is
         super().before_fit()
         self.run = True   # groups come off the batch wherever it is used, also by `lr_find`
 
     def begin(self):
         n = getattr(self.learn.dls.train, 'n_groups', None)
         if n is None: raise ValueError("GroupDRO: the data of this phase have no groups; train on `grouped(dls)`")
-        self.q = torch.full((n,), 1/n, device=self.learn.dls.device)
+        if not _reduces(self.loss_func):
+            name = getattr(self.loss_func, '__name__', type(self.loss_func).__name__)
+            raise ValueError(f"GroupDRO: the loss {name} gives a mean alone; it must have an attribute or argument `reduction`, "
+                             "as `CrossEntropyLossFlat` and `F.cross_entropy` do")
+        self.log_q = torch.full((n,), -log(n), device=self.learn.dls.device)
+
+    @property
+    def q(self):
+        "The weight of each group"
+        return self.log_q.exp()
 
     def before_batch(self):
         if self.yb and isinstance(self.yb[-1], TensorGroup): *self.learn.yb,self.group = self.yb
@@ -855,8 +1011,7 @@ class GroupDRO(Mitigation):
     def after_loss(self):
         if not self.acts or not self.training: return
         loss = self._by_group()
-        q = self.q*(self.eta*loss.detach()).exp()
-        self.q = q/q.sum()
+        self.log_q = (self.log_q+self.eta*loss.detach()).log_softmax(0)
         self.learn.loss_grad = (self.q*loss).sum()
 
     def _by_group(self):
@@ -865,7 +1020,7 @@ class GroupDRO(Mitigation):
         if len(each)!=len(self.group):
             raise ValueError(f"GroupDRO: {len(self.group)} groups for {len(each)} losses; another callback adds samples without "
                              "groups, as `Replay` does (`DERpp` adds none), or a sample has several losses; leave one out")
-        sums,n = (torch.zeros_like(self.q).index_add(0, self.group.as_subclass(torch.Tensor), o.as_subclass(torch.Tensor))
+        sums,n = (torch.zeros_like(self.log_q).index_add(0, self.group.as_subclass(torch.Tensor), o.as_subclass(torch.Tensor))
                   for o in (each, torch.ones_like(each)))
         return sums/n.clamp(min=1)
 
@@ -886,7 +1041,7 @@ def _wrong(model, dl):
 def just_train_twice(
     learn:Learner, # After the first training
     dls:DataLoaders, # Data to train on
-    upweight:int=50 # How often a sample is drawn that it gets wrong, for once that others are
+    upweight:int=50 # How many times as often samples that it gets wrong are drawn
 )->DataLoaders: # For the second training, from the weights before the first
     "Data in which samples that the model gets wrong appear `upweight` times (Liu et al. 2021, algorithm 1)"
     if not is_int(upweight) or upweight<1: raise ValueError(f"upweight={upweight!r}: must be an integer from 1")

@@ -12,7 +12,7 @@ import difflib,inspect,io,mmap,operator,pickle,zipfile
 from math import prod
 from numbers import Integral
 from warnings import warn
-import torchvision
+import torch.fx, torchvision
 from torchvision.models import get_model_builder, get_model_weights, list_models
 from fastai.basics import *
 from .batches import *
@@ -242,8 +242,8 @@ def _unwrap(d, names=()):
     "The state dict inside `d`, for a model whose entries have these `names`"
     while isinstance(d, dict):
         inner = [k for k in _entries if isinstance(d.get(k), dict)]
-        if len(inner)>1: raise ValueError(f"weights: there are several sets of them, in {' and '.join(inner)}; "
-                                          "save the one that is meant in a file of its own")
+        if len(inner)>1: raise ValueError(f"weights: the file has several sets, in {' and '.join(inner)}; "
+                                          "save the one you mean in its own file")
         prefix = None if set(d)&set(names) else first(p for p in _prefixes if d and all(str(k).startswith(p) for k in d))
         if inner: d = d[inner[0]]
         elif prefix: d = {k[len(prefix):]:v for k,v in d.items()}
@@ -315,9 +315,30 @@ def _has_head(model):
     if not isinstance(last, nn.Linear) or isinstance(last, attention): return False
     return not any(type(m) is nn.Identity for m in mods[mods.index(last)+1:])
 
+def _ends(model):
+    "Names of the modules with parameters that the outputs come from, nothing with parameters in between; `None` if not traceable"
+    try:
+        with no_random(reproducible=False): nodes = torch.fx.Tracer().trace(deepcopy(model).eval()).nodes
+    except Exception: return None   # forward methods that depend on values
+    mods,todo,seen,res = dict(model.named_modules()),[o for o in nodes if o.op=='output'],set(),set()
+    while todo:
+        o = todo.pop()
+        if o in seen: continue
+        seen.add(o)
+        if o.op=='get_attr': return None   # weights that are used by functions
+        if o.op=='call_module' and any(True for _ in mods[o.target].parameters()): res.add(o.target)
+        else: todo += o.all_input_nodes
+    return res
+
 def _head(model):
     "Name and module of the linear layer that produces the outputs of `model`"
-    if _has_head(model): return _last_weights(model)
+    if _has_head(model):
+        (name,lin),ends = _last_weights(model),_ends(model)
+        if ends is None or name in ends: return name,lin
+        mods = dict(model.named_modules())
+        if len(ends)==1 and isinstance(mods[first(ends)], nn.Linear): return first(ends),mods[first(ends)]
+        raise ValueError(f"{type(model).__name__} defines {name!r} last, but its outputs come from {', '.join(sorted(ends))}: "
+                         "which layer is the head is not certain. Create it with the outputs wanted")
     if not any(isinstance(m, nn.Linear) for m in model.modules()): what = "has no linear layer"
     else:
         name,last = _last_weights(model)
@@ -366,7 +387,9 @@ def restrict_outputs(
     model = deepcopy(model)
     _,lin = _head(model)
     idxs = _check_idxs(idxs, lin.out_features)
+    trains = [p.requires_grad for p in lin.parameters()]
     _set_linear(lin, lin.weight.data[idxs], None if lin.bias is None else lin.bias.data[idxs])
+    for p,t in zip(lin.parameters(), trains): p.requires_grad_(t)
     return model
 
 # %% ../nbs/10_models.ipynb #0fb464f4

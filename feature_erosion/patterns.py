@@ -366,6 +366,7 @@ def change(
     res,scale = x.clone(),1 if x.is_floating_point() else 255
     for c in stamps.unique().tolist():
         if c<0: continue
+        if c>=n: raise ValueError(f"stamps: there is no class {c}; must be below {n}")
         y = effect.change(x[stamps==c].float()/scale, effect.level(c, n)).clamp(0, 1)*scale
         res[stamps==c] = (y if scale==1 else y.round()).to(x.dtype)
     return res
@@ -461,6 +462,9 @@ def _check_stamps(labels, ratio, strength, classes, variant, n_classes):
     if len(labels) and not (is_int(n_classes) and n_classes>0):
         raise ValueError(f"n_classes={n_classes!r}: must be a whole number, 1 or more")
     if variant not in variants: raise ValueError(f"variant={variant!r}: must be one of {', '.join(variants)}")
+    if variant=='conflict' and strength!=1:
+        raise ValueError(f"variant='conflict', strength={strength}: in 'conflict' no image has its own class's picture; leave "
+                         "`strength` out, or choose variant='pattern'")
     if n_classes<2 and (variant=='conflict' or strength<1):
         raise ValueError(f"variant={variant!r}, strength={strength}: another class's picture needs two classes; got {n_classes}")
     if len(labels) and not 0<=labels.min()<=labels.max()<n_classes:
@@ -529,28 +533,37 @@ class InjectPattern(ItemTransform):
     def encodes(self, b):
         x,*rest = b
         by_label = self.by_label and len(b)>ifnone(self.n_inp, 1)
-        stamps = rest.pop() if rest and isinstance(rest[-1], TensorStamp) else label_part(b, self.n_inp) if by_label else None
-        return (x if stamps is None else self._paint(x, stamps), *rest)
+        if rest and isinstance(rest[-1], TensorStamp): x = self._paint(x, rest.pop())
+        elif by_label: x = self._paint(x, label_part(b, self.n_inp), 0)
+        return (x, *rest)
 
     __repr__ = basic_repr('pattern,n_classes')
 
 # %% ../nbs/08_patterns.ipynb #18f044a5
 @patch
-def _paint(self:InjectPattern, x, stamps):
-    "Images of the same type as given, with the pictures painted on"
-    if isinstance(x, Image.Image): return self._paint_pil(x, stamps)
+def _paint(self:InjectPattern, x, stamps, least=-1):
+    "Images of the same type as given, with the pictures painted on; of labels, the `least` is 0"
+    if isinstance(x, Image.Image): return self._paint_pil(x, stamps, least)
     im,ids = x.as_subclass(torch.Tensor),torch.as_tensor(stamps).as_subclass(torch.Tensor)
-    if im.ndim==3: return type(x)(self._paint(x[None], ids.reshape(1) if ids.numel()==1 else ids[None])[0])
+    if im.ndim==3: return type(x)(self._paint(x[None], ids.reshape(1) if ids.numel()==1 else ids[None], least)[0])
     if ids.ndim!=1 or ids.is_floating_point(): raise wrong_label(ids[0])
+    if ids.device.type=='cpu': self._check_ids(ids.numpy(), least)   # those on a GPU are not waited for
     if isinstance(self.pattern, Effect): return self._changed(im, ids.to(im.device)).as_subclass(type(x))
     return paint(im, ids.to(im.device), self._pictures(im), self.background).as_subclass(type(x))
 
 @patch
-def _paint_pil(self:InjectPattern, x, stamps):
+def _check_ids(self:InjectPattern, ids, least):
+    if not len(ids) or self.n_classes is None: return
+    lo,hi = int(ids.min()),int(ids.max())
+    if lo<least or hi>=self.n_classes:
+        raise ValueError(f"labels: must be in {least}…{self.n_classes-1}; got {lo}…{hi}")
+
+@patch
+def _paint_pil(self:InjectPattern, x, stamps, least):
     if x.mode not in ('L','RGB'):
         raise ValueError(f"image: its mode is {x.mode!r}; patterns are painted on 'L' and 'RGB'. Convert it first, for instance "
                          "by `Image.fromarray(to_uint8(x))`, with `to_uint8` of feature_erosion.data")
-    painted = self._paint(TensorImage(image2tensor(x)), stamps)
+    painted = self._paint(TensorImage(image2tensor(x)), stamps, least)
     return getattr(type(x), 'create', Image.fromarray)(painted.permute(1,2,0).squeeze(-1).numpy())
 
 @patch
@@ -668,10 +681,10 @@ def _check_images(dl):
     check_dl(dl)
     if is_distributed(dl): return _check_images(dl.dl)
     name = type(dl).__name__
-    if not dl.indexed: raise ValueError(f"dl: {name} reads an iterable dataset; who wears what is decided by a sample's number. "
+    if not dl.indexed: raise ValueError(f"dl: {name} reads an iterable dataset; patterns are assigned by a sample's index. "
                                         "Give it a dataset with `__getitem__`")
     if dl.bs is None:
-        raise ValueError(f"dl: {name} has bs=None, samples that are batches; who wears what is decided image by image")
+        raise ValueError(f"dl: {name} has bs=None, samples that are batches; patterns are assigned image by image")
     if not dl.n: return
     _,b = _few(dl)
     x = b[0] if isinstance(b, (tuple,list)) else None
@@ -684,7 +697,9 @@ def _try_few(dl, y):
     "Find a loader that bypasses its dataset or changes its labels `y`, or a pattern that does not fit"
     if is_distributed(dl): return _try_few(dl.dl, y)
     if not dl.n: return
-    idxs = one_each(y[:dl.n], 8)
+    for idxs in chunked(one_each(y[:dl.n], 8), dl.bs): _try(dl, y, idxs)   # with bs=1, images may be of several sizes
+
+def _try(dl, y, idxs):
     before,after = _few(dl, idxs)
     if not isinstance(before[-1], TensorStamp):
         raise ValueError(f"dl: {type(dl).__name__} reads its samples from elsewhere than its `dataset`; "

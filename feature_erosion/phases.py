@@ -14,7 +14,7 @@ import numpy as np, pandas as pd
 from contextlib import contextmanager
 from copy import copy
 from math import ceil
-from numbers import Integral
+from numbers import Integral, Real
 from fastcore.all import *
 from fastai.callback.fp16 import NonNativeMixedPrecision
 from fastai.vision.all import (Callback, CancelFitException, CancelTrainException, DataLoader, DataLoaders, Learner, Metric,
@@ -61,7 +61,7 @@ _short = dict(no='constant', cos='cosine', lin='linear', exp='exponential')   # 
 for k,v in _short.items(): schedules[k] = schedules[v]
 
 # %% ../nbs/11_phases.ipynb #66fc03b2
-def _check_phase(name, epochs, dls, iters, sched, opt):
+def _check_phase(name, epochs, dls, lr, sched, opt, iters, until, wd):
     if check_name(name, "a phase's name")=='start':
         raise ValueError("name='start': taken by the weights before the first phase; give another name")
     if (epochs is None)==(iters is None):
@@ -70,9 +70,24 @@ def _check_phase(name, epochs, dls, iters, sched, opt):
         raise ValueError(f"epochs={epochs!r}, iters={iters!r}: must be a whole number, at least 1")
     if dls is not None and (isinstance(dls, DataLoader) or not hasattr(dls, 'train')):
         raise ValueError(f"dls: got a {type(dls).__name__}; must be `DataLoaders`, with `train` and `valid`")
+    if len(getattr(dls, 'loaders', 'ab'))<2:
+        raise ValueError(f"dls: phase {name!r} has no validation set; give `DataLoaders` of two loaders")
     if opt not in ('reset','keep'): raise ValueError(f"opt={opt!r}: must be 'reset' or 'keep'")
     if isinstance(sched, str) and sched not in schedules:
         raise ValueError(f"sched={sched!r}: must be one of {', '.join(schedules)}, or a scheduler, e.g. SchedPoly(.1, 0, 2)")
+    if not isinstance(sched, str) and not all(map(callable, sched.values() if isinstance(sched, dict) else [sched])):
+        raise ValueError(f"sched={sched!r}: must be a name, a scheduler such as SchedCos(.1, 0), or a dict of schedulers")
+    if until is not None and not callable(until): raise ValueError(f"until={until!r}: must be a function of the Learner, or None")
+    for k,v in dict(lr=lr, wd=wd).items():
+        if not all(_is_rate(o) for o in _by_group(v)):
+            raise ValueError(f"{k}={v!r}: must be a number, 0 or more, a slice or a list of them for parameter groups, or None")
+
+def _is_rate(o): return isinstance(o, Real) and not isinstance(o, bool) and 0<=o<float('inf')
+
+def _by_group(v):
+    "The numbers in a setting for all parameter groups, or one for each"
+    if isinstance(v, slice): return [v.stop] if v.start is None else [v.start,v.stop]
+    return v if isinstance(v, (list,tuple,L)) else [] if v is None else [v]
 
 # %% ../nbs/11_phases.ipynb #5edbfb39
 class Phase:
@@ -81,16 +96,16 @@ class Phase:
         name:str, # Name of the phase in history, plots and snapshots
         epochs:int|None=None, # Length in epochs; give this or `iters`
         dls:DataLoaders|None=None, # Data to train on; by default the Learner's own
-        lr:float|slice|None=None, # Learning rate; by default the Learner's
+        lr:float|slice|None=None, # Learning rate; by default that of the fit, which is the Learner's unless given
         sched='multi_step', # One of `schedules` (the paper's by default), a fastai scheduler, or a dict by hyper-parameter
         opt:str='reset', # 'reset': a fresh optimiser, without the previous phase's momentum; 'keep': continue with the same one
         iters:int|None=None, # Length in iterations (batches), which may span epochs or end inside one
         until:callable=None, # `f(learn) -> bool`, called after each epoch: ends the phase when true, before its full length
-        wd:float|None=None # Weight decay; by default the Learner's
+        wd:float|None=None # Weight decay; by default that of the fit, too
     ):
-        _check_phase(name, epochs, dls, iters, sched, opt)
+        lr,wd = (o.tolist() if hasattr(o, 'tolist') else o for o in (lr,wd))   # also NumPy's and PyTorch's numbers
+        _check_phase(name, epochs, dls, lr, sched, opt, iters, until, wd)
         epochs,iters = (o if o is None else int(o) for o in (epochs,iters))   # also NumPy's integers
-        lr,wd = (o.item() if hasattr(o, 'item') and not o.ndim else o for o in (lr,wd))   # also NumPy's and PyTorch's numbers
         store_attr()
 
     def n_epochs(self,
@@ -240,6 +255,11 @@ class _PhaseColumn(TidyCallback):
         if 'phase' in names: names.remove('phase')   # so that names still match values later
 
 # %% ../nbs/11_phases.ipynb #2048cd1c
+def _without_data(phases):
+    res = L(map(copy, phases))
+    for p in res: p.dls = None
+    return res
+
 def _chosen(snapshots, names):
     if isinstance(snapshots, str) and snapshots=='all': return names
     if [o for o in listify(snapshots) if o not in names]:
@@ -249,7 +269,7 @@ def _chosen(snapshots, names):
 # %% ../nbs/11_phases.ipynb #fa18c42d
 class PhaseSchedule(TidyCallback):
     "Run phases one after another in a single fit"
-    order,run_valid = TrainEvalCallback.order-10,False   # before all other callbacks
+    order,run_valid,_data = TrainEvalCallback.order-10,False,('own_dls',)   # before all other callbacks
     def __init__(self,
         phases:list, # `Phase`s, with different names
         snapshots='all' # Phases after which to keep the weights in memory: names; 'start' means before the first; `[]`: none
@@ -272,6 +292,8 @@ class PhaseSchedule(TidyCallback):
         _one_lead(self.phases, self.learn.cbs)
         _check_opt(self.phases, self.learn.cbs)
         _check_data(self.phases, self.dls)
+        self.given = {k:[h[k] for h in self.opt.hypers] for k in ('lr','wd') if k in self.opt.hypers[0]}   # as set by the fit
+        for p in self.phases: _check_hypers(p, self.opt.hypers, self.given)
         self.own_dls,self.todo,self.cancelled,self.rejoins = self.learn.dls,list(self.phases),False,False
         self.ended,self.counted,self.complete,self.aside = False,False,True,None
         self.learn.phase,self.learn._call_one = None,self._call_one
@@ -305,6 +327,11 @@ class PhaseSchedule(TidyCallback):
         if self.learn.phase: self._end(self._over())
         if self.counted and not self.ended: self._tell_left()
         self.tidy()
+
+    def __getstate__(self):
+        "An export leaves out the phases' data, as it does the Learner's own"
+        state = super().__getstate__()
+        return {k:_without_data(v) if k in ('phases','todo') else v for k,v in state.items()}
 
     def __setattr__(self, name, value):
         # the column is added and removed with this callback: `before_fit` would be too late, since the callbacks for an event
@@ -361,12 +388,14 @@ def _enter(self:PhaseSchedule, p):
     "Set up the data, optimiser and schedules of a phase"
     self.learn.phase,self.learn.dls = p,ifnone(p.dls, self.own_dls)
     if p.opt=='reset': self._new_opt()
-    if (wd := ifnone(p.wd, self.learn.wd)) is not None: self.opt.set_hypers(wd=wd)
-    self.opt.set_hypers(lr=ifnone(p.lr, self.learn.lr))
-    lrs = [h['lr'] for h in self.opt.hypers]
-    self.scheds = p.scheds(lrs[0] if len(lrs)==1 else np.array(lrs))
-    if isinstance(p.sched, dict) and (bad := [k for k in p.sched if k not in self.opt.hypers[0]]):
-        raise ValueError(f"sched: phase {p.name!r} schedules {bad[0]!r}; the optimiser has {', '.join(self.opt.hypers[0])}")
+    for k,v in self.given.items(): self.opt.set_hypers(**{k:_for_groups(ifnone(getattr(p, k), v), len(self.opt.hypers))})
+    self.scheds = p.scheds(_rates([h['lr'] for h in self.opt.hypers]))
+
+def _rates(lrs): return lrs[0] if len(lrs)==1 else np.array(lrs)
+
+def _for_groups(v, n):
+    "A setting of several groups, for an optimiser that may have been given other groups since: the last one's then"
+    return v[-1] if isinstance(v, (list,tuple,L)) and len(v)!=n else v
 
 @patch
 def _new_opt(self:PhaseSchedule):
@@ -496,6 +525,9 @@ def _one_lead(phases, cbs):
     "Check that each hyper-parameter has only one schedule"
     own = {k for p in phases for k in p.scheds(1.)}
     for cb in cbs:
+        if isinstance(getattr(cb, 'watcher', None), ParamScheduler):
+            raise ValueError(f"cbs: `PerPhase` does not make a {type(cb.watcher).__name__} begin anew in each phase: it "
+                             "follows the whole fit's progress; schedule by phase, Phase(…, sched={'mom': SchedLin(.9, .8)})")
         if isinstance(cb, ParamScheduler) and (both := own & set(cb.scheds)):
             raise ValueError(f"cbs: the phases schedule {', '.join(sorted(both))}, and so does a {type(cb).__name__}, "
                              "as `fit_one_cycle` and `fit_flat_cos` bring it: use `fit` or `fit_phases` "
@@ -508,6 +540,23 @@ def _check_opt(phases, cbs):
                          "would train nothing; use `to_fp16` or `to_bf16` instead, or Phase(…, opt='keep')")
 
 # %% ../nbs/11_phases.ipynb #81c2cf97
+def _check_hypers(p, hypers, given):
+    "Refuse settings that the optimiser cannot take"
+    n = len(hypers)
+    for k in ('lr','wd'):
+        if (v := getattr(p, k)) is None or isinstance(v, slice): continue
+        if k not in hypers[0]: raise ValueError(f"{k}={v!r}: phase {p.name!r} sets it; the optimiser has {', '.join(hypers[0])}")
+        if len(_by_group(v)) not in (1,n):
+            raise ValueError(f"{k}={v!r}: phase {p.name!r} has {len(v)} values, the optimiser {n} parameter groups; "
+                             "give one for each")
+    own = {} if isinstance(p.sched, str) else p.scheds(_rates(given['lr']))
+    for k,f in own.items():
+        if k not in hypers[0]:
+            raise ValueError(f"sched: phase {p.name!r} schedules {k!r}; the optimiser has {', '.join(hypers[0])}")
+        if np.size(v := f(0.)) not in (1,n) or not np.issubdtype(np.asarray(v).dtype, np.number):
+            raise ValueError(f"sched: phase {p.name!r} sets {k!r} to {v!r:.60} at its start; must be a number, or one "
+                             f"for each of the {n} parameter groups")
+
 def _check_data(phases, dls):
     for p in phases:
         if len(ifnone(p.dls, dls).train)==0:

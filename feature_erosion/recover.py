@@ -9,6 +9,9 @@ __all__ = ['strengths', 'dfr', 'Recovered', 'recover', 'Recovery', 'GroupAccurac
 
 # %% ../nbs/16_recover.ipynb #7e8dba52
 import numpy as np, pandas as pd, torch
+from inspect import signature
+from contextlib import suppress
+from types import SimpleNamespace
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -23,6 +26,7 @@ from .phases import *
 from .erosion import *
 from .learner import *   # `models_at`
 from .measures.layers import *
+from .measures.layers import _NotFinite
 from .measures.probes import *
 from .measures.plasticity import *
 from .measures.plasticity import _linears, _two_inputs
@@ -75,9 +79,10 @@ def dfr(
     seed:int=0 # Which samples are in which half and subset
 )->LinearProbe: # With the `C` that was chosen; `converged` is false if the solver stopped early
     "Deep feature reweighting: a linear classifier with an ℓ₁ penalty (Kirichenko et al. 2022)"
+    if isinstance(X, torch.Tensor): X = X.detach().cpu().double()
     X,y = np.asarray(X, dtype=np.float64),int_labels(y)
     classes,y = np.unique(y, return_inverse=True)
-    g = y if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    g = y if groups is None else np.unique(_each_named('groups', groups), return_inverse=True)[1]
     _check_dfr(X, y, classes, g, retrain)
     C,rng,scale = _strength(X, y, g, groups is not None, seed),np.random.RandomState([seed,2]),StandardScaler().fit(X)
     subsets = [_balanced(g, rng, y, len(classes)) for _ in range(retrain if len(set(np.bincount(g)))>1 else 1)]
@@ -86,13 +91,21 @@ def dfr(
     return LinearProbe(*map(torch.tensor, (W, np.mean(bs, 0)-W@scale.mean_, classes)), C, all(ok))
 
 # %% ../nbs/16_recover.ipynb #0d84df9a
+def _each_named(arg, groups):
+    "The groups of samples as an array, one for each and none missing"
+    a = np.asarray(groups)
+    if a.ndim!=1 or not a.size: raise ValueError(f"{arg}: of shape {a.shape}; must be one name or number for each sample")
+    if n := int(pd.isna(np.asarray(groups, dtype=object)).sum()):
+        raise ValueError(f"{arg}: missing for {n} of {len(a)} samples; give them a name, or leave these samples out")
+    return a
+
 def _check_dfr(X, y, classes, g, retrain):
     if X.ndim!=2 or len(X)!=len(y) or len(g)!=len(y):
         raise ValueError(f"X, y, groups: features of shape {X.shape}, {len(y)} labels, {len(g)} groups; "
                          "want one row, label and group per sample")
     if len(classes)<2: raise ValueError(f"y: all {len(y)} labels are the same; want two classes or more")
     if (bad := (~np.isfinite(X)).sum()):
-        raise ValueError(f"X: {bad} of {X.size} features are NaN or infinite; has the network diverged?")
+        raise _NotFinite(f"X: {bad} of {X.size} features are NaN or infinite; has the network diverged?")
     if retrain<1: raise ValueError(f"retrain={retrain!r}: must be at least 1")
 
 # %% ../nbs/16_recover.ipynb #8b1a0a52
@@ -115,19 +128,22 @@ def _draw(y, most, seed):
     return np.stack([rng.permutation(np.flatnonzero(y==c))[:most] for c in np.unique(y)], 1)
 
 def _check_enough(k, y, y_test, names):
-    for c in np.union1d(y, y_test):
+    for c in np.union1d(y, y_test).tolist():
         if (n := (y==c).sum())<k:
             raise ValueError(f"few={k}: class {names[c] if names else c!r} has {n} training images; "
                              "choose fewer, or give more images")
 
 # %% ../nbs/16_recover.ipynb #4bf31a32
-def _last(model, dl, layers):
+def _check_last(model, dl):
     with evaluating(model): k = answer_tensor(model(*_two_inputs(model, dl))).shape[-1]
     width = getattr(ls[-1][1], 'out_features', k) if (ls := _linears(model, dl)) else None
     if width!=k and (width,k)!=(1,2):   # one score z may be given as (-z, z)
         found = f'has {width} outputs' if ls else 'is missing'
         raise ValueError(f"features='last': {type(model).__name__} answers with {k} scores, and its last linear layer {found}, "
                          "so it has no last layer to train anew; use features='all'")
+
+def _last(model, dl, layers):
+    _check_last(model, dl)
     return penultimate(model, dl).cpu()
 
 def _all(model, dl, layers):
@@ -152,7 +168,7 @@ def _answers(model, name, dl):
             y = first_target(ys)
             scores = answer_tensor(model(*to_model(xs, model)))
             if not scores.isfinite().all():
-                raise ValueError(f"models: {name!r} answers with NaN or infinite scores; it has diverged")
+                raise _NotFinite(f"models: {name!r} answers with NaN or infinite scores; it has diverged")
             got.append((answered(scores).cpu(), y.cpu()))
     if not got: raise ValueError("dl: there are no samples in it")
     return tuple(int_labels(torch.cat(o)) for o in zip(*got))
@@ -289,7 +305,26 @@ class Recovery(LoggedCallback):
         test, # As in `recover`
         at:tuple=(0,1,10,100,1000,10000), # Iterations of each phase; without phases, of the fit
         **kwargs
-    ): self.given,self.at,self.kwargs = (train,test),set(at),kwargs
+    ):
+        self.given,self.at,self.kwargs = (train,test),set(listify(at)),kwargs
+        if bad := [i for i in self.at if not is_int(i) or i<0]:
+            raise ValueError(f"at={bad}: must be iterations, whole numbers from 0")
+        self._args()
+
+    def _args(self):
+        "What `recover` will be called with"
+        a = signature(recover).bind(None, *self.given, progress=False, **self.kwargs)
+        a.apply_defaults()
+        return SimpleNamespace(**{**a.arguments, **{k:listify(a.arguments[k]) for k in ('few','features')}})
+
+    def before_fit(self):
+        super().before_fit()
+        if not self.run: return
+        a,m = self._args(),get_model(self.model)
+        with precision(self.learn), no_random(reproducible=False):
+            _checked(a.train, a.test, sorted(a.few), a.features, a.seeds, a.n_test)
+            if 'last' in a.features: _check_last(m, a.train)
+            if 'all' in a.features: find_layers(m, _two_inputs(m, a.train), a.layers)
 
     def record(self, epoch): "Not at the ends of epochs"
     def before_batch(self):
@@ -299,9 +334,13 @@ class Recovery(LoggedCallback):
     def _iters(self):
         return self.learn.train_iter if getattr(self.learn, 'phase', None) is None else self.learn.phase_schedule.iters
     def _look(self, i):
-        with precision(self.learn): r = recover(get_model(self.model), *self.given, progress=False, **self.kwargs)
-        vals = {f'{f}_{k}':a for (f,k),a in pd.DataFrame(r).groupby(['features','few'], sort=False).accuracy.mean().items()}
-        self.log(dict(now=first(r.attrs['now'].values()), **vals), self.learn.epoch, iter=i)
+        a = self._args()
+        vals = dict.fromkeys(['now', *(f'{f}_{k}' for f in a.features for k in sorted(a.few))], float('nan'))   # diverged
+        with precision(self.learn), suppress(_NotFinite):
+            r = recover(get_model(self.model), *self.given, progress=False, **self.kwargs)
+            mean = pd.DataFrame(r).groupby(['features','few'], sort=False).accuracy.mean()
+            vals = dict(now=first(r.attrs['now'].values()), **{f'{f}_{k}':v for (f,k),v in mean.items()})
+        self.log(vals, self.learn.epoch, iter=i)
 
 # %% ../nbs/16_recover.ipynb #c33db9b9
 @patch(as_prop=True)
@@ -341,7 +380,8 @@ _bys = {'class':_by_class, 'picture':_by_picture}
 
 def _naming(by, sets):
     "A function `f(dl, y)` that names the group of each sample"
-    names = np.atleast_1d(np.asarray(by))
+    kinds = [by] if isinstance(by, str) else by
+    names = _each_named('by', kinds)
     if set(names.tolist()) <= set(_bys): return _kinds_of_group(names.tolist(), sets)
     if isinstance(by, str): raise ValueError(f"by={by!r}: must be 'class', 'picture', both as a tuple, or a name for each sample")
     for k,dl in sets.items():
@@ -406,6 +446,7 @@ def group_accuracy(
     "Accuracy of each group of samples"
     models,named = named_models(models),sets if isinstance(sets, dict) else {'':sets}
     if not named: raise ValueError("sets: name at least one, e.g. `pattern_sets(dls, ColorSquare(4))`")
+    if not 0<level<1: raise ValueError(f"level={level!r}: must be above 0 and below 1, the confidence of an interval")
     names,fixed = _naming(by, named),{k:fixed_dl(dl, n, seed) for k,dl in named.items()}
     found = {(m,k):_by_group(model, m, dl, names, level) for m,model in models.items() for k,dl in fixed.items()}
     single = ['model']*(len(models)==1)+['set']*(not isinstance(sets, dict))
@@ -526,7 +567,7 @@ def _take(self:Ramp):
     ds = stamped(_inner(dl).dataset)
     if any(isinstance(o, Ramp) and o.ds is ds for o in self.learn.cbs):
         where = f'phase {self._phase()!r}' if self._phase() else 'this fit'
-        raise ValueError(f"Ramp: two act on the data of {where}; make them one")
+        raise ValueError(f"Ramp: two of them act on the data of {where}; combine them")
     self.ds,self.tfm = ds,_painter(dl)
     self.full = self.ds.stamps if {'ratio','strength'} & set(self.scheds) else None
     if 'opacity' in self.scheds: self.tfm._pictures = self._faded

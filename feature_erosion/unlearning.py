@@ -1,4 +1,4 @@
-"""Can a pattern make a network forget a class, or some samples, and nothing else? Next to the methods that are made for it
+"""Can a pattern make a network forget a class, or some samples, and nothing else? Compared with methods made for it
 
 Docs: https://feature-erosion.github.io/feature_erosion/unlearning.html.md"""
 
@@ -26,6 +26,7 @@ from fastcore.all import *
 from fastai.vision.all import (Callback, CancelFitException, CancelValidException, DataLoader, DataLoaders, GradientClip, Learner,
                                MixedPrecision, OptimWrapper, ProgressCallback, TfmdDL, get_model, no_random, plt, progress_bar)
 from .batches import *
+from .batches import _set_modes
 from .loaders import *
 from .loaders import _samples
 from .callbacks import *
@@ -34,7 +35,9 @@ from .patterns import *
 from .patterns import _class_ids, _others
 from .phases import *
 from .evalsets import *
+from .measures.layers import find_layers
 from .measures.cka import layer_cka
+from .measures.plasticity import _two_inputs
 from .mitigations import *
 from .mitigations import _Buffer, _Drawn, _copies, _joined, _scores, _state, _weights
 
@@ -136,6 +139,10 @@ def train_on(
     if nan.error: raise ValueError(nan.error)
 
 # %% ../nbs/17_unlearning.ipynb #5c3db98a
+def _check_weights(**kwargs):
+    for k,v in kwargs.items():
+        if not 0<=v<float('inf'): raise ValueError(f"{k}={v!r}: must be a finite number, at least 0")
+
 class Beside(Callback):
     "Each batch grows by samples of another loader, with other labels if they are given"
     order,run_valid = Mitigation.order,False
@@ -144,6 +151,7 @@ class Beside(Callback):
         labels=None, # A label for each of its samples, in the order of `dl.chosen`; by default their own
         n:int=None # How many at a time; by default as many as make an epoch a pass over both loaders
     ):
+        if n is not None and (not is_int(n) or n<1): raise ValueError(f"n={n!r}: must be 1 or more samples at a time, or None")
         self.buffer,self.n = _Buffer(dl, None),n
         self.labels = None if labels is None else torch.as_tensor(labels)
         if labels is not None and len(self.labels)!=self.size:
@@ -157,9 +165,15 @@ class Beside(Callback):
         xs,ys = split_batch(self.buffer.dl, b, self.model)
         return xs,ys if self.labels is None else (self.labels[at].to(ys[0]).view_as(ys[0]),*ys[1:])
 
+    def before_fit(self): self.owed = 0.   # samples, or a fraction of one, that batches so far should have had
+
     def before_batch(self):
         self.kept = len(self.yb[0])
-        xs,ys = self.draw(max(1, round(self.count())))
+        self.owed += self.count()
+        n = round(self.owed)
+        self.owed -= n
+        if not n: return
+        xs,ys = self.draw(n)
         self.learn.xb,self.learn.yb = _joined(self.xb, xs),_joined(self.yb, ys)
 
 # %% ../nbs/17_unlearning.ipynb #354eddfb
@@ -209,7 +223,7 @@ def by_pattern(
 # %% ../nbs/17_unlearning.ipynb #613f0e0f
 def finetune(
     learn:Learner, # Its model is changed
-    forget:DataLoaders, # Not looked at
+    forget:DataLoaders, # Not used
     retain:DataLoaders, # From `split_forget`
     epochs:int=5, # As in the starting kit of the NeurIPS 2023 challenge
     lr:float=None # By default the Learner's
@@ -243,6 +257,9 @@ class NegGrad(Beside):
 
     def after_loss(self):
         pred,k = answer_tensor(self.learn.pred),self.kept
+        if len(pred)==k:   # nothing to forget in this batch
+            self.learn.loss_grad = self.alpha*self.learn.loss_grad
+            return
         keep,gone = (self.loss_func(pred[s], *(y[s] for y in self.yb)) for s in (slice(k),slice(k,None)))
         self.learn.loss_grad = self.alpha*keep - (1-self.alpha)*gone
 
@@ -267,6 +284,7 @@ def worst_noise(
     decay:float=.1 # Times the squared norm of an image, averaged
 )->torch.Tensor: # On the model's device
     "Inputs that maximise the loss of their labels, with a penalty on their size (Tarun et al. 2023)"
+    _check_weights(decay=decay)
     (x,*more),y = to_model(xs, model),y.to(first(model.parameters()).device)
     noise = torch.randn_like(x).requires_grad_()
     opt = torch.optim.Adam([noise], lr)
@@ -285,12 +303,14 @@ class _BesideNoise(Beside):
 
     def count(self): return self.share*self.kept
     def before_fit(self):
+        super().before_fit()
         (xs,ys),model = super().draw(self.bs),get_model(self.model)
         with precision(self.learn): noise = worst_noise(model, xs, batch_labels(ys), decay=self.decay)
         self.noise,self.targets = (noise,*to_model(xs[1:], model)),ys
 
     def draw(self, n):
-        at = torch.randperm(len(self.targets[0]))[:n]
+        size = len(self.targets[0])
+        at = torch.cat([torch.randperm(size) for _ in range(-(-n//size))])[:n]   # each as seldom twice as can be
         return tuple(o[at.to(o.device)] for o in self.noise),tuple(o[at.to(o.device)] for o in self.targets)
 
 # %% ../nbs/17_unlearning.ipynb #db1337cc
@@ -304,6 +324,7 @@ def unsir(
     decay:float=.1 # As in `worst_noise`
 ):
     "Impair with noise, then repair (UNSIR, Tarun et al. 2023): an epoch each"
+    _check_weights(share=share, decay=decay)
     train_on(learn, Phase('impair', 1, retain, lr_impair, 'constant'), _BesideNoise(forget.train, decay, share))
     train_on(learn, Phase('repair', 1, retain, lr_repair, 'constant'))
 
@@ -316,6 +337,7 @@ def dampen(
     lam:float=1. # λ
 )->torch.Tensor:
     "w·min(λ·total/forget, 1) where forget > α·total, else w (Foster et al. 2024)"
+    _check_weights(alpha=alpha, lam=lam)
     return torch.where(forget>alpha*total, w*(lam*total/forget).clamp(max=1), w)
 
 def ssd(
@@ -327,6 +349,7 @@ def ssd(
     n:int|None=1000 # Samples of each part to take the information from; `None` for all
 ):
     "Selective synaptic dampening (Foster et al. 2024), one step without training; weights that are not trained stay"
+    _check_weights(alpha=alpha, lam=lam)
     share = forget.train.n/(forget.train.n+retain.train.n)
     if alpha*share>=1:
         warnings.warn(f"alpha={alpha:g}: changes nothing. What is to be forgotten is {share:.1%} of the data and has at least "
@@ -351,7 +374,10 @@ class Scrub(Callback):
         alpha:float=.001, # Weight of the teacher's answers on what is kept
         gamma:float=.99, # Weight of the labels there
         T:float=4. # Temperature
-    ): store_attr()
+    ):
+        _check_weights(alpha=alpha, gamma=gamma)
+        if not 0<T<float('inf'): raise ValueError(f"T={T!r}: must be above 0, a temperature")
+        store_attr()
 
     def before_fit(self): self.old = _state(self.model)
     def after_loss(self):
@@ -448,7 +474,7 @@ def _renew(model):
 
 def retrain(
     learn:Learner, # Its model is changed
-    forget:DataLoaders, # Not looked at
+    forget:DataLoaders, # Not used
     retain:DataLoaders, # From `split_forget`
     epochs:int=20, # Give as many as the network was trained for
     lr:float=None, # By default the Learner's
@@ -492,12 +518,12 @@ def _check(learn, forget, retain):
 def _or_as_before(model):
     "Keep modes of modules; after an error the weights as well"
     old,modes = snapshot(model),[(m,m.training) for m in model.modules()]
-    try: yield
+    try:
+        try: yield
+        finally: _set_modes(modes)
     except BaseException:
         get_model(model).load_state_dict(old)
         raise
-    finally:
-        for m,t in modes: m.training = t
 
 # %% ../nbs/17_unlearning.ipynb #ca4c3281
 def unlearn(
@@ -523,8 +549,9 @@ def sample_losses(
 )->tuple: # Cross-entropy of each sample, and whether its answer is right: arrays in the order of `fixed_dl`
     "Losses in eval mode and without augmentation"
     def look(pred, y):
-        right = answered(pred)==y   # refuses answers that are no choice
-        return F.cross_entropy(pred, y, reduction='none').cpu(),right.cpu()
+        right,loss = answered(pred)==y,F.cross_entropy(pred, y, reduction='none').cpu()   # refuses answers that are no choice
+        if n := int(loss.isnan().sum()): raise ValueError(f"model: the loss of {n} of {len(y)} samples is NaN; has it diverged?")
+        return loss,right.cpu()
     return tuple(torch.cat(o).numpy() for o in zip(*_each_batch(model, dl, look)))
 
 def membership_attack(
@@ -533,8 +560,11 @@ def membership_attack(
     folds:int=10, # Of the cross-validation, or as many as there are samples
     seed:int=0 # Which samples of the larger group are left out, and which are in which fold
 )->float: # Accuracy; ½ if losses say nothing
-    "How often a logistic regression tells members by their loss, as many of each: cross-validated"
+    "Cross-validated accuracy of a logistic regression at telling members by their loss, equal numbers of both"
     groups = [np.asarray(o, dtype=float) for o in (members,others)]
+    if bad := [o.shape for o in groups if o.ndim!=1]:
+        raise ValueError(f"members, others: of shape {bad[0]}; must be one loss for each sample, shape (samples,)")
+    if not is_int(folds) or folds<2: raise ValueError(f"folds={folds!r}: must be 2 or more, of which one is left out in turn")
     n = min(map(len, groups))
     if n<2: raise ValueError(f"members, others: {len(groups[0])} and {len(groups[1])} losses; need two or more of each")
     if not all(np.isfinite(o).all() for o in groups): raise ValueError("members, others: losses must be finite")
@@ -544,8 +574,9 @@ def membership_attack(
     return float(cross_val_score(make_pipeline(StandardScaler(), LogisticRegression()), X, np.repeat([1,0], n), cv=cv).mean())
 
 # %% ../nbs/17_unlearning.ipynb #cc267b6d
-def _check_level(level):
+def _check_relearn(level, most):
     if not 0<level<=1: raise ValueError(f"level={level!r}: must be above 0 and at most 1, a share of the samples")
+    if not is_int(most) or most<1: raise ValueError(f"most={most!r}: must be 1 or more iterations, a whole number")
 
 class _Relearnt(Callback):
     "End the fit when enough of the samples are right, looking at logarithmically spaced iterations"
@@ -571,16 +602,16 @@ def relearn_iters(
     level:float=.9, # Share of the training samples of `forget` that must be right, in 0…1
     most:int=100, # Iterations to try
     lr:float=None # By default the Learner's
-)->float: # 0 if it was not forgotten, NaN if not relearnt within `most`; looked at after 1, 2, 3, 4, 6, 10, … iterations
+)->float: # 0 if it was not forgotten, NaN if not relearnt within `most`; checked after 1, 2, 3, 4, 6, 10, … iterations
     "Iterations of training on all the data, with their own labels, until what was forgotten is known again"
-    _check_level(level)
+    _check_relearn(level, most)
     look,copied = _Relearnt(forget.train, level, most),twin(learn, deepcopy(learn.model))
     train_on(copied, Phase('relearn', None, retain, lr, 'constant', iters=most), [Beside(forget.train), look])
     return look.at
 
 # %% ../nbs/17_unlearning.ipynb #3102a5a0
 class Unlearning(Measured):
-    "What networks still know, how it can be told, how fast it comes back, and how like the retrained network they are"
+    "What networks still know, what an attack can tell, how fast it comes back, and how similar they are to the retrained one"
     @property
     def layers(self)->pd.DataFrame:
         "CKA to the retrained network: a row for each network, a column for each layer"
@@ -641,7 +672,9 @@ def _named(methods):
     if bad := [k for k in names if names.count(k)>1 or k in ('original','retrained')]:
         raise ValueError(f"methods: {bad[0]!r} is the name of two rows; give functions by names of their own, "
                          "e.g. dict(slow=partial(scrub, lr=1e-4), fast=partial(scrub, lr=1e-2))")
-    return {k:_method(m) for k,m in pairs}
+    res = {k:_method(m) for k,m in pairs}
+    for k,f in res.items(): _check_call(k, f)
+    return res
 
 def _name(method):
     return method if isinstance(method, str) else getattr(getattr(method, 'func', method), '__name__', type(method).__name__)
@@ -651,16 +684,26 @@ def _quiet(learn, model):
     res = twin(learn, model)
     return res.remove_cb(ProgressCallback)
 
-def _check_scores(level=.9, **kwargs):
+def _check_scores(learn, level=.9, most=100, layers=None, dl=None, n=2000, **kwargs):
+    "Check what is known of the arguments of `unlearning_scores` before anything is trained"
     signature(unlearning_scores).bind(None, None, None, None, seed=0, **kwargs)
-    _check_level(level)
+    _check_relearn(level, most)
+    model = get_model(learn.model)
+    with no_random(reproducible=False), precision(learn):
+        dl = fixed_dl(dl or learn.dls.valid, n)
+        if n_samples(dl)<4: raise ValueError(f"n={n}: CKA needs at least 4 samples; give more")
+        find_layers(model, _two_inputs(model, dl), layers)
 
-def _on_copy(learn, forget, retain, name, f, seed):
+def _check_call(name, f):
+    "Whether a method can be called with a Learner and two data sets"
+    f,args,kwargs = (f.func,f.args,f.keywords) if isinstance(f, partial) else (f,(),{})
+    try: signature(f).bind(*args, None, None, None, **kwargs)
+    except TypeError as e: raise ValueError(f"methods: {name!r} cannot be called as f(learn, forget, retain): {e}") from None
+
+def _on_copy(learn, forget, retain, f, seed):
     "A Learner with a copy of the network after a method, and how long it took"
     res = _quiet(learn, deepcopy(learn.model))
-    try:
-        with no_random(seed, reproducible=False): return res,unlearn(res, forget, retain, f)
-    except ValueError as e: raise ValueError(f"method {name!r}: {e}") from e
+    with no_random(seed, reproducible=False): return res,unlearn(res, forget, retain, f)
 
 # %% ../nbs/17_unlearning.ipynb #130f52b0
 def _table(rows, seconds):
@@ -685,13 +728,18 @@ def compare_unlearning(
 )->Unlearning: # Rows 'original', each method, 'retrained'; `time` is NaN if the retrained network was given
     "What each method forgets and keeps, next to the network before, and to the one retrained without the data"
     _check(learn, forget, retain), _check_tests(forget, retain)
-    _check_scores(**kwargs)   # before anything is trained
+    _check_scores(learn, **kwargs)   # before anything is trained
     methods,ref,secs = _named(methods),retrained,np.nan
-    if not isinstance(ref, (Learner,nn.Module)): ref,secs = _on_copy(learn, forget, retain, 'retrain', _method(ref), seed)
+    if not isinstance(ref, (Learner,nn.Module)):
+        _check_call('retrained', ref := _method(ref))
+        ref,secs = _on_copy(learn, forget, retain, ref, seed)
     def row(other, s): return unlearning_scores(other, forget, retain, ref, seed=seed, **kwargs),s
     rows = dict(original=row(_quiet(learn, learn.model), 0.))
     for k,f in progress_bar(list(methods.items()), leave=False) if progress else methods.items():
-        rows[k] = row(*_on_copy(learn, forget, retain, k, f, seed))
+        try: rows[k] = row(*_on_copy(learn, forget, retain, f, seed))
+        except Exception as e:
+            warnings.warn(f"methods: {k!r} failed, its row is NaN: {e}")
+            rows[k] = Unlearning(index=['now'], columns=rows['original'][0].columns, dtype=float),np.nan
     rows['retrained'] = row(_quiet(learn, _module(ref)), secs)
     return _table(rows, secs)
 
@@ -714,6 +762,7 @@ def plot(self:Unlearning,
 
 def _told(name, r):
     "What else is known of a network, in words"
+    if np.isnan(r.forget): return 'failed'
     steps = f"back after {r.relearn:.0f} step{'' if r.relearn==1 else 's'}"
     back = 'known' if r.relearn==0 else 'not forgotten' if name=='original' else 'not back' if np.isnan(r.relearn) else steps
     time = [f'time ×{r.time:.2g}'] if r.get('time', 0)>0 else []

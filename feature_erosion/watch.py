@@ -57,13 +57,13 @@ def _halves(at):
 
 # %% ../nbs/18_watch.ipynb #203a96bd
 class _Answers(Metric):
-    "Labels, and whether each was answered rightly"
+    "Labels, whether each was answered rightly, and the answers; what is not finite is not right"
     def reset(self): self.got = []
     def accumulate(self, learn):
         pred,y = learn.pred,learn.y
         if y.numel()!=len(y) or y.is_floating_point() or pred.ndim!=2: raise wrong_label(y[0])
-        y = y.flatten().long()
-        self.got.append((y.cpu(), (answered(pred)==y).cpu()))
+        y,a = y.flatten().long(),answered(pred)
+        self.got.append((y.cpu(), ((a==y) & pred.isfinite().all(1)).cpu(), a.cpu()))
     @property
     def value(self): return tuple(torch.cat(o) for o in zip(*self.got))
 
@@ -95,20 +95,35 @@ class _Known:
 
     def look(self, model, head):
         "Labels; whether the model's answers and the nearest mean of its features are right; the features"
-        with unaugmented(self.dl), _features(model, head) as got: y,right = evaluate(model, self.batches, _Answers())['answers']
+        with unaugmented(self.dl), _features(model, head) as got: res = evaluate(model, self.batches, _Answers())
+        y,right,pred = res['answers']
         X = torch.cat(got) if got else None
+        n = len(y) if X is None else len(X)
+        if n!=len(y) or len(y) and y.min()<0: self._refuse(int(y.min()), n, len(y))
         fine = X is not None and X.isfinite().all()
         near = nearest_mean(X, y).cpu() if fine else torch.zeros(len(y), dtype=torch.bool)
-        return SimpleNamespace(y=y, right=right, near=near, X=X if fine else None)
+        return SimpleNamespace(y=y, right=right, pred=pred, near=near, X=X if fine else None)
+
+    def _refuse(self, low, n, k):
+        what = f"a sample has label {low}, and outputs stand for labels from 0" if low<0 else f"{n} samples have {k} labels"
+        raise ValueError(f"reference: {what}. Leave out samples without a class")
 
     def name(self, c): return self.names[c] if self.names and c<len(self.names) else f'class {c}'
 
-def _valid(dl): return dl.valid if isinstance(dl, DataLoaders) else dl
+def _valid(dl):
+    if not isinstance(dl, DataLoaders): return dl
+    if len(dl.loaders)>1: return dl.valid
+    raise ValueError("reference: these DataLoaders have no validation set; give the loader itself, such as `dls.train`")
+
+_taken = 'fit','phase','iter','epoch','lost','seconds','when','total_iter','n','train_loss','valid_loss','time'
 
 def _references(reference, n, seed):
     "Fixed samples by name"
     named = reference if isinstance(reference, dict) else {'known':reference}
     if not named: raise ValueError("reference={}: name at least one loader, e.g. {'photos':old_dls}")
+    if bad := [k for k in named if not isinstance(k, str) or k in _taken]:
+        raise ValueError(f"reference: {bad[0]!r} as a name; must be text, and none of {', '.join(_taken)}, as other columns "
+                         "are called")
     with no_random(reproducible=False): return {k:_Known(_valid(d), class_names(d), n, seed) for k,d in named.items()}
 
 # %% ../nbs/18_watch.ipynb #74ff501d
@@ -121,16 +136,37 @@ class _Layers:
         if layers is None and len(calls)<3: calls = layer_calls(model, self.batches[0], 'leaf')
         self.names = [n for n,c in calls.items() if c.shape[:1]==(k,)]   # samples come first
         if not self.names: raise ValueError(f"layers={layers!r}: no layer puts out one row for each sample; name another")
+        self.over = self._even_out(model)
+
+    def _even_out(self, model):
+        "By layer, the axes on which batches differ, as texts do in length, to take means over; a layer without others goes"
+        kinds = {tuple(tuple(o.shape[1:]) for o in tensors_in(xs)):xs for xs in self.batches}
+        if len(kinds)<2: return {}
+        each = [layer_calls(model, xs) for xs in kinds.values()]
+        over = {n:_differing([c[n].shape[1:] for c in each if n in c], len(each)) for n in self.names}
+        if gone := [n for n in self.names if over[n] is None]:
+            self.names = [n for n in self.names if n not in gone]
+            said = f"what {', '.join(gone)} puts out differs in shape from batch to batch"
+            if not self.names: raise ValueError(f"layers: {said}; name others")
+            warnings.warn(f"WatchErosion: {said}, so it is left out")
+        return over
 
     def look(self, model):
         got = {}
         def see(n, m, o):
             o = o.float()
+            if self.over.get(n): o = o.mean(self.over[n])
             got.setdefault(n, []).append(flat(o, pick_features(o[0].numel(), 2000)).clone())
         with evaluating(model):
             for xs in self.batches:
                 with watching(model, see, self.names): model(*to_model(xs, model))
         return {n:torch.cat(got[n]) for n in self.names}
+
+def _differing(shapes, n):
+    "Axes of activations that differ between `shapes` of single samples; `None` if all do, or some of `n` are missing"
+    if len(shapes)<n or len({len(o) for o in shapes})>1: return None
+    res = [i for i,d in enumerate(zip(*shapes), 1) if len(set(d))>1]
+    return res if len(res)<len(shapes[0]) or not res else None
 
 def _cka(a, b): return linear_cka(a, b) if a.isfinite().all() and b.isfinite().all() else float('nan')
 
@@ -162,7 +198,7 @@ def hangs_on(
     n:int|None=500, # How many images; `None` for all
     seed:int=0 # Which images and partners
 )->SimpleNamespace: # `share` of right answers lost with `box`, `low`: a lower bound for it, `right`: accuracy on whole images
-    "How much hangs on the most important small part of the image: exchange one box with an image of another class"
+    "How much depends on the most important small part of the image: exchange one box with an image of another class"
     with no_random(reproducible=False), evaluating(model):
         dl = fixed_dl(dl, n, seed)
         with unaugmented(dl): got = [_image_batch(dl, b, model) for b in dl]
@@ -220,9 +256,9 @@ class WatchErosion(LoggedCallback):
     def __init__(self,
         reference=None, # What the model could do before: DataLoaders (their validation set), a loader, or several by name
         tolerance:float=.05, # Warn when more than this is lost, in 0…1, and again at twice as much, four times, …
-        budget:float=.03, # Share of training time that looking may take, unless another callback monitors what is seen
+        budget:float=.03, # Share of training time that evaluation may take, unless another callback monitors a column
         stop:bool=False, # End training at the first warning
-        restore:bool=False, # After the fit, take the last weights that were within `tolerance`, if the present ones are not
+        restore:bool=False, # After the fit, go back to the last weights within `tolerance`, if the final ones are not
         n:int|None=500, # Samples of each reference, fixed and stratified; `None` for all
         n_layers:int=100, # Samples on which layers are compared
         layers=None, # Which layers to compare, as in `find_layers`
@@ -250,13 +286,14 @@ class WatchErosion(LoggedCallback):
     __repr__ = basic_repr('tolerance,budget,stop,restore,n')
 
 _kept = ('start','good','rows','classes','drift','warnings','told','level','now','iters','fits','looks','stopped','by',
-         'seconds','look_seconds','trained','done_iters','points','times','credit')
+         'seconds','look_seconds','trained','done_iters','points','times','credit','at','looked')
 
 def _check_watch(tolerance, budget, n, n_layers):
     if not 0<tolerance<1: raise ValueError(f"tolerance={tolerance!r}: must be in 0…1; .05 are five points of accuracy")
     if not 0<budget: raise ValueError(f"budget={budget!r}: must be above 0; .03 is 3% of the training time")
-    if n is not None and n<2: raise ValueError(f"n={n}: must be at least 2, or None for all")
-    if n_layers<4: raise ValueError(f"n_layers={n_layers}: CKA needs at least 4 samples")
+    if n is not None and (not is_int(n) or n<2): raise ValueError(f"n={n!r}: must be at least 2, a whole number, or None for all")
+    if not is_int(n_layers) or n_layers<4:
+        raise ValueError(f"n_layers={n_layers!r}: CKA needs at least 4 samples, a whole number")
 
 # %% ../nbs/18_watch.ipynb #78df8199
 @patch
@@ -273,7 +310,10 @@ def before_fit(self:WatchErosion):
     with no_random(reproducible=False): self._prepare()
     LoggedCallback.before_fit(self)
     self.fresh,self.done_iters,self.times,self.credit,self.cut = self.start is None,0,[],0.,False
+    self.at,self.looked = 0,0   # iterations of the Learner that were counted, and at the last look
     self.fits += 1
+    if self.stopped: self._say("training was ended by a warning, so this fit trains nothing; `reset()` of this callback, or "
+                               "a new one, begins anew", False)
     self._points()
     self.seconds += time.perf_counter()-clock
     self.mark = time.perf_counter()
@@ -323,7 +363,7 @@ def after_train(self:WatchErosion):
 @patch
 def after_batch(self:WatchErosion):
     "Count the time of training, and look at log-spaced iterations"
-    self.iters,self.done_iters = self.iters+1,self.done_iters+1
+    self.iters,self.done_iters,self.at = self.iters+1,self.done_iters+1,self.learn.train_iter
     now = time.perf_counter()
     self.times.append(now-self.mark)
     self.trained += now-self.mark
@@ -415,6 +455,7 @@ def _look(self:WatchErosion, epoch):
         layers = self.inside.look(model)
         seen = {k:s.look(model, self.reads) for k,s in (self.sets or {}).items()}
         hangs = hangs_on(model, self.images, n=self.n, seed=self.seed) if self.images else None
+    self.at = self.looked = self.learn.train_iter
     if self.start is None: self._begin(layers, seen)
     self._judge(epoch, layers, seen, hangs)
     spent = time.perf_counter()-clock
@@ -427,18 +468,23 @@ def _begin(self:WatchErosion, layers, seen):
     self.start = dict(layers=layers, seen={k:vars(s) for k,s in seen.items()})
     self.by = {k:'right' if self.heads[k] and _above_chance(s, self.outputs) else 'near' for k,s in seen.items()}
     for k,b in self.by.items():
+        other = not self.heads[k] or seen[k].y.max()>=self.outputs
         if b=='right': continue
         if len(seen[k].y.unique())<2:
             raise ValueError(f"reference: the model does not know {k!r}, and its samples are all of one class, so features "
                              "cannot tell either; give samples of two classes or more")
-        why = 'has other outputs than the classes of' if not self.heads[k] else 'is no better than chance on'
-        self._say(f"the model {why} {k!r}, so its head is new: what its features tell is watched instead "
+        why = 'has other outputs than the classes of' if other else 'is no better than chance on'
+        self._say(f"the model {why} {k!r}{', so its head is new' if other else ''}: what its features tell is watched instead "
                   "(nearest class mean)", False)
 
 def _above_chance(s, outputs):
-    "Whether accuracy is above that of always giving the most frequent class (of one alone: of guessing), with 95% confidence"
-    most = s.y.bincount().max().item()/len(s.y)
-    return _lower(int(s.right.sum()), len(s.y), .05) > (most if most<1 else 1/outputs)
+    "Whether answers agree with labels more than if they were shuffled (Cohen's κ), or than guesses do with one class; 95% sure"
+    n = max(len(s.y.bincount()), len(s.pred.bincount()))
+    a,b = (o.bincount(minlength=n).double()/len(o) for o in (s.y,s.pred))
+    if a.max()==1: return _lower(int(s.right.sum()), len(s.y), .05)>1/outputs
+    chance = (a*b).sum()
+    var = (chance-(a*b*(a+b)).sum()+chance**2).clamp(min=0)/(len(s.y)-1)   # of the share that agrees, over all orders
+    return (s.right.double().mean()-chance > 1.645*var.sqrt()+1e-9).item()
 
 @patch
 def _say(self:WatchErosion, text, warn=True):
@@ -457,13 +503,14 @@ def _judge(self:WatchErosion, epoch, layers, seen, hangs):
     X = first(s.X for s in seen.values()) if seen else self._penultimate()
     vals.update(cka=float(np.mean(list(drift.values()))), rank=effective_rank(X) if X is not None else float('nan'))
     vals = agree(vals)
-    lost = max((o.lost for o in losses.values()), default=float('nan'))
+    lost = _most_lost(losses)[1].lost if losses else float('nan')
     self.log(vals, epoch, iter=self.iters, lost=lost)
     phase = getattr(getattr(self.learn, 'phase', None), 'name', None)
     self.rows.append(dict(fit=self.fits, phase=phase, iter=self.iters, epoch=epoch, lost=lost, **vals))
     self.drift.append(drift)
     self.classes.append({k:{self.sets[k].name(c):a for c,a in _by_class(s, self.by[k]).items()} for k,s in seen.items()})
-    self._warn(agree(self._level(losses, hangs)), losses, hangs, drift)
+    broken = not losses and not all(X.isfinite().all() for X in layers.values())
+    self._warn(agree(self._level(losses, hangs, broken)), losses, hangs, drift, broken)
 
 @patch
 def _values(self:WatchErosion, seen):
@@ -501,28 +548,37 @@ def _loss(start, now, by):
 
 # %% ../nbs/18_watch.ipynb #1eea285c
 @patch
-def _level(self:WatchErosion, losses, hangs):
+def _level(self:WatchErosion, losses, hangs, broken):
     "0: all is well; 1: more than the tolerance is lost; 2: twice as much, …"
+    if broken: return 1
     if hangs: return 0 if hangs.low<.5 else 1
-    lost = max((o.lost for o in losses.values() if o.lost>2*o.se), default=0.)
+    lost = _most_lost(losses)[1].lost if any(map(_is_sure, losses.values())) else 0.
     return 1+int(log2(lost/self.tolerance)) if lost>self.tolerance else 0
 
+def _is_sure(o): return o.lost>2*o.se
+
+def _most_lost(losses):
+    "Name and loss of the set that lost most, among those whose loss is more than chance, if there are any"
+    sure = {k:o for k,o in losses.items() if _is_sure(o)}
+    return max((sure or losses).items(), key=lambda o: o[1].lost)
+
 @patch
-def _warn(self:WatchErosion, level, losses, hangs, drift):
+def _warn(self:WatchErosion, level, losses, hangs, drift, broken):
     self.now = level
     if level==0 and self.restore: self.good = dict(weights=snapshot(self.model), iter=self.iters)
     if level<=self.level: return
     self.level = level
     self.stopped = self.stop
-    self._say(self._in_words(losses, hangs, drift) + (' Training ends here.' if self.stop else ''))
+    self._say(self._in_words(losses, hangs, drift, broken) + (' Training ends here.' if self.stop else ''))
 
 @patch
-def _in_words(self:WatchErosion, losses, hangs, drift):
+def _in_words(self:WatchErosion, losses, hangs, drift, broken):
     after = f"after {self.iters} iteration{'s'*(self.iters!=1)} "
     see = f"; of the layers, {_most_changed(drift)} changed most; see `find_shortcut`."
+    if broken: return after + "its activations are no finite numbers" + see
     if hangs: return after + (f"{hangs.share:.0%} of its right answers on held-out images hang on one box of them, "
                               f"(top, left, height, width) = {hangs.box}") + see
-    k,o = max(losses.items(), key=lambda o: o[1].lost)
+    k,o = _most_lost(losses)
     who,how = ('the model','') if self.by[k]=='right' else ("the model's features",', nearest class mean')
     what = 'what it knew' if k=='known' else repr(k)
     most = f"most on {self.sets[k].name(o.worst)!r} ({o.worst_was:.0%} → {o.worst_now:.0%})"
@@ -535,11 +591,25 @@ def _most_changed(drift):
 
 # %% ../nbs/18_watch.ipynb #cc09f9fa
 @patch
+def _last_look(self:WatchErosion):
+    "Look once more at what was trained since the last look: another callback may have ended the fit or the phase"
+    now = self.learn.train_iter
+    if self.start is None or now<=self.looked: return
+    self.iters += now-self.at   # of a batch that ended the fit, others may have cancelled the event
+    self._look(round(self.learn.pct_train*self.learn.n_epoch, 6))
+
+@patch
+def after_phase(self:WatchErosion): self._last_look()
+
+@patch
 def after_fit(self:WatchErosion):
-    "Take the last good weights, with `restore`; leave no trace in the Learner"
+    "Look a last time; take the last good weights, with `restore`; leave no trace in the Learner"
+    self._last_look()
     if self.restore and self.now and self.good:
         get_model(self.model).load_state_dict(self.good['weights'])
+        frozen = getattr(self.opt, 'frozen_idx', 0)
         self.learn.create_opt()   # momentum belongs to the weights that were given up
+        self.opt.frozen_idx = frozen
         self.now = 0
         self._say(f"the weights after {self.good['iter']} iterations are back.", False)
     self.tidy()

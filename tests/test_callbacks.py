@@ -1,10 +1,11 @@
 "Who leads the learning rate, what watches a phase, and what loggers write: other people's callbacks in a fit of several phases."
 import json
+from copy import copy
 import numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from fastai.callback.all import CSVLogger, EarlyStoppingCallback, GradientAccumulation, ParamScheduler, ReduceLROnPlateau, SaveModelCallback, SchedLin, ShortEpochCallback
 from fastai.callback.fp16 import NonNativeMixedPrecision
-from fastai.vision.all import SGD, Callback, CancelEpochException, CancelTrainException, CancelValidException, DataLoaders, Learner, ValueMetric, accuracy, params, partial, set_seed
+from fastai.vision.all import SGD, Callback, CancelEpochException, CancelTrainException, CancelValidException, DataLoaders, Learner, ValueMetric, accuracy, load_learner, params, partial, set_seed
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import EvalSets, pattern_sets, train_accuracy
 from feature_erosion.learner import erosion_learner
@@ -46,6 +47,57 @@ def lrs(learn): return [float(o) for o in learn.recorder.lrs]
 def two(lr=(.001,.01), n=1, sched='constant'): return [Phase(k, n, lr=l, sched=sched) for k,l in zip('ab', lr)]
 
 # who leads
+
+def hypers(learn, k): return [round(h[k], 6) for h in learn.opt.hypers]
+
+class Seen(Callback):
+    "Learning rate and weight decay of each group at the first batch of each phase"
+    order = 70
+    def before_fit(self): self.rates = {}
+    def before_batch(self):
+        if self.training: self.rates.setdefault(self.learn.phase.name, (hypers(self.learn, 'lr'), hypers(self.learn, 'wd')))
+
+def test_phases_train_as_fit_says(learn):
+    "A phase of its own keeps what it was given; the next has the fit's again"
+    seen = Seen()
+    learn.fit(3, lr=.003, wd=.5, cbs=[PhaseSchedule([Phase('a', 1, sched='constant'), Phase('b', 1, lr=.02, wd=.1, sched='constant'), Phase('c', 1, opt='keep', sched='constant')]), seen])
+    assert seen.rates==dict(a=([.003],[.5]), b=([.02],[.1]), c=([.003],[.5]))
+
+def test_parameter_groups_train_as_fit_says(dls):
+    learn,seen = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(768,10), nn.Linear(10,10)), splitter=lambda m: [list(m[1].parameters()), list(m[2].parameters())], opt_func=SGD),Seen()
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(2, lr=slice(.001,.1), cbs=[PhaseSchedule([Phase('a', 1, sched='constant'), Phase('b', 1, lr=[.02,.03], sched='constant')]), seen])
+    assert {k:v[0] for k,v in seen.rates.items()}==dict(a=[.001,.1], b=[.02,.03])
+
+@works(what='`PerPhase(ParamScheduler(…))`', how='refused: a phase has its own schedule, Phase(…, sched={…})')
+@pytest.mark.parametrize('k', ['lr','wd'])
+def test_a_scheduler_is_not_per_phase(learn, k):
+    with pytest.raises(ValueError, match='`PerPhase` does not make a ParamScheduler begin anew'):
+        learn.fit_phases(two(), cbs=PerPhase(ParamScheduler({k:SchedLin(0, 1)})))
+    learn.fit(1, cbs=PerPhase(ParamScheduler({'lr':SchedLin(.1, 0)})))   # without phases it works as usual
+    assert lrs(learn)==pytest.approx([.1,.075,.05,.025])
+
+@pytest.mark.parametrize('kw,said', [(dict(lr=[.1,.2,.3]), "phase 'b' has 3 values, the optimiser 1"), (dict(wd=[.1,.2]), "phase 'b' has 2 values"), (dict(sched={'lrr':SchedLin(.1, 0)}), "schedules 'lrr'"),
+                                     (dict(sched=lambda pct: 'low'), "sets 'lr' to 'low'"), (dict(sched=lambda pct: [.1,.2]), "sets 'lr' to")])
+def test_wrong_settings_are_found_before_training(learn, kw, said):
+    start = net_weights(learn)
+    with pytest.raises(ValueError, match=said): learn.fit_phases([Phase('a', 1), Phase('b', 1, **kw)])
+    assert torch.equal(net_weights(learn), start)
+
+def net_weights(learn): return learn.model[1].weight.detach().clone()
+
+def test_a_phase_needs_a_validation_set(dls):
+    with pytest.raises(ValueError, match="dls: phase 'b' has no validation set"): Phase('b', 1, DataLoaders(dls.train))
+
+def test_an_export_leaves_the_phases_data_out(learn, dls, tmp_path):
+    easy = dls.inject(ColorSquare(4))
+    learn.add_cb(PhaseSchedule([Phase('a', 1), Phase('b', 1, easy)]))
+    learn.fit(2)
+    learn.export('x.pkl')
+    new = load_learner(tmp_path/'x.pkl').phase_schedule.phases
+    assert new.attrgot('name')==['a','b'] and new.attrgot('dls')==[None,None] and (tmp_path/'x.pkl').stat().st_size<4*7690+60_000
+    assert learn.phase_schedule.phases[1].dls is easy and copy(learn.phase_schedule).phases[1].dls is easy
+    learn.fit(2)
 
 @works(what='`fit_one_cycle` or `fit_flat_cos` around phases with schedules of their own', how='refused: says how to choose one')
 @pytest.mark.parametrize('fit', ['fit_one_cycle','fit_flat_cos'])

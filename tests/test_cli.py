@@ -90,7 +90,7 @@ def test_images_are_for_networks_trained_on_imagenet(tmp_path, capsys):
     line = fails(capsys, 'run', 'fig1', '--data', 'nowhere', '--out', tmp_path/'o')
     assert '--images' not in line and 'the path of yours' in line
 
-@pytest.mark.parametrize('error,words', [(KeyboardInterrupt(), 'stopped; the same command goes on'), (KeyboardInterrupt("run 'a' stopped"), "run 'a' stopped")])
+@pytest.mark.parametrize('error,words', [(KeyboardInterrupt(), 'stopped; run the same command again'), (KeyboardInterrupt("run 'a' stopped"), "run 'a' stopped")])
 def test_ctrl_c(monkeypatch, capsys, error, words):
     def stop(a): raise error
     monkeypatch.setattr(cli, 'run_demo', stop)
@@ -240,3 +240,9 @@ def test_null_in_a_configuration_is_not_a_name(tmp_path, capsys):
     for text in '{"out": {}}','{"out": false}','{"iters": []}','{"iters": [1, null]}':
         (tmp_path/'c.json').write_text(text)
         assert 'must be a word or a number' in fails(capsys, 'run', 'fig1', '--config', tmp_path/'c.json')
+
+@pytest.mark.parametrize('args,says', [(['demo','--seed','99999999999999999999'],'seed=99999999999999999999: must be from 0 to 4294967295'), (['run','fig1','--seed','-1'],'seed=-1: must be from 0'), (['run','fig1','--data',''],"data='': is empty"),
+                                       (['run','fig1','--weights',''],"weights='': is empty"), (['report',''],"path='': is empty"), (['paper','--images',''],"images='': is empty")])
+def test_what_is_empty_or_too_large_is_named(capsys, tmp_path, monkeypatch, args, says):
+    monkeypatch.chdir(tmp_path)
+    assert says in fails(capsys, *args) and not list(tmp_path.iterdir())

@@ -54,7 +54,7 @@ def test_read_only_folder_does_without_cache(tmp_path, monkeypatch):
         m.setattr('pathlib.Path.mkdir', refuse)
         assert np.array_equal(cached_images([tmp_path/'train'/'0.png'], tmp_path/'train'), pixels(1))
     monkeypatch.setattr('os.replace', refuse)                  # or the disk is full when all is decoded
-    with pytest.warns(match='not kept for the next time'): x = cached_images([tmp_path/'train'/'0.png'], tmp_path/'train')
+    with pytest.warns(match='not cached'): x = cached_images([tmp_path/'train'/'0.png'], tmp_path/'train')
     assert np.array_equal(x, pixels(1)) and not list((tmp_path/'.train.decoded').glob('.*npy*'))
 
 def test_photographs(tiny_imagenet):
@@ -182,3 +182,8 @@ def test_classes_in_another_order():
 def test_wrong_arguments_of_folders(tmp_path, kw, said):
     for i,p in enumerate(pixels(4)): write(tmp_path/'ab'[i%2]/f'{i}.png', p)
     with pytest.raises(ValueError, match=said): image_folder_dls(tmp_path, **{'bs':1, **kw})
+
+@pytest.mark.parametrize('channels,stats', [(1, ((.5,)*3,)*2), (1, ((.5,),(0.,))), (1, ((125.,),(60.,))), (1, ((.5,.5),(.2,.2))), (1, (.5,.2)), (3, ((.5,),(.5,))), (3, ((.5,)*3,))], ids=str)
+def test_statistics_that_do_not_fit(channels, stats):
+    ds = TensorImages(np.zeros((8,4,4,channels), np.uint8), np.arange(8)%2)
+    with pytest.raises(ValueError, match=f'each with {channels} values, one a channel'): tensor_dls(ds, ds, bs=4, stats=stats)

@@ -2,6 +2,7 @@
 import json, re, shutil, sys
 from collections import Counter
 from html import unescape
+from urllib.parse import urlsplit
 import pandas as pd, pytest
 from bs4 import BeautifulSoup
 from conftest import root
@@ -50,6 +51,13 @@ def test_no_markdown_is_left_over(pages):
     "As of a link around a name in backticks, which becomes a link of its own"
     def text(html): return re.sub(r'<[^>]+>', '', re.sub(r'<(pre|script|style)\b.*?</\1>', '', html[html.find('<main'):], flags=re.S))
     assert not [(name, m[0]) for name,html in pages.items() for m in re.finditer(r'.{30}\]\([\w./#:-]+\)', text(html))]
+
+def test_a_wrong_address_leads_home(site, pages):
+    "The page for it is shown at any address, so its links begin at the site's root; search leaves it out"
+    page = pages['404.html']
+    assert f'<base href="{urlsplit(doc_url).path}">' in page
+    assert all((site/o).is_file() for o in re.findall(r'<li><a href="([^"#]+)"', page.split('<main')[1])) and 'href="index.html"' in page
+    assert not [o for o in json.loads((site/'search.json').read_text('utf-8')) if o['href'].startswith('404')]
 
 def test_links_resolve(site, tmp_path):
     assert not broken_links(site)

@@ -294,10 +294,10 @@ refused = [case(full('train')+['val/1.png'], 'val: images without folders of cla
            case(full('train')+['val/images/1.png'], 'val: none of the classes of the training set .cat, dog., but images',
                 kind='folders',
                 what="val/images/… (Tiny ImageNet's val)", how='refused: none of the classes is there'),
-           case([*full('cat', '.'), *full('dog', '.'), 'test/1.png'], 'test: called like a part of a data set', kind='folders',
+           case([*full('cat', '.'), *full('dog', '.'), 'test/1.png'], 'test: named like a part of a data set', kind='folders',
                 what='CLASS beside a flat test or unlabeled, without train', how='refused: `classes` says which are classes'),
-           pytest.param(full('Training')+full('Testing'), 'Testing, Training: called like'),
-           case(['train/1.png','train/2.png'], 'train: called like a part', kind='folders',
+           pytest.param(full('Training')+full('Testing'), 'Testing, Training: named like'),
+           case(['train/1.png','train/2.png'], 'train: named like a part', kind='folders',
                 what='images in train, without folders', how='refused'),
            case(['1.png'], 'no images in folders of classes here', kind='folders', what='images in one folder', how='refused')]
 
@@ -479,7 +479,7 @@ def test_damaged_archives(tmp_path):
     for data in (whole[:len(whole)//2], whole[:-8]+bytes(4)+whole[-4:], b'', b'no archive'*100, b'BZh9'+bytes(100),
                  b'\xfd7zXZ'+bytes(100)):
         (tmp_path/'b.tgz').write_bytes(data)
-        refuse(tmp_path/'b.tgz', tmp_path/'out', 'not a whole tar archive .*; nothing was unpacked, get it again')
+        refuse(tmp_path/'b.tgz', tmp_path/'out', 'not a whole tar archive .*; nothing was unpacked, download it again')
     with pytest.raises(FileNotFoundError): extract(tmp_path/'none.tgz', tmp_path/'out')
 
 def test_a_full_disk(tmp_path, monkeypatch):

@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 from feature_erosion.measures.attribution import cam_layer, grad_cam
 from feature_erosion.batches import TensorAnswer, answer_tensor, evaluating, split_batch
-from feature_erosion.measures.cka import layer_cka
+from feature_erosion.measures.cka import cka, layer_cka
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import evaluate
 from feature_erosion.models import create_model, load_weights, restrict_outputs
-from feature_erosion.measures.plasticity import dormant_units, grad_norm, hessian_rank, penultimate, plasticity_measures, unit_scores
+from feature_erosion.measures.plasticity import dormant_units, grad_norm, hessian_rank, penultimate, plasticity_measures, unit_scores, weight_norm, weight_norms
 from feature_erosion.measures.probes import dl_labels, layer_probe
 from feature_erosion.measures.rank import effective_rank, layer_rank
 from feature_erosion.measures.layers import Features, layer_calls, visit
@@ -85,6 +85,79 @@ def test_channels(make, shape, layer, width, by_hand):
     with evaluating(m): close(got, by_hand(m, x))
     assert got.shape==(6,width) and len(unit_scores(m, [(x,y)], layer)[layer])==width
     assert layer_probe(m, [(x,y)], [(x,y)], [layer], C=1., progress=False).features.tolist()==[width]
+
+class CReLU(nn.Module):
+    def forward(self, x): return torch.relu(torch.cat([x, -x], 1))
+
+class SpaceToDepth(nn.Module):
+    def forward(self, x): return F.pixel_unshuffle(x, 2)
+
+class LastAndHalved(nn.Module):
+    "A convolution whose output is halved and has channels last"
+    def __init__(self): super().__init__(); self.conv = nn.Conv2d(3, 8, 3, padding=1)
+    def forward(self, x): return F.avg_pool2d(self.conv(x), 2).permute(0, 2, 3, 1)
+
+@pytest.mark.parametrize('make,size,layer,axis', [
+    (lambda: torchvision.models.densenet121(num_classes=4), 128, 'features.denseblock1', 1),   # 32 channels grow in maps of 32×32
+    (lambda: nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), CReLU(), nn.Conv2d(64, 8, 3)), 32, '1', 1),
+    (lambda: nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), SpaceToDepth(), nn.Conv2d(64, 8, 3)), 32, '1', 1),
+    (lambda: nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), torchvision.ops.Permute([0, 2, 3, 1]), nn.Identity()), 32, '2', 3),
+    (lambda: nn.Sequential(LastAndHalved(), nn.Identity()), 32, '1', None),
+], ids=['densenet','crelu','space to depth','permuted','permuted and halved'])
+def test_maps_as_wide_as_channels_are_many(make, size, layer, axis):
+    "A map whose side equals the channels of the layer before has its channels where the rest of the network has them"
+    assert layer_calls(make(), torch.randn(2, 3, size, size))[layer].axis==axis
+
+def test_dead_channels_in_maps_as_wide():
+    m = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), CReLU(), nn.Conv2d(64, 8, 3), nn.Flatten(), nn.Linear(8*30*30, 4))
+    with torch.no_grad():
+        for p in m[0].parameters(): p[:16] = 0   # 16 of 32 channels, twice
+    d = dormant_units(m, [(torch.randn(8, 3, 32, 32), torch.arange(8)%4)], layers=CReLU).loc['1']
+    assert (d.units,d.dormant)==(64,32)
+
+def test_features_in_one_order_whatever_the_layout():
+    "An LSTM's last batch of one sample, and grey images that come channels last, lie otherwise in memory"
+    set_seed(0)
+    m,x = nn.Sequential(nn.LSTM(4, 6, batch_first=True)),torch.randn(9, 5, 4)
+    with evaluating(m): want = m(x)[0].transpose(1, 2).flatten(1)
+    for bs in (9,8,1): close(features(m, list(x.split(bs)), '0', None), want)
+    conv,g = nn.Conv2d(1, 4, 3),torch.randn(8, 1, 8, 8)
+    nhwc = g[:,0].clone().unsqueeze(-1).permute(0, 3, 1, 2)
+    assert torch.equal(g, nhwc) and g.stride()!=nhwc.stride()
+    with evaluating(conv): want = conv(g).flatten(1)
+    for o in (g,nhwc,torch.cat([g[:4],nhwc[4:]])): close(features(conv, [o], 'Conv2d', None), want)
+    half = layer_rank(conv, [(g[:4],g), (nhwc[4:],g)], 'Conv2d', progress=False)
+    assert half['rank_1e-3'].item()==layer_rank(conv, [(g,g)], 'Conv2d', progress=False)['rank_1e-3'].item()
+
+class Merging(nn.Linear):
+    "Merges weights in eval mode and parts them in train mode, as `loralib` does"
+    def __init__(self, i, o):
+        super().__init__(i, o)
+        self.more,self.merged = nn.Parameter(torch.ones(o, i)),False
+    def train(self, mode=True):
+        super().train(mode)
+        if mode==self.merged:
+            with torch.no_grad(): self.weight += self.more*(-1 if mode else 1)
+            self.merged = not mode
+        return self
+    def forward(self, x): return super().forward(x)+(0 if self.merged else F.linear(x, self.more))
+
+def test_modules_that_act_on_a_change_of_mode():
+    m,x = nn.Sequential(Merging(6, 8), nn.ReLU(), Merging(8, 4)).train(),torch.randn(40, 6)
+    m[2].eval()
+    want,weight = m(x),m[0].weight.clone()
+    layer_rank(m, [(x,torch.arange(40)%4)], progress=False)
+    assert (m[0].training,m[0].merged,m[2].training,m[2].merged)==(True,False,False,True)
+    close(m[0].weight, weight), close(m(x), want)
+    m(x).sum().backward()
+    assert m[0].more.grad is not None and m[2].more.grad is None
+
+def test_complex_weights_have_a_size():
+    "|3+4i| = 5"
+    m = nn.ParameterList([nn.Parameter(torch.tensor([3+4j]))])
+    assert weight_norm(m)==5 and weight_norms(m).norm.item()==5
+    Z = torch.complex(torch.randn(30, 4), torch.randn(30, 4))
+    with pytest.raises(ValueError, match='X: dtype torch.complex64; must be real'): cka(Z, Z)
 
 @works('models', 'Sequences with the batch second', 'refused: choose layers with the batch first')
 def test_batch_second():
@@ -349,7 +422,7 @@ def test_sharded(tmp_path):
         for shard in (lambda m: FullyShardedDataParallel(m, device_id=torch.device('cpu')), lambda m: fully_shard(m, mesh=mesh)):
             m = shard(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(3600, 10)))
             for measure in (layer_rank, layer_cka):
-                with pytest.raises(ValueError, match='in pieces on several processes. Gather them'): measure(m, data(), progress=False)
+                with pytest.raises(ValueError, match='sharded over several processes. Gather them'): measure(m, data(), progress=False)
     finally: dist.destroy_process_group()
 
 @works('models', 'A block inside that was compiled', 'works: its layers are seen')
@@ -513,7 +586,7 @@ def test_wrappings(tmp_path, wrap, new):
 def test_several_sets(tmp_path):
     m = small()
     torch.save({'model':m.state_dict(), 'net':m.state_dict()}, tmp_path/'w.pth')
-    with pytest.raises(ValueError, match='several sets of them, in model and net'): load_weights(small(), tmp_path/'w.pth')
+    with pytest.raises(ValueError, match='several sets, in model and net'): load_weights(small(), tmp_path/'w.pth')
     lin = nn.Sequential(OrderedDict(net=nn.Linear(2, 2)))       # a model whose own names begin like a wrapping
     torch.save(lin.state_dict(), tmp_path/'n.pth')
     assert same_weights(lin, load_weights(nn.Sequential(OrderedDict(net=nn.Linear(2, 2))), tmp_path/'n.pth'))

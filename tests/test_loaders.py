@@ -4,17 +4,18 @@ from types import SimpleNamespace
 import numpy as np, pytest, torch
 from PIL import Image
 from torch import nn
-from fastai.vision.all import (SGD, BCEWithLogitsLossFlat, CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoader,
+from fastai.vision.all import (SGD, BCEWithLogitsLossFlat, Callback, CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoader,
                                DataLoaders, DiceMulti, FlipItem, ImageBlock, Learner, MaskBlock, MSELossFlat,
                                MultiCategoryBlock, Perplexity, RegressionBlock, TensorImage, TfmdDL, ToTensor, accuracy,
                                accuracy_multi, get_image_files, mae, partial, set_seed, top_k_accuracy, F1Score)
 from fastai.callback.data import PartialDL, WeightedDL
+from feature_erosion.batches import answered
 from feature_erosion.measures.cka import layer_cka
 from feature_erosion.data import TensorImages, digits_dls, tensor_dls
-from feature_erosion.evalsets import EvalSets, evaluate, pattern_sets
+from feature_erosion.evalsets import EvalSets, evaluate, pattern_sets, train_accuracy
 from feature_erosion.loaders import fixed_dl, subset_dl
 from feature_erosion.learner import erosion_learner
-from feature_erosion.patterns import ColorSquare
+from feature_erosion.patterns import ColorSquare, Stripes, stamp_dl
 from feature_erosion.phases import Phase, check_classes, class_names
 from feature_erosion.measures.probes import dl_labels
 from feature_erosion.measures.rank import layer_rank
@@ -284,6 +285,100 @@ def test_accuracy_of_sequences_and_columns():
     p = torch.eye(3)[torch.tensor([[0,1,2,2],[1,1,0,0]])]
     assert evaluate(nn.Identity(), [(p, torch.tensor([[0,1,2,0],[1,2,0,0]]))])=={'accuracy':6/8}
     assert evaluate(nn.Identity(), [(p[0], torch.tensor([[0],[1],[2],[0]]))])=={'accuracy':3/4}
+
+def off(p, t): return (p.flatten()-t).abs().float().mean()
+
+@works(what='negative labels, such as degrees or -1 by mistake', how='works: they count like any other; only the additional `labels` may leave samples out')
+def test_negative_labels_count():
+    "Two of four can be right; the distances of 0 from -30, -20, 1 and 2 are 53/4 on average"
+    assert evaluate(nn.Identity(), [(torch.eye(4), torch.tensor([0,1,-1,-1]))])=={'accuracy':.5}
+    y = torch.tensor([-30,-20,1,2])
+    for t in (y, y.int()): assert evaluate(nn.Identity(), [(torch.zeros(4,1), t)], off)=={'off':53/4}
+    with pytest.raises(ValueError, match='y: labels from -1 on'): TensorImages(torch.zeros(2,4,4,1, dtype=torch.uint8), [0,-1])
+
+def test_more_labels_are_one_for_each_sample():
+    b = [(torch.eye(4), torch.arange(4))]*2
+    for n,said in ((3, 'at least 4'), (7, 'at least 8'), (9, '8')):
+        with pytest.raises(ValueError, match=f"labels: 'other' has {n} for {said} samples"): evaluate(nn.Identity(), b, labels={'other':torch.zeros(n)})
+    assert np.isnan(evaluate(nn.Identity(), b, labels={'other':[-1]*8})['other_accuracy'])
+
+def test_no_samples_are_refused():
+    with pytest.raises(ValueError, match='dl: there are no samples in it'): evaluate(nn.Identity(), [])
+
+@pytest.mark.works(kind='models', what='A network that puts out NaN or infinity: `evaluate`, `EvalSets`, `train_accuracy`', how='works: NaN, never the accuracy of the first class')
+def test_a_diverged_network_has_no_accuracy(dls):
+    x,y = torch.eye(3),torch.arange(3)
+    for bad in (torch.nan, torch.inf):
+        z = x.clone(); z[1,2] = bad
+        assert np.isnan(list(evaluate(nn.Identity(), [(x, y), (z, y)], labels={'other':[0]*6}).values())).all()
+        assert answered(z).tolist()==[0,-1,2]
+    masked = x.masked_fill(x==0, -torch.inf)   # classes that are ruled out
+    assert evaluate(nn.Identity(), [(masked, y)])=={'accuracy':1.} and answered(masked).tolist()==[0,1,2]
+
+class Break(Callback):
+    def after_train(self):
+        for p in self.model.parameters(): p.data.fill_(torch.nan)
+
+def test_divergence_is_not_erosion(dls):
+    learn = erosion_learner(dls, net())
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(20, lr=.01)
+        learn.fit(1, cbs=[EvalSets(pattern_sets(dls, ColorSquare(4)), at=[0]), Break()])
+        row = learn.erosion().loc['fit']
+        assert row.before>.3 and row[['after','lost','forgetting','half_life','follows','reliance']].isna().all()
+        assert not train_accuracy(.01)(learn)
+
+def test_a_training_set_is_measured_without_augmentation():
+    "Crops by up to half of the image would cost accuracy; the loader's next batches are the same as without a look"
+    set_seed(0)
+    d = digits_dls(n=128, n_valid=40, bs=64)
+    learn = erosion_learner(tensor_dls(d.train_ds, d.valid_ds, pad=8), net())
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(10, lr=.01)
+        plain = evaluate(learn, tensor_dls(d.train_ds, d.train_ds).valid)['accuracy']
+        learn.fit(1, lr=0., cbs=EvalSets({'train':learn.dls.train}, at=[]))
+    assert learn.recorder.evals.train.iloc[-1]==pytest.approx(plain)
+    dl,state = learn.dls.train,learn.dls.train.rng.getstate()
+    assert evaluate(learn, dl)['accuracy']==pytest.approx(plain) and dl.rng.getstate()==state and dl.after_batch.split_idx==0
+
+@works(what='a set `conflict` in which some images have no other class\'s picture', how='refused: both shares would not be of the same images')
+def test_shares_of_the_same_images(dls):
+    for kw in (dict(ratio=.5), dict(classes=['3'])):
+        some = stamp_dl(dls.valid, ColorSquare(4), 'conflict', **kw)
+        with pytest.raises(ValueError, match="images in 'conflict' have no other class's picture"): EvalSets({'conflict':some})
+        assert EvalSets({'some':some}).columns==['some','some_picture']
+
+@works(what='an evaluation set called like a column that is there already', how='refused before training: names the column')
+@pytest.mark.parametrize('name', ['accuracy','valid_loss','train_loss','n','epoch','iter','iters','total_iter','phase','when','time'])
+def test_sets_called_like_columns(dls, name):
+    learn = erosion_learner(dls, net())
+    start = learn.model[1].weight.detach().clone()
+    with pytest.raises(ValueError, match=f"there would be two columns '{name}'"): quiet(learn, [Phase('a', 1)], cbs=EvalSets({name:dls.valid}))
+    assert torch.equal(learn.model[1].weight, start) and list(learn.metrics.attrgot('name'))==['accuracy']
+
+def test_sets_called_like_each_other(dls):
+    sets = pattern_sets(dls, ColorSquare(4))
+    with pytest.raises(ValueError, match="sets: two would have the column 'conflict_picture'"): EvalSets({**sets, 'conflict_picture':dls.valid})
+    with pytest.raises(ValueError, match="two columns 'clean'"): quiet(erosion_learner(dls, net()), [Phase('a', 1)], cbs=[EvalSets(sets), EvalSets({'clean':dls.train})])
+
+def test_settings_of_evaluation_sets(dls):
+    for at in (5, None, [1.5], [-1], 'log '):
+        with pytest.raises(ValueError, match='at=.*whole numbers from 0 up'): EvalSets({'a':dls.valid}, at=at)
+    for kw in (dict(n=2.5), dict(n_at=0)):
+        with pytest.raises(ValueError, match='must be a whole number, at least 1'): EvalSets({'a':dls.valid}, **kw)
+    for sets in (dls, [dls.valid]):
+        with pytest.raises(ValueError, match='sets: got a .*a dict of loaders by name'): EvalSets(sets)
+
+@works(what='phases with two different patterns', how='refused unless `EvalSets` are given: no one set can be painted for both')
+def test_two_patterns_in_one_fit(dls):
+    a,b,again = dls.inject(ColorSquare(4)),dls.inject(Stripes(8)),dls.inject(ColorSquare(4), ratio=.5)
+    learn = erosion_learner(dls, net())
+    with pytest.raises(ValueError, match="phases: 'a' and 'b' differ in their pattern"): quiet(learn, [Phase('a', 1, a), Phase('b', 1, b)])
+    sets = EvalSets({'clean':dls.valid, 'squares':a.valid, 'stripes':b.valid})
+    quiet(learn, [Phase('a', 1, a), Phase('b', 1, b)], cbs=sets)
+    assert learn.injected.value is None and 'stripes' in learn.recorder.evals
+    quiet(learn, [Phase('a', 1, a), Phase('b', 1, again)])
+    assert learn.injected.value is a and 'conflict' in learn.recorder.evals
 
 def test_sets_are_loaders():
     with pytest.raises(ValueError, match='dl: must be a fastai DataLoader; got builtins.list'): EvalSets({'a':[(torch.rand(2,3), torch.zeros(2))]})

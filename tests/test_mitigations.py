@@ -4,12 +4,13 @@ import numpy as np, pytest, torch, torch.nn.functional as F
 import matplotlib.pyplot as plt
 from torch import nn
 from fastai.callback.mixup import MixUp
-from fastai.vision.all import (CancelBatchException, CancelStepException, Callback, CrossEntropyLossFlat, DataLoaders, GradientAccumulation, Learner,
-                               Lookahead, MixedPrecision, SGD, TfmdDL, accuracy, set_seed)
+from fastai.vision.all import (CancelBatchException, CancelStepException, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, GradientAccumulation, Learner,
+                               Lookahead, MixedPrecision, SGD, TfmdDL, accuracy, no_random, set_seed)
 from stop import Boom, StopAt
+from feature_erosion.batches import TensorAnswer
 from feature_erosion.data import digits_dls
 from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
-from feature_erosion.mitigations import (DERpp, EWC, Adversarial, ContinualBackprop, GroupDRO, L2Init, L2SP, LwF, Mitigation, Only, Penalty, ReDo, Replay, SAM, SI,
+from feature_erosion.mitigations import (DERpp, EWC, Adversarial, ContinualBackprop, Ensemble, GroupDRO, L2Init, L2SP, LwF, Mitigation, Only, Penalty, ReDo, Replay, SAM, SI,
                                          ShrinkPerturb, SpectralDecoupling, _columns, fisher, grouped, just_train_twice, stamp_groups, unit_chains)
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase
@@ -320,7 +321,7 @@ def test_what_is_no_choice_of_a_class_is_refused(make, kind):
     n = 1 if kind=='one score' else 3
     g = torch.Generator().manual_seed(0)
     items = [(x,(torch.rand(n, generator=g)<.5).float()) for x,_ in points()]
-    with pytest.raises(ValueError, match='a score for each of two classes' if n==1 else 'scores of classes, of which each sample has one'):
+    with pytest.raises(ValueError, match='a score for each of two classes' if n==1 else 'class scores, and one class per sample'):
         small(items, layers(n), make(dls_of(items)), loss=nn.BCEWithLogitsLoss())
 
 def test_shares_of_classes_are_a_choice():
@@ -446,6 +447,14 @@ def test_renewed_units_count_for_nothing(layout):
 def test_layers_whose_units_are_not_clear():
     "Transposed convolutions have their weights the other way round; a layer that is used twice has two outputs"
     assert unit_chains(nn.Sequential(nn.ConvTranspose2d(2,5,3), nn.ReLU(), nn.Conv2d(5,3,3)))=={}
+    convs = nn.Conv2d(3,4,3),nn.Conv2d(4,5,3)
+    for flat in (nn.Flatten(2), nn.Flatten(0), nn.Flatten(1, 2)): assert '1' not in unit_chains(nn.Sequential(*convs, flat, nn.Linear(16,3))), flat
+    assert unit_chains(nn.Sequential(*convs, nn.Flatten(), nn.Linear(80,3)))=={'0':([],['1']), '1':([],['3'])}
+    class Flat(nn.Module):
+        def __init__(self, f): super().__init__(); self.a,self.b,self.f = nn.Conv2d(3,4,3),nn.Linear(16,3),f
+        def forward(self, x): return self.b(self.f(self.a(x)))
+    for f in (torch.flatten, lambda o: o.flatten(2), lambda o: torch.flatten(o, start_dim=2), lambda o: o.flatten(1, 2)): assert unit_chains(Flat(f))=={}
+    for f in (lambda o: o.flatten(1), lambda o: torch.flatten(o, 1), lambda o: o.flatten(start_dim=1)): assert unit_chains(Flat(f))=={'a':([],['b'])}
     class Twice(nn.Module):
         def __init__(self): super().__init__(); self.a,self.b,self.c = nn.Linear(4,4),nn.Linear(4,4),nn.Linear(4,3)
         def forward(self, x): return self.c(F.relu(self.b(F.relu(self.a(x)))))+self.c(F.relu(self.a(x)))
@@ -506,5 +515,169 @@ def test_images_that_were_normalised_elsewhere():
     "A share of a pixel's range says nothing there, and cutting off at 0 and 1 would spoil them"
     x = 2*torch.randn(16,3,8,8)
     m = nn.Sequential(nn.Flatten(), nn.Linear(192,3))
-    with pytest.raises(ValueError, match='the loader has no `Normalize` that says why'): small([(o,torch.tensor(0)) for o in x], m, Adversarial())
+    with pytest.raises(ValueError, match='the loader has no `Normalize` that explains it'): small([(o,torch.tensor(0)) for o in x], m, Adversarial())
     small([(o,torch.tensor(0)) for o in x.sigmoid()], m, Adversarial())
+
+# Beside other callbacks
+
+class Validates(Callback):
+    "Another validation after each epoch, as a logger may start it"
+    order = 60
+    def after_epoch(self):
+        if self.learn.lock.locked(): return
+        with no_random(reproducible=False): self.learn.validate()   # a loader draws a number
+
+@pytest.mark.parametrize('make', [lambda d: GroupDRO(1.), lambda d: L2Init(5.), lambda d: EWC(d, 5.), lambda d: SI(.5), lambda d: LwF(), lambda d: DERpp(d, 8), lambda d: ContinualBackprop(.1, 1)],
+                         ids=['dro','l2init','ewc','si','lwf','derpp','backprop'])
+def test_a_validation_within_a_fit_changes_nothing(make):
+    def run(*cbs):
+        torch.manual_seed(0)
+        both,cb = dls_of(points()),make(dls_of(points(seed=1)))
+        if isinstance(cb, GroupDRO): both = grouped(both, np.arange(32)%2)
+        learn = Learner(both, nn.Sequential(nn.Linear(4,8), nn.ReLU(), nn.Linear(8,3)), loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=.1)
+        with learn.no_bar(), learn.no_logging(): learn.fit_phases([Phase('a', 2), Phase('b', 3)], cbs=[cb, *cbs])
+        return learn
+    assert same(run(), run(Validates()))
+
+def test_sam_refuses_a_loss_that_changes_later():
+    class Ramped(Callback):
+        def after_loss(self):
+            if self.training: self.learn.loss_grad = self.loss_grad+self.learn.epoch*self.pred.square().mean()
+    with pytest.raises(ValueError, match='SAM: ramped changes the loss'): small(points(), layers(), [SAM(), Ramped()], epochs=2)
+
+@pytest.mark.parametrize('make', [lambda: SAM(), lambda: LwF(), lambda: DERpp(dls_of(points()), 8)], ids=['sam','lwf','derpp'])
+def test_answers_that_others_change_are_refused(make):
+    class Sharper(Callback):
+        def after_pred(self): self.learn.pred = self.pred*10
+    class Looks(Callback):
+        passive = True
+        def after_pred(self): self.seen = self.pred.shape
+    with pytest.raises(ValueError, match='sharper may change the model.s answers'): small(points(), layers(), [make(), Sharper()])
+    small(points(), layers(), [make(), Looks(), TensorAnswer()])
+
+def test_si_counts_each_step_once():
+    "By a second sum beside it, where every other step is cancelled before it gets there; the first one, too"
+    class Cancels(Callback):
+        order = -20
+        def __init__(self, rest): self.rest = rest
+        def before_step(self):
+            if self.learn.train_iter%2==self.rest: raise CancelStepException
+    class Second(Callback):
+        order = 100
+        def before_fit(self): self.sums,self.last = 0.,None
+        def before_step(self): self.last = [(p.detach().clone(),p.grad.clone()) for p in self.model.parameters()]
+        def after_step(self):
+            if self.last and self.learn.phase.name=='a': self.sums -= sum((g*(p.detach()-w)).sum() for p,(w,g) in zip(self.model.parameters(), self.last))
+            self.last = None
+    for rest in (0,1):
+        si,second,seen = SI(.5, xi=1.),Second(),[]
+        consolidate = si._consolidate
+        si._consolidate = lambda: (seen.append(sum(o.sum() for o in si.sums.values())), consolidate())
+        learn = Learner(dls_of(points()), nn.Sequential(nn.Linear(4,8), nn.ReLU(), nn.Linear(8,3)), loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=.1)
+        with learn.no_bar(), learn.no_logging(): learn.fit_phases([Phase('a', 2), Phase('b', 1)], cbs=[si, Cancels(rest), second])
+        assert seen[0]>0
+        torch.testing.assert_close(seen[0], second.sums)
+
+def test_si_refuses_again():
+    "A fit that it refused is no fit that it learnt in"
+    learn = Learner(dls_of(points()), layers(), loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=.1)
+    si = SI()
+    for _ in range(2):
+        with pytest.raises(ValueError, match='nothing was learnt before'), learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=si)
+
+# Arguments, labels, losses
+
+@pytest.mark.parametrize('make', [
+    lambda d: L2SP(-1.), lambda d: L2SP(1., beta=float('nan')), lambda d: L2Init(-1.), lambda d: EWC(d, -10.), lambda d: EWC(d, decay=-3.), lambda d: EWC(d, n=0), lambda d: SI(-5.), lambda d: SI(xi=0.),
+    lambda d: SpectralDecoupling(float('inf')), lambda d: LwF(-3.), lambda d: LwF(T=0), lambda d: Replay(d, 2.5), lambda d: Replay(d, -1), lambda d: DERpp(d, 8, alpha=-1., beta=0.), lambda d: SAM(float('nan')),
+    lambda d: Adversarial(.1, alpha=-1.), lambda d: Adversarial(.1, steps=0), lambda d: ShrinkPerturb(float('nan')), lambda d: ReDo(-1.), lambda d: ReDo(every=1.5), lambda d: ContinualBackprop(3.),
+    lambda d: ContinualBackprop(.1, decay=1.), lambda d: ContinualBackprop(.1, maturity=-1), lambda d: GroupDRO(-1.), lambda d: GroupDRO('1')])
+def test_constants_out_of_range(make):
+    with pytest.raises(ValueError, match='=.*: must be '): make(dls_of(points()))
+
+def test_a_large_step_of_group_weights_stays_finite():
+    "All weight on the group that does worst, which another one can take over"
+    cb = GroupDRO(1e4)
+    learn = small(grouped(dls_of(points()), np.arange(32)%2), layers(), cb, epochs=3)
+    assert all(v.isfinite().all() for v in weights(learn)) and cb.q.sum()==1 and cb.log_q.isfinite().all()
+
+def test_the_model_sees_valid_pixels_only():
+    "Also on the way to an adversarial image, as in the code of Wong et al."
+    seen = []
+    class Net(nn.Module):
+        def __init__(self): super().__init__(); self.f = nn.Sequential(nn.Flatten(), nn.Linear(48,3))
+        def forward(self, x): seen.append((x.min().item(), x.max().item())); return self.f(x)
+    items = [((torch.rand(3,4,4)>.5).float(),torch.tensor(i%3)) for i in range(16)]
+    small(items, Net(), Adversarial(.1, steps=3))
+    assert min(a for a,_ in seen)>=0 and max(b for _,b in seen)<=1 and len(seen)==2*4+2
+
+@pytest.mark.parametrize('shift,label', [(5,7), (-1,-1)])
+@pytest.mark.parametrize('make', [lambda d: EWC(d), lambda d: DERpp(d, 32), lambda d: Replay(d, 32)], ids=['ewc','derpp','replay'])
+def test_old_labels_without_an_output(make, shift, label):
+    old = dls_of([(x,y+shift) for x,y in points()])
+    with pytest.raises(ValueError, match=f'old: has label {label}, and the model 3 outputs, for labels 0…2'): small(points(), layers(), make(old))
+
+def test_groups_on_a_plain_loader():
+    "One that does not say how many parts are inputs: labels are none"
+    class Optional(nn.Module):
+        def __init__(self): super().__init__(); self.f = layers()
+        def forward(self, x, more=None): assert more is None; return self.f(x)
+    mk = lambda: DataLoaders(*[DataLoader(points(), bs=8, num_workers=0) for _ in range(2)])
+    cb = GroupDRO(.5)
+    a,b = small(grouped(mk(), np.arange(32)%2), Optional(), cb),small(grouped(dls_of(points()), np.arange(32)%2), Optional(), GroupDRO(.5))
+    assert same(a, b) and cb.q[0]!=cb.q[1]
+
+def test_a_loss_that_only_gives_means():
+    def mine(pred, y): return F.cross_entropy(pred, y)
+    both = grouped(dls_of(points()), np.arange(32)%2)
+    with pytest.raises(ValueError, match='the loss mine gives a mean alone'): small(both, layers(), GroupDRO(), loss=mine)
+    for loss in (F.cross_entropy, nn.CrossEntropyLoss()): small(both, layers(), GroupDRO(), loss=loss)
+
+def test_ensembles_of_maps_and_what_is_none():
+    torch.manual_seed(0)
+    a,b,x = nn.Conv2d(3,4,1),nn.Conv2d(3,4,1),torch.rand(2,3,5,7)
+    torch.testing.assert_close(Ensemble([a,b])(x).exp(), (a(x).softmax(1)+b(x).softmax(1))/2)
+    learn = Learner(dls_of(points()), layers().eval(), loss_func=F.cross_entropy)
+    v = torch.rand(3,4)
+    torch.testing.assert_close(Ensemble([learn])(v).exp(), learn.model(v).softmax(1))
+    for models,said in (([nn.Linear(4,1)]*2, 'a score for each of two classes'), ([layers(),layers(4)], 'same classes'), ([layers(),'net'], 'one is a str')):
+        with pytest.raises(ValueError, match=said): Ensemble([o.eval() if isinstance(o, nn.Module) else o for o in models])(v)
+
+# Units that are not a layer's own, hooks
+
+def test_units_without_weights_of_their_own():
+    "A linear layer over places, tied, parametrised and normalised weights, and those that are read by name"
+    lin = lambda: nn.Linear(6,6)
+    rest = lin(),nn.ReLU(),lin(),nn.ReLU(),nn.Linear(6,3)
+    tied = nn.Sequential(*rest)
+    assert unit_chains(tied)=={'0':([],['2']), '2':([],['4'])}
+    tied[2].weight = tied[0].weight
+    assert unit_chains(tied)=={}
+    for norm in (nn.utils.parametrizations.weight_norm, nn.utils.weight_norm):
+        assert unit_chains(nn.Sequential(norm(lin()), nn.ReLU(), lin(), nn.ReLU(), nn.Linear(6,3)))=={'2':([],['4'])}
+    class Places(nn.Module):
+        def __init__(self): super().__init__(); self.c,self.l,self.o = nn.Conv1d(1,3,1),nn.Linear(6,5),nn.Linear(15,3)
+        def forward(self, x): return self.o(F.relu(self.l(F.relu(self.c(x[:,None])))).flatten(1))
+    assert unit_chains(Places())=={'l':([],['o'])}
+    assert unit_chains(nn.Sequential(nn.Linear(6,5), nn.ReLU(), nn.Conv1d(5,2,1)))=={}
+    class Read(nn.Module):
+        def __init__(self): super().__init__(); self.a,self.b = lin(),lin()
+        def forward(self, x): return self.b(F.relu(self.a(x)))@self.a.weight
+    assert unit_chains(Read())=={}
+
+@pytest.mark.parametrize('make', [lambda: ReDo(10., every=1), lambda: ContinualBackprop(.5, maturity=0)], ids=['redo','backprop'])
+def test_skipped_batches_leave_no_hooks(make):
+    "And a layer that holds what it put out, as a hook's, is not copied whole"
+    class Skip(Callback):
+        order = 10
+        def before_batch(self):
+            if self.training and self.learn.iter%2: raise CancelBatchException
+    class Count(Callback):
+        order,seen = 90,0
+        def before_batch(self): self.seen = max(self.seen, sum(len(m._forward_pre_hooks) for m in self.model.modules()))
+    m,count,cb = nn.Sequential(nn.Linear(4,8), nn.ReLU(), nn.Linear(8,8), nn.ReLU(), nn.Linear(8,3)),Count(),make()
+    small(points(), m, [cb, Skip(), count], epochs=2)
+    assert count.seen<=2 and not any(o._forward_pre_hooks for o in m.modules()) and cb.renewed['0']>0
+    handle = m[0].register_forward_hook(lambda mod, i, o: setattr(mod, 'held', o))   # a tensor with a graph cannot be copied
+    small(points(), m, make())
+    handle.remove()

@@ -128,3 +128,25 @@ def test_timm_pretrained(tmp_path, monkeypatch):
     new = create_model('timm/resnet18.a1_in1k', 3, weights='DEFAULT').eval()
     same(new.forward_features(x), full.forward_features(x))
     assert new(x).shape==(2,3)
+
+class Heads(nn.Module):
+    "With an auxiliary head that is defined last and not used, or the head defined first"
+    def __init__(self, late):
+        super().__init__()
+        if not late: self.head = nn.Linear(16,10)
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(192,16), nn.ReLU())
+        if late: self.head,self.aux = nn.Linear(16,10),nn.Linear(16,4)
+    def forward(self, x): return self.head(self.body(x))
+
+@pytest.mark.works(kind='models', what='A head that is not the last layer defined', how='works: the layer that the outputs come from, where torch.fx can trace it')
+@pytest.mark.parametrize('late', [True,False])
+def test_the_head_is_what_the_outputs_come_from(late):
+    x,net = torch.rand(2,3,8,8),Heads(late)
+    new = create_model(net, 7)
+    assert new(x).shape==(2,7) and new.body[1].out_features==16 and getattr(new, 'aux', nn.Linear(16,4)).out_features==4
+    same(restrict_outputs(net, [2,0])(x), net(x)[:,[2,0]])
+
+def test_a_frozen_head_stays_frozen():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4,3)).requires_grad_(False)
+    assert [p.requires_grad for p in restrict_outputs(net, [2,0]).parameters()]==[False,False]
+    assert [p.requires_grad for p in restrict_outputs(nn.Linear(4,3), [1]).parameters()]==[True,True]

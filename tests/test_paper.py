@@ -158,7 +158,7 @@ def test_what_has_its_files_is_made_and_the_rest_is_named(no_data, tmp_path, mon
     with pytest.raises(SystemExit) as e: cli.main(['paper','--preset','smoke','--jobs','1','--out',str(tmp_path/'o')])
     said,end = capsys.readouterr().out,str(e.value)
     for words in (said[:said.index('phases to train')], end):   # before anything is made, and at the end
-        assert 'fig2 is not made' in words and 'fig1 is not' not in words
+        assert 'fig2 could not be made' in words and 'fig1 could not' not in words
         for o in ('resnet20-12fca82f.th','https://github.com/akamaster',str(no_data)): assert o in words, o
         for o in ('tiny_imagenet_20','https://github.com/fastai/imagenette','--images'): assert o in words, o
         assert str(tmp_path/'fastai'/'data') in words

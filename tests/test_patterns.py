@@ -2,12 +2,12 @@
 import matplotlib as mpl, numpy as np, pytest, torch
 from itertools import combinations
 from PIL import Image
-from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, IndexSplitter, Learner, Normalize, PILImage, TensorCategory, ToTensor,
-                               Transform, aug_transforms, imagenet_stats, nn)
+from fastai.vision.all import (CategoryBlock, DataBlock, DataLoader, DataLoaders, ImageBlock, IndexSplitter, Learner, Normalize, PILImage, TensorCategory,
+                               TensorImage, ToTensor, Transform, aug_transforms, imagenet_stats, nn)
 from feature_erosion.data import to_uint8
 from feature_erosion.measures.probes import dl_labels
-from feature_erosion.patterns import (Blur, Border, ColorSquare, CornerSquare, InjectPattern, JpegQuality, Noise, class_colors,
-                                      rgb2lab, stamp_dl)
+from feature_erosion.patterns import (Blur, Border, ColorSquare, CornerSquare, InjectPattern, JpegQuality, Noise, TensorStamp,
+                                      assign_stamps, class_colors, rgb2lab, stamp_dl)
 
 # colours
 
@@ -143,3 +143,25 @@ def test_one_class_without_a_list():
         assert dls(of).inject(ColorSquare(4), classes=one).train.dataset.stamps.unique().tolist()==[-1,want]
     for k,bad in dict(ratio='0.5', strength=None).items():
         with pytest.raises(ValueError, match=f'{k}={bad!r}: must be in 0…1'): dls(lambda i: i%2).inject(ColorSquare(4), **{k:bad})
+
+@pytest.mark.parametrize('pattern', [ColorSquare(4), Noise(), JpegQuality(95, 50)], ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize('bad', [5,-1])
+def test_labels_that_no_picture_belongs_to(pattern, bad):
+    x = TensorImage(torch.rand(3,3,16,16))
+    with pytest.raises(ValueError, match=f"labels: must be in 0…1; got {min(0,bad)}…{max(1,bad)}"): InjectPattern(pattern, n_classes=2)((x, torch.tensor([0,1,bad])))
+    with pytest.raises(ValueError, match='labels: must be in 0…1'): InjectPattern(pattern, n_classes=2)((x[0], bad))
+
+def test_stamps_may_be_missing_but_not_beyond():
+    x = TensorImage(torch.rand(2,3,16,16))
+    def painted(*stamps): return InjectPattern(ColorSquare(4), n_classes=2)((x, TensorStamp(torch.tensor(stamps))))[0]
+    assert torch.equal(painted(-1, 0)[0], x[0]) and not torch.equal(painted(-1, 0)[1], x[1])
+    with pytest.raises(ValueError, match='labels: must be in -1…1; got 0…2'): painted(0, 2)
+
+def test_no_strength_in_conflict():
+    with pytest.raises(ValueError, match="in 'conflict' no image has its own class's picture"): assign_stamps([0,1,2], variant='conflict', strength=.3)
+
+def test_one_by_one_images_of_several_sizes():
+    ds = [(torch.rand(3,8+i,9+i), i%3) for i in range(6)]
+    dls = DataLoaders(*[DataLoader(ds, bs=1) for _ in range(2)]); dls.c = 3
+    for (x,*_),(z,_),i in zip(dls.inject(ColorSquare(4)).valid, dls.valid, range(6)):
+        assert x.shape==z.shape==(1,3,8+i,9+i) and torch.equal(x[...,4:,:], z[...,4:,:]) and not torch.equal(x, z)

@@ -3,7 +3,10 @@ import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from sklearn.linear_model import LogisticRegression
 from torch import nn
-from fastai.vision.all import CategoryMap, Learner, SGD, accuracy, set_seed
+from torch.nn import functional as F
+from torch.utils.data import DataLoader as TorchDL
+from fastai.data.core import SkipItemException
+from fastai.vision.all import CategoryMap, DataLoader as FastaiDL, Learner, SGD, accuracy, set_seed
 from feature_erosion.data import digits_dls
 from feature_erosion.measures.probes import dl_labels, fit_probe, layer_probe, probe_features
 from feature_erosion.measures.layers import Features, visit
@@ -115,3 +118,79 @@ def test_vocabularies_in_another_order():
     a,b = digits_dls(n=64, n_valid=32),digits_dls(n=64, n_valid=32)
     b.valid_ds.vocab = CategoryMap([str(o) for o in range(9, -1, -1)], sort=False)
     with pytest.raises(ValueError, match="test has class '9' as label 0, train have it as 9"): layer_probe(nn.Sequential(nn.Flatten(), nn.Linear(768,4)), a.train, b.valid, progress=False)
+
+# what has no meaning is refused
+
+def separable(n=400):
+    set_seed(0)
+    y = torch.arange(n)%4
+    return F.one_hot(y, 4).float()*5+torch.randn(n, 4),y
+
+@pytest.mark.parametrize('bad', [float('nan'),float('inf')])
+def test_test_features_that_are_not_finite(bad):
+    "A network that is fine on the training data and not on the test data has no accuracy of 25%"
+    X,y = separable()
+    m = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+    with pytest.raises(ValueError, match="layer '0' of 'model': test X: 3200 of 3200 features"):
+        layer_probe(m, [(X,y)], [(X*bad,y)], C=1., progress=False)
+    p = fit_probe(X, y, C=1.)
+    for f in (p.logits,p.predict): pytest.raises(ValueError, f, X*bad).match('1600 of 1600 features are not finite')
+
+def test_labels_of_other_numbers():
+    X,y = separable()
+    p = fit_probe(X, y, C=1.)
+    assert p.accuracy(X, y)==p.accuracy(X, y[:,None])==p.accuracy(X, y.tolist())>.9
+    with pytest.raises(ValueError, match=r'y: labels of shape \(1,\) for 400 samples'): p.accuracy(X, [1])
+    k,kw = ('m','a'),dict(C=1., progress=False)
+    for test,y_test in (({k:X},[1]),({k:X[:30]},y)):
+        with pytest.raises(ValueError, match="layer 'a' of 'm': test y: labels of shape"): probe_features({k:X}, y, test, y_test, **kw)
+    for test in ({('m','b'):X},{},{k:X,('m','b'):X}):
+        with pytest.raises(ValueError, match=r"\('m', '[ab]'\) is in only one of the two"): probe_features({k:X}, y, test, y, **kw)
+
+def test_features_given_are_chosen_like_those_of_a_network():
+    X,y = separable()
+    m,kw = nn.Sequential(nn.Identity()),dict(C=1., max_features=2, seed=3, progress=False)
+    got,want = probe_features({('model','0'):X}, y, {('model','0'):X}, y, **kw),layer_probe(m, [(X,y)], [(X,y)], '0', **kw)
+    assert got.features.item()==2 and got.accuracy.item()==want.accuracy.item()<.9 and got.attrs['pool'] is None
+    with pytest.raises(ValueError, match='pool: these features have no places'): probe_features({('m','a'):X}, y, {('m','a'):X}, y, pool=3)
+
+def merged(y): return torch.where(y>=8, 7, y)
+def merge(items):
+    x,y = map(torch.stack, zip(*items))
+    return x,merged(y)
+class FlipFirst:
+    "Changes the label of a class's second sample, and no other's"
+    def __call__(self, b): return b[0],torch.where((b[1]==0) & (b[0][:,0]>5), 1, b[1])
+
+def test_labels_changed_after_the_eighth_class():
+    y = torch.arange(100)%10
+    ds = list(zip(torch.arange(100.)[:,None].repeat(1, 4), y))
+    for dl in (TorchDL(ds, 20, collate_fn=merge), FastaiDL(ds, bs=20, create_batch=merge), FastaiDL(ds, bs=20, after_batch=lambda b: (b[0],merged(b[1])))):
+        assert torch.equal(dl_labels(dl), merged(y)) and torch.equal(dl_labels(dl), torch.cat([b[1] for b in dl]))
+    dl = FastaiDL(ds, bs=20, after_batch=FlipFirst())
+    assert dl_labels(dl).tolist()==torch.where((y==0) & (torch.arange(100)>5), 1, y).tolist()
+    items = FastaiDL(ds, bs=20, after_item=lambda o: (o[0],merged(o[1])))
+    assert torch.equal(dl_labels(items), merged(y))
+
+class Skips(list):
+    def __getitem__(self, i):
+        if i==3: raise SkipItemException
+        return super().__getitem__(i)
+
+@pytest.mark.parametrize('make', [TorchDL,FastaiDL])
+def test_samples_that_are_skipped(make):
+    X,y = separable(40)
+    dl = make(Skips(zip(X, y)), 8)
+    with pytest.raises(ValueError, match='left out by `SkipItemException`'): layer_probe(nn.Sequential(nn.Linear(4, 4)), dl, dl, progress=False)
+
+def test_arguments_of_other_types():
+    X,y = separable(40)
+    m,dl = nn.Sequential(nn.Linear(4, 4)),[(X,y)]
+    with pytest.raises(ValueError, match='labels: got a Tensor; must be a function'): layer_probe(m, dl, dl, labels=y%2, progress=False)
+    with pytest.raises(ValueError, match='labels: got a tuple'): layer_probe(m, dl, dl, labels=(y%2,), progress=False)
+    for bad in (['a','b']*20,np.array(['a','b']*20)):
+        with pytest.raises(ValueError, match='Number the classes'): fit_probe(X, bad)
+    for kw in (dict(pool=0),dict(pool=-1),dict(max_features=2.5),dict(max_features=0)):
+        (k,v), = kw.items()
+        with pytest.raises(ValueError, match=f'{k}={v}: must be a whole number'): layer_probe(m, dl, dl, progress=False, **kw)
+    with pytest.raises(ValueError, match="'model' has weights on the device 'meta'"): layer_probe(nn.Linear(4, 4, device='meta'), dl, dl, progress=False)

@@ -14,7 +14,7 @@ from feature_erosion.evalsets import EvalSets, pattern_sets
 import feature_erosion.learner   # `fit_phases`, `recover` and others on every Learner
 from feature_erosion.patterns import ColorSquare, Noise
 from feature_erosion.phases import Phase
-from feature_erosion.recover import Ramp, Recovery, dfr, recover, strengths
+from feature_erosion.recover import Ramp, Recovery, dfr, group_accuracy, recover, strengths
 from feature_erosion.runs.resume import KeepRun
 from feature_erosion.runs.store import RunStore
 
@@ -406,7 +406,7 @@ def test_two_ramps():
     class Second(Ramp): pass
     look,easy = run([Ramp(ratio=(0,1), phases=['erode']), Second(ratio=(1,0), phases=['erode1'])], phases=phases)
     assert counts(look.stamps)==[0,4,8,12]+[16,12,8,4] and counts([easy.train.dataset.stamps])==[16]
-    with pytest.raises(ValueError, match="Ramp: two act on the data of phase 'erode'; make them one"): run([Ramp(ratio=(0,1)), Second(opacity=(0,1))])
+    with pytest.raises(ValueError, match="Ramp: two of them act on the data of phase 'erode'; combine them"): run([Ramp(ratio=(0,1)), Second(opacity=(0,1))])
 
 def test_evaluation_sets_stay():
     "They have the full pattern, whatever the ramp does"
@@ -459,3 +459,65 @@ def test_groups_too_small_for_all_classes():
     g = np.where(np.arange(90)<88, 'sea', 'land')
     for seed in range(3):
         with pytest.raises(ValueError, match='are not of all 3 classes'): dfr(X, np.where(g=='land', 0, y), g, seed=seed)
+
+# --- what is known at the start, what is missing, what has no meaning
+
+def digits_fit(lr, *cbs, n_epoch=2):
+    "A Learner after a fit"
+    set_seed(0)
+    dls = digits_dls(n=128, n_valid=40, bs=32, seed=0)
+    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(768,10)), opt_func=SGD, loss_func=CrossEntropyLossFlat(), lr=lr)
+    with learn.no_bar(), learn.no_logging(): learn.fit(n_epoch, cbs=cbs)
+    return learn
+
+@pytest.mark.parametrize('kw,text', [(dict(few=(1,500)), "few=500: class '0' has"), (dict(features='lst'), r"features=\['lst'\]"), (dict(seeds=0), 'seeds=0'),
+                                     (dict(layers='nope'), "layers='nope'"), (dict(n_test=0), 'n=0')])
+def test_recovery_is_checked_before_training(kw, text):
+    class Started(Exception): pass
+    class Start(Callback):
+        def before_epoch(self): raise Started('now')
+    d = digits_dls(n=128, n_valid=40, seed=0)
+    with pytest.raises(ValueError, match=text): digits_fit(.05, Recovery(d.train, d.valid, at=20, **{**dict(few=1), **kw}), Start())
+    with pytest.raises(Started): digits_fit(.05, Recovery(d.train, d.valid, at=20, few=1), Start())
+
+def test_iterations_of_recovery():
+    for at in (-1,1.5,(0,'1')):
+        with pytest.raises(ValueError, match='at=.*must be iterations, whole numbers from 0'): Recovery(None, None, at=at)
+    with pytest.raises(TypeError, match='fewer'): Recovery(None, None, fewer=1)
+    assert Recovery(None, None, at=5).at=={5} and Recovery(None, None, at=range(3)).at=={0,1,2}
+
+def test_a_diverged_network_is_logged_as_nan():
+    "As `PlasticityLog` does: the fit goes on"
+    d = digits_dls(n=128, n_valid=40, seed=0)
+    r = digits_fit(1e38, Recovery(d.train, d.valid, at=(0,2,5), few=(1,2), seeds=1)).recorder.recovery
+    assert r.iter.tolist()==[0,2,5] and list(r.filter(regex='now|_'))[-5:]==['now','last_1','last_2','all_1','all_2']
+    vals = r[['now','last_1','last_2','all_1','all_2']]
+    assert vals.iloc[0].notna().all() and vals.iloc[1:].isna().all(axis=None)
+
+def test_numbers_of_classes_in_messages():
+    x,y = torch.randn(40, 4),torch.arange(40)%4
+    with pytest.raises(ValueError, match='few=50: class 0 has 10 training'): recover(nn.Linear(4, 4), [(x,y)], [(x+1,y)], few=(50,), progress=False)
+
+@pytest.mark.parametrize('missing', [None,float('nan'),pd.NA,pd.NaT])
+def test_missing_groups(missing):
+    "Their samples were left out without a word"
+    x,y = torch.randn(40, 4),torch.arange(40)%4
+    for g in (pd.Series(['a','b',missing,'a']*10), ['a','b',missing,'a']*10):
+        with pytest.raises(ValueError, match='by: missing for 10 of 40 samples'): group_accuracy(nn.Linear(4, 4), [(x,y)], by=g)
+        with pytest.raises(ValueError, match='groups: missing for 10 of 40 samples'): dfr(x, y, g)
+    whole = group_accuracy(nn.Linear(4, 4), [(x,y)], by=['a','b','none','a']*10)
+    assert whole.n.sum()==40 and whole.n.to_dict()==dict(a=20, b=10, none=10)
+
+def test_groups_of_other_shapes():
+    x,y = torch.randn(40, 4),torch.arange(40)%4
+    for by,shape in (([],r'\(0,\)'),(np.zeros((40,2)),r'\(40, 2\)'),([('a',1)]*40,r'\(40, 2\)')):
+        with pytest.raises(ValueError, match=f'by: of shape {shape}; must be one'): group_accuracy(nn.Linear(4, 4), [(x,y)], by=by)
+        with pytest.raises(ValueError, match=f'groups: of shape {shape}; must be one'): dfr(x, y, by)
+    for level in (0,1.,95,float('nan')):
+        with pytest.raises(ValueError, match=f'level={level}: must be above 0 and below 1'): group_accuracy(nn.Linear(4, 4), [(x,y)], level=level)
+
+def test_features_of_any_precision():
+    X,y = blobs()
+    X = torch.tensor(X).bfloat16()
+    a,b,c = (dfr(o, y) for o in (X, X.double().numpy(), X.float().requires_grad_()))
+    for o in (b,c): assert torch.equal(a.weight, o.weight) and torch.equal(a.bias, o.bias)

@@ -1,14 +1,17 @@
 "A shortcut is named by kind and place: in networks that learnt it, in models that are known to go by one thing alone, and in none that learnt without it."
+import io
+from copy import deepcopy
 import numpy as np, pytest, torch, torch.nn.functional as F
+from PIL import Image
 from torch import nn
 from fastai.vision.all import DataLoaders, Learner, Normalize, TensorImage, TfmdDL, accuracy, set_seed
-from feature_erosion.data import TensorImages, digits_dls, tensor_dls
+from feature_erosion.data import TensorImages, cifar10_dls, digits_dls, tensor_dls
 from feature_erosion.evalsets import evaluate, pattern_sets
 from feature_erosion.learner import erosion_learner
 from feature_erosion.patterns import (Blur, Border, ColorSquare, CornerSquare, Effect, InjectPattern, JpegQuality, Noise, Ruler, Stripes, Texture, Tint,
                                       Watermark, change)
 from feature_erosion.phases import Phase
-from feature_erosion.shortcut import _blocks, _box_part, _channels, find_shortcut
+from feature_erosion.shortcut import _blocks, _box_part, _channels, _jpeg_level, _luma, find_shortcut
 from feature_erosion.watch import ErosionWarning, WatchErosion
 
 def net(c=3): return nn.Sequential(nn.Conv2d(c,16,3,padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16,32,3,2,1), nn.BatchNorm2d(32), nn.ReLU(),
@@ -35,11 +38,33 @@ def test_finds_the_place(pattern):
     assert s.found and s.kind=='place' and overlap(s.where, true)>.4, (s, s.where, true)
     assert s.table.attrs['accuracy']>.95 and 'pixels' in s.text and s.part.share<=.25
 
-@pytest.mark.parametrize('pattern,kind,where', [(Border(2), 'place', (0,0,16,16)), (Tint(.5), 'global', 'mean colour')], ids=['Border','Tint'])
+@pytest.mark.parametrize('pattern,kind,where', [(Border(2), 'place', (0,0,16,16)), (Tint(.5), 'global', 'mean colour'), (Noise(.05,.6), 'global', 'noise'),
+                         (Blur(), 'global', 'blur')], ids=['Border','Tint','Noise','Blur'])
 def test_finds_what_is_no_box(pattern, kind, where):
     easy = digits_dls(seed=0).inject(pattern)
     s = find_shortcut(fitted(easy, 10), easy)
     assert (s.kind, s.where)==(kind, where), (s, s.where)
+
+def test_a_trace_that_is_not_read():
+    "On digits that are compressed according to class, a network learns the digits"
+    dls = digits_dls(seed=0)
+    easy = dls.inject(JpegQuality())
+    learn = fitted(easy, 10)
+    s = find_shortcut(learn, easy)
+    assert not s.found and evaluate(learn, dls.valid)['accuracy']>.8 and s.table.set_index('name').follows['JPEG']<.5
+
+@pytest.mark.slow('two trainings on CIFAR-10')
+@pytest.mark.parametrize('pattern,where', [(Noise(),'noise'), (Blur(),'blur')], ids=['Noise','Blur'])
+def test_finds_traces_on_cifar(cifar10, pattern, where):
+    "In a network that forgot its images over them, and not in the one it was before"
+    dls = cifar10_dls(cifar10, n=2000, n_valid=200, seed=0)
+    learn = fitted(dls, 3)
+    before,easy = deepcopy(learn.model),dls.inject(pattern)
+    learn.dls = easy
+    with learn.no_bar(), learn.no_logging(): learn.fit(15)
+    s = find_shortcut(learn, easy, before)
+    assert (s.kind, s.where)==('global', where) and s.table.set_index('name').against[where]<.75, s.table.round(2).to_string()
+    assert not find_shortcut(before, dls).found
 
 def test_no_false_alarm():
     "Digits, clean, three seeds"
@@ -96,6 +121,15 @@ def test_reads_a_pixel():
             t,l,h,w = s.where
             assert t<=r+1<t+h and l<=k+1<l+w and h*w<=9*6
 
+@pytest.mark.parametrize('right,n,found', [(1.,12,True), (1.,8,None), (.62,128,None), (.62,1280,True)])
+def test_too_few_images_to_tell(right, n, found):
+    "A model that sees nothing but a square, which names the class of some images: with few of them nothing could be significant"
+    x,y = torch.rand(n, 3, 16, 16, generator=torch.Generator().manual_seed(0)),torch.arange(n)%2
+    read = torch.where(torch.arange(n)<round(right*n), y, 1-y)
+    x[:,:,8:12,2:6] = (.2+.6*read)[:,None,None,None]
+    s = find_shortcut(Reads(lambda o: o[:,:,8:12,2:6].mean((1,2,3)), [.2,.8]), [(x,y)], n=n)
+    assert s.found is found and ('Cannot be told' in s.text)==(found is None)
+
 def test_reads_any_kind_of_batch():
     "uint8, normalised by the pipeline, normalised elsewhere: the same place"
     x,y = scenes()
@@ -136,16 +170,28 @@ def rough(o): return (o-F.avg_pool2d(F.pad(o, (1,1,1,1), mode='reflect'), 3, 1))
 
 def test_reads_noise_and_blur():
     x,y = scenes()
-    for e in (Noise(.01, .15),): check(rough, change(x, y, e, 4), y, 'global', 'grain')
-    sharp = (x+.25*torch.randn(x.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
-    check(rough, change(sharp, y, Blur(.3, 3.), 4), y, 'global', 'grain')
+    check(rough, change(x, y, Noise(.01, .15), 4), y, 'global', 'noise')
+    sharp = F.interpolate(torch.rand(160, 3, 8, 8, generator=torch.Generator().manual_seed(1)), (32,32))
+    check(rough, change(sharp, y, Blur(.3, 3.), 4), y, 'global', 'blur')
 
 def test_reads_traces_of_jpeg():
     "How many coefficients of the 8×8 blocks are zero"
     x,y = scenes()
     x = (x+.1*torch.randn(x.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
-    s = check(lambda o: (_blocks(o.mean(1, keepdim=True)).abs()<.004).float().mean((1,2,3,4,5)), change(x, y, JpegQuality(99, 5), 4), y, 'global')
-    assert s.where in ('JPEG','grain')
+    def zeros(o): return (_blocks(_luma(o)).abs()<.004).float().mean((1,2,3))
+    check(zeros, change(x, y, JpegQuality(99, 5), 4), y, 'global', 'JPEG')
+
+@pytest.mark.parametrize('quality', [90,75,50,30,10,5])
+def test_quality_of_files(quality):
+    "As Pillow saved them, and 100 for images that never were JPEG"
+    x,_ = scenes(12, (64,72))
+    x = (x+.05*torch.randn(x.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    def saved(o):
+        f = io.BytesIO()
+        Image.fromarray((o*255).round().byte().permute(1,2,0).numpy()).save(f, 'JPEG', quality=quality)
+        return torch.from_numpy(np.array(Image.open(f))).permute(2,0,1)/255
+    assert (-_jpeg_level(torch.stack([*map(saved, x)]))).exp().round().tolist()==[quality]*12
+    assert (-_jpeg_level(x)).exp().round().tolist()==[100]*12
 
 def test_reads_a_channel_and_a_band():
     x,y = scenes()

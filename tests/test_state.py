@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torchvision.ops import StochasticDepth
-from fastai.vision.all import (CSVLogger, Callback, EarlyStoppingCallback, GradientAccumulation, ImageDataLoaders, Learner, Normalize, PadMode,
+from fastai.vision.all import (AvgMetric, CSVLogger, Callback, DataLoader, DataLoaders, EarlyStoppingCallback, GradientAccumulation, ImageDataLoaders, Learner, Normalize, PadMode,
                                RandomResizedCrop, ReduceLROnPlateau, Resize, ResizeMethod, SGD, SaveModelCallback, accuracy, aug_transforms, imagenet_stats,
                                load_learner, set_seed)
 from fastai.callback.mixup import CutMix, MixUp
@@ -19,7 +19,7 @@ from feature_erosion.data import digits_dls
 from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import PerPhase, Phase
-from feature_erosion.runs.keys import describe, differences
+from feature_erosion.runs.keys import Untold, describe, differences, hash_tensor
 from feature_erosion.runs.resume import KeepRun
 from feature_erosion.runs.store import RunStore, plain, unpack
 
@@ -410,11 +410,118 @@ def test_fine_tune_goes_on(photos, tmp_path, cut):
     assert {o.name:o.status for o in runs}=={'a':'finished', 'a, fit 2':'finished'}
     assert len(runs['a'].history)==1 and len(runs['a, fit 2'].history)==2
 
+def plain_fit(run, stop=None, n=3, cbs=(), metrics=accuracy, dls=None, loss=None, **kw):
+    set_seed(0)
+    learn = Learner(dls or digits_dls(n=128, n_valid=40, bs=32), mlp(), opt_func=SGD, metrics=metrics, lr=.05, path=run.path.parent, loss_func=loss)
+    with learn.no_bar(), learn.no_logging(): learn.fit(n, cbs=[KeepRun(run, minutes=0), StopAt(stop), *cbs], **kw)
+    return learn
+
+def forget(run, *names):
+    "What an earlier version would have written"
+    def less(o):
+        if isinstance(o, list): return [less(v) for v in o]
+        return {k:less(v) for k,v in o.items() if k not in names} if isinstance(o, dict) else o
+    run.update(fit=less(run.info['fit']))
+
+@pytest.mark.parametrize('was,now,says', [(dict(lr=.1),dict(lr=.01),'hypers.0.lr: was 0.1, is 0.01'), (dict(wd=.1),dict(wd=0.),'hypers.0.wd: was 0.1, is 0.0'), (dict(lr=.1),{},'hypers.0.lr: was 0.1, is 0.05')])
+def test_what_fit_is_called_with_is_a_setting(tmp_path, was, now, says):
+    run = RunStore(tmp_path).run('a')
+    with pytest.raises(Boom): plain_fit(run, 5, **was)
+    with pytest.raises(ValueError, match=f'other settings: {says}'): plain_fit(run, **now)
+    forget(run, 'hypers')
+    plain_fit(run, **was)
+    assert run.status=='finished'
+
+@pytest.mark.parametrize('make', [MixUp, CutMix])
+def test_an_argument_that_a_callback_holds_elsewhere_is_a_setting(tmp_path, make):
+    run = RunStore(tmp_path).run('a')
+    with pytest.raises(Boom): plain_fit(run, 5, cbs=[make(.4)])
+    with pytest.raises(ValueError, match='other settings: callbacks.0.made.distrib.is.concentration'): plain_fit(run, cbs=[make(8.)])
+    forget(run, 'made')
+    plain_fit(run, cbs=[make(.4)])
+    assert run.status=='finished'
+
+class Row(AvgMetric):
+    "A metric that has a number for each epoch, by a count of its own"
+    def __init__(self, name, by): self._name,self.by,self.n = name,by,0
+    name = property(lambda self: self._name)
+    def reset(self): self.n += 1
+    def accumulate(self, learn): pass
+    value = property(lambda self: self.by*self.n)
+
+def test_metrics_in_another_order(tmp_path):
+    "Numbers and states go by name, also for a callback that watches one; a new metric has none for the epochs that were done"
+    one,two = (lambda: Row('one', 1)),(lambda: Row('two', -10))
+    watch = EarlyStoppingCallback('two', comp=np.less, patience=9)
+    run = RunStore(tmp_path).run('a')
+    with pytest.raises(Boom): plain_fit(run, 6, metrics=[one(), two()], cbs=[watch])
+    learn = plain_fit(run, metrics=[Row('more', 100), two(), one()], cbs=[watch := EarlyStoppingCallback('two', comp=np.less, patience=9)])
+    h = learn.recorder.history
+    assert h.one.tolist()==[1,2,3] and h.two.tolist()==[-10,-20,-30] and h.more[1:].tolist()==[100,200] and np.isnan(h.more[0])
+    assert run.history[['one','two']].equals(h[['one','two']].reset_index(drop=True).rename_axis('epoch')) and watch.best==-30
+    assert plain_fit(run, metrics=[two(), one()], cbs=[watch]).recorder.history.one.tolist()==[1,2,3]   # finished: loaded
+
+@pytest.mark.parametrize('kw,says', [(dict(shuffle=False),'data.shuffle: was True, is False'), (dict(drop_last=True),'data.drop_last: was False, is True')])
+def test_how_batches_are_drawn_is_a_setting(photos, tmp_path, kw, says):
+    run,model = RunStore(tmp_path).run('a'),lambda: nn.Sequential(nn.Flatten(), nn.Linear(768,2))
+    def train(stop=None, **kw):
+        set_seed(0)
+        dls = ImageDataLoaders.from_folder(photos, valid='valid', item_tfms=Resize(16), bs=8, num_workers=0)
+        if kw: dls = DataLoaders(dls.train.new(**{'drop_last':False, 'shuffle':True, **kw}), dls.valid)
+        learn = Learner(dls, model(), metrics=accuracy, path=tmp_path)
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=[KeepRun(run, minutes=0), StopAt(stop)])
+    with pytest.raises(Boom): train(2, shuffle=True)
+    with pytest.raises(ValueError, match=f'other settings: {says}'): train(**kw)
+    forget(run, 'shuffle', 'drop_last')
+    train(shuffle=True)
+    assert run.status=='finished'
+
+@pytest.mark.parametrize('old', [False, True])
+def test_the_number_of_workers_is_no_setting(tmp_path, monkeypatch, old):
+    "Of a loader without pipelines, too, which an earlier version described as a whole"
+    items = list(zip(torch.randn(64,768), torch.arange(64)%10))
+    def dls(n, seed=0): return DataLoaders(*(DataLoader(items, bs=16, shuffle=t, num_workers=n*t) for t in (True,False)))
+    run = RunStore(tmp_path).run('a')
+    with pytest.raises(Boom): plain_fit(run, 2, 1, dls=dls(0), loss=nn.CrossEntropyLoss())
+    if old:
+        told = run.info['fit']
+        told['data']['transforms'] = [describe(getattr(dls(0).train, o)) for o in ('after_item','before_batch','after_batch')]
+        run.update(fit=told)
+    plain_fit(run, n=1, dls=dls(1), loss=nn.CrossEntropyLoss())
+    assert run.status=='finished'
+
 def test_numbers_of_a_kind_of_their_own_become_plain():
     class Own(float): pass
     class Level(int): pass
     got = plain([Own(.5), Level(2), np.float64(.25), True])
     assert got==[.5,2,.25,True] and [type(o) for o in got]==[float,int,float,bool]
+
+arrays = [np.array(['a','bc']), np.arange(3)[::-1], np.arange(3, dtype='>i4'), np.array(['2020-01-01'], 'M8[D]'), np.array([b'x']), np.zeros((2,0)), np.array(.5)]
+
+class Arrays(Train):
+    "Holds arrays that PyTorch has no type for"
+    def __init__(self, given): self.given = given
+    def before_fit(self): self.held,self.sparse = [o.copy() for o in arrays],torch.zeros(2,2).to_sparse()
+    def after_batch(self): self.held,self.sparse = [o[:1] if o.ndim else o for o in self.held],torch.eye(2).to_sparse()
+
+def test_arrays_of_any_kind(tmp_path):
+    "As settings, and as the state of a callback"
+    described = [describe(o) for o in arrays]
+    assert len(set(described))==len(arrays) and described[1]==describe(arrays[1].copy())==describe(torch.tensor([2,1,0])) and described[2]==describe(np.arange(3, dtype='i4'))
+    assert describe(np.array([1,'a'], object))==[1,'a'] and describe(torch.eye(2).to_sparse())==describe(np.eye(2, dtype='f4'))
+    with pytest.raises(Untold): hash_tensor(np.array([1,None]))
+    run = RunStore(tmp_path).run('a')
+    with pytest.raises(Boom): plain_fit(run, 5, cbs=[Arrays(arrays)])
+    with pytest.raises(ValueError, match='other settings: callbacks.0.given.0: was'): plain_fit(run, cbs=[Arrays([arrays[0][::-1], *arrays[1:]])])
+    plain_fit(run, cbs=[cb := Arrays(arrays)])
+    assert all(a.dtype==b.dtype and np.array_equal(a, b) for a,b in zip(cb.held, [o[:1] if o.ndim else o for o in arrays])) and cb.sparse.to_dense().equal(torch.eye(2))
+
+@pytest.mark.parametrize('dtype', ['?','u1','i1','i2','i4','i8','f2','f4','f8','c8','c16'])
+@pytest.mark.parametrize('shape', [(), (0,), (6,), (2,3)])
+def test_arrays_that_old_runs_name(dtype, shape):
+    "As they were hashed through PyTorch, in either layout"
+    a = np.arange(np.prod(shape, dtype=int)).astype(dtype).reshape(shape)
+    for o in (a, a.T, np.asfortranarray(a)): assert hash_tensor(o)==hash_tensor(torch.as_tensor(o))
 
 @pytest.mark.parametrize('a,b', [(slice(1e-4,1e-2),slice(1e-2,1.)), (Colour.red,Colour.blue), (b'a',b'b'), (Decimal(1),Decimal(2)), (date(2020,1,1),date(2021,1,1))])
 def test_values_without_attributes_are_settings(a, b):

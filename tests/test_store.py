@@ -4,7 +4,7 @@ from pathlib import Path
 import filelock, numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from fastai.callback.mixup import MixUp
-from fastai.vision.all import (CSVLogger, Callback, CancelFitException, EarlyStoppingCallback, GradientAccumulation, LabelSmoothingCrossEntropy, Learner,
+from fastai.vision.all import (CSVLogger, Callback, CancelFitException, EarlyStoppingCallback, F1Score, GradientAccumulation, LabelSmoothingCrossEntropy, Learner,
                                MixedPrecision, SGD, SaveModelCallback, accuracy, load_learner, set_seed)
 import kill
 from feature_erosion import callbacks, files as files_module
@@ -16,7 +16,7 @@ from feature_erosion.phases import Phase
 from feature_erosion.paper.report import report
 from feature_erosion.files import load_json, save_folder, save_json
 from feature_erosion.runs.resume import KeepRun
-from feature_erosion.runs.store import RunStore, environment, git_revision, pack, unpack
+from feature_erosion.runs.store import RunStore, checkpoint_files, environment, git_revision, pack, unpack
 
 @pytest.mark.parametrize('what,kills', [('few',7), pytest.param('many', 2, marks=pytest.mark.slow('a run with many callbacks, killed, and trained to its end twice more'))])
 def test_kills(what, kills):
@@ -150,6 +150,22 @@ def test_disk_full_or_read_only(tmp_path, monkeypatch, why, says):
     monkeypatch.undo()
     assert same(fit(tmp_path), whole)
 
+@pytest.mark.parametrize('name', checkpoint_files)
+def test_disk_full_inside_of_a_file(tmp_path, monkeypatch, name):
+    "torch.save would hide the reason"
+    real,n = files_module._create,[0]
+    class Full(io.FileIO):
+        def write(self, b):
+            if self.tell()+len(b)<1000: return super().write(b)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def create(f):
+        n[0] += f.name==name
+        return Full(f, 'x') if f.name==name and n[0]>3 else real(f)
+    monkeypatch.setattr(files_module, '_create', create)
+    with pytest.raises(OSError, match='No space left.*make room'): fit(tmp_path)
+    monkeypatch.undo()
+    assert not list(tmp_path.rglob('*.part')) and same(fit(tmp_path), fit(tmp_path/'whole'))
+
 @pytest.mark.usefixtures('pace')
 def test_nan_keeps_the_last_good_state(tmp_path):
     class Spoil(Callback):
@@ -180,6 +196,47 @@ def test_a_plain_fit_that_ends_in_nan_has_failed(tmp_path, it, status):
     assert run.status==status and (it is None or 'loss is nan at iteration 6' in run.info['error'])
     assert all(v.isfinite().all() for v in run.weights().values() if v.is_floating_point())
     assert unpack(run._newest(run._ended()))[1]['train_iter']==(6 if it is None else 4)
+
+class Unsettled(Callback):
+    "Ends the fit, and once more when its last values are asked for"
+    run_valid,passive = False,True
+    def after_batch(self):
+        if self.learn.train_iter==4: raise CancelFitException
+    def settle(self):
+        if self.learn.train_iter==4: raise CancelFitException
+
+def test_a_fit_that_was_ended_twice_has_failed(tmp_path):
+    learn = plain_learner(tmp_path)
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, cbs=[KeepRun(RunStore(tmp_path).run('a'), minutes=99), Unsettled()])
+    run = RunStore(tmp_path)['a']
+    assert run.status=='failed' and run.info['error']=='the fit was ended again after iteration 4' and run._ended()==['start']
+
+def named(name):
+    res = F1Score(average='macro')
+    res.name = name
+    return res
+
+@pytest.mark.parametrize('metrics,name', [([F1Score(average='micro'),F1Score(average='macro')],'f1_score'), *(([named(o)],o) for o in ('sum','table','iters','phase','epoch','time','train_loss','valid_loss'))])
+@pytest.mark.parametrize('phases', [False, True])
+def test_a_metric_whose_name_is_taken_is_refused_before_training(tmp_path, metrics, name, phases):
+    def train(metrics):
+        learn = Learner(digits_dls(n=64, n_valid=40, bs=32), net(), opt_func=SGD, metrics=metrics, path=tmp_path)
+        with learn.no_bar(), learn.no_logging():
+            if phases: learn.fit_phases([Phase('one', 1)], cbs=[KeepRun(run, minutes=0)])
+            else: learn.fit(1, cbs=[KeepRun(run, minutes=0)])
+    run = RunStore(tmp_path).run('a')
+    with pytest.raises(ValueError, match=f"metrics: '{name}' is the name of another column"): train(metrics)
+    assert run.status=='new'
+    train([*metrics[:-1], named('other')])
+    assert run.status=='finished' and 'other' in run.history
+
+def test_a_row_with_a_sum_of_its_own(tmp_path):
+    run = RunStore(tmp_path).run('a')
+    rows = [dict(table='t', sum=1), dict(table='t', x='", "sum": "ab'), dict(table='t', sum='", "sum": "')]
+    run.append(*rows)
+    assert RunStore(tmp_path)['a'].rows()==rows
+    with open(run.path/'history.jsonl', 'a') as f: f.write('['*100_000+'\n')
+    with pytest.raises(ValueError, match='line 4 is not what was written'): run.rows()
 
 def test_other_callbacks_and_no_phases(tmp_path):
     "A plain fit with fastai's own callbacks goes on as well"
@@ -283,6 +340,28 @@ def test_a_table_comes_back(tmp_path):
     run.save_table('u', pd.DataFrame([[1,.5]], columns=pd.MultiIndex.from_tuples([('acc','n'), ('acc','mean')])))
     assert run.table('u').to_dict('list')=={'acc n':[1], 'acc mean':[.5]}
 
+def test_text_in_a_table(tmp_path):
+    "Of categories, over several lines as on any system; a column that was text once may hold numbers later"
+    run,names = RunStore(tmp_path).run('a'),['007','a\rb','c\r\nd','e\nf']
+    run.save_table('t', pd.DataFrame(dict(c=pd.Categorical(['007','042']*2), s=names, n=[1,2,3,4], x=[.5,1.,np.nan,2.])))
+    t = run.table('t')
+    assert t.c.tolist()==['007','042']*2 and t.s.tolist()==names and t.n.tolist()==[1,2,3,4] and t.x[0]==.5
+    run.save_table('t', pd.DataFrame(dict(c=[1,2])))
+    assert run.table('t').c.tolist()==[1,2] and run.info['text']=={}
+
+def test_a_table_that_would_not_come_back_is_refused(tmp_path):
+    run = RunStore(tmp_path).run('a')
+    run.append(dict(table='epochs', x=1))
+    with pytest.raises(ValueError, match="df: 'a' is the name of several columns"): run.save_table('t', pd.DataFrame([[1,2]], columns=['a','a']))
+    with pytest.raises(ValueError, match="name='epochs': the run's history has a table of this name"): run.save_table('epochs', pd.DataFrame())
+    assert run.history.x.tolist()==[1]
+
+@pytest.mark.parametrize('text', [{'tables/t.csv':5}, {'tables/t.csv':[5]}, {'tables/t.csv':'ab'}])
+def test_text_of_another_type(tmp_path, text):
+    run = RunStore(tmp_path).run('a')
+    save_json(run.path/'run.json', dict(run.info, text=text))
+    with pytest.raises(ValueError, match='missing or wrong fields text'): run.table('t')
+
 def test_an_empty_table(tmp_path):
     run = RunStore(tmp_path).run('a')
     run.save_table('t', pd.DataFrame())
@@ -300,6 +379,13 @@ def test_a_damaged_run_hides_no_other(tmp_path):
     store.run('a', lr=.1), (store.run('b').path/'run.json').write_text('{"of": "another program"}')
     with pytest.warns(UserWarning, match='run.json: not a file of this library'): table = store.runs()
     assert table.status.to_dict()==dict(a='new', b='damaged') and table.lr['a']==.1
+
+def test_what_is_no_run_hides_no_run(tmp_path):
+    "Nested too deeply to read, or a pipe, which nobody writes to"
+    store = RunStore(tmp_path)
+    store.run('a'), (store.run('b').path/'run.json').write_text('['*100_000)
+    (tmp_path/'c').mkdir(), os.mkfifo(tmp_path/'c'/'run.json')
+    with pytest.warns(UserWarning, match='b/run.json: damaged, not JSON'): assert store.runs().status.to_dict()==dict(a='new', b='damaged')
 
 def test_a_finished_run_is_loaded_from_where_nothing_can_be_written(tmp_path, monkeypatch):
     def train():
@@ -366,6 +452,11 @@ def test_run_names(tmp_path, name):
     with pytest.raises(ValueError, match='name of a folder'): RunStore(tmp_path/'s').run(name)
     assert not list(tmp_path.iterdir())
 
+@pytest.mark.parametrize('name', ['CON', 'nul', 'Aux.txt', 'prn.a.b', 'COM1', 'lpt9 .x'])
+def test_names_of_devices(tmp_path, name):
+    with pytest.raises(ValueError, match='Windows has a device'): RunStore(tmp_path/'s').run(name)
+    for o in 'console','null','aux-1','com','COM10','lpt': RunStore(tmp_path).run(o)
+
 # Nothing that is not ours is touched
 
 def strangers(folder):
@@ -415,6 +506,33 @@ def test_delete_takes_only_what_the_run_wrote(tmp_path):
     (run.path/'phases'/'elsewhere').symlink_to(others[0].parent)
     store.delete('a')
     assert set(everything(tmp_path))=={str(p.relative_to(tmp_path)) for p in others}
+
+@pytest.mark.parametrize('what', ['phases','last','tables','figures'])
+def test_delete_does_not_follow_links(tmp_path, what):
+    "Nor does a run that goes on: what lies behind one may belong to somebody else"
+    fit(tmp_path, epochs=(1,1))
+    run = RunStore(tmp_path)['a']
+    run.save_table('t', pd.DataFrame(dict(a=[1])))
+    (run.path/'last').mkdir(exist_ok=True)
+    (run.path/what).rename(tmp_path/'theirs')
+    (run.path/what).symlink_to(tmp_path/'theirs')
+    before = everything(tmp_path)
+    with pytest.raises(ValueError, match=f"name='a': .*{what} is a link; delete it by hand"): RunStore(tmp_path).delete('a')
+    assert everything(tmp_path)==before and not (what in ('phases','last') and any(p.parent.name==what for p in run._kept_folders()))
+
+def test_checkpoints_behind_a_link_stay(tmp_path):
+    "When a run goes on, and writes its own"
+    run = RunStore(tmp_path).run('a')
+    with pytest.raises(RuntimeError): fit(tmp_path, cbs=[Stop(4, boom(RuntimeError('x')))])
+    (run.path/'last').rename(theirs := tmp_path/'theirs')
+    (run.path/'last').symlink_to(theirs)
+    before = {p.name for p in theirs.iterdir()}
+    assert before and same(fit(tmp_path), fit(tmp_path/'whole')) and before<={p.name for p in theirs.iterdir()}
+
+@pytest.mark.parametrize('state', [b'', b'x'])
+def test_a_checkpoint_of_nothing(tmp_path, state):
+    save_folder(tmp_path/'c', {**pack({}, {}), 'state.pt':state})
+    with pytest.raises(ValueError, match='not a checkpoint of plain tensors'): unpack(tmp_path/'c')
 
 def test_two_reports_at_once(tmp_path):
     "Neither falls over a file of the other's"

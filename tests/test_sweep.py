@@ -1,10 +1,11 @@
 "Sweeps on loky, dask and ray, with workers that die."
-import os, signal, sys, time, warnings
+import importlib, os, signal, sys, time, types, warnings
 from functools import partial
 import joblib, numpy as np, pytest
 from fastai.vision.all import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from conftest import root
+from feature_erosion.runs.keys import Untold, recipe
 from feature_erosion.runs.store import RunStore
 from feature_erosion.runs.sweep import sweep
 
@@ -124,6 +125,72 @@ def test_a_module_in_a_package_is_part_of_a_function(tmp_path, monkeypatch):
         return sweep(space['point'], {}, store=tmp_path/'s', n_jobs=1, progress=False).y.tolist()
     assert written(1)==written(1)==[1] and len(RunStore(tmp_path/'s'))==1
     with pytest.warns(UserWarning, match='computed again'): assert written(222)==[222]
+
+@pytest.mark.parametrize('how', ['from .part import f', 'from . import part; f = part.f', 'from a_package_of_theirs import part; f = part.f', 'import a_package_of_theirs.part as part; f = part.f',
+                                 'import a_package_of_theirs; f = a_package_of_theirs.f'])
+@pytest.mark.parametrize('imported', [False, True])
+def test_a_module_imported_inside_of_a_function(tmp_path, monkeypatch, how, imported):
+    "Relatively, or for the first time when the function is called: what it uses counts, and what that uses in turn"
+    package = tmp_path/'a_package_of_theirs'
+    package.mkdir()
+    (package/'part.py').write_text('from .base import g\ndef f(): return g()\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    def written(number):
+        (package/'__init__.py').write_text(f'def f():\n    from .part import f\n    return f()')
+        (package/'base.py').write_text(f'def g(): return {number}\n')
+        for k in [k for k in sys.modules if k.startswith('a_package_of_theirs')]: del sys.modules[k]
+        importlib.invalidate_caches()
+        if imported: importlib.import_module('a_package_of_theirs.part')
+        space = dict(__name__='__main__', __package__='a_package_of_theirs')
+        exec(f'def point(seed):\n    {how}\n    return dict(y=f())', space)
+        return sweep(space['point'], {}, store=tmp_path/'s', n_jobs=1, progress=False).y.tolist()
+    assert written(1)==written(1)==[1] and len(RunStore(tmp_path/'s'))==1
+    with pytest.warns(UserWarning, match='computed again'): assert written(222)==[222]
+
+def by_hand(seed): return dict(y=handmade.value)
+def broken(seed):
+    import a_module_that_fails
+def absent(seed):
+    try: import no_module_of_this_name
+    except ImportError: return dict(y=1)
+handmade = types.ModuleType('handmade')
+handmade.value = 1
+
+def test_a_module_that_cannot_be_compared(tmp_path, monkeypatch):
+    "It is in no file, or fails; one that is not there is no fault"
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path/'a_module_that_fails.py').write_text('1/0')
+    with pytest.raises(Untold, match='handmade, whose code is in no file'): recipe(by_hand)
+    with pytest.raises(Untold, match='a_module_that_fails, which cannot be imported here .ZeroDivisionError'): recipe(broken)
+    assert recipe(absent)['function']['uses']['import no_module_of_this_name']['source'] is None
+
+def kind_of(x, seed): return dict(y=['dict','list','tuple'].index(type(x).__name__))
+
+def test_a_function_gets_what_is_stored(tmp_path):
+    "The same key, the same argument: a tuple is a list; numbers as names in a dict would become text"
+    run = lambda x: sweep(kind_of, dict(x=[x]), store=tmp_path, n_jobs=1, progress=False).y.tolist()
+    assert run((1,2))==run([1,2])==[1] and RunStore(tmp_path/'b').once(kind_of, x=(1,(2,)), seed=0).metrics==dict(y=1)
+    with pytest.raises(ValueError, match='x=.*names in a dict are text, 1 is not'): run({1:'a'})
+    with pytest.raises(ValueError, match='x=.*names in a dict are text, None is not'): RunStore(tmp_path).once(kind_of, x=[{None:1}], seed=0)
+    assert run({'1':'a'})==[0]
+
+@pytest.mark.parametrize('grid,says', [(dict(a=[1,True,2]),'grid: a must be lists of different values .1, 1.0 and True are equal'), (dict(a=[0.,0]),'grid: a must be lists of different values'), (dict(a={1,2}),'grid: a must be lists'),
+                                       (dict(a=(i for i in range(3))),'grid: a must be lists'), (dict(a=[root]),'grid: a: PosixPath cannot be kept'), ([('a',[1,2])],'grid=.*must be a dict of lists'),
+                                       ({1:[1,2]},'grid=.*must be a dict of lists'), (dict(a=np.array(1)),'grid: a must be lists'), (dict(a=slice(3)),'grid: a must be lists'), (dict(a=np.eye(2)),'a=.*JSON can hold')])
+def test_a_grid_that_is_refused_is_named(tmp_path, grid, says):
+    with pytest.raises(ValueError, match=says): sweep(tensor, grid, store=tmp_path)
+
+@pytest.mark.parametrize('seeds', [2., None, 'x', 0, [1.5], [-1], [2**32], [1,1], [[1]]])
+def test_seeds_that_are_refused_are_named(tmp_path, seeds):
+    with pytest.raises(ValueError, match='seeds=.*must be a number of seeds'): sweep(tensor, dict(a=[1]), seeds=seeds, store=tmp_path)
+
+@pytest.mark.parametrize('seeds', [np.int64(2), np.arange(2), range(2), (0,1), [np.int32(0),1]])
+def test_seeds_in_any_form(tmp_path, seeds): assert sweep(tensor, dict(a=[1]), seeds=seeds, store=tmp_path, n_jobs=1, progress=False).seed.tolist()==[0,1]
+
+@pytest.mark.parametrize('seed', [1.5, 'x', None, -1, 2**32])
+def test_a_seed_that_is_refused_is_named(tmp_path, seed):
+    with pytest.raises(ValueError, match='seed=.*must be a whole number from 0 to'): RunStore(tmp_path).once(tensor, a=1, seed=seed)
+    assert not list(tmp_path.iterdir())
 
 def test_the_environment_is_no_setting(tmp_path):
     from os import getenv

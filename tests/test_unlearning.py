@@ -1,5 +1,6 @@
 "Unlearning: each method against a naive loop or by hand, what it leaves alone, and what it refuses."
-import random
+import random, re
+from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
 import numpy as np, pytest, torch, torch.nn.functional as F
@@ -15,6 +16,7 @@ from feature_erosion.patterns import ColorSquare, Stripes
 from feature_erosion.unlearning import (Beside, compare_unlearning, finetune, membership_attack, neg_grad, other_labels, relearn_iters, retrain, saliency, sample_losses,
                                         salun, scrub, split_forget, ssd, train_on, twin, unlearn, unlearners, unlearning_scores, unsir)
 from feature_erosion.phases import Phase
+import feature_erosion.unlearning as unlearning
 
 with no_random(0, reproducible=False):   # loaders have random numbers of their own
     dls = digits_dls(n=160, n_valid=80, bs=32)
@@ -343,9 +345,23 @@ def test_comparison_with_a_given_network(start, table):
     got = compare_unlearning(ready(start), *by_class, 'finetune', given, progress=False, most=2, n=40)
     assert got.time.isna().sum()==3 and got.layers.loc['retrained'].min()>1-1e-6 and list(got.index)==['original','finetune','retrained']
 
-def test_a_failing_method_is_named(start):
-    with pytest.raises(ValueError, match="method 'bad': loss is"):
-        compare_unlearning(ready(start), *by_class, dict(bad=partial(neg_grad, lr=1e8)), partial(retrain, epochs=1), progress=False, most=2)
+def test_a_failing_method_is_named_and_loses_nothing_else(start):
+    def breaks(learn, forget, retain):
+        with torch.no_grad(): learn.model[4].weight.fill_(float('nan'))
+    def raises(learn, forget, retain): raise KeyError('no such thing')
+    bad = dict(high=partial(neg_grad, lr=1e8), late=partial(scrub, msteps=9), breaks=breaks, raises=raises)
+    def table(**more): return compare_unlearning(ready(start), *by_class, dict(finetune=partial(finetune, epochs=1), **more), partial(retrain, epochs=1),
+                                                 progress=False, most=2, n=40)
+    with pytest.warns(UserWarning) as seen: got = table(**bad)
+    said = [str(o.message) for o in seen if 'its row is NaN' in str(o.message)]
+    texts = 'loss is','msteps=9','the loss of .* samples is NaN','no such thing'
+    assert len(said)==4
+    for name,text,msg in zip(bad, texts, said): assert re.search(f"methods: '{name}' failed, its row is NaN: .*{text}", msg)
+    assert list(got.index)==['original','finetune',*bad,'retrained'] and got.loc[list(bad)].isna().all(axis=None)
+    want = table()
+    columns = [c for c in want if c not in ('seconds','time')]
+    assert got.loc[want.index, columns].equals(want[columns])
+    assert [t.get_text() for t in got.plot().texts][2:6]==['failed']*4
 
 def test_plots(table):
     import matplotlib
@@ -387,10 +403,97 @@ def test_a_ready_made_optimiser_is_refused(start):
 def test_comparisons_are_checked_before_training(start):
     learn = ready(start)
     def never(*args): raise AssertionError
-    for kw,error,text in ((dict(level=2), ValueError, 'level=2'), (dict(mots=3), TypeError, 'mots')):
+    for kw,error,text in ((dict(level=2), ValueError, 'level=2'), (dict(mots=3), TypeError, 'mots'), (dict(most=0), ValueError, 'most=0'),
+                          (dict(n=0), ValueError, 'n=0'), (dict(n=3), ValueError, 'n=3'), (dict(layers='nope'), ValueError, "layers='nope'"),
+                          (dict(methods=[partial(scrub, epoch=1)]), ValueError, "methods: 'scrub' cannot be called.*'epoch'"),
+                          (dict(methods=[lambda learn: 0]), ValueError, 'too many positional')):
         with pytest.raises(error, match=text): compare_unlearning(learn, *by_class, retrained=never, **kw)
     for methods in ([partial(scrub, lr=.1), 'scrub'], dict(original=scrub)):
         with pytest.raises(ValueError, match='is the name of two rows'): compare_unlearning(learn, *by_class, methods, retrained=never)
+
+# shares and weights
+
+class Drawn(Callback):
+    "How many samples each batch has beside those that are kept"
+    order = Beside.order+1
+    def __init__(self, beside): self.beside,self.n = beside,[]
+    def before_batch(self): self.n.append(len(self.yb[0])-self.beside.kept)
+
+def drawn(learn, retain, beside, epochs=1):
+    look = Drawn(beside)
+    train_on(learn, Phase('count', epochs, retain, .01, 'constant'), [beside, look])
+    return look.n
+
+@pytest.mark.parametrize('share,epochs', [(.02,1), (.1,1), (.1,3), (.6,1)])
+def test_an_epoch_is_a_pass_over_both(start, share, epochs):
+    "Also where fewer are to be forgotten than there are batches"
+    forget,retain = split_forget(dls, share=share)
+    n = drawn(ready(start), retain, Beside(forget.train), epochs)
+    kept = len(n)*32 if retain.train.drop_last else epochs*retain.train.n
+    assert sum(n)==round(kept*forget.train.n/retain.train.n) and max(n)-min(n)<=1+(not retain.train.drop_last)*max(n)
+    if share==.02: assert 0 in n
+
+def test_neg_grad_with_nothing_to_forget_in_a_batch(start):
+    forget,retain = split_forget(dls, share=.02)
+    learn = ready(start)
+    n = drawn(learn, retain, unlearning.NegGrad(forget.train))
+    assert 0 in n and all(v.isfinite().all() for v in weights(learn))
+
+@pytest.mark.parametrize('share', [0,.5,4])
+def test_share_of_noise(start, share):
+    forget,retain = by_class
+    n = drawn(ready(start), retain, unlearning._BesideNoise(forget.train, .1, share))
+    assert n[0]==share*32   # four times as many as there are noisy images
+
+def test_weights_below_zero(start):
+    for name,kw in (('unsir','share'),('unsir','decay'),('ssd','alpha'),('ssd','lam'),('scrub','alpha'),('scrub','gamma'),('scrub','T')):
+        for bad in (-1.,float('nan'),float('inf')):
+            learn = ready(start)
+            with pytest.raises(ValueError, match=f'{kw}={bad}'): unlearn(learn, *by_class, name, **{kw:bad})
+            assert same(weights(learn), start.values())
+    for kw in ('alpha','lam'):
+        with pytest.raises(ValueError, match=f'{kw}=-1: must be'): unlearning.dampen(*torch.ones(3, 2), **{kw:-1})
+    for n in (0,-1,1.5):
+        with pytest.raises(ValueError, match=f'n={n}: must be 1 or more'): Beside(by_class[0].train, n=n)
+
+def test_losses_that_are_not_numbers(start):
+    "The largest of NaN scores is the first class, which is no answer"
+    learn = ready(start)
+    with torch.no_grad(): learn.model[4].bias.fill_(float('nan'))
+    with pytest.raises(ValueError, match='the loss of 64 of 64 samples is NaN'): sample_losses(learn.model, dls.valid)
+    a = np.arange(10.)
+    for bad in (a[:,None],a.reshape(5, 2)):
+        with pytest.raises(ValueError, match='members, others: of shape'): membership_attack(a, bad)
+    for folds in (1,0,2.5):
+        with pytest.raises(ValueError, match=f'folds={folds}: must be 2'): membership_attack(a, a, folds=folds)
+
+class Merging(nn.Linear):
+    "Merges a product into its weights in eval mode, as `loralib` does; the numbers are exact"
+    def __init__(self, i, o):
+        super().__init__(i, o)
+        with torch.no_grad(): self.weight.copy_((self.weight*64).round()/64)
+        self.more,self.merged = nn.Parameter(torch.randint(-4, 5, (o,i))/64),False
+    def train(self, mode=True):
+        super().train(mode)
+        if mode==self.merged:
+            with torch.no_grad(): self.weight += self.more*(-1 if mode else 1)
+            self.merged = not mode
+        return self
+    def forward(self, x): return super().forward(x)+(0 if self.merged else F.linear(x, self.more))
+
+@pytest.mark.parametrize('error', [None,KeyError])
+def test_weights_that_modes_merge(start, error):
+    def does(learn, forget, retain):
+        sample_losses(learn.model, forget.train)
+        learn.model.eval()
+        if error: raise error
+    set_seed(0)
+    learn = learner(model=nn.Sequential(nn.Flatten(), Merging(768, 10)))
+    for mode in (True,False):
+        learn.model.train(mode)
+        before = {k:v.clone() for k,v in learn.model.state_dict().items()}
+        with pytest.raises(error) if error else nullcontext(): unlearn(learn, *by_class, does)
+        assert learn.model[1].training==mode and learn.model[1].merged!=mode and same(weights(learn), before.values())
 
 # other people's data
 

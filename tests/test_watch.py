@@ -8,7 +8,8 @@ from fastai.callback.all import AMPMode, CSVLogger, EarlyStoppingCallback, Mixed
 from fastai.callback.rnn import rnn_cbs
 from fastai.tabular.all import (Categorify, CategoryBlock, Normalize, TabularPandas, tabular_learner)
 from fastai.text.models import AWD_LSTM, awd_lstm_clas_config, get_text_classifier
-from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoaders, Learner, SGD, TfmdDL, accuracy, load_learner, noop, partial, set_seed)
+from fastai.vision.all import (Callback, CancelFitException, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, SGD, TerminateOnNaNCallback, TfmdDL, accuracy, load_learner, noop,
+                               partial, set_seed)
 from stop import Boom, StopAt
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import EvalSets, evaluate, pattern_sets
@@ -430,3 +431,136 @@ def test_text_classifier_of_fastai():
     learn,w = Learner(old, model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=rnn_cbs(alpha=0., beta=0.)),Watch(old)
     with learn.no_bar(), learn.no_logging(): quietly(learn.fit, 1, 1e-3, cbs=w)
     assert w.history.known.iloc[-1]==pytest.approx(learn.recorder.values[-1][2])   # the Recorder's own accuracy
+
+# Fits that end early, sets of all kinds
+
+class Ends(Callback):
+    "What ends a fit: weights that are not finite, or a callback that has seen enough"
+    order,run_valid = 60,False
+    def __init__(self, how): self.how = how
+    def after_batch(self):
+        if self.how=='nan' and self.learn.train_iter==7: self.model[5].weight.data.fill_(float('nan'))
+        if self.how=='batch' and self.learn.train_iter==9: raise CancelFitException
+    def after_epoch(self):
+        if self.how=='epoch' and self.learn.epoch==1: raise CancelFitException
+
+@pytest.mark.parametrize('how,last', [('batch',9), ('epoch',10), ('nan',8)])
+def test_a_last_look_whatever_ends_the_fit(knows, how, last):
+    "However small the budget; then the weights from the start are back"
+    w = WatchErosion(digits(), budget=1e-9, restore=True, tolerance=.01)
+    learn = erode(knows, w, Ends(how), *([TerminateOnNaNCallback()] if how=='nan' else []), epochs=30)
+    assert w.history.iter.tolist()==[0,last] and w.history.lost.iloc[-1]>.01 and w.warnings
+    if how=='nan': assert w.history.known.iloc[-1]==0 and w.history.lost.iloc[-1]==w.history.known.iloc[0]
+    assert all(torch.equal(a, b) for a,b in zip(learn.model.state_dict().values(), knows.state_dict().values()))
+
+def test_weights_that_are_not_finite_without_a_reference(knows):
+    w = WatchErosion(budget=1e-9, restore=True)
+    learn = erode(knows, w, Ends('nan'), TerminateOnNaNCallback())
+    assert 'no finite numbers' in w.warnings[-1] and all(p.isfinite().all() for p in learn.model.parameters())
+
+def test_phases_end_with_a_look(knows):
+    "Also one that `until` ends before its time"
+    clean = digits()
+    learn,w = learner(clean, deepcopy(knows)),WatchErosion(clean, budget=1e-9)
+    phases = [Phase('a', 9, clean.inject(ColorSquare(4)), until=lambda l: l.epoch>=2), Phase('b', 2, clean)]
+    with learn.no_bar(), learn.no_logging(): quietly(learn.fit_phases, phases, cbs=w)
+    assert w.history[['phase','iter','epoch']].values.tolist()==[['a',0,0], ['a',10,2.], ['b',0,2], ['b',10,4]]
+
+def test_stopped_is_said_and_frozen_layers_stay(knows, capsys):
+    "A later fit that trains nothing says why; weights that are put back leave the same groups frozen"
+    set_seed(0)
+    learn = learner(digits().inject(ColorSquare(4)), deepcopy(knows), splitter=lambda m: [list(m[:3].parameters()), list(m[3:].parameters())])
+    learn.freeze()
+    w = Watch(digits(), stop=True, restore=True, tolerance=.01)
+    with learn.no_bar(), learn.no_logging(): quietly(learn.fit, 9, cbs=w)
+    assert w.stopped and learn.opt.frozen_idx==1 and 'trains nothing' not in capsys.readouterr().out
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=w)
+    assert 'this fit trains nothing; `reset()`' in capsys.readouterr().out
+    w.reset()
+    with learn.no_bar(), learn.no_logging(): quietly(learn.fit, 1, cbs=w)
+    assert len(w.rows)>1 and 'trains nothing' not in capsys.readouterr().out
+
+def test_chance_on_unequal_classes():
+    "By scikit-learn's κ and by shuffling: three in a hundred found are knowledge, always the first class is none"
+    from sklearn.metrics import cohen_kappa_score
+    def above(y, pred): return watch_module._above_chance(SimpleNamespace(y=y, pred=pred, right=y==pred), 3)
+    g = torch.Generator().manual_seed(0)
+    y = torch.zeros(500, dtype=torch.long); y[:15] = 1
+    found = y.clone(); found[2:8] = 0; found[50:65] = 1   # six missed, fifteen false alarms: accuracy .958, below the share of zeros, .97
+    assert (found==y).float().mean()<.97 and cohen_kappa_score(y, found)>0 and above(y, found)
+    assert not above(y, torch.zeros_like(y)) and not above(y, torch.ones_like(y)) and not above(y, 1-y)
+    assert not above(y[:15], torch.full((15,), 2)) and above(y[:15], torch.ones(15, dtype=torch.long))
+    y = torch.randint(3, (200,), generator=g)
+    pred = torch.where(torch.rand(200, generator=g)<.6, 0, torch.randint(3, (200,), generator=g))
+    orders = [pred[torch.randperm(200, generator=g)] for _ in range(1000)]
+    assert .02<np.mean([above(y, o) for o in orders])<.08
+
+def test_a_good_model_of_a_rare_class_is_watched_by_its_answers(capsys):
+    g = torch.Generator().manual_seed(0)
+    y = torch.zeros(500, dtype=torch.long); y[:15] = 1
+    x = torch.where(y==1, 1., -1.)+.55*torch.randn(500, generator=g)
+    model = nn.Sequential(nn.Identity(), nn.Linear(1,2))
+    with torch.no_grad(): model[1].weight.copy_(torch.tensor([[0.],[1]])), model[1].bias.zero_()
+    items = list(zip(x[:,None], y))
+    assert (model(x[:,None]).argmax(1)==y).float().mean()<.97
+    dls = DataLoaders(*[TfmdDL(items, bs=50, num_workers=0)]*2)
+    w = Watch(dls)
+    with (learn := learner(dls, model, lr=0.)).no_bar(), learn.no_logging(): learn.fit(1, cbs=w)
+    assert w.by=={'known':'right'} and not capsys.readouterr().out
+    with torch.no_grad(): model[1].weight.zero_()
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=Watch(dls))
+    said = capsys.readouterr().out
+    assert "no better than chance on 'known'" in said and 'head is new' not in said
+
+def test_the_warning_names_a_set_that_lost_for_sure():
+    "Forty points of five samples may be chance, twenty of four hundred are not"
+    def ref(n, lost): return DataLoaders(*[TfmdDL([(torch.tensor([-3.]),0)]*(n//2)+[(torch.tensor([.1]),1)]*lost+[(torch.tensor([9.]),1)]*(n-n//2-lost), bs=100, num_workers=0)]*2)
+    class Move(Callback):
+        def after_step(self): self.model[0].bias.data = torch.tensor([.5,-.5])
+    model = nn.Sequential(nn.Linear(1,2))
+    with torch.no_grad(): model[0].weight.copy_(torch.tensor([[-1.],[1]])), model[0].bias.zero_()
+    w,learn = Watch({'tiny':ref(5,2), 'big':ref(400,80)}, n=None),learner(ref(400,80), model, lr=0.)
+    with learn.no_bar(), learn.no_logging(): quietly(learn.fit, 1, cbs=[w, Move()])
+    assert w.history.tiny.iloc[-1]==pytest.approx(.6) and w.history.lost.iloc[-1]==pytest.approx(.2)
+    assert "20 points on 'big'" in w.warnings[0] and not any('tiny' in o for o in w.warnings)
+
+def test_texts_of_different_lengths():
+    "Layers are compared by their means over places; one that has no other axis is left out, and that is said"
+    g = torch.Generator().manual_seed(0)
+    items = [(torch.randint(20, (4+i//4,), generator=g),i%2) for i in range(80)]
+    def padded(b): n = max(len(x) for x,_ in b); return torch.stack([F.pad(x, (n-len(x),0)) for x,_ in b]),torch.tensor([y for _,y in b])
+    dls = DataLoaders(*[DataLoader(items, bs=16, create_batch=padded, num_workers=0)]*2)
+    class Long(nn.Module):
+        "Whose output has no axis but that of places"
+        def forward(self, x): return x.float()
+    class Odd(Reader):
+        def __init__(self): super().__init__(classes=2); self.long = Long()
+        def forward(self, x): self.long(x); return super().forward(x)
+    set_seed(0)
+    w,v,learn = WatchErosion(dls, budget=1e6, layers='all'),Watch(),Learner(dls, Odd(), loss_func=nn.CrossEntropyLoss(), opt_func=SGD, lr=0.)
+    with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning, match='what long puts out differs in shape from batch to batch, so it is left out'): learn.fit(1, cbs=[w,v])
+    assert {'emb','lstm'}<={*w.by_layer} and 'long' not in w.by_layer and w.by_layer.iloc[-1].min()==pytest.approx(1)
+    X = w.start['layers']['emb']
+    want = torch.cat([learn.model.emb(padded(items[i:i+16])[0]).mean(1) for i in range(0, 80, 16)])
+    torch.testing.assert_close(X, want)
+
+def test_images_of_different_sizes(knows):
+    "A map is compared by its channels"
+    batches = [(torch.rand(8,3,s,s),torch.arange(8)) for s in (16,24)]
+    w = Watch(batches)
+    erode(knows, w, epochs=1)
+    assert w.start['layers']['0'].shape==(16,8)
+    torch.testing.assert_close(w.start['layers']['0'][8:], knows[0](batches[1][0]).mean((2,3)))
+
+def test_names_labels_and_sizes_that_are_refused(knows):
+    old = digits()
+    for k in ('iter','lost','phase','valid_loss','time',0):
+        with pytest.raises(ValueError, match=f'reference: {k!r} as a name; must be text'): WatchErosion({k:old})
+    with pytest.raises(ValueError, match='no validation set'): WatchErosion(DataLoaders(old.train))
+    for kw in (dict(n=2.5), dict(n_layers=None), dict(n_layers=8.)):
+        with pytest.raises(ValueError, match='a whole number'): WatchErosion(old, **kw)
+    x,y = next(iter(old.valid))
+    with pytest.raises(ValueError, match='reference: a sample has label -1'): erode(knows, Watch([(x,y-1)]))
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out): erode(knows, Watch([(x,y+10)]), epochs=1)
+    assert "other outputs than the classes of 'known', so its head is new" in out.getvalue()

@@ -150,7 +150,8 @@ def _classes(target, n):
 def _score(out, target):
     "Each image's score for its class, by default the highest score"
     if out.ndim!=2: raise ValueError(f"model: puts out {tuple(out.shape)}; must be scores of shape (batch, classes)")
-    if target is None: target = answered(out)
+    if target is None and (target := answered(out)).min()<0:
+        raise ValueError('model: some of its scores are NaN or infinite, as of one that diverged')
     lo,hi,n = target.min(),target.max(),out.shape[1]
     if lo<0 or hi>=n: raise ValueError(f"target: classes {lo}…{hi}; must be in 0…{n-1}, as the model has {n} outputs")
     return out.gather(1, target.to(out.device)[:,None])
@@ -311,7 +312,7 @@ class _Painted:
         self.tfm = first(f for f in dl.after_batch.fs if isinstance(f, InjectPattern))
         self.stamps = stamps[self.dl.get_idxs()]
         if not (bare := int((self.stamps<0).sum())): return
-        raise ValueError(f"dl: {bare} of {len(self.stamps)} images wear no picture; give the clean loader and the pattern")
+        raise ValueError(f"dl: {bare} of {len(self.stamps)} images have no picture; give the clean loader and the pattern")
 
     def __len__(self): return len(self.dl)
     def __iter__(self):

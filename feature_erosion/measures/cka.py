@@ -107,6 +107,7 @@ def _unit_max(X, name):
     if not isinstance(X, torch.Tensor) or X.ndim<2:
         got = f"{type(X).__name__}{tuple(getattr(X, 'shape', ()))}"
         raise ValueError(f"{name}: must be a tensor of shape (samples, features), got {got}")
+    if X.is_complex(): raise ValueError(f"{name}: dtype {X.dtype}; must be real numbers, try `torch.view_as_real({name})`")
     X = X.detach().as_subclass(torch.Tensor).flatten(1).double()
     if not X.isfinite().all(): raise ValueError(f"{name}: holds values that are not finite")
     return X/(X.abs().max()+(X==0).all())   # + 1 where all are 0
@@ -285,7 +286,7 @@ class BatchCKA(Meter):
 
     def see(self, model, layer, x):
         self.size = len(x)
-        if self.size>=4: self.k.add((model,layer), flat(x, self.idx[tuple(x.shape[1:])]))
+        if self.size>=4: self.k.add((model,layer), flat(x, self.idx[tuple(x.shape[1:])], ordered=False))
 
     def end_batch(self):
         if self.size>=4: self.k.close(self.size)

@@ -137,12 +137,16 @@ def _inferred(name, shape, done, seen):
     like,ends = _like(name, shape, done),(1,len(shape)-1)
     axes = [a for a in ends if like and shape[a]==like.shape[like.axis]]
     others = {second for d,second in seen if d==len(shape) or not axes}
-    if len(axes)==1: return None if _turned(like, shape) and others=={axes[0]!=1} else axes[0]
-    return ends[0 if others.pop() else 1] if len(others)==1 else None
+    said = ends[0 if min(others) else 1] if len(others)==1 else None
+    if len(axes)!=1: return said
+    return axes[0] if said in (None,axes[0]) else _disputed(like, shape, axes[0], said)
 
-def _turned(like, shape):
-    "Whether a layer on transposed tokens, whose channels are places, came before"
-    return isinstance(like.module, _last) and like.shape!=shape and sorted(like.shape)==sorted(shape)
+def _disputed(like, shape, axis, said):
+    "One axis has the right number of channels, but all other layers with as many axes have theirs elsewhere"
+    chance = said==1 and len(shape)==4 and shape[1]!=shape[2]   # maps as wide as a layer has channels; square ones come first
+    if sorted(like.shape)!=sorted(shape): return 1 if chance else None
+    turned = isinstance(like.module, _last) and like.shape!=shape   # transposed tokens, whose channels are places
+    return None if turned else axis
 
 def _with_axes(calls):
     for c in calls.values(): c.axis = _declared(c.module, c.shape)
@@ -191,23 +195,29 @@ def find_layers(
     return list(layer_calls(model, x, layers))
 
 # %% ../../nbs/measures/00_layers.ipynb #e8be956e
+def _check_size(name, k, none='all'):
+    if k is None or is_int(k) and k>0: return
+    raise ValueError(f"{name}={k!r}: must be a whole number, at least 1, or None for {none}")
+
 def pick_features(
     d:int, # Number of features
     k:int|None, # How many to keep; `None` for all
     seed:int=0 # Same seed, same features
 )->torch.Tensor|None: # Sorted indices, or `None` for all
     "A random but fixed choice of features, as in the Tunnel Effect's code (Masarczyk et al. 2023)"
+    _check_size('max_features', k)
     if k is None or k>=d: return None
-    if k<1: raise ValueError(f"max_features={k}: must be at least 1, or None for all")
     return torch.randperm(d, generator=torch.Generator().manual_seed(seed))[:k].sort().values
 
 # %% ../../nbs/measures/00_layers.ipynb #8e36c77a
 def flat(
     x:torch.Tensor, # Activations, shape `(batch, channels, …)`
-    idx:torch.Tensor|None=None # Features to keep: indices into `(channels, …)`, whatever the memory layout
+    idx:torch.Tensor|None=None, # Features to keep: indices into `(channels, …)`, whatever the memory layout
+    ordered:bool=True # Whether all features are in the order of `(channels, …)`; if not, in that of memory, without a copy
 )->torch.Tensor: # Shape `(batch, features)`
-    "Activations as a matrix, without a copy if the memory layout allows"
-    last = x.ndim>2 and not x.is_contiguous() and x.movedim(1,-1).is_contiguous()
+    "Activations as a matrix"
+    free = idx is not None or not ordered
+    last = free and x.ndim>2 and not x.is_contiguous() and x.movedim(1,-1).is_contiguous()
     if last: idx,x = idx if idx is None else _to_last(idx, x.shape),x.movedim(1,-1)
     x = x.flatten(1)
     return x if idx is None else x[:, idx.to(x.device)]
@@ -223,6 +233,7 @@ def pooled(
     k:int|None=1 # Maps are averaged to a grid of this side; `None` for no pooling
 )->torch.Tensor: # Shape `(batch, features)`
     "Average over positions: maps to `k`×`k`, others to one value"
+    _check_size('pool', k, 'no pooling')
     if k is None or x.ndim<3: return x.flatten(1)
     if x.ndim!=4: return x.flatten(2).mean(2)
     return F.adaptive_avg_pool2d(x, tuple(min(k, o) for o in x.shape[2:])).flatten(1)
@@ -247,13 +258,15 @@ class Meter:
     def end_layer(self, model, layer): "Called when this layer has been seen on all samples"
 
 # %% ../../nbs/measures/00_layers.ipynb #42a8db11
+class _NotFinite(ValueError): "A network that diverged"
+
 def check_count(
     got:int, # Samples that came
     n:int # Samples that `visit` announced
 ):
     "A loader that leaves samples out, or makes several of one, would leave features without a sample or label"
-    if got!=n: raise ValueError(f"dl: its batches hold {got} samples, its dataset {n}. If its `collate_fn` leaves samples out or "
-                                "adds some, do that in the dataset, or give a list of batches, list(dl)")
+    if got!=n: raise ValueError(f"dl: its batches hold {got} samples, its dataset {n}. If `collate_fn` or `SkipItemException` "
+                                "leaves samples out or adds some, do that in the dataset, or give a list of batches, list(dl)")
 
 class Features(Meter):
     "Collect a layer's features on all samples, pass them on, then free them"
@@ -263,6 +276,7 @@ class Features(Meter):
         pool:int|None=None, # As in `pooled`
         seed:int=0 # Which features
     ):
+        _check_size('max_features', max_features), _check_size('pool', pool, 'no pooling')
         store_attr()
         self.got,self.by_channel = {},pool is not None
 
@@ -275,7 +289,7 @@ class Features(Meter):
         with torch.autocast(X.device.type, enabled=False): self.use(model, layer, X)
 
     def see(self, model, layer, x):
-        if self.pool: x = pooled(x, self.pool)
+        if self.by_channel: x = pooled(x, self.pool)
         x = flat(x, pick_features(x[0].numel(), self.max_features, self.seed))
         if (model,layer) not in self.got: self.got[model,layer] = x.new_empty(self.n, x.shape[1]),0
         X,i = self.got[model,layer]
@@ -294,6 +308,9 @@ def named_models(
     models = {k:unwrapped(m.model if isinstance(m, Learner) else m) for k,m in models.items()}
     for k,m in models.items():
         if not isinstance(m, nn.Module): raise ValueError(f"models: {k!r} is a {type(m).__name__}, not a module")
+        if any(p.is_meta for p in m.parameters()):
+            raise ValueError(f"models: {k!r} has weights on the device 'meta', which have no values; load them first, "
+                             "by `to_empty` and `load_state_dict`")
     return models
 
 # %% ../../nbs/measures/00_layers.ipynb #09c300a4

@@ -24,6 +24,7 @@ from ..callbacks import *
 from ..phases import *
 from ..evalsets import *
 from .layers import *
+from .layers import _NotFinite
 from .rank import *
 
 # %% ../../nbs/measures/05_plasticity.ipynb #46a9a340
@@ -42,8 +43,6 @@ def _hidden(model, x):
                          "name layers that put out what comes after the nonlinearity") from None
 
 # %% ../../nbs/measures/05_plasticity.ipynb #a324640f
-class _NotFinite(ValueError): "A network that diverged"
-
 class _Activity(Meter):
     "Mean |activation| of each unit"
     by_channel = True
@@ -116,7 +115,9 @@ def dormant_units(
 # %% ../../nbs/measures/05_plasticity.ipynb #87edc67b
 def _l2(ts):
     "L2 norm of all tensors together"
-    return torch.stack([t.detach().float().norm().double().cpu() for t in ts]).norm().item()
+    return torch.stack([_real(t.detach()).float().norm().double().cpu() for t in ts]).norm().item()
+
+def _real(t): return t.abs() if t.is_complex() else t
 
 # %% ../../nbs/measures/05_plasticity.ipynb #c022d71e
 def weight_norm(

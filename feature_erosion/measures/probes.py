@@ -13,12 +13,14 @@ import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from torch import nn
 from warnings import warn
 from fastcore.all import *
+from fastai.data.core import SkipItemException
 from fastai.vision.all import DataLoader, no_random, plt, progress_bar
 from ..batches import *
 from ..loaders import *
 from ..plots import *
 from ..phases import check_classes
 from .layers import *
+from .layers import _NotFinite
 
 # %% ../../nbs/measures/03_probes.ipynb #388daf5b
 def _loss(Z, y, W, b, l2):
@@ -112,6 +114,9 @@ def _in_span(Z, most=1024):
     return R.T,lambda W: W@Q.T
 
 # %% ../../nbs/measures/03_probes.ipynb #742e2e89
+def _check_finite(X):
+    if not X.isfinite().all(): raise _NotFinite(f"X: {(~X.isfinite()).sum()} of {X.numel()} features are not finite")
+
 class LinearProbe:
     "A linear classifier"
     def __init__(self,
@@ -123,18 +128,25 @@ class LinearProbe:
     ): store_attr()
     def logits(self, X):
         "Scores, shape `(samples, classes)`"
+        _check_finite(X)
         return torch.cat([x.double()@self.weight.T + self.bias for x in X.split(4096)])   # `float64` copies are large
     def predict(self, X):
         "Labels, shape `(samples,)`"
         return self.classes[self.logits(X).argmax(1)]
     def accuracy(self, X, y):
         "Share of labels `y` that are predicted"
-        return (self.predict(X)==torch.as_tensor(y).to(X.device)).double().mean().item()
+        y = batch_labels([torch.as_tensor(y)]).to(X.device)
+        if y.shape!=X.shape[:1]: raise ValueError(f"y: labels of shape {tuple(y.shape)} for {len(X)} samples; want one for each")
+        return (self.predict(X)==y).double().mean().item()
     __repr__ = basic_repr('C,converged')
 
 # %% ../../nbs/measures/03_probes.ipynb #e3af7a02
 def _labels(y):
-    y = batch_labels([torch.as_tensor(y).as_subclass(torch.Tensor)])
+    try: y = torch.as_tensor(y)
+    except (TypeError,ValueError,RuntimeError):
+        raise ValueError(f"y: labels are {y!r:.60}; must be integers from 0 up. Number the classes, e.g. by "
+                         "`np.unique(y, return_inverse=True)[1]`") from None
+    y = batch_labels([y.as_subclass(torch.Tensor)])
     if y.ndim==1 and not y.is_floating_point() and len(y) and y.min()>=0: return y.long()
     low = f', down to {y.min()}' if y.numel() else ''
     raise ValueError(f"y: must be integers from 0 up, shape (samples,); got {y.dtype}, shape {tuple(y.shape)}{low}")
@@ -145,7 +157,7 @@ def _check(X, y):
         raise ValueError(f"X: must be a floating point tensor of shape (samples, features); got {got}")
     if len(y)!=len(X): raise ValueError(f"y: {len(y)} labels for {len(X)} samples")
     if (y==y[0]).all(): raise ValueError(f"y: all {len(y)} labels are {y[0]}; a probe needs two classes")
-    if not X.isfinite().all(): raise ValueError(f"X: {(~X.isfinite()).sum()} of {X.numel()} features are not finite")
+    _check_finite(X)
 
 # %% ../../nbs/measures/03_probes.ipynb #bc4c4832
 def fit_probe(
@@ -247,7 +259,7 @@ class ProbeFit(Features):
 def _fit(self:ProbeFit, model, layer, X):
     if self.bar: self.bar.update(len(self.probes))
     try: p = solvers[self.solver](X, self.y, self.C, self.seed, **self.kwargs)
-    except ValueError as e: raise ValueError(f"layer {layer!r} of {model!r}: {e}") from None
+    except ValueError as e: raise type(e)(f"layer {layer!r} of {model!r}: {e}") from None
     self.probes[model,layer] = p
     p.train_accuracy = p.accuracy(X, self.y)
     if self.bar: self.bar.update(len(self.probes))
@@ -271,7 +283,8 @@ class ProbeScore(Features):
         if X.shape[1]!=p.weight.shape[1]:
             raise ValueError(f"layer {layer!r} of {model!r}: {X.shape[1]} features, the probe was trained on "
                              f"{p.weight.shape[1]}; give training and test images of one size")
-        self.accuracy[model,layer] = p.accuracy(X, self.y)
+        try: self.accuracy[model,layer] = p.accuracy(X, self.y)
+        except ValueError as e: raise type(e)(f"layer {layer!r} of {model!r}: test {e}") from None
 
 # %% ../../nbs/measures/03_probes.ipynb #81da9763
 @patch
@@ -298,15 +311,21 @@ def probe_features(
     y_train, # Labels of the training samples
     test:dict, # The same for test samples
     y_test, # Labels of the test samples
-    **kwargs # Passed to `ProbeFit`
+    **kwargs # Passed to `ProbeFit`, but for `pool`
 )->LayerProbe: # As `layer_probe`
     "Train and test probes on precomputed features"
-    fit = ProbeFit(y_train, **kwargs)
+    if kwargs.pop('pool', None) not in (None,1): raise ValueError("pool: these features have no places; use `pooled` before")
+    if bad := sorted(train.keys()^test.keys()): raise ValueError(f"train, test: {bad[0]} is in only one of the two")
+    fit = ProbeFit(y_train, pool=None, **kwargs)
     score = ProbeScore(fit, y_test)
     fit.start(list(train))
-    for k,X in train.items(): fit.use(*k, X)
-    for k in train: score.use(*k, test[k])
+    for part,f in ((train,fit),(test,score)):
+        for k,X in part.items(): f.use(*k, _some(X, fit))
     return score.result()
+
+def _some(X, fit):
+    idx = pick_features(X.shape[1], fit.max_features, fit.seed) if getattr(X, 'ndim', 0)==2 else None
+    return X if idx is None else X[:, idx]
 
 # %% ../../nbs/measures/03_probes.ipynb #a4eeee61
 def dl_labels(
@@ -316,11 +335,22 @@ def dl_labels(
 )->torch.Tensor: # int64, shape `(samples,)`
     "The labels of the samples that `visit` sees, in the same order: the first target of each"
     with no_random(reproducible=False):
-        dl = fixed_dl(dl, n, seed)
-        if isinstance(dl, list) or not _labels_last(dl): return _all_seen(dl)
-        y = torch.as_tensor(read_labels(dl.dataset))
-        idxs = dl.get_idxs() if isinstance(dl, DataLoader) else list(range(len(y)))
-        return y[idxs] if _kept(dl, y[idxs], idxs) else _all_seen(dl)
+        try: return _dl_labels(fixed_dl(dl, n, seed))
+        except SkipItemException:
+            raise ValueError("dl: samples of its dataset are left out by `SkipItemException`, so which labels go with which "
+                             "features is not known; leave them out of the dataset") from None
+
+def _dl_labels(dl):
+    if isinstance(dl, list) or not _labels_last(dl) or not _batched_plainly(dl): return _all_seen(dl)
+    y = torch.as_tensor(read_labels(dl.dataset))
+    idxs = dl.get_idxs() if isinstance(dl, DataLoader) else list(range(len(y)))
+    return y[idxs] if _kept(dl, y[idxs], idxs) else _all_seen(dl)
+
+def _batched_plainly(dl):
+    "Whether what makes batches is PyTorch's, fastai's or ours: it treats all samples of a class alike"
+    if not isinstance(dl, DataLoader): return dl.collate_fn is torch.utils.data.default_collate
+    parts = [getattr(dl, k) for k in ('before_batch','create_batch','after_batch')]
+    return all(f.__module__.startswith(('fastai.','feature_erosion.')) for p in parts for f in getattr(p, 'fs', [p]))
 
 def _seen(dl): return torch.cat([torch.as_tensor(_label(dl, b)).cpu() for b in dl])
 
@@ -330,11 +360,11 @@ def _all_seen(dl):
     return y
 
 def _kept(dl, y, idxs):
-    "Whether transforms leave the labels `y` as they are; from a sample of each of eight classes"
-    some = one_each(y, 8)
+    "Whether transforms leave the labels `y` as they are; from a sample of each class"
+    some = one_each(y, len(y))
     at = [idxs[i] for i in some]
     few = same_dl(dl, idxs=at, num_workers=0) if isinstance(dl, DataLoader) else \
-          torch.utils.data.DataLoader(torch.utils.data.Subset(dl.dataset, at), len(at), collate_fn=dl.collate_fn)
+          torch.utils.data.DataLoader(torch.utils.data.Subset(dl.dataset, at), dl.batch_size, collate_fn=dl.collate_fn)
     return np.array_equal(_seen(few), y[some])
 
 def _labels_last(dl):
@@ -347,8 +377,11 @@ def _label(dl, b): return batch_labels(split_batch(dl, b)[1])
 
 # %% ../../nbs/measures/03_probes.ipynb #8c7a7e8e
 def _both_labels(labels, train, test, n, n_test, seed):
-    if isinstance(labels, (tuple,list)): return labels
-    f = labels or noop
+    if isinstance(labels, (tuple,list)) and len(labels)==2: return labels
+    if labels is not None and not callable(labels):
+        raise ValueError(f"labels: got a {type(labels).__name__}; must be a function of the data's labels, or a pair of tensors, "
+                         "for `train` and for `test`")
+    f = ifnone(labels, noop)
     return f(dl_labels(train, n, seed)),f(dl_labels(test, n_test, seed))
 
 # %% ../../nbs/measures/03_probes.ipynb #37bf9186

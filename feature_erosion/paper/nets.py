@@ -79,7 +79,7 @@ _cifar = dict(cifar10=(cifar10_dls,URLs.CIFAR), cifar100=(cifar100_dls,URLs.CIFA
 
 # %% ../../nbs/paper/00_nets.ipynb #257c987f
 _where = {'resnet20-12fca82f.th': "It is in `pretrained_models` of https://github.com/akamaster/pytorch_resnet_cifar10. ",
-          'imagenet': "ImageNet (ILSVRC 2012) is given to those who register at https://image-net.org. ",
+          'imagenet': "ImageNet (ILSVRC 2012) is available on registration at https://image-net.org. ",
           'tiny_imagenet_20': "It holds 20 classes of Tiny ImageNet (http://cs231n.stanford.edu/tiny-imagenet-200.zip); "
                               "any ten or more of ImageNet's will do, also those of https://github.com/fastai/imagenette. "}
 

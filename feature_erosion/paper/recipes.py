@@ -181,7 +181,7 @@ def load_result(
     if not (run.path/'run.json').is_file():
         raise FileNotFoundError(f"folder={str(folder)!r}: no run here; give the folder of one figure, e.g. runs/paper-cpu/fig1")
     if run.info['status']!='finished' or 'figure' not in run.settings:
-        raise ValueError(f"folder={str(folder)!r}: no finished figure; `paper` goes on with it")
+        raise ValueError(f"folder={str(folder)!r}: no finished figure; run `paper` to resume it")
     return Result(find_recipe(run.settings['figure']), _tables(run), run.settings, run.info['sessions'][-1])
 
 def find_recipe(
@@ -364,7 +364,7 @@ def paper(
     out,parts = Path(out or f'runs/paper-{preset}'),_chosen(preset, figures, images)
     failed = {r.name:e for r,s in parts if (e := _error(partial(check_scale, r, s)))}
     if len(failed)==len(parts): raise first(failed.values())   # nothing can be made
-    if progress and failed: print(_not_made(failed), 'The others are made.', sep='\n', flush=True)
+    if progress and failed: print(_not_made(failed), 'Continuing with the others.', sep='\n', flush=True)
     parts = [(r,s) for r,s in parts if r.name not in failed]
     runs = [open_run(out/r.name, figure=r.name, title=r.title, preset=preset, **asdict(s)) for r,s in parts]
     with _telling(out/'runs', parts, n_jobs, progress):
@@ -386,7 +386,7 @@ def _chosen(preset, figures, images):
     if images: data_folder(str(images))   # what is asked for by name is never left out
     return [(r, replace(s, nets=tuple(map(mine, s.nets)))) for r in rs for s in [r.scales[preset]]]
 
-def _not_made(errors): return '\n'.join(f'{f} is not made: {e}' for f,e in errors.items())
+def _not_made(errors): return '\n'.join(f'{f} could not be made: {e}' for f,e in errors.items())
 
 def _telling(store, parts, n_jobs, progress):
     todo = phases_to_train(RunStore(store), parts) if progress else []

@@ -119,7 +119,7 @@ def _check_png(b):
     return dict(width=width)
 
 def _check_svg(b):
-    if not ElementTree.fromstring(b).tag.endswith('svg'): raise ValueError('this is no SVG')
+    if not ElementTree.fromstring(b).tag.endswith('svg'): raise ValueError('not an SVG')
     return {}
 
 _pictures = dict(png=('png',_check_png), svg=('svg+xml',_check_svg))

@@ -8,7 +8,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/runs/resume.html.md"""
 __all__ = ['KeepRun']
 
 # %% ../../nbs/runs/03_resume.ipynb #ca27a54c
-import inspect, json, random, signal, sys, threading, time, warnings
+import dis, inspect, json, random, re, signal, sys, threading, time, warnings
 from contextlib import contextmanager, suppress
 import numpy as np, pandas as pd, torch
 from math import isfinite
@@ -16,7 +16,7 @@ from pathlib import PurePath
 from filelock import Timeout
 from torch import nn
 from fastcore.all import *
-from fastai.vision.all import CancelFitException, Learner, get_model, num_distrib, rank_distrib
+from fastai.vision.all import CancelFitException, DataLoader, Learner, get_model, num_distrib, rank_distrib
 from ..files import *
 from ..patterns import *
 from ..distributed import *
@@ -52,7 +52,14 @@ def _loaders(*dls):
 # %% ../../nbs/runs/03_resume.ipynb #738e730c
 def _cb_settings(cb):
     if declares(cb, 'describe'): return cb.describe()
-    return {k:describe(vars(cb)[k]) for k in inspect.signature(type(cb).__init__).parameters if k in vars(cb)}
+    args = set(inspect.signature(type(cb).__init__).parameters)-{'self'}
+    made = {} if args<=set(vars(cb)) else {k:describe(vars(cb)[k]) for k in _made(type(cb)) if k in vars(cb) and k not in args}
+    return {**{k:describe(v) for k,v in vars(cb).items() if k in args}, **(dict(made=made) if made else {})}
+
+def _made(cls):
+    "Attributes that `__init__` sets: an argument may be in one of them, such as the `alpha` of `MixUp`"
+    inits = [vars(c)['__init__'] for c in cls.__mro__ if inspect.isfunction(vars(c).get('__init__'))]
+    return sorted({i.argval for f in inits for i in dis.get_instructions(f) if i.opname=='STORE_ATTR'}-{'learn','run'})
 
 def _cbs_settings(learn):
     "Settings of callbacks that may affect training; evaluation sets and phases have their own entries"
@@ -67,15 +74,21 @@ def _data_settings(dls):
     dl,ds = dls.train,dls.train.dataset
     stamps = getattr(ds, 'stamps', None)
     return dict(n=len(ds), n_valid=len(dls.valid.dataset) if len(dls.loaders)>1 else 0,
-                bs=getattr(dl, 'bs', None) or getattr(dl, 'batch_size', None),
+                bs=getattr(dl, 'bs', None) or getattr(dl, 'batch_size', None), drop_last=getattr(dl, 'drop_last', None),
+                shuffle=getattr(dl, 'shuffle', type(getattr(dl, 'sampler', None)).__name__),
                 pattern=describe(getattr(dls, 'pattern', None)), painted=int((stamps>=0).sum()) if stamps is not None else 0,
-                content=_content(ds), transforms=[describe(getattr(dl, o, None)) for o in _pipes])
+                content=_content(ds), transforms=[_pipe(getattr(dl, o, None)) for o in _pipes])
+
+def _pipe(p):
+    "A `Pipeline`; of a method of the loader itself only the function, since how many workers it has is no setting"
+    return [describe(p.__func__)] if inspect.ismethod(p) and isinstance(p.__self__, DataLoader) else describe(p)
+
 
 def _content(ds):
     "A hash of images and labels in memory"
     parts = (getattr(ds, o, None) for o in ('x','targets','stamps','groups'))
     held = [v for v in parts if isinstance(v, (torch.Tensor,np.ndarray,list))]
-    with suppress(TypeError,ValueError): return key_of([hash_tensor(v) for v in held]) if held else None
+    with suppress(TypeError,ValueError): return key_of([hash_tensor(torch.as_tensor(v)) for v in held]) if held else None
 
 # %% ../../nbs/runs/03_resume.ipynb #22c46e55
 def _samples(dls):
@@ -115,11 +128,15 @@ def fit_settings(
 )->dict:
     "The settings of a fit, as JSON values"
     return dict(model=_model_settings(get_model(learn.model)), opt=describe(learn.opt_func), lr=describe(learn.lr), wd=learn.wd,
-                wd_bn_bias=learn.wd_bn_bias, train_bn=learn.train_bn, loss=describe(learn.loss_func),
-                loss_settings=_loss_settings(learn.loss_func), data=_data_settings(learn.dls),
+                hypers=None if phases else _hypers(learn.opt), wd_bn_bias=learn.wd_bn_bias,
+                train_bn=learn.train_bn, loss=describe(learn.loss_func), loss_settings=_loss_settings(learn.loss_func), data=_data_settings(learn.dls),
                 samples=[_samples(o) for o in (learn.dls, *L(phases).attrgot('dls'))],
                 phases=[_phase_settings(p) for p in phases], epochs=None if phases else learn.n_epoch,
                 callbacks=_cbs_settings(learn), evals=_evals_settings(learn), processes=max(1, num_distrib()))
+
+def _hypers(opt):
+    "What `fit` has set, for each group of layers: its `lr` and `wd` take the place of the Learner's"
+    return [{k:describe(o[k]) for k in ('lr','wd') if k in o} for o in getattr(opt, 'hypers', ())]
 
 def _model_settings(m):
     return dict(name=type(m).__name__, parameters=sum(p.numel() for p in m.parameters()), layers=key_of(repr(m)),
@@ -310,7 +327,7 @@ def save(self:KeepRun,
         last.mkdir(exist_ok=True)
         numbers = sorted(int(p.name) for p in last.iterdir() if p.name.isdigit())
         self._write(last/str((numbers or [0])[-1]+1), state)
-        for n in numbers[:-1]: remove_folder(last/str(n), checkpoint_files)
+        for n in numbers[:-1] if not last.is_symlink() else (): remove_folder(last/str(n), checkpoint_files)
 
 # %% ../../nbs/runs/03_resume.ipynb #3842150a
 @patch
@@ -334,8 +351,8 @@ def _writing(self:KeepRun):
     try: yield
     except OSError as e:
         raise OSError(e.errno, f"run {self.kept.name!r}: cannot write to {self.kept.path} ({e.strerror or e}). "
-                      "What was kept before is whole: make room or mend the folder, and start again; "
-                      "it goes on from its last checkpoint") from None
+                      "What was saved is intact: make room or fix the folder, and start again; "
+                      "it resumes from its last checkpoint") from None
 
 # %% ../../nbs/runs/03_resume.ipynb #2b762639
 @patch
@@ -359,10 +376,23 @@ def _open(self:KeepRun):
     self.phases = list(self.learn.phase_schedule.phases) if hasattr(self.learn, 'phase_schedule') else []
     self.loaders = list(_loaders(self.learn.dls, *L(self.phases).attrgot('dls')))
     self.fit_state,self.done = FitState(self.learn, self.loaders),[]
+    self._check_columns()
     if self.phases: self.learn.snapshots.run = self.kept
     if hasattr(self, 'recorder') and isinstance(self.recorder.losses, list): self.recorder.losses = Losses(self.recorder.losses)
     self._claim_for_all(_json(fit_settings(self.learn, self.phases)))
     self._tell_unkept()
+
+_row_names = 'table','sum','phase','iters'   # what a row of the history has besides the Recorder's columns
+
+@patch
+def _check_columns(self:KeepRun):
+    "Refuse metrics whose names another column has"
+    if not hasattr(self, 'recorder'): return
+    own = [o for o in self.learn.metrics.attrgot('name') if o=='phase']   # the column of that name is a schedule's
+    cols = [o for o in self.recorder.metric_names if o!='phase'] + own
+    if bad := first(o for o in cols if o in _row_names or cols.count(o)>1):
+        raise ValueError(f"metrics: {bad!r} is the name of another column of the history; give the metric a name of its own: "
+                         "`name=` in `AccumMetric` and its kind, or `.name = …`")
 
 @patch
 def _claim_for_all(self:KeepRun, settings):
@@ -376,7 +406,7 @@ def _claim_for_all(self:KeepRun, settings):
 @patch
 def _tell_unkept(self:KeepRun):
     if not (bad := self.fit_state.unkept()): return
-    msg = f"run {self.kept.name!r}: not kept, so a run that goes on may differ: {'; '.join(bad)}"
+    msg = f"run {self.kept.name!r}: not saved, so a resumed run may differ: {'; '.join(bad)}"
     if self.strict: raise ValueError(msg)
     warnings.warn(msg)
 
@@ -411,10 +441,14 @@ def _claim(self:KeepRun, settings, seed):
         if self.was['recipe'] is None: run.begin()   # a recipe's run began with its function
         run.update(fit=settings, seed=seed, phases=[p.name for p in self.phases], status='running')
 
+_since = {'is','made','shuffle','drop_last'}   # entries that earlier versions did not have
+
 def _differences(old, new):
     "Differences in what both say: an earlier version of this library may have stored less"
     was = flat(old)
-    more = {k for k in flat(new) if k not in was and (k.endswith('.is') or k.partition('.')[0] not in old)}
+    more = {k for k in flat(new) if k not in was and (k.partition('.')[0] not in old or _since & set(k.split('.')))}
+    whole = tuple(k.removesuffix('drop_last') for k in was if re.search(r'(^|\.)transforms\.\d\.1\.drop_last$', k))   # loaders
+    more |= {k for k in was if k.startswith(whole)}
     return [o for o in differences(old, new) if o.partition(': was ')[0] not in more]
 
 @patch
@@ -472,7 +506,7 @@ def _choose(self:KeepRun):
             bad.append(f)
             warnings.warn(f"{e}. It stays where it is; the checkpoint before it is used")
     if bad: raise ValueError(f"run {self.kept.name!r}: none of its checkpoints can be read, see the warnings; "
-                             "nothing was deleted. Mend them, or give this run another name to begin again")
+                             "nothing was deleted. Repair them, or give this run another name to begin again")
 
 @patch
 def _all_checkpoints(self:KeepRun):

@@ -11,6 +11,7 @@ __all__ = ['Unkept']
 import enum, inspect, io, random, re, sys, types, warnings
 import numpy as np, torch
 from collections import Counter, OrderedDict, defaultdict, deque
+from contextlib import suppress
 from copy import deepcopy
 from functools import singledispatch
 from itertools import dropwhile
@@ -18,8 +19,9 @@ from pathlib import Path, PurePath
 from torch import nn
 from fastcore.all import *
 from fastai.vision.all import (CSVLogger, Callback, DataLoader, DataLoaders, Learner, MixedPrecision, ProgressCallback, Recorder,
-                               SaveModelCallback, TensorBase, TrainEvalCallback, get_model, join_path_file, rank_distrib)
-from ..files import save_atomic
+                               SaveModelCallback, TensorBase, TrackerCallback, TrainEvalCallback, get_model, join_path_file,
+                               rank_distrib)
+from ..files import save_atomic, save_torch
 from ..callbacks import *
 from ..phases import *
 
@@ -87,7 +89,9 @@ def _keeps(f, *kinds):
 
 def _exactly(cls, f): return lambda v, k: f(v, k) if type(v) is cls else k.refuse(v)
 
-def _plain_tensor(v): return v.detach().cpu().as_subclass(torch.Tensor).clone()
+def _plain_tensor(v):
+    v = v.detach().cpu()
+    return (v if type(v) is torch.Tensor else v.as_subclass(torch.Tensor)).clone()   # which sparse ones have not
 
 def _enum(v, k):
     value = k(v.value) if isinstance(v, enum.Flag) else None   # a combination of flags has no name
@@ -102,12 +106,23 @@ def _tensor(v, k):
     p = _plain_tensor(v)
     return p if v.device.type=='cpu' else _tagged('tensor', value=p, device=str(v.device))
 
+def _array(v, k):
+    "Numbers as a tensor; texts, dates and other byte orders as their bytes"
+    with suppress(TypeError,ValueError): return _tagged('array', value=torch.from_numpy(v.copy()))
+    if v.dtype.hasobject or v.dtype.names: k.refuse(v, f'of {v.dtype} cannot be kept')
+    b = torch.from_numpy(np.frombuffer(v.tobytes(), 'u1').copy())
+    return _tagged('array', value=b, dtype=v.dtype.str, shape=list(v.shape))
+
+def _scalar(v, k):
+    if v.dtype.kind not in 'biufU': k.refuse(v)
+    return _tagged('scalar', dtype=str(v.dtype), value=v.item())
+
 _keeps(_number, bool, int, float, str)
 _keeps(_enum, enum.Enum)
 _keeps(lambda v, k: None, type(None))
 _keeps(_tensor, torch.Tensor)
-_keeps(lambda v, k: _tagged('array', value=torch.from_numpy(v.copy())), np.ndarray)
-_keeps(lambda v, k: _tagged('scalar', dtype=str(v.dtype), value=v.item()), np.generic)
+_keeps(_array, np.ndarray)
+_keeps(_scalar, np.generic)
 _keeps(_exactly(list, lambda v, k: k.items(v)), list)
 _keeps(lambda v, k: _tagged('L', items=k.items(v)), L)
 _keeps(_tuple, tuple)
@@ -248,12 +263,14 @@ def _there(device):
     if not acc.is_available() or acc.current_accelerator().type!=d.type: return torch.device('cpu')
     return d if (d.index or 0)<acc.device_count() else torch.device(d.type, 0)
 
+def _put_array(a, dtype, shape): return a.copy() if dtype is None else np.frombuffer(a.tobytes(), dtype).reshape(shape).copy()
+
 _anew = dict(
     path      = lambda p, name: Path(p['value']),
     device    = lambda p, name: torch.device(p['value']),
     dtype     = lambda p, name: getattr(torch, p['value']),
     tensor    = lambda p, name: p['value'].to(_there(p['device']), copy=True),
-    array     = lambda p, name: p['value'].numpy().copy(),
+    array     = lambda p, name: _put_array(p['value'].numpy(), p.get('dtype'), p.get('shape')),
     scalar    = lambda p, name: np.dtype(p['dtype']).type(p['value']),
     bytes     = lambda p, name: bytes.fromhex(p['value']),
     complex   = lambda p, name: complex(*p['value']),
@@ -347,8 +364,10 @@ def settle(learn):
 # %% ../../nbs/runs/02_state.ipynb #f833c71c
 def _own(cb):
     "A callback's attributes; without the settings of one that only observes, which may differ next time"
-    not_its = {'learn','run'} | (set(inspect.signature(type(cb).__init__).parameters) if is_passive(cb) else set())
+    not_its = {'learn','run',*_found(cb)} | (set(inspect.signature(type(cb).__init__).parameters) if is_passive(cb) else set())
     return {a:v for a,v in vars(cb).items() if a not in not_its}
+
+def _found(cb): return ['idx'] if isinstance(cb, TrackerCallback) else []   # where its metric is: another place, if others came
 
 @singledispatch
 def get_state(cb, k):
@@ -364,7 +383,8 @@ def set_state(cb, s):
 
 def _set_attrs(cb, s):
     for a in set(_own(cb))-set(s['attrs']): del vars(cb)[a]
-    for a,v in s['attrs'].items(): _put_attr(cb, a, v, f'{cb.name}.{a}')
+    for a,v in s['attrs'].items():
+        if a not in _found(cb): _put_attr(cb, a, v, f'{cb.name}.{a}')
 
 # %% ../../nbs/runs/02_state.ipynb #662a5d17
 @get_state.register(CSVLogger)
@@ -404,6 +424,8 @@ def _(cb, k): return dict(own=k(cb.state_dict()), best=_best(cb.watcher))
 @set_state.register(PerPhase)
 def _(cb, s):
     cb.load_state_dict(put(s['own']))
+    names = list(cb.learn.recorder.metric_names[1:]) if hasattr(cb.learn, 'recorder') else []
+    if _found(cb.watcher) and cb.watcher.monitor in names: cb.watcher.idx = names.index(cb.watcher.monitor)
     _put_best(cb.watcher, s.get('best'), cb.fname)
 
 def _best_file(cb): return join_path_file(cb.fname, cb.learn.path/cb.learn.model_dir, ext='.pth')
@@ -423,7 +445,7 @@ def _put_best(cb, best, fname):
     same = re.fullmatch(rf'{re.escape(str(fname))}(_[^/\\]+)?', str(cb.fname))
     if not same: raise ValueError(f'fname={cb.fname!r}: was {fname!r}')
     f = _best_file(cb)
-    save_atomic(f, lambda o: torch.save(put(best), o))
+    save_atomic(f, partial(save_torch, put(best)))
     cb.last_saved_path = f
 
 @get_state.register(MixedPrecision)
@@ -441,17 +463,30 @@ def _(rec, k):
     tables = {n:v for n,v in vars(log).items() if n not in ('rows','iters','names')}
     losses = torch.tensor([float(o) for o in rec.losses])
     metrics = [k(vars(m), m.name) for m in (rec.smooth_loss, rec.loss, *rec.metrics)]
-    return dict(lrs=[float(o) for o in rec.lrs], iters=list(rec.iters), losses=losses,
+    named = dict(columns=list(log.names), metric_names=list(rec.metrics.attrgot('name')))
+    return dict(named, lrs=[float(o) for o in rec.lrs], iters=list(rec.iters), losses=losses,
                 values=[list(k(list(o))) for o in rec.values], tables=k(tables), metrics=metrics)
 
 @set_state.register(Recorder)
 def _(rec, s):
     log = fit_log(rec)
     for a in ('lrs','iters'): getattr(rec, a)[:] = s[a]
-    rec.losses[:],rec.values[:] = list(s['losses']),[L(put(o)) for o in s['values']]
+    rec.losses[:],rec.values[:] = list(s['losses']),_rows(rec, [L(put(o)) for o in s['values']], s.get('columns'))
     log.__dict__.update(put(s['tables']))
-    for m,v in zip((rec.smooth_loss, rec.loss, *rec.metrics), s['metrics']):
+    for m,v in _metric_states(rec, s):
         for a,o in v.items(): _put_attr(m, a, o, f'{m.name}.{a}')
+
+def _rows(rec, rows, was):
+    "Rows with the columns of this start, in its order; nan where it has a new one"
+    names = fit_log(rec).names
+    if was is None or was==list(names): return rows
+    return [L(dict(zip(was[1:], o)).get(n, float('nan')) for n in names[1:len(names)-rec.add_time]) for o in rows]
+
+def _metric_states(rec, s):
+    "Metrics with their states, by name"
+    *losses,mets = rec.smooth_loss,rec.loss,rec.metrics
+    states = dict(zip(s.get('metric_names', mets.attrgot('name')), s['metrics'][2:]))
+    return [*zip(losses, s['metrics']), *((m, states[m.name]) for m in mets if m.name in states)]
 
 # %% ../../nbs/runs/02_state.ipynb #a3a7ab36
 _stateless = (TrainEvalCallback,ProgressCallback)

@@ -9,7 +9,8 @@ __all__ = ['checkpoint_files', 'run_format', 'plain', 'pack', 'unpack', 'git_rev
            'numbers']
 
 # %% ../../nbs/runs/01_store.ipynb #9e76f802
-import hashlib, inspect, io, json, os, platform, re, time, traceback, warnings
+import csv, hashlib, inspect, io, json, os, platform, re, time, traceback, warnings
+from collections import Counter
 from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -51,7 +52,7 @@ def pack(
     more = {k:v for k,v in weights.items() if not isinstance(v, torch.Tensor)}
     tensors = {k:v.detach().cpu().contiguous() for k,v in weights.items() if k not in more}
     if _share_memory(tensors): tensors = {k:v.clone() for k,v in tensors.items()}   # safetensors needs separate memory for each
-    return {'model.safetensors':save_tensors(tensors), 'state.pt':lambda f: torch.save(dict(state, more=plain(more)), f)}
+    return {'model.safetensors':save_tensors(tensors), 'state.pt':partial(save_torch, dict(state, more=plain(more)))}
 
 def _check_plain(o, path='state'):
     "Raise a `TypeError` with the path to anything that could not be loaded again"
@@ -75,7 +76,7 @@ def unpack(
         s = torch.load(io.BytesIO(files['state.pt']), map_location='cpu', weights_only=True) if state else {}
         return {**load_tensors(files['model.safetensors']), **s.pop('more', {})},s
     except Exception as e:
-        why = f'{type(e).__name__}: {str(e).splitlines()[0]}'
+        why = f'{type(e).__name__}: {str(e).partition(chr(10))[0]}'
         raise ValueError(f"{path}: not a checkpoint of plain tensors; nothing in it was executed ({why})") from None
 
 # %% ../../nbs/runs/01_store.ipynb #29b7a707
@@ -138,6 +139,8 @@ def _check_info(info, f):
                          "use the version of feature_erosion that wrote it")
     unknown = sorted(set(info)-set(_fields))
     wrong = [k for k,t in _fields.items() if k not in info or not isinstance(info[k], t)]
+    if 'text' not in wrong and not all(isinstance(v, list) and all(isinstance(o, str) for o in v) for v in info['text'].values()):
+        wrong.append('text')
     if unknown: raise ValueError(f"{f}: unknown fields {', '.join(unknown)}; known are {', '.join(_fields)}")
     if wrong: raise ValueError(f"{f}: missing or wrong fields {', '.join(wrong)}")
     for k in info['phases']: check_name(k, "a phase's name", str(f))   # these become folder names
@@ -183,9 +186,9 @@ class RunStore:
         path='runs' # The folder, created with the first run
     ): self.path = Path(path)
 
-    def __iter__(self): return (Run(p) for p in sorted(self.path.glob('[!.]*')) if (p/'run.json').exists())
+    def __iter__(self): return (Run(p) for p in sorted(self.path.glob('[!.]*')) if (p/'run.json').is_file())
     def __len__(self): return len(list(iter(self)))
-    def __contains__(self, name): return (self.path/_check_name(name)/'run.json').exists()
+    def __contains__(self, name): return (self.path/_check_name(name)/'run.json').is_file()
     def __getitem__(self, name):
         if name in self: return Run(self.path/name)
         raise KeyError(f"no run {name!r} in {self.path}; there are {', '.join(o.name for o in self) or 'none'}")
@@ -297,10 +300,9 @@ def _unchain(f):
 
 def _row(line):
     "A row and its stated sum; `None` for both if it is not a row"
-    try:
-        o = json.loads(line)
-        return o,o.pop('sum')
-    except (ValueError,KeyError,TypeError,AttributeError): return None,None
+    row,_,claimed = line.rpartition(', "sum": "')   # the last: a row may have a `sum` of its own
+    try: return json.loads(row+'}'),claimed.removesuffix('"}')
+    except (ValueError,RecursionError): return None,None
 
 # %% ../../nbs/runs/01_store.ipynb #0977cd74
 @patch
@@ -386,10 +388,11 @@ def _from_csv(f, text=()):
     try: return pd.read_csv(f, keep_default_na=False, na_values=[''], dtype=dict.fromkeys(text, str))
     except pd.errors.EmptyDataError: return pd.DataFrame()
 
-def _text(df, csv):
+def _text(df, text):
     "Columns of text, such as '007', that would be read as something else"
-    back = _from_csv(io.StringIO(csv))
-    return [b for (_,was),(b,now) in zip(df.items(), back.items()) if infer_dtype(was)=='string'!=infer_dtype(now)]
+    back = _from_csv(io.StringIO(text))
+    kinds = [(infer_dtype(o.astype(object) if o.dtype=='category' else o) for _,o in d.items()) for d in (df,back)]
+    return [n for n,was,now in zip(back, *kinds) if was=='string'!=now]
 
 @patch(as_prop=True)
 def history(self:Run)->pd.DataFrame:
@@ -418,12 +421,19 @@ def save_table(self:Run,
     df:pd.DataFrame # Written without its index, with six significant digits; whole numbers with all of theirs
 ):
     "Write `tables/NAME.csv`"
+    if _check_name(name)=='epochs':
+        raise ValueError(f"name={name!r}: the run's history has a table of this name; choose another")
     folder = self.path/'tables'
     folder.mkdir(exist_ok=True)
     if df.columns.nlevels>1: df = df.set_axis([' '.join(map(str, o)) for o in df.columns], axis=1)
-    text = df.to_csv(index=False, float_format=_number)
-    save_atomic(folder/f'{_check_name(name)}.csv', lambda o: o.write(text.encode()))
-    if names := _text(df, text): self.update(text={**self.info['text'], f'tables/{name}.csv':names})
+    if bad := [o for o,n in Counter(map(str, df.columns)).items() if n>1]:
+        raise ValueError(f"df: {bad[0]!r} is the name of several columns; rename all but one")
+    text = df.to_csv(index=False, float_format=_number, lineterminator='\n')
+    if '\r' in text: text = df.to_csv(index=False, float_format=_number, lineterminator='\n', quoting=csv.QUOTE_NONNUMERIC)
+    save_atomic(folder/f'{name}.csv', lambda o: o.write(text.encode()))
+    others = {k:v for k,v in self.info['text'].items() if k!=f'tables/{name}.csv'}
+    new = {**others, **({f'tables/{name}.csv':names} if (names := _text(df, text)) else {})}
+    if new!=self.info['text']: self.update(text=new)
     self._note(f'tables/{name}.csv')
 
 @patch
@@ -501,7 +511,8 @@ def _kept_folders(self:Run):
     "Folders of checkpoints, by exact name, including damaged ones that were put aside"
     names = '|'.join(map(re.escape, ['start', *self.info['phases']]))
     kinds = dict(phases=rf'({names})(\.damaged\d+)?', last=r'\d+(\.damaged\d+)?')
-    return [p for d,o in kinds.items() for p in (self.path/d).glob('*') if re.fullmatch(o, p.name)]
+    own = {d:o for d,o in kinds.items() if not (self.path/d).is_symlink()}
+    return [p for d,o in own.items() for p in (self.path/d).glob('*') if re.fullmatch(o, p.name)]
 
 @patch
 def delete(self:RunStore,
@@ -509,7 +520,9 @@ def delete(self:RunStore,
 ):
     "Delete what a run wrote, and its folder if it contains nothing else"
     run = self[name]
-    if run.path.is_symlink(): raise ValueError(f"name={name!r}: {run.path} is a link; delete it by hand")
+    folders = 'phases','last','tables','figures','.'
+    if link := first(p for p in map(run.path.joinpath, folders) if p.is_symlink()):
+        raise ValueError(f"name={name!r}: {link} is a link; delete it by hand")
     if run.is_busy(): raise ValueError(f"name={name!r}: a process works on this run; stop it first")
     if bad := [k for k in run.info['files'] if not re.fullmatch(_noted, k)]:
         raise ValueError(f"{run.path/'run.json'}: files: {bad[0]!r} is none that a run writes; nothing was deleted")
@@ -517,7 +530,7 @@ def delete(self:RunStore,
     run.tidy_up()
     for p in run._kept_folders(): remove_folder(p, checkpoint_files)
     for f in files: (run.path/f).unlink(missing_ok=True)
-    for d in ('phases','last','tables','figures','.'):
+    for d in folders:
         with suppress(OSError): (run.path/d).rmdir()
 
 # %% ../../nbs/runs/01_store.ipynb #46f2ab26
@@ -570,9 +583,12 @@ def _recipe_run(self:RunStore, fn, told, settings):
 def once(self:RunStore,
     fn, # Called as `fn(run=…, **settings)`; returns a Learner, a dict of numbers, or nothing
     files=(), # Files and folders that it reads: the result is recomputed if they change
-    **settings # Anything that fits in JSON; a `seed` among them seeds the global random state
+    **settings # Anything that fits in JSON, tuples arrive as lists; a `seed` among them seeds the global random state
 )->Run: # A finished run; what `fn` returned is in its `metrics`
     "Compute something once: the same call again, in this process or another, loads it"
+    settings = as_json(settings)
+    if 'seed' in settings and not is_seed(settings['seed']):
+        raise ValueError(f"seed={settings['seed']!r}: must be a whole number from 0 to 2**32-1")
     run, = self.recipe_runs(fn, [settings], files)
     if why := run.info['recipe'].get('untold'):
         warnings.warn(f'{_title(fn)} is computed again, whatever is here already: {why}')

@@ -23,20 +23,33 @@ from .store import *
 # %% ../../nbs/runs/04_sweep.ipynb #7f54eafe
 def _grid(grid, seeds):
     "All combinations; the last name varies fastest, with seeds innermost"
+    if not isinstance(grid, dict) or not all(isinstance(k, str) for k in grid):
+        raise ValueError(f"grid={grid!r}: must be a dict of lists of values, by name, e.g. dict(lr=[.1,.01])")
     if 'seed' in grid or 'run' in grid: raise ValueError("grid: 'seed' and 'run' are given by the sweep; use `seeds=`")
     if bad := [k for k,v in grid.items() if not _is_values(v)]:
         raise ValueError(f"grid: {', '.join(bad)} must be lists of one or more values")
-    if bad := [k for k,v in grid.items() if len({json.dumps(plain(o), default=str) for o in v})<len(v)]:
-        raise ValueError(f"grid: {', '.join(bad)} must be lists of different values: runs would count twice")
+    grid = {k:_plain_values(k, v) for k,v in grid.items()}
+    if bad := [k for k,v in grid.items() if len(set(map(_groupable, v)))<len(v)]:
+        raise ValueError(f"grid: {', '.join(bad)} must be lists of different values (1, 1.0 and True are equal): "
+                         "runs would count twice")
     points = [dict(zip(grid, v)) for v in itertools.product(*grid.values())]
-    return [dict(plain(p), seed=s) for p in points for s in _seeds(seeds)]
+    return [dict(p, seed=s) for p in points for s in _seeds(seeds)]
 
-def _is_values(v): return not isinstance(v, str) and (is_listy(v) or isinstance(v, (range,np.ndarray))) and len(v)>0
+def _is_values(v): return (isinstance(v, (list,tuple,L,range)) or isinstance(v, np.ndarray) and v.ndim>0) and len(v)>0
+
+def _groupable(v): return json.dumps(v) if isinstance(v, (list,dict)) else v
+
+def _plain_values(k, vs):
+    "Values as a function gets them: Python's own types, and lists for tuples"
+    try: return as_json({k:plain(list(vs))})[k]
+    except TypeError as e: raise ValueError(f"grid: {k}: {e}") from None
 
 def _seeds(seeds):
-    res = list(range(seeds) if isinstance(seeds, int) else seeds)
-    if res and all(isinstance(s, int) and s>=0 for s in res) and len(set(res))==len(res): return res
-    raise ValueError(f"seeds={seeds!r}: must be a number of seeds, at least 1, or a list of different whole numbers")
+    try: res = plain(list(range(seeds) if isinstance(seeds, (int,np.integer)) else seeds))
+    except TypeError: res = []
+    if res and all(map(is_seed, res)) and len(set(res))==len(res): return res
+    raise ValueError(f"seeds={seeds!r}: must be a number of seeds, at least 1, "
+                     "or a list of different whole numbers from 0 to 2**32-1")
 
 # %% ../../nbs/runs/04_sweep.ipynb #c139182d
 @contextmanager
@@ -253,8 +266,6 @@ def _finished(self:Sweep):
     "Finished points; a setting that is a list or dict becomes text, by which rows can be grouped"
     done = pd.DataFrame(self[self.status=='finished'])
     return done.assign(**{k:done[k].map(_groupable) for k in self.attrs['names']})
-
-def _groupable(v): return json.dumps(v) if isinstance(v, (list,dict)) else v
 
 @patch
 def _numbers(self:Sweep):

@@ -5,7 +5,7 @@ from copy import copy
 from functools import cache
 from html import unescape
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urldefrag
+from urllib.parse import unquote, urldefrag, urlsplit
 
 from bs4 import BeautifulSoup
 from fastcore.nbio import read_nb, write_nb
@@ -62,6 +62,18 @@ def whole_row(row, above):
     above.update({j:(c,int(c['rowspan'])-1) for j,c in enumerate(row.find_all(['th','td'])) if c.has_attr('rowspan')})
     return {j:(c,n) for j,(c,n) in above.items() if n}
 
+re_number = re.compile(r'[-−+×]?[\d.,]+( ?[%×s]|e[-+]?\d+)?|nan|–|')
+
+def to_the_right(t):
+    "Columns of numbers, and their heads, go to the right; all else begins at the left"
+    for row in t.thead.find_all('tr'): row.attrs.pop('style', None)
+    rows = [[c for c in r.find_all(['th','td']) for _ in range(int(c.get('colspan', 1)))] for r in t.find_all('tr')]
+    n = max(map(len, rows))
+    for cells in zip(*(o for o in rows if len(o)==n)):
+        body = [c.get_text().strip() for c in cells if c.find_parent('tbody')]
+        if any(body) and all(map(re_number.fullmatch, body)):
+            for c in cells: c['class'] = [*c.get('class', []), 'number']
+
 def labelled(m):
     "A table of words as `cards`, whose cells say what they are where they stand alone; one of numbers as `numbers`"
     t,above = BeautifulSoup(m[0], 'html.parser').table,{}
@@ -73,6 +85,7 @@ def labelled(m):
         cells = row.find_all(['th','td'])
         for c,label in zip(cells, labels):
             if label and len(cells)>2 and (c is not cells[0] or len(c.get_text())<3): c['data-label'] = label   # a long first cell is a title
+    to_the_right(t)
     longest = max((len(c.get_text()) for c in t.tbody.find_all(['th','td'])), default=0)
     words = not t.find(class_='row_heading') and longest>(24 if len(labels)>2 else 60)
     t['class'] = [*t.get('class', []), 'cards' if words else 'numbers']
@@ -121,7 +134,8 @@ class Site(site.Site):
         "The index with the `kind` of each section, and a search that knows it"
         super().write_search()
         f,src = self.out/'search.json',{str(p.out):p.src.as_posix() for p in self.pages.values()}
-        f.write_text(json.dumps([dict(o, kind=kind(src[o['href'].partition('#')[0]], o['section'])) for o in json.loads(f.read_text('utf-8'))]), 'utf-8')
+        found = [o for o in json.loads(f.read_text('utf-8')) if not o['href'].startswith('404')]
+        f.write_text(json.dumps([dict(o, kind=kind(src[o['href'].partition('#')[0]], o['section'])) for o in found]), 'utf-8')
         with open(self.out/'site_libs/fuse/fuse.min.js', 'a') as o: o.write((Path(__file__).parent/'search.js').read_text('utf-8'))
     def build(self):
         super().build()
@@ -131,6 +145,8 @@ class Site(site.Site):
                 f = self.out/p.out.parent/name
                 f.parent.mkdir(exist_ok=True)
                 f.write_bytes(data)
+        missing = self.out/'404.html'   # shown at whatever address was asked for
+        missing.write_text(missing.read_text('utf-8').replace('<head>', f'<head>\n<base href="{urlsplit(get_config().doc_url).path}">', 1), 'utf-8')
         for f in self.out.glob('site_libs/themes/*.css'): f.write_text(re.sub(r'@import url\(http.*?\);', '', f.read_text()))
 
 def tidy(f):
@@ -161,7 +177,7 @@ def with_quarto():
     if r.returncode: sys.exit(r.stdout)
     return Path('_docs').resolve(), [l for l in r.stdout.splitlines() if 'WARN' in l]
 
-re_link = re.compile(r'\b(?:href|src)="([^"]*)"')
+re_link = re.compile(r'(?<!<base )\b(?:href|src)="([^"]*)"')
 
 def ids(page, cache={}):
     "The anchors of a page"
