@@ -235,7 +235,8 @@ def _add_jpeg(x, now, level):
 
 # %% ../nbs/19_shortcut.ipynb #5a9be402
 class Trace(Part):
-    "A trace in all of an image, such as noise: images that have little of it get as much as one of another class that has much"
+    "A trace in all of an image, such as noise: images with little of it get as much as one of another class that has much"
+    halfway = .75   # between chance, as one of two levels is nearer, and 1
     def __init__(self,
         images, # Images in 0…1 with labels
         where:str, # Name of the trace
@@ -329,7 +330,7 @@ def _interval(k, n):
 
 def _row(part, own, rest, other=None, halfway=None):
     n = len(own)
-    res = dict(kind=part.kind, name=part.label, share=part.share, n=n, halfway=.75 if isinstance(part, Trace) else halfway)
+    res = dict(kind=part.kind, name=part.label, share=part.share, n=n, halfway=getattr(part, 'halfway', halfway))
     for k,v in dict(follows=own, rest=rest).items():
         low,high = _interval(v.sum(), n)
         res.update({k:v.float().mean().item(), f'{k}_low':low, f'{k}_high':high})
@@ -347,7 +348,7 @@ def _passes(row, part, max_share):
 _order = 'place','global','channel','band','less clear'
 
 class Shortcut:
-    "What `find_shortcut` found: `found` (`None` if it cannot be told), `kind`, `where`, a `table` of all parts, a `map`, and `text` in words"
+    "What `find_shortcut` found: `found` (`None` if unclear), `kind`, `where`, a `table` of all parts, a `map`, and `text` in words"
     def __init__(self, parts, table, map_, images):
         self.parts,self.table,self.map,self.images = parts,table,map_,images
         passed = [p for p,ok in zip(parts, table.passes) if ok]
