@@ -130,10 +130,11 @@ def test_features_in_one_order_whatever_the_layout():
     assert half['rank_1e-3'].item()==layer_rank(conv, [(g,g)], 'Conv2d', progress=False)['rank_1e-3'].item()
 
 class Merging(nn.Linear):
-    "Merges weights in eval mode and parts them in train mode, as `loralib` does"
+    "Merges a product into its weights in eval mode, as `loralib` does; the numbers are exact"
     def __init__(self, i, o):
         super().__init__(i, o)
-        self.more,self.merged = nn.Parameter(torch.ones(o, i)),False
+        with torch.no_grad(): self.weight.copy_((self.weight*64).round()/64)
+        self.more,self.merged = nn.Parameter(torch.randint(-4, 5, (o,i))/64),False
     def train(self, mode=True):
         super().train(mode)
         if mode==self.merged:

@@ -8,6 +8,7 @@ from scipy.stats import norm
 from torch import nn
 from fastai.vision.all import (CSVLogger, Callback, CrossEntropyLossFlat, DataLoaders, GradientClip, Learner, MixedPrecision, ProgressCallback, SGD, TfmdDL, accuracy, load_learner,
                                no_random, set_seed)
+from test_layers_of_models import Merging
 from feature_erosion.batches import TensorAnswer
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import log_iters
@@ -466,20 +467,6 @@ def test_losses_that_are_not_numbers(start):
         with pytest.raises(ValueError, match='members, others: of shape'): membership_attack(a, bad)
     for folds in (1,0,2.5):
         with pytest.raises(ValueError, match=f'folds={folds}: must be 2'): membership_attack(a, a, folds=folds)
-
-class Merging(nn.Linear):
-    "Merges a product into its weights in eval mode, as `loralib` does; the numbers are exact"
-    def __init__(self, i, o):
-        super().__init__(i, o)
-        with torch.no_grad(): self.weight.copy_((self.weight*64).round()/64)
-        self.more,self.merged = nn.Parameter(torch.randint(-4, 5, (o,i))/64),False
-    def train(self, mode=True):
-        super().train(mode)
-        if mode==self.merged:
-            with torch.no_grad(): self.weight += self.more*(-1 if mode else 1)
-            self.merged = not mode
-        return self
-    def forward(self, x): return super().forward(x)+(0 if self.merged else F.linear(x, self.more))
 
 @pytest.mark.parametrize('error', [None,KeyError])
 def test_weights_that_modes_merge(start, error):
