@@ -65,6 +65,25 @@ def test_several_networks_at_once_give_the_same_tables(smoke, tmp_path):
     for f in 'fig3','fig6':
         for k,t in smoke[0][f].tables.items(): pd.testing.assert_frame_equal(t, load_result(tmp_path/f).tables[k], rtol=1e-4, atol=1e-5)
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_cuda_graphs_train_as_without_them(monkeypatch):
+    "The callback of on_gpu.py: same losses, same averages of batch norm, and nothing of it stays"
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent/'nbs'/'paper')
+    from on_gpu import Graphed
+    class Counted(Graphed):
+        captured = 0
+        def capture(self):
+            super().capture()
+            self.captured += 1
+    net = Net('tiny', 'resnet20', 'digits', width=.5, n=320, n_valid=60, bs=32, bf16=True, lengths=(2,0,0))
+    def fit(*cbs):
+        learn = fit_net(net, 0, cbs)
+        return torch.stack(learn.recorder.losses), {k:v.cpu() for k,v in learn.model.state_dict().items()}, learn
+    (plain,state,_),(graphed,same,learn) = fit(),fit(cb := Counted())
+    assert len(plain)==20 and torch.allclose(plain, graphed, rtol=1e-3, atol=1e-4)
+    assert all(torch.allclose(v.float(), same[k].float(), rtol=1e-2, atol=1e-3) for k,v in state.items())
+    assert 'forward' not in vars(learn.model) and cb.graph is None and cb.captured==1
+
 def test_phases_are_trained_once(smoke, mine):
     out = mine
     nets = [r for r in RunStore(out/'runs') if r.info['phases']]
