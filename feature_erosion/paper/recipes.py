@@ -235,6 +235,13 @@ def _gather(df, store):
             parts.setdefault(k, []).append(pd.concat([which, d], axis=1))
     return {k:pd.concat(v, ignore_index=True) for k,v in parts.items()}
 
+def _points(recipe, scale):
+    "What is computed for each network and seed: the function, the files it reads, and the grid"
+    nets = recipe.nets(scale)
+    point = partial(measure_net, measure=recipe.measure, n_test=scale.n_test, n_train=scale.n_train)
+    files = list({str(f):f for o in nets for f in net_files(o)}.values())
+    return point,files,dict(tables=[recipe.measure.__name__], net=list(map(asdict, nets)))
+
 def _jobs(n_jobs): return n_jobs or (1 if torch.cuda.is_available() else -1)
 
 # %% ../../nbs/paper/01_recipes.ipynb #1456d6a4
@@ -247,10 +254,7 @@ def run_recipe(
 )->Result: # A `RuntimeError` if a network failed
     "Train the networks for a figure, measure them, and collect the tables"
     check_scale(recipe, scale)
-    nets = recipe.nets(scale)
-    point = partial(measure_net, measure=recipe.measure, n_test=scale.n_test, n_train=scale.n_train)
-    files = list({str(f):f for o in nets for f in net_files(o)}.values())
-    grid = dict(tables=[recipe.measure.__name__], net=list(map(asdict, nets)))
+    point,files,grid = _points(recipe, scale)
     df = sweep(point, grid, scale.seeds, store, _jobs(n_jobs), files=files, progress=progress)
     if len(bad := df[df.status!='finished']):
         raise RuntimeError(f"{recipe.name}: {len(bad)} of {len(df)} networks failed; the same call tries them again. "
