@@ -84,6 +84,13 @@ def test_labels_of_cells():
     assert [c.get('data-label') for c in rows[1].find_all(['th','td'])]==['net','seed','rank, before','rank, after'] and 'class="dataframe cards"' in html
     assert 'numbers' in re.sub(r'<table.*</table>', docs.labelled, df[[('rank','before')]].to_html(), flags=re.S)
 
+def test_names_of_an_index_are_heads_like_the_others():
+    "Where there is room: not where columns have a name, too"
+    df = pd.DataFrame(dict(ours=['a text that is as long as a claim']), index=pd.Index(['a first cell'], name='claim'))
+    def heads(d): return [[c.get_text() for c in r.find_all('th')] for r in
+        BeautifulSoup(re.sub(r'<table.*</table>', docs.labelled, d.to_html(), flags=re.S), 'html.parser').thead.find_all('tr')]
+    assert heads(df)==[['claim','ours']] and heads(df.rename_axis(columns='what'))==[['what','ours'],['claim','']]
+
 def test_address_in_each_docstring_exists(site):
     urls = [u for f in (root/'feature_erosion').rglob('*.py') for u in re.findall(rf'^Docs: {re.escape(doc_url)}(\S+?)"*$', f.read_text('utf-8'), re.M)]
     assert urls and not [u for u in urls if not (site/u).is_file()]
