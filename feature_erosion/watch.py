@@ -258,7 +258,7 @@ class WatchErosion(LoggedCallback):
         tolerance:float=.05, # Warn when more than this is lost, in 0…1, and again at twice as much, four times, …
         budget:float=.03, # Share of training time that evaluation may take, unless another callback monitors a column
         stop:bool=False, # End training at the first warning
-        restore:bool=False, # After the fit, go back to the last weights within `tolerance`, if the final ones are not
+        restore:bool=False, # After the fit, if too much is lost, go back to the last weights within `tolerance`
         n:int|None=500, # Samples of each reference, fixed and stratified; `None` for all
         n_layers:int=100, # Samples on which layers are compared
         layers=None, # Which layers to compare, as in `find_layers`
@@ -565,7 +565,8 @@ def _most_lost(losses):
 @patch
 def _warn(self:WatchErosion, level, losses, hangs, drift, broken):
     self.now = level
-    if level==0 and self.restore: self.good = dict(weights=snapshot(self.model), iter=self.iters)
+    within = level==0 and all(o.lost<=self.tolerance for o in losses.values())   # also where a loss may be chance
+    if within and self.restore: self.good = dict(weights=snapshot(self.model), iter=self.iters)
     if level<=self.level: return
     self.level = level
     self.stopped = self.stop
