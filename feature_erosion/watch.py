@@ -474,7 +474,7 @@ def _begin(self:WatchErosion, layers, seen):
             raise ValueError(f"reference: the model does not know {k!r}, and its samples are all of one class, so features "
                              "cannot tell either; give samples of two classes or more")
         why = 'has other outputs than the classes of' if other else 'is no better than chance on'
-        self._say(f"the model {why} {k!r}{', so its head is new' if other else ''}: what its features tell is watched instead "
+        self._say(f"the model {why} {k!r}{', so its head is new' if other else ''}: its features are watched instead "
                   "(nearest class mean)", False)
 
 def _above_chance(s, outputs):
@@ -577,7 +577,7 @@ def _in_words(self:WatchErosion, losses, hangs, drift, broken):
     after = f"after {self.iters} iteration{'s'*(self.iters!=1)} "
     see = f"; of the layers, {_most_changed(drift)} changed most; see `find_shortcut`."
     if broken: return after + "its activations are no finite numbers" + see
-    if hangs: return after + (f"{hangs.share:.0%} of its right answers on held-out images hang on one box of them, "
+    if hangs: return after + (f"{hangs.share:.0%} of its right answers on held-out images depend on one box of them, "
                               f"(top, left, height, width) = {hangs.box}") + see
     k,o = _most_lost(losses)
     who,how = ('the model','') if self.by[k]=='right' else ("the model's features",', nearest class mean')
