@@ -32,6 +32,7 @@ def evaluate(
     labels:dict|None=None # More labels by name, in the order of `dl`; metrics are computed on them, too, except where negative
 )->dict: # Values by name: `accuracy`, and `name_accuracy` for each of `labels`; NaN if a score is NaN or infinite
     "Metrics of a model on a `DataLoader`, in one pass, without random augmentation"
+    if isinstance(dl, DataLoaders): raise ValueError("dl: DataLoaders; give one of them, such as `dls.valid`")
     labels,i,sound = {k:torch.as_tensor(v) for k,v in (labels or {}).items()},0,True
     model,dl = model.model if isinstance(model, Learner) else model,own_state(dl)
     mets = {k:[deepcopy(m) for m in _named_metrics(metrics)] for k in ['',*labels]}

@@ -309,7 +309,8 @@ def fixed_dl(
         raise ValueError("dl: there are no samples in it, as in the data of an exported Learner; give data with samples")
     if isinstance(dl, DataLoader): res = subset_dl(dl, n, seed)
     elif isinstance(dl, torch.utils.data.DataLoader): res = _fixed_torch(dl, n, seed)
-    else: raise ValueError(f"dl: {type(dl).__name__}; must be a fastai or PyTorch DataLoader, or a list of batches `(x, y)`")
+    else: raise ValueError(f"dl: {type(dl).__name__}; must be a fastai or PyTorch DataLoader, such as `dls.valid`, or a list "
+                          "of batches `(x, y)`")
     if getattr(dl, 'n_inp', None)!=getattr(res, 'n_inp', None): res.n_inp = dl.n_inp
     return res
 

@@ -578,6 +578,7 @@ class PerPhase(Callback):
     def __init__(self,
         cb:Callback # E.g. an `EarlyStoppingCallback`; in a fit without phases it works as usual
     ):
+        if isinstance(cb, type): cb = cb()   # as `Learner.add_cb` does
         self.watcher,self.order,self.fname = cb,cb.order,getattr(cb, 'fname', None)
         self.cb = dict(vars(cb), name=cb.name)   # its settings, for comparing runs
         for k in ('remove_on_fetch','_only_train_loop'):

@@ -131,6 +131,14 @@ def test_restores_the_weights_it_says(knows):
     assert f'weights after {i} iterations' in out.getvalue() and 0<=i<15
     assert all(torch.equal(a, b) for a,b in zip(k.at[i].values(), learn.model.state_dict().values()))
 
+@pytest.mark.parametrize('n', [30,60])
+def test_what_is_restored_is_within_the_tolerance(knows, n):
+    "Of few samples more may be lost without a warning, since it may be chance; such weights are not taken for good ones"
+    w = Watch(digits(), restore=True, n=n)
+    with contextlib.redirect_stdout(io.StringIO()): erode(knows, w)
+    lost = w.history.set_index('iter').lost
+    assert w.now==0 and lost.iloc[-1]>.05 and lost[w.good['iter']]<=.05
+
 def test_lr_find_validation_export(knows, tmp_path):
     w = Watch(digits())
     learn = learner(digits().inject(ColorSquare(4)), deepcopy(knows), path=tmp_path, cbs=w)

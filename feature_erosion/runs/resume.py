@@ -154,6 +154,10 @@ def _seed(): return s if (s := torch.initial_seed())<2**32 else None
 def _json(o): return json.loads(json.dumps(o))
 
 # %% ../../nbs/runs/03_resume.ipynb #4346196c
+def _check_runs(**runs):
+    for k,v in runs.items():
+        if not isinstance(v, Run): raise ValueError(f"{k}={v!r}: must be a run of a store, e.g. `RunStore('runs').run('mine')`")
+
 class KeepRun(TidyCallback):
     "Save a fit's history and checkpoints to a run's folder as it trains, and resume from them when started again"
     order,run_valid,passive,keeps_run = 1000,False,True,True   # after all other callbacks
@@ -166,6 +170,7 @@ class KeepRun(TidyCallback):
         strict:bool=False, # If something cannot be saved, raise an error instead of a warning
         wait:bool=False # If another process works on this run, wait for it instead of raising an error
     ):
+        _check_runs(run=run, **{} if after is None else dict(after=after))
         if not minutes>=0: raise ValueError(f"minutes={minutes!r}: must be 0 (each batch) or more")
         if not epochs>=1: raise ValueError(f"epochs={epochs!r}: must be at least 1")
         self.kept,self.minutes,self.epochs,self.base,self.strict,self.wait = run,minutes,epochs,after,strict,wait
