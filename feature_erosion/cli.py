@@ -27,7 +27,7 @@ fig1 trains one network. The other figures train every network they compare (con
 each with several seeds, and say how long that will take."""
 _example = ('example: feature_erosion run fig1 --arch resnet20 --weights resnet20.th '
             '--stats imagenet --iters 200 200 --sched constant')
-_scales = """--preset paper needs a GPU and days, cpu a day or two on two cores, smoke a few minutes.
+_scales = """--preset paper needs a GPU and days, cpu 14 hours or more on two cores, smoke a few minutes.
 If images or weights are missing, the figures that need them are left out, and you are told where to get the files."""
 
 def _parser():

@@ -265,6 +265,7 @@ def relearning_gap(
     T = min(len(a), len(b))
     if T<2: raise ValueError(f"scratch, relearn: {len(a)} and {len(b)} epochs; need two or more of each for an area")
     level = .95*a[T-1] if level is None else level
+    if level>1>=max(a.max(), b.max()): raise ValueError(f"level={level!r}: these accuracies are between 0 and 1; try {level/100:g}")
     rows = [dict(first=c[0], last=c[-1], area=_area(c), epochs_to=epochs_to(c, level)) for c in (a[:T],b[:T])]
     df = RelearningGap(rows, index=['scratch','relearn'])
     df.attrs.update(level=float(level), epochs=T, left_out=(len(a)-T, len(b)-T), curves=(a.tolist(), b.tolist()))

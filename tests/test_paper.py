@@ -122,6 +122,10 @@ def test_what_is_to_be_trained_is_known_beforehand(smoke, tmp_path):
     two = Plan(todo[:2], n_jobs=2)
     assert two.left()[1]<plan.left()[1]*2   # of the same order, halved
 
+@pytest.mark.parametrize('kw', [dict(ratio=2.), dict(ratio=-.1), dict(strength=50), dict(ratio=float('nan'))])
+def test_a_network_needs_shares(kw):
+    with pytest.raises(ValueError, match=f'{next(iter(kw))}=.*between 0 and 1'): Net('n', 'perceptron', 'digits', **kw)
+
 def test_it_says_how_far_it_is(tmp_path, capsys):
     "Also while the process prints elsewhere"
     net = Net('perceptron', 'perceptron', 'digits', n=64, n_valid=20, lengths=(1,1,0))

@@ -242,6 +242,8 @@ def test_gap_of_lines():
     t = np.arange(9)
     assert relearning_gap(.1*t, .05*t, .2).gap==pytest.approx(8*.4/2) and relearning_gap(.1*t+.3, .1*t, .2).gap==pytest.approx(8*.3)
     assert relearning_gap(.1*t, .05*t, .25).epochs_to.tolist()==pytest.approx([3.5, 6])
+    with pytest.raises(ValueError, match=r'level=80.*try 0\.8'): relearning_gap(.1*t, .05*t, 80)
+    assert relearning_gap(10*t, 5*t, 25).epochs_to.tolist()==pytest.approx([3.5, 6])   # percentages on both sides are fine
     assert relearning_gap(.1*t, .05*t).attrs['level']==pytest.approx(.95*.8)
 
 # erosion
