@@ -4,17 +4,18 @@ import numpy as np, pandas as pd, pytest, torch, torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from fastai.callback.all import CSVLogger, GradientAccumulation, GradientClip, MixUp, SaveModelCallback
-from fastai.vision.all import Callback, CrossEntropyLossFlat, Learner, SGD, accuracy, error_rate, partial, set_seed
+from fastai.vision.all import Callback, CrossEntropyLossFlat, FocalLossFlat, LabelSmoothingCrossEntropyFlat, Learner, SGD, accuracy, error_rate, partial, set_seed
 from feature_erosion.callbacks import LoggedCallback
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import EvalSets, evaluate, evaluating, pattern_sets
 from feature_erosion.learner import erosion_learner
+from feature_erosion.mitigations import grouped
 from feature_erosion.models import create_model
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import PerPhase, Phase
 from feature_erosion.erosion import (Erosion, epochs_to, eri, erosion_summary, forgetting, half_life, max_forgetting, pattern_reliance,
                                      phase_table, relearning_gap)
-from feature_erosion.loaders import subset_dl
+from feature_erosion.loaders import fixed_dl, subset_dl, unaugmented
 from feature_erosion.measures.plasticity import (Dormant, PlasticityLog, dormant_units, grad_norm, penultimate,
                                                  plasticity_measures, unit_scores, weight_norm, weight_norms)
 
@@ -117,6 +118,13 @@ def test_gradient_under_no_grad_and_with_fastais_loss(dls):
     set_seed(0)
     m = net()
     with torch.no_grad(): assert grad_norm(m, dls.valid, CrossEntropyLossFlat())==pytest.approx(grad_norm(m, dls.valid), rel=1e-6)
+
+@pytest.mark.parametrize('loss', [CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat, FocalLossFlat, nn.CrossEntropyLoss])
+def test_gradient_of_the_first_target(dls, loss):
+    "Of image, class and group, as `grouped` makes them, the loss is that of the class"
+    m,dl = net(),grouped(dls.inject(ColorSquare(4))).train
+    with unaugmented(dl): two = [(x,y) for x,y,*_ in fixed_dl(dl)]
+    assert grad_norm(m, dl, loss())==pytest.approx(grad_norm(m, two, loss()), rel=1e-6)
 
 def test_penultimate_times_head_is_the_output(dls, images):
     for m,head in ((create_model('resnet20', 10, width=.25), 'linear'), (create_model('vgg19', 10, width=.125), 'classifier'), (create_model('torchvision/mobilenet_v3_small', 10), 'classifier.3')):
