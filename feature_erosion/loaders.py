@@ -281,6 +281,7 @@ def _samples(dl):
     if (chosen := vars(dl).get('chosen')) is not None: return chosen
     if is_distributed(dl): return _samples(dl.dl)
     if _own_idxs(dl): raise _own_way(dl)
+    if (drawn := getattr(vars(dl).get('get_idxs'), 'samples', None)) is not None: return drawn
     if dl.n is not None: return np.arange(dl.n)
     raise ValueError("dl: an iterable, whose samples cannot be chosen; give a list of batches")
 

@@ -596,7 +596,13 @@ class PerPhase(Callback):
         if name=='before_fit' and saves: self.watcher.fname = f'{self.fname}_{self.learn.phase.name}'
         try: self.watcher(name)
         except CancelFitException: raise CancelPhaseException
-        if name=='after_fit' and saves: self.learn.phase_schedule._snap(self.learn.phase.name)   # the best weights are loaded
+        if name=='after_fit': self._end()
+
+    def _end(self):
+        "What the callback left is what the phase ends with, such as the best weights"
+        self.learn.phase_schedule._snap(self.learn.phase.name)
+        for o in self.learn.cbs.sorted('order'):
+            if hasattr(type(o), 'look_again'): o.look_again()
 
     def state_dict(self):
         if hasattr(type(self.watcher), 'state_dict'): return self.watcher.state_dict()

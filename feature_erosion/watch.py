@@ -342,11 +342,19 @@ def before_phase(self:WatchErosion):
 
 @patch
 def before_epoch(self:WatchErosion):
-    "Look at the model before its first batch; after a warning with `stop`, end the fit"
-    if self.stopped: raise CancelFitException
+    "Look at the model before its first batch"
+    if self.stopped: return
     if self.learn.epoch==0: self._check_columns()
     if self.fresh: self._look(self.learn.epoch)
     self.fresh,self.mark = False,time.perf_counter()
+
+@patch
+def before_train(self:WatchErosion):
+    "After a warning with `stop`, end the fit; not sooner, as fastai's MixUp expects that training has begun"
+    if not self.stopped: return
+    self.model.eval()   # as after a fit
+    self.learn.training = False
+    raise CancelFitException
 
 @patch
 def before_batch(self:WatchErosion):

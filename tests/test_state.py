@@ -5,6 +5,7 @@ from copy import deepcopy
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
+from types import MethodType
 import filelock, numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from torch import nn
@@ -441,6 +442,28 @@ def test_an_argument_that_a_callback_holds_elsewhere_is_a_setting(tmp_path, make
     forget(run, 'made')
     plain_fit(run, cbs=[make(.4)])
     assert run.status=='finished'
+
+class StopAfter(Callback):
+    order,passive = 1001,True   # after `KeepRun`
+    def __init__(self, phase): self.phase = phase
+    def after_phase(self):
+        if self.learn.phase.name==self.phase: raise Boom('here')
+
+@pytest.mark.parametrize('last', ['a','b'])
+def test_stopped_between_the_last_phase_and_the_end(tmp_path, last):
+    "A phase that ends early leaves epochs that nothing is done in: MixUp would miss the beginning of training"
+    def train(name, *cbs):
+        set_seed(0)
+        dls = digits_dls(n=128, n_valid=40, bs=32)
+        learn = Learner(dls, mlp(), opt_func=SGD, metrics=accuracy, lr=.05, path=tmp_path)
+        phases = [Phase(k, 3, until=lambda l: True) for k in 'ab']
+        with learn.no_bar(), learn.no_logging(): learn.fit_phases(phases, cbs=[MixUp(), *cbs], run=RunStore(tmp_path).run(name))
+        return learn
+    with pytest.raises(Boom): train('x', StopAfter(last))
+    a,b = train('x'),train('y')
+    assert [len(o.recorder.history) for o in (a,b)]==[2,2] and RunStore(tmp_path).run('x').status=='finished'
+    assert all(torch.equal(*o) for o in zip(a.model.state_dict().values(), b.model.state_dict().values()))
+    assert a.recorder.history.equals(b.recorder.history) and not isinstance(a.loss_func, MethodType)
 
 class Row(AvgMetric):
     "A metric that has a number for each epoch, by a count of its own"

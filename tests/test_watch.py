@@ -488,6 +488,25 @@ def test_stopped_is_said_and_frozen_layers_stay(knows, capsys):
     with learn.no_bar(), learn.no_logging(): quietly(learn.fit, 1, cbs=w)
     assert len(w.rows)>1 and 'trains nothing' not in capsys.readouterr().out
 
+@pytest.mark.parametrize('phases', [False,True])
+def test_stopped_beside_mixup(knows, phases):
+    "As in the second fit of `fine_tune`: fastai's MixUp cannot be ended before it has begun"
+    w = Watch(digits(), stop=True, tolerance=.01)
+    learn = erode(knows, w, MixUp(), epochs=9)
+    now,seen = deepcopy(learn.model.state_dict()),len(w.rows)
+    assert w.stopped
+    with learn.no_bar(), learn.no_logging():
+        if phases: learn.fit_phases([Phase('a', 1), Phase('b', 1)], cbs=[w, MixUp()])
+        else: learn.fine_tune(1, cbs=[w, MixUp()])
+    assert all(torch.equal(a, b) for a,b in zip(now.values(), learn.model.state_dict().values())) and len(w.rows)==seen
+    assert not learn.model.training and isinstance(learn.loss_func, CrossEntropyLossFlat) and not len(learn.recorder.values)
+
+def test_a_phase_ends_with_weights_put_back(knows, capsys):
+    w = Watch(digits(), restore=True, tolerance=.01)
+    learn = learner(digits(), deepcopy(knows))
+    with learn.no_bar(), learn.no_logging(): quietly(learn.fit_phases, [Phase('a', 2, digits().inject(ColorSquare(4)), sched='constant')], cbs=PerPhase(w))
+    assert 'are back' in capsys.readouterr().out and all(torch.equal(a, b) for a,b in zip(learn.snapshots['a'].values(), learn.model.state_dict().values()))
+
 def test_chance_on_unequal_classes():
     "By scikit-learn's κ and by shuffling: three in a hundred found are knowledge, always the first class is none"
     from sklearn.metrics import cohen_kappa_score

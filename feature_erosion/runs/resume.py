@@ -266,7 +266,8 @@ def _loop(self:KeepRun):
     if state: self.learn.all_batches = partial(self._rest, state)
     bar = getattr(getattr(self.learn, 'progress', None), 'mbar', None)
     if bar and self.at[0]>0: bar.update(0)   # a progress bar must get its first update, even if that was done before
-    fit_from(self.learn, self.at[0])
+    over = self.phases and not (self.learn.phase or self.learn.phase_schedule.todo)   # stopped after its last phase
+    if not over: fit_from(self.learn, self.at[0])
     self._take_end()
 
 @patch
