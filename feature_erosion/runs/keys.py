@@ -37,8 +37,9 @@ def _is_installed(module):
     "Whether a module belongs to the standard library, this one, or an installed package"
     top = (module or 'builtins').partition('.')[0]
     if top in sys.stdlib_module_names or top in sys.builtin_module_names or top=='feature_erosion': return True
+    if top=='__main__': return False   # also in a worker, where a package has this name
     try: spec = importlib.util.find_spec(top)
-    except (ValueError,ImportError): return False   # `__main__`
+    except (ValueError,ImportError): return False
     at = spec and (spec.origin or first(spec.submodule_search_locations or ()))
     return bool(at) and any(Path(at).resolve().is_relative_to(d) for d in _installed_at())
 
@@ -207,17 +208,18 @@ def _(f, t):
     return {k:v for k,v in told.items() if v}
 
 # %% ../../nbs/runs/00_keys.ipynb #7ae2c895
-def _uses(f, used, t): return {**_closure(f, t), **_globals(f, used, t), **_imports(f, used, t), **_methods(f, used, t)}
+def _uses(f, used, t): return {**_closure(f, used, t), **_globals(f, used, t), **_imports(f, used, t), **_methods(f, used, t)}
 
-def _closure(f, t):
+def _value(n, v, used, t): return _module(v, used.attrs, t) if isinstance(v, types.ModuleType) else t(v, n)
+
+def _closure(f, used, t):
     def value(c):
         try: return c.cell_contents
         except ValueError: return None   # not assigned yet
-    return {n:t(value(c), n) for n,c in zip(f.__code__.co_freevars, f.__closure__ or ())}
+    return {n:_value(n, value(c), used, t) for n,c in zip(f.__code__.co_freevars, f.__closure__ or ())}
 
 def _globals(f, used, t):
-    def tell(n, v): return _module(v, used.attrs, t) if isinstance(v, types.ModuleType) else t(v, n)
-    return {n:tell(n, f.__globals__[n]) for n in sorted(used.globals & set(f.__globals__))}
+    return {n:_value(n, f.__globals__[n], used, t) for n in sorted(used.globals & set(f.__globals__))}
 
 def _imports(f, used, t):
     "Modules imported inside the function"
