@@ -153,7 +153,7 @@ def _checked(p, action, v):
     p.error(f'--config: {action.dest}={v!r}: give one value')
 
 def _configure(p, file, a):
-    "Set the defaults of a command's arguments from a file; lengths in one unit on the command line, `a`, replace those in the other"
+    "Set the defaults of a command's arguments from a file; lengths given on the command line, `a`, replace its lengths"
     try: given = json.loads(Path(file).read_text('utf-8'))
     except (OSError,ValueError) as e: p.error(f'--config: {file}: {e}')
     if not isinstance(given, dict): p.error(f'--config: {file}: must hold an object, {{"argument": value}}')

@@ -203,8 +203,9 @@ def _(f, t):
     if _is_installed(f.__module__) and _leads_to(f): return t.by_name(f)
     used = _Used(f.__code__)
     _refuse_unseen(f, used, t)
+    more = {k:v for k,v in vars(f).items() if k not in _not_code}
     told = dict(code=_sha(json.dumps(_bytecode(f.__code__)).encode()), defaults=t(f.__defaults__, 'defaults'),
-                kwdefaults=t(f.__kwdefaults__, 'kwdefaults'), uses=_uses(f, used, t), more=t.all({k:v for k,v in vars(f).items() if k not in _not_code}))
+                kwdefaults=t(f.__kwdefaults__, 'kwdefaults'), uses=_uses(f, used, t), more=t.all(more))
     return {k:v for k,v in told.items() if v}
 
 # %% ../../nbs/runs/00_keys.ipynb #7ae2c895
