@@ -302,7 +302,7 @@ def open_run(
     **settings # As in `RunStore.run`
 )->Run:
     "A run in a given folder; problems with it are reported before anything is computed"
-    out = Path(out).resolve()
+    out = Path(out).expanduser().resolve()
     try: return RunStore(out.parent).run(out.name, **settings)
     except ValueError as e: raise ValueError(f"out={str(out)!r}: {e}") from None
 

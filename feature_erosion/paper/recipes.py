@@ -365,7 +365,7 @@ def paper(
     progress:bool=True # Whether to show progress bars, the estimated time and progress messages
 )->dict: # A `Result` by figure; an `Unfinished` if some could not be made
     "Make all figures of the paper, each in its own run; resumes where it was stopped"
-    out,parts = Path(out or f'runs/paper-{preset}'),_chosen(preset, figures, images)
+    out,parts = Path(out or f'runs/paper-{preset}').expanduser(),_chosen(preset, figures, images)
     failed = {r.name:e for r,s in parts if (e := _error(partial(check_scale, r, s)))}
     if len(failed)==len(parts): raise first(failed.values())   # nothing can be made
     if progress and failed: print(_not_made(failed), 'Continuing with the others.', sep='\n', flush=True)
