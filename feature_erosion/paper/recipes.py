@@ -137,8 +137,8 @@ def _agrees(yes, x):
     if isinstance(yes, str):
         s = x if yes=='>0' else -x
         return 'yes' if (s>0).all() else 'no' if (s<=0).all() else 'not clear'
-    s = _sign(yes)
-    return 'yes' if (s*x>=s*yes[0]).all() else 'in part' if (s*x>=s*yes[1]).any() else 'no'
+    def reaches(level): return _sign(yes)*(x-level)>=-1e-9   # a correlation of .8 may be .7999999999999999
+    return 'yes' if reaches(yes[0]).all() else 'in part' if reaches(yes[1]).any() else 'no'
 
 # %% ../../nbs/paper/01_recipes.ipynb #69fb9cb4
 class Result:
