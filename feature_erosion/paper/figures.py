@@ -145,7 +145,7 @@ def _plot_rates(ax, t, net):
     ax.set(xscale='log', xlabel='learning rate')
     ax.set_xticks(sorted(f.lr.unique()), [f'{v:g}' for v in sorted(f.lr.unique())], minor=False)
     ax.minorticks_off()
-    _percent(ax, 'share of clean accuracy forgotten', min(0, f.forgotten.min()))
+    _percent(ax, 'share forgotten', min(0, f.forgotten.min()))
     ax.set_title(net, loc='left', pad=22, weight='bold')
     ax.legend()
 
