@@ -584,6 +584,7 @@ def plot_rank(t):
                 ax.plot(o[c], o.gain, mark, color=color, label=f'{_opt_names[opt]}, {l}')
         ax.axhline(0, color='C7', lw=.8, ls='--')
         ax.set(xlabel=_predictors[c])
+        ax.locator_params(axis='x', nbins=5)
     axs[0,0].yaxis.set_major_formatter(lambda v,_: f'{100*v:+.3g}'.replace('-', '−'))
     axs[0,0].set(ylabel='points above training from scratch')
     axs[0,-1].legend(title='epochs with squares', loc='center left', bbox_to_anchor=(1.01,.5))
