@@ -443,7 +443,7 @@ def test_an_argument_that_a_callback_holds_elsewhere_is_a_setting(tmp_path, make
     plain_fit(run, cbs=[make(.4)])
     assert run.status=='finished'
 
-class StopAfter(Callback):
+class StopAfterPhase(Callback):
     order,passive = 1001,True   # after `KeepRun`
     def __init__(self, phase): self.phase = phase
     def after_phase(self):
@@ -459,7 +459,7 @@ def test_stopped_between_the_last_phase_and_the_end(tmp_path, last):
         phases = [Phase(k, 3, until=lambda l: True) for k in 'ab']
         with learn.no_bar(), learn.no_logging(): learn.fit_phases(phases, cbs=[MixUp(), *cbs], run=RunStore(tmp_path).run(name))
         return learn
-    with pytest.raises(Boom): train('x', StopAfter(last))
+    with pytest.raises(Boom): train('x', StopAfterPhase(last))
     a,b = train('x'),train('y')
     assert [len(o.recorder.history) for o in (a,b)]==[2,2] and RunStore(tmp_path).run('x').status=='finished'
     assert all(torch.equal(*o) for o in zip(a.model.state_dict().values(), b.model.state_dict().values()))
