@@ -53,9 +53,11 @@ def _percent(ax, label='accuracy', low=0):
 def _per_seed(d, f): return [f(o) for _,o in d.groupby('seed')]
 
 def _panels(n, width=5., height=3.4):
-    "A figure with `n` panels in a row"
-    fig,axs = plt.subplots(1, n, figsize=(1+width*n, height), layout='constrained', squeeze=False)
-    return fig,axs[0]
+    "A figure with `n` panels, two in a row: more could not be read on a page"
+    rows,cols = (n+1)//2,min(n, 2)
+    fig,axs = plt.subplots(rows, cols, figsize=(1+width*cols, height*rows), layout='constrained', squeeze=False)
+    for ax in axs.flat[n:]: ax.remove()
+    return fig,axs.flat[:n]
 
 # %% ../../nbs/paper/02_figures.ipynb #5ad33e0d
 def measured_dl(
