@@ -97,7 +97,9 @@ def labelled(m):
             if label and len(cells)>2 and (c is not cells[0] or len(c.get_text())<3): c['data-label'] = label   # a long first cell is a title
     to_the_right(t)
     longest = max((len(c.get_text()) for c in t.tbody.find_all(['th','td'])), default=0)
-    words = not t.find(class_='row_heading') and longest>(24 if len(labels)>2 else 60)
+    rest = [c.get_text().strip() for r in t.tbody.find_all('tr') for c in r.find_all(['th','td'])[1:]]
+    measured = len(labels)>2 and all(not o or re_number.fullmatch(o) for o in rest)   # numbers, however long the names of rows
+    words = not (measured or t.find(class_='row_heading')) and longest>(24 if len(labels)>2 else 60)
     t['class'] = [*t.get('class', []), 'cards' if words else 'numbers']
     return re.sub(r'`([^`<>]+)`', r'<code>\1</code>', str(t))
 
