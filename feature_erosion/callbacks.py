@@ -120,7 +120,7 @@ class LoggedCallback(TidyCallback):
         if hasattr(self, 'mine'): self.learn.metrics = L(m for m in self.learn.metrics if m not in self.mine)
 
 # %% ../nbs/05_callbacks.ipynb #bb3e6a20
-log_columns = 'phase','when','iter','total_iter','epoch','n' # Columns of the log besides the measurements
+log_columns = 'phase','when','iter','total_iter','epoch','n','metric' # Columns of the log besides the measurements
 
 @patch
 def log(self:LoggedCallback,

@@ -27,7 +27,7 @@ fig1 trains one network. The other figures train every network they compare (con
 each with several seeds, and say how long that will take."""
 _example = ('example: feature_erosion run fig1 --arch resnet20 --weights resnet20.th '
             '--stats imagenet --iters 200 200 --sched constant')
-_scales = """--preset paper needs a GPU and days, cpu takes hours on two cores, smoke about a minute.
+_scales = """--preset paper needs a GPU and days, cpu 14 hours or more on two cores, smoke a few minutes.
 If images or weights are missing, the figures that need them are left out, and you are told where to get the files."""
 
 def _parser():
@@ -152,22 +152,23 @@ def _checked(p, action, v):
     if len(vals)==1: return vals[0]
     p.error(f'--config: {action.dest}={v!r}: give one value')
 
-def _configure(p, file):
-    "Set the defaults of a command's arguments from a file"
+def _configure(p, file, a):
+    "Set the defaults of a command's arguments from a file; lengths given on the command line, `a`, replace its lengths"
     try: given = json.loads(Path(file).read_text('utf-8'))
     except (OSError,ValueError) as e: p.error(f'--config: {file}: {e}')
     if not isinstance(given, dict): p.error(f'--config: {file}: must hold an object, {{"argument": value}}')
     own = {o.dest:o for o in p._actions if o.option_strings and o.dest not in ('help','config')}
     given = {k.replace('-', '_'):v for k,v in given.items()}
     if bad := [k for k in given if k not in own]: p.error(f"--config: {bad[0]!r}: no such argument; there are {', '.join(own)}")
-    p.set_defaults(**{k:_checked(p, own[k], v) for k,v in given.items() if v is not None})
+    lengths = {'epochs','iters'} if getattr(a, 'epochs', None) or getattr(a, 'iters', None) else set()
+    p.set_defaults(**{k:_checked(p, own[k], v) for k,v in given.items() if v is not None and k not in lengths})
 
 def _parsed(args):
     p = _parser()
     if '_ARGCOMPLETE' in os.environ: _complete(p)
     a = p.parse_args(args)
     if a.config is None: return a
-    _configure(_commands(p)[a.command], a.config)
+    _configure(_commands(p)[a.command], a.config, a)
     return p.parse_args(args)
 
 def _commands(p): return next(o for o in p._actions if o.dest=='command').choices

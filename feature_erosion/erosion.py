@@ -140,7 +140,15 @@ def _evals(o, chance):
         raise ValueError("rec: no evaluations in this fit; use `fit_phases` with data from `inject`, or add `EvalSets`")
     if 'clean' not in ev:
         raise ValueError(f"rec: accuracy on a set called 'clean' is needed; there are {', '.join(map(str, ev.columns))}")
+    _check_metric(ev, 'clean')
     return ev,_chance(getattr(rec, 'dls', None), chance)
+
+def _check_metric(ev, *columns):
+    "Refuse sets whose plain names stand for something else than accuracy"
+    for c in ev.columns.intersection(columns) if 'metric' in ev else ():
+        if len(named := ev.metric[ev[c].notna()].dropna()):
+            raise ValueError(f"rec: {c!r} is {named.iloc[0]}, and accuracy is needed; evaluate both, "
+                             "`EvalSets(sets, metrics=[accuracy, …])`. An accuracy of your own must have 'acc' in its name")
 
 def _chance(dls, chance):
     if chance is None and dls is None:
@@ -227,9 +235,10 @@ def _history(o):
 
 def _curve(o, phase, column):
     "Accuracies at the ends of epochs, from any of these sources"
-    o = _history(o)
+    source,o = getattr(o, 'recorder', o),_history(o)
     if not isinstance(o, pd.DataFrame): return np.asarray(list(o), dtype=float)
     column = column or first(c for c in ('clean','accuracy') if c in o)
+    if isinstance(source, Recorder): _check_metric(source.evals, column)
     if column not in o: raise ValueError(f"column={column!r}: must be a column of the history; there are {', '.join(o.columns)}")
     if 'phase' not in o: return o[column].to_numpy(float)
     if phase not in set(o.phase):
@@ -265,6 +274,7 @@ def relearning_gap(
     T = min(len(a), len(b))
     if T<2: raise ValueError(f"scratch, relearn: {len(a)} and {len(b)} epochs; need two or more of each for an area")
     level = .95*a[T-1] if level is None else level
+    if level>1>=max(a.max(), b.max()): raise ValueError(f"level={level!r}: these accuracies are between 0 and 1; try {level/100:g}")
     rows = [dict(first=c[0], last=c[-1], area=_area(c), epochs_to=epochs_to(c, level)) for c in (a[:T],b[:T])]
     df = RelearningGap(rows, index=['scratch','relearn'])
     df.attrs.update(level=float(level), epochs=T, left_out=(len(a)-T, len(b)-T), curves=(a.tolist(), b.tolist()))
@@ -298,7 +308,10 @@ def _reached(curve, level):
 # %% ../nbs/13_erosion.ipynb #a65e27e6
 def _task_table(acc, tasks):
     "Accuracies after each task (rows) on each task (columns), in the order in which they were learned"
-    acc = phase_table(acc) if isinstance(acc, Learner) else pd.DataFrame(acc)
+    if isinstance(acc, Learner):
+        ev,acc = acc.recorder.evals,phase_table(acc)
+        _check_metric(ev, *(tasks.values() if tasks else acc.columns))
+    acc = pd.DataFrame(acc)
     if not tasks and 'start' in acc.index:
         raise ValueError("tasks=None: name the phase and the set of each task, e.g. dict(pretrain='clean', erode='pattern')")
     if tasks:

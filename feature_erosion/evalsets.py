@@ -32,6 +32,7 @@ def evaluate(
     labels:dict|None=None # More labels by name, in the order of `dl`; metrics are computed on them, too, except where negative
 )->dict: # Values by name: `accuracy`, and `name_accuracy` for each of `labels`; NaN if a score is NaN or infinite
     "Metrics of a model on a `DataLoader`, in one pass, without random augmentation"
+    if isinstance(dl, DataLoaders): raise ValueError("dl: DataLoaders; give one of them, such as `dls.valid`")
     labels,i,sound = {k:torch.as_tensor(v) for k,v in (labels or {}).items()},0,True
     model,dl = model.model if isinstance(model, Learner) else model,own_state(dl)
     mets = {k:[deepcopy(m) for m in _named_metrics(metrics)] for k in ['',*labels]}
@@ -172,11 +173,15 @@ class EvalSets(LoggedCallback):
         if not self.fresh: return
         self.start,self.fresh = self.learn.train_iter,False
         self.points = set(log_iters(len(self.dl)) if self.at=='log' else self.at)
-        moved = agree(self.seen not in (None, self._weights()))   # as by the best weights of the phase before
+        moved = self._moved()
         whole = moved or self.learn.train_iter==0 and 0 in self.points
         if whole: self._look(self.whole, self.learn.epoch, 'iter')   # the baseline for all comparisons
         if whole and self._sizes(self.some)==self._sizes(self.whole): return
         if moved or 0 in self.points: self._look(self.some, self.learn.epoch, 'iter')
+
+    def look_again(self):
+        "Evaluate the weights that a phase ends with, if a callback such as `PerPhase(SaveModelCallback())` has changed them"
+        if self._moved(): self._look(self.whole, self.learn.phase_schedule.span['stop_epoch'], 'epoch')
 
     def after_batch(self): self._at(self.learn.epoch+(self.learn.iter+1)/self.learn.n_iter)
 
@@ -267,6 +272,12 @@ def repeats(self:EvalSets)->dict:
     return {c:m.name for k in same for m in self.metrics if m.name in own and (c := self._column(k, m.name))!=m.name}
 
 @patch(as_prop=True)
+def _metric(self:EvalSets)->dict:
+    "What plain names such as `clean` stand for, where it is no accuracy"
+    only = self.metrics[0].name if len(self.metrics)==1 else 'accuracy'
+    return {} if 'acc' in only else dict(metric=only)
+
+@patch(as_prop=True)
 def iters(self:EvalSets):
     "Iterations since the phase began"   # not counted by an event, which other callbacks may cancel
     return self.learn.train_iter-self.start
@@ -275,6 +286,11 @@ def iters(self:EvalSets):
 def _weights(self:EvalSets):
     "A number that changes with the weights"
     return sum(float(o.detach().float().sum()) for o in [*self.model.parameters(), *self.model.buffers()])
+
+@patch
+def _moved(self:EvalSets):
+    "Whether something else than training has changed the weights since all samples were evaluated"
+    return agree(self.seen not in (None, self._weights()))
 
 @patch
 def _at(self:EvalSets, epoch):
@@ -289,7 +305,7 @@ def _look(self:EvalSets, sets, epoch, when):
         got = {k:evaluate(get_model(self.model), s.batches, self.metrics, s.labels) for k,s in sets.items()}
     vals = {self._column(k, m):v for k,d in got.items() for m,v in d.items()}
     if sets is self.whole: self.seen = self._weights()
-    self.log(agree(vals), epoch, when=when, iter=self.iters, n=max(self._sizes(sets)))
+    self.log(agree(vals), epoch, when=when, iter=self.iters, n=max(self._sizes(sets)), **self._metric)
 
 # %% ../nbs/12_evalsets.ipynb #b37fbeb6
 @patch(as_prop=True)

@@ -107,6 +107,14 @@ def _two_patterns(a, b):
     return ValueError(f"phases: {a!r} and {b!r} differ in their pattern, classes or validation images, so no set can be "
                       "painted for both; name the sets: cbs=EvalSets({'clean':dls.valid, 'a':one.valid, 'b':other.valid})")
 
+def _keep(new, own):
+    "What keeps the run: `new`, or the callback of one's `own` for the same run"
+    if own is None: return [new]
+    where = [(o.kept.path.parent/o.first_name).resolve() for o in (new, own)]
+    if where[0]==where[1] and (new.base is None or own.base is not None): return []
+    raise ValueError(f"run={new.kept!r}: the callbacks have a `KeepRun` of their own, of {own.first_name!r} after {own.base!r}; "
+                     "give one of the two, e.g. cbs=KeepRun(run, after=…, minutes=2)")
+
 # %% ../nbs/14_learner.ipynb #6e10ca15
 @patch
 def fit_phases(self:Learner,
@@ -126,9 +134,8 @@ def fit_phases(self:Learner,
     if painted and not any(isinstance(o, EvalSets) for o in [*cbs, *self.cbs]):
         if other is not None: raise _two_patterns(first(painted), other)
         cbs = cbs + EvalSets(pattern_sets(one))
-    kept = any(isinstance(o, KeepRun) for o in [*cbs, *self.cbs])
-    if after and not run: raise ValueError("after: needs a `run` to keep what follows in")
-    keep = [KeepRun(run, after=after)] if run and not kept else []
+    if after is not None and run is None: raise ValueError("after: needs a `run` to keep what follows in")
+    keep = [] if run is None else _keep(KeepRun(run, after=after), first([*cbs, *self.cbs], risinstance(KeepRun)))
     with cpu_broadcast(): self.fit(n_epochs(phases, self.dls), cbs=[schedule, nan, FewSyncs(), *cbs, *keep])
     if nan.error: raise ValueError(nan.error)
 

@@ -281,6 +281,7 @@ def _samples(dl):
     if (chosen := vars(dl).get('chosen')) is not None: return chosen
     if is_distributed(dl): return _samples(dl.dl)
     if _own_idxs(dl): raise _own_way(dl)
+    if (drawn := getattr(vars(dl).get('get_idxs'), 'samples', None)) is not None: return drawn
     if dl.n is not None: return np.arange(dl.n)
     raise ValueError("dl: an iterable, whose samples cannot be chosen; give a list of batches")
 
@@ -309,7 +310,8 @@ def fixed_dl(
         raise ValueError("dl: there are no samples in it, as in the data of an exported Learner; give data with samples")
     if isinstance(dl, DataLoader): res = subset_dl(dl, n, seed)
     elif isinstance(dl, torch.utils.data.DataLoader): res = _fixed_torch(dl, n, seed)
-    else: raise ValueError(f"dl: {type(dl).__name__}; must be a fastai or PyTorch DataLoader, or a list of batches `(x, y)`")
+    else: raise ValueError(f"dl: {type(dl).__name__}; must be a fastai or PyTorch DataLoader, such as `dls.valid`, or a list "
+                          "of batches `(x, y)`")
     if getattr(dl, 'n_inp', None)!=getattr(res, 'n_inp', None): res.n_inp = dl.n_inp
     return res
 

@@ -21,8 +21,8 @@ from torch.func import functional_call
 from torch.nn.utils.parametrize import is_parametrized
 from fastcore.all import *
 from fastai.callback.mixup import MixHandler
-from fastai.vision.all import (Callback, DataLoader, DataLoaders, Learner, MixedPrecision, NoneReduce, Normalize, TensorBase,
-                               apply, get_model, no_random, to_device)
+from fastai.vision.all import (Callback, DataLoader, DataLoaders, HookCallback, Learner, MixedPrecision, NoneReduce, Normalize,
+                               TensorBase, apply, get_model, no_random, to_device)
 from .batches import *
 from .loaders import *
 from .loaders import _strata
@@ -84,13 +84,22 @@ _check_share = partial(_check, 'in 0…1', lambda v: 0<=v<=1)
 def _check_whole(least, **values): _check(f'{least} or more, a whole number', lambda v: is_int(v) and v>=least, **values)
 
 # %% ../nbs/15_mitigations.ipynb #883e701a
+@contextmanager
+def _hooks_kept(learn):
+    "What fastai's hooks stored of the batch stays, as for `ActivationStats`, whatever else the model is called with"
+    hooks = [h for o in learn.cbs if isinstance(o, HookCallback) for h in vars(o).get('hooks', ())]
+    stored = [h.stored for h in hooks]
+    try: yield
+    finally:
+        for h,o in zip(hooks, stored): h.stored = o
+
 class Penalty(Mitigation):
     "A `Mitigation` that adds a term to the loss: subclass it, with a `penalty`"
     added = 0.   # to the loss of the last batch
     def penalty(self, pred)->torch.Tensor: "The term, from the scores of this batch; the rest is in `self.learn`"
     def after_loss(self):
         if not self.acts: return
-        term = self.penalty(self.learn.pred)
+        with _hooks_kept(self.learn): term = self.penalty(self.learn.pred)
         self.added,self.learn.loss_grad = torch.as_tensor(term).detach(),self.loss_grad+term
 
 def _weights(model): return {n:p for n,p in get_model(model).named_parameters() if p.requires_grad}
@@ -491,7 +500,7 @@ class SAM(Mitigation):
         if not self.acts: return
         ws,scaler = {n:p for n,p in _weights(self.model).items() if p.grad is not None},getattr(self.learn, 'scaler', None)
         self._check_loss(scaler)
-        with self._moved(ws), _still(self.model):
+        with self._moved(ws), _still(self.model), _hooks_kept(self.learn):
             for p in ws.values(): p.grad = None
             loss = _whole_loss(self.learn)
             (scaler.scale(loss) if scaler else loss).backward()
@@ -1028,6 +1037,7 @@ class GroupDRO(Mitigation):
 class _Drawn:
     "A `get_idxs` that draws these samples in a new order each time; a class, so that it can be sent to worker processes"
     def __init__(self, idxs): self.idxs = torch.as_tensor(idxs)
+    samples = property(lambda self: self.idxs.unique().numpy())   # each once
     def __call__(self): return self.idxs[torch.randperm(len(self.idxs))].tolist()
 
 def _wrong(model, dl):

@@ -264,6 +264,13 @@ def _letters(text, h, w):
 # %% ../nbs/08_patterns.ipynb #352c85f6
 class CornerSquare(ColorSquare):
     "One colour, but each class has its own position: spaced evenly along the image's border, clockwise from the top left"
+    def __init__(self,
+        size:int|float=4, # Side of the square: pixels (`int`) or a fraction of the image's shorter side (`float` in 0…1)
+        palette=None, # As in `class_colors`; the first colour is used
+        margin:int=0, # Pixels between square and border
+        opacity:float=1. # 1 hides what is below, 0 is invisible
+    ): super().__init__(size, palette=palette, margin=margin, opacity=opacity)
+
     def draw(self, c, n, shape): return super().draw(0, 1, shape)
     def box(self, c, n, h, w):
         _,_,s,_ = super().box(c, n, h, w)

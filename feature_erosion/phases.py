@@ -578,6 +578,7 @@ class PerPhase(Callback):
     def __init__(self,
         cb:Callback # E.g. an `EarlyStoppingCallback`; in a fit without phases it works as usual
     ):
+        if isinstance(cb, type): cb = cb()   # as `Learner.add_cb` does
         self.watcher,self.order,self.fname = cb,cb.order,getattr(cb, 'fname', None)
         self.cb = dict(vars(cb), name=cb.name)   # its settings, for comparing runs
         for k in ('remove_on_fetch','_only_train_loop'):
@@ -595,7 +596,13 @@ class PerPhase(Callback):
         if name=='before_fit' and saves: self.watcher.fname = f'{self.fname}_{self.learn.phase.name}'
         try: self.watcher(name)
         except CancelFitException: raise CancelPhaseException
-        if name=='after_fit' and saves: self.learn.phase_schedule._snap(self.learn.phase.name)   # the best weights are loaded
+        if name=='after_fit': self._end()
+
+    def _end(self):
+        "What the callback left is what the phase ends with, such as the best weights"
+        self.learn.phase_schedule._snap(self.learn.phase.name)
+        for o in self.learn.cbs.sorted('order'):
+            if hasattr(type(o), 'look_again'): o.look_again()
 
     def state_dict(self):
         if hasattr(type(self.watcher), 'state_dict'): return self.watcher.state_dict()

@@ -78,7 +78,7 @@ def dfr(
     retrain:int=20, # How many layers to average, if groups are of different sizes
     seed:int=0 # Which samples are in which half and subset
 )->LinearProbe: # With the `C` that was chosen; `converged` is false if the solver stopped early
-    "Deep feature reweighting: a linear classifier with an ℓ₁ penalty (Kirichenko et al. 2022)"
+    "Deep feature reweighting: a linear classifier with an ℓ₁ penalty (Kirichenko et al. 2023)"
     if isinstance(X, torch.Tensor): X = X.detach().cpu().double()
     X,y = np.asarray(X, dtype=np.float64),int_labels(y)
     classes,y = np.unique(y, return_inverse=True)

@@ -258,7 +258,7 @@ class WatchErosion(LoggedCallback):
         tolerance:float=.05, # Warn when more than this is lost, in 0…1, and again at twice as much, four times, …
         budget:float=.03, # Share of training time that evaluation may take, unless another callback monitors a column
         stop:bool=False, # End training at the first warning
-        restore:bool=False, # After the fit, go back to the last weights within `tolerance`, if the final ones are not
+        restore:bool=False, # After the fit, if too much is lost, go back to the last weights within `tolerance`
         n:int|None=500, # Samples of each reference, fixed and stratified; `None` for all
         n_layers:int=100, # Samples on which layers are compared
         layers=None, # Which layers to compare, as in `find_layers`
@@ -342,11 +342,19 @@ def before_phase(self:WatchErosion):
 
 @patch
 def before_epoch(self:WatchErosion):
-    "Look at the model before its first batch; after a warning with `stop`, end the fit"
-    if self.stopped: raise CancelFitException
+    "Look at the model before its first batch"
+    if self.stopped: return
     if self.learn.epoch==0: self._check_columns()
     if self.fresh: self._look(self.learn.epoch)
     self.fresh,self.mark = False,time.perf_counter()
+
+@patch
+def before_train(self:WatchErosion):
+    "After a warning with `stop`, end the fit; not sooner, as fastai's MixUp expects that training has begun"
+    if not self.stopped: return
+    self.model.eval()   # as after a fit
+    self.learn.training = False
+    raise CancelFitException
 
 @patch
 def before_batch(self:WatchErosion):
@@ -474,7 +482,7 @@ def _begin(self:WatchErosion, layers, seen):
             raise ValueError(f"reference: the model does not know {k!r}, and its samples are all of one class, so features "
                              "cannot tell either; give samples of two classes or more")
         why = 'has other outputs than the classes of' if other else 'is no better than chance on'
-        self._say(f"the model {why} {k!r}{', so its head is new' if other else ''}: what its features tell is watched instead "
+        self._say(f"the model {why} {k!r}{', so its head is new' if other else ''}: its features are watched instead "
                   "(nearest class mean)", False)
 
 def _above_chance(s, outputs):
@@ -565,7 +573,8 @@ def _most_lost(losses):
 @patch
 def _warn(self:WatchErosion, level, losses, hangs, drift, broken):
     self.now = level
-    if level==0 and self.restore: self.good = dict(weights=snapshot(self.model), iter=self.iters)
+    within = level==0 and all(o.lost<=self.tolerance for o in losses.values())   # also where a loss may be chance
+    if within and self.restore: self.good = dict(weights=snapshot(self.model), iter=self.iters)
     if level<=self.level: return
     self.level = level
     self.stopped = self.stop
@@ -576,7 +585,7 @@ def _in_words(self:WatchErosion, losses, hangs, drift, broken):
     after = f"after {self.iters} iteration{'s'*(self.iters!=1)} "
     see = f"; of the layers, {_most_changed(drift)} changed most; see `find_shortcut`."
     if broken: return after + "its activations are no finite numbers" + see
-    if hangs: return after + (f"{hangs.share:.0%} of its right answers on held-out images hang on one box of them, "
+    if hangs: return after + (f"{hangs.share:.0%} of its right answers on held-out images depend on one box of them, "
                               f"(top, left, height, width) = {hangs.box}") + see
     k,o = _most_lost(losses)
     who,how = ('the model','') if self.by[k]=='right' else ("the model's features",', nearest class mean')

@@ -208,6 +208,11 @@ def test_per_phase_without_phases(learn):
     learn.fit(9, cbs=[Score(.5,.4,.3,.2), PerPhase(EarlyStoppingCallback('score', patience=2))])
     assert learn.recorder.history.score.tolist()==[.5,.4,.3] and not hasattr(learn, 'per_phase')
 
+def test_per_phase_of_a_class(learn):
+    "As in fastai, a class stands for a callback made without arguments"
+    with learn.no_logging(): learn.fit_phases([Phase('a', 4, lr=0.), Phase('b', 1)], cbs=PerPhase(EarlyStoppingCallback))
+    assert learn.recorder.history.phase.tolist()==['a','a','b']   # nothing improves: its patience is 1
+
 def test_per_phase_keeps_its_state():
     a,b = (PerPhase(EarlyStoppingCallback('score', patience=2)) for _ in range(2))
     a.watcher.best,a.watcher.wait = .75,1

@@ -233,6 +233,11 @@ def test_json_is_alone_on_stdout(tmp_path, capsys):
     assert main(run)==0 and json.loads(capsys.readouterr().out)==got
     assert main(['report',str(tmp_path/'o'),'--json'])==0 and json.loads(capsys.readouterr().out)=={'page': str(tmp_path/'o'/'report.html')}
 
+def test_lengths_on_the_command_line_replace_those_of_a_configuration(tmp_path):
+    (tmp_path/'c.json').write_text('{"iters": [3, 3, 3], "lr": 1}')
+    def lengths(*args): return (a := cli._parsed(['run','fig1','--config',str(tmp_path/'c.json'),*args])).epochs,a.iters,a.lr
+    assert [lengths(), lengths('--epochs','2'), lengths('--iters','4')]==[(None,[3,3,3],1), ([2],None,1), (None,[4],1)]
+
 def test_null_in_a_configuration_is_not_a_name(tmp_path, capsys):
     (tmp_path/'c.json').write_text('{"out": null, "weights": null, "lr": null, "epochs": 3}')
     a = cli._parsed(['run','fig1','--config',str(tmp_path/'c.json')])

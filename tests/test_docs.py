@@ -84,6 +84,16 @@ def test_labels_of_cells():
     assert [c.get('data-label') for c in rows[1].find_all(['th','td'])]==['net','seed','rank, before','rank, after'] and 'class="dataframe cards"' in html
     assert 'numbers' in re.sub(r'<table.*</table>', docs.labelled, df[[('rank','before')]].to_html(), flags=re.S)
 
+def test_heads_and_kinds_of_tables():
+    "The names of an index are heads like the others where there is room; a table of numbers with long names is no table of words"
+    df = pd.DataFrame(dict(ours=['a text that is as long as a claim']), index=pd.Index(['a first cell'], name='claim'))
+    def heads(d): return [[c.get_text() for c in r.find_all('th')] for r in
+        BeautifulSoup(re.sub(r'<table.*</table>', docs.labelled, d.to_html(), flags=re.S), 'html.parser').thead.find_all('tr')]
+    def kind(d): return re.search(r'dataframe (\w+)', re.sub(r'<table.*</table>', docs.labelled, d.to_html(), flags=re.S))[1]
+    long = pd.Index(['a name that is longer than a column of numbers'], name='method')
+    assert kind(pd.DataFrame(dict(now=[.5], then=[.25]), long))=='numbers' and kind(pd.DataFrame(dict(now=[.5], then=['yes']), long))=='cards'
+    assert heads(df)==[['claim','ours']] and heads(df.rename_axis(columns='what'))==[['what','ours'],['claim','']]
+
 def test_address_in_each_docstring_exists(site):
     urls = [u for f in (root/'feature_erosion').rglob('*.py') for u in re.findall(rf'^Docs: {re.escape(doc_url)}(\S+?)"*$', f.read_text('utf-8'), re.M)]
     assert urls and not [u for u in urls if not (site/u).is_file()]

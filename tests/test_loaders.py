@@ -491,3 +491,7 @@ def test_plots_after_another_fit(dls, call):
 def test_phases_that_are_none(dls):
     said = r"phases: want `Phase`s, e.g. Phase\('pretrain', 160, dls\); got \('a', 1,.*a tuple"
     with pytest.raises(ValueError, match=said): quiet(Learner(dls, net()), [('a',1,dls)])
+
+@pytest.mark.parametrize('f', [evaluate, layer_rank, layer_cka])
+def test_dataloaders_in_place_of_a_loader(dls, f):
+    with pytest.raises(ValueError, match=r'dl: DataLoaders; .*such as `dls.valid`'): f(net(), dls)

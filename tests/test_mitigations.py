@@ -4,12 +4,13 @@ import numpy as np, pytest, torch, torch.nn.functional as F
 import matplotlib.pyplot as plt
 from torch import nn
 from fastai.callback.mixup import MixUp
-from fastai.vision.all import (CancelBatchException, CancelStepException, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, GradientAccumulation, Learner,
+from fastai.vision.all import (ActivationStats, CancelBatchException, CancelStepException, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, GradientAccumulation, Learner,
                                Lookahead, MixedPrecision, SGD, TfmdDL, accuracy, no_random, set_seed)
 from stop import Boom, StopAt
 from feature_erosion.batches import TensorAnswer
 from feature_erosion.data import digits_dls
 from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
+from feature_erosion.loaders import subset_dl
 from feature_erosion.mitigations import (DERpp, EWC, Adversarial, ContinualBackprop, Ensemble, GroupDRO, L2Init, L2SP, LwF, Mitigation, Only, Penalty, ReDo, Replay, SAM, SI,
                                          ShrinkPerturb, SpectralDecoupling, _columns, fisher, grouped, just_train_twice, stamp_groups, unit_chains)
 from feature_erosion.patterns import ColorSquare
@@ -17,6 +18,7 @@ from feature_erosion.phases import Phase
 from feature_erosion.recover import Ramp, group_accuracy
 from feature_erosion.runs.resume import KeepRun, _data_settings
 from feature_erosion.runs.store import RunStore
+from feature_erosion.unlearning import split_forget
 
 def data(): return digits_dls(n=128, n_valid=40, bs=32)   # a loader has random numbers of its own: a new one for each fit
 dls = data()
@@ -342,6 +344,31 @@ def test_train_twice_with_labels_in_a_column():
     plain,column = points(),[(x,y[None]) for x,y in points()]
     got = [sorted(just_train_twice(small(i, layers(), lr=0.), dls_of(i), 3).train.get_idxs()) for i in (plain,column)]
     assert got[0]==got[1] and len(got[0])>32
+
+def test_measures_of_data_to_train_on_twice():
+    "Each sample once, and none that the loader does not draw"
+    some = digits_dls(n=128, n_valid=40, bs=32)
+    some.train.n = 100
+    m = net()
+    for d in (data(), some):
+        learn = Learner(d, m, loss_func=CrossEntropyLossFlat())
+        twice = just_train_twice(learn, d, 3)
+        assert twice.train.n>d.train.n and subset_dl(twice.train, None).chosen.tolist()==list(range(d.train.n))
+        a,b = (fisher(m, o.train, None) for o in (twice,d))
+        assert all(torch.equal(a[k], b[k]) for k in b)
+    with pytest.raises(ValueError, match='in a way of its own'): split_forget(twice, share=.1)
+
+@pytest.mark.parametrize('make', [LwF, lambda: DERpp(dls, 20), lambda: SAM(1.)])
+def test_fastais_hooks_see_the_batch(make):
+    "And not what a method computes beside it"
+    want,seen = [],ActivationStats()
+    class ByHand(Callback):
+        run_valid,passive = False,True
+        def after_pred(self): want.append(F.linear(self.x.flatten(1), self.model[1].weight, self.model[1].bias).std().item())
+    set_seed(0)
+    learn = Learner(data(), nn.Sequential(nn.Flatten(), nn.Linear(768,32), nn.ReLU(), nn.Linear(32,10)), opt_func=SGD, lr=.3)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=[seen, ByHand(), make()])
+    assert [o[0]['std'] for o in seen.stats]==pytest.approx(want, rel=1e-5)
 
 def test_old_samples_of_another_kind():
     "They would not fit in a batch, or be read in another way"

@@ -61,9 +61,34 @@ def test_tables_are_what_they_say(smoke):
 def test_several_networks_at_once_give_the_same_tables(smoke, tmp_path):
     "nbs/paper/on_gpu.py, with which the figures were made on a GPU"
     script = Path(__file__).parent.parent/'nbs'/'paper'/'on_gpu.py'
-    subprocess.run([sys.executable, script, tmp_path, 'smoke', 'fig3', 'fig6'], check=True, capture_output=True)
+    def again(): subprocess.run([sys.executable, script, tmp_path, 'smoke', 'fig3', 'fig6'], check=True, capture_output=True)
+    again()
+    runs = {r.path:r.info for r in RunStore(tmp_path/'runs')}
+    # ResNet-20: 1+2 phases, 2 tables; perceptron: 1+3 phases, 3 tables; two seeds. None is computed a second time for the figure
+    assert len(runs)==2*(3+2+4+3) and all(o['status']=='finished' and o['tries']==1 for o in runs.values())
+    again()
+    assert runs=={r.path:r.info for r in RunStore(tmp_path/'runs')}
     for f in 'fig3','fig6':
         for k,t in smoke[0][f].tables.items(): pd.testing.assert_frame_equal(t, load_result(tmp_path/f).tables[k], rtol=1e-4, atol=1e-5)
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_cuda_graphs_train_as_without_them(monkeypatch):
+    "The callback of on_gpu.py: same losses, same averages of batch norm, and nothing of it stays"
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent/'nbs'/'paper')
+    from on_gpu import Graphed
+    class Counted(Graphed):
+        captured = 0
+        def capture(self):
+            super().capture()
+            self.captured += 1
+    net = Net('tiny', 'resnet20', 'digits', width=.5, n=320, n_valid=60, bs=32, bf16=True, lengths=(2,0,0))
+    def fit(*cbs):
+        learn = fit_net(net, 0, cbs)
+        return torch.stack(learn.recorder.losses), {k:v.cpu() for k,v in learn.model.state_dict().items()}, learn
+    (plain,state,_),(graphed,same,learn) = fit(),fit(cb := Counted())
+    assert len(plain)==20 and torch.allclose(plain, graphed, rtol=1e-3, atol=1e-4)
+    assert all(torch.allclose(v.float(), same[k].float(), rtol=1e-2, atol=1e-3) for k,v in state.items())
+    assert 'forward' not in vars(learn.model) and cb.graph is None and cb.captured==1
 
 def test_phases_are_trained_once(smoke, mine):
     out = mine
@@ -96,6 +121,10 @@ def test_what_is_to_be_trained_is_known_beforehand(smoke, tmp_path):
     assert plan.left()==(2, pytest.approx(sum(plan.seconds.values()))) and '2 phases to train, about ' in repr(plan)
     two = Plan(todo[:2], n_jobs=2)
     assert two.left()[1]<plan.left()[1]*2   # of the same order, halved
+
+@pytest.mark.parametrize('kw', [dict(ratio=2.), dict(ratio=-.1), dict(strength=50), dict(ratio=float('nan'))])
+def test_a_network_needs_shares(kw):
+    with pytest.raises(ValueError, match=f'{next(iter(kw))}=.*between 0 and 1'): Net('n', 'perceptron', 'digits', **kw)
 
 def test_it_says_how_far_it_is(tmp_path, capsys):
     "Also while the process prints elsewhere"

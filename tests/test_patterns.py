@@ -40,6 +40,12 @@ def test_places_on_the_border(h, w, size, margin, places):
     assert len({p.box(c, places, h, w) for c in range(places)})==places
     with pytest.raises(ValueError, match=f'{places} places on the border of a {h}×{w} image for {places+1} classes'): p.box(0, places+1, h, w)
 
+def test_places_have_no_corner():
+    "The first is at the top left; a corner that was given would be ignored"
+    with pytest.raises(TypeError, match='corner'): CornerSquare(4, corner='bottom_right')
+    red = CornerSquare(4, palette=['red']).pictures(4, (3,16,16))[2]
+    assert (red.flatten(2).amax(2)==torch.tensor([1.,0.,0.])).all()
+
 def test_a_margin_that_leaves_no_place():
     for margin,h in ((15,32), (8,20)):
         with pytest.raises(ValueError, match=f'margin={margin}: 0 places'): CornerSquare(8, margin=margin).box(0, 2, h, 32)

@@ -4,16 +4,18 @@ import numpy as np, pandas as pd, pytest, torch, torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from fastai.callback.all import CSVLogger, GradientAccumulation, GradientClip, MixUp, SaveModelCallback
-from fastai.vision.all import Callback, CrossEntropyLossFlat, Learner, SGD, accuracy, set_seed
+from fastai.vision.all import Callback, CrossEntropyLossFlat, FocalLossFlat, LabelSmoothingCrossEntropyFlat, Learner, SGD, accuracy, error_rate, partial, set_seed
 from feature_erosion.callbacks import LoggedCallback
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import EvalSets, evaluate, evaluating, pattern_sets
 from feature_erosion.learner import erosion_learner
+from feature_erosion.mitigations import grouped
 from feature_erosion.models import create_model
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import PerPhase, Phase
-from feature_erosion.erosion import Erosion, epochs_to, erosion_summary, forgetting, half_life, pattern_reliance, phase_table, relearning_gap
-from feature_erosion.loaders import subset_dl
+from feature_erosion.erosion import (Erosion, epochs_to, eri, erosion_summary, forgetting, half_life, max_forgetting, pattern_reliance,
+                                     phase_table, relearning_gap)
+from feature_erosion.loaders import fixed_dl, subset_dl, unaugmented
 from feature_erosion.measures.plasticity import (Dormant, PlasticityLog, dormant_units, grad_norm, penultimate,
                                                  plasticity_measures, unit_scores, weight_norm, weight_norms)
 
@@ -116,6 +118,13 @@ def test_gradient_under_no_grad_and_with_fastais_loss(dls):
     set_seed(0)
     m = net()
     with torch.no_grad(): assert grad_norm(m, dls.valid, CrossEntropyLossFlat())==pytest.approx(grad_norm(m, dls.valid), rel=1e-6)
+
+@pytest.mark.parametrize('loss', [CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat, FocalLossFlat, nn.CrossEntropyLoss])
+def test_gradient_of_the_first_target(dls, loss):
+    "Of image, class and group, as `grouped` makes them, the loss is that of the class"
+    m,dl = net(),grouped(dls.inject(ColorSquare(4))).train
+    with unaugmented(dl): two = [(x,y) for x,y,*_ in fixed_dl(dl)]
+    assert grad_norm(m, dl, loss())==pytest.approx(grad_norm(m, two, loss()), rel=1e-6)
 
 def test_penultimate_times_head_is_the_output(dls, images):
     for m,head in ((create_model('resnet20', 10, width=.25), 'linear'), (create_model('vgg19', 10, width=.125), 'classifier'), (create_model('torchvision/mobilenet_v3_small', 10), 'classifier.3')):
@@ -242,6 +251,8 @@ def test_gap_of_lines():
     t = np.arange(9)
     assert relearning_gap(.1*t, .05*t, .2).gap==pytest.approx(8*.4/2) and relearning_gap(.1*t+.3, .1*t, .2).gap==pytest.approx(8*.3)
     assert relearning_gap(.1*t, .05*t, .25).epochs_to.tolist()==pytest.approx([3.5, 6])
+    with pytest.raises(ValueError, match=r'level=80.*try 0\.8'): relearning_gap(.1*t, .05*t, 80)
+    assert relearning_gap(10*t, 5*t, 25).epochs_to.tolist()==pytest.approx([3.5, 6])   # percentages on both sides are fine
     assert relearning_gap(.1*t, .05*t).attrs['level']==pytest.approx(.95*.8)
 
 # erosion
@@ -332,6 +343,41 @@ def test_before_is_what_the_phase_began_with(dls, tmp_path, at):
     begin = ev.query("phase=='b' and iter==0").set_index('n').clean
     assert begin.to_dict()==want and e.before['b']==e.after['b']==want[100] and e.after['a']>.3
     assert len(ev.query("phase=='c' and iter==0 and n==100"))==0                                   # nothing changed: the last epoch's is enough
+
+class Unlearns(Callback):
+    "In the last epoch of each phase, all weights become 0"
+    def after_train(self):
+        if self.learn.phase_schedule.epochs==self.learn.phase.epochs: [p.data.zero_() for p in self.model.parameters()]
+
+class TakesBack(Callback):
+    "As `SaveModelCallback` at the end of a fit: weights of its first epoch"
+    order = 60
+    def before_fit(self): self.kept = None
+    def after_validate(self): self.kept = self.kept or {k:v.clone() for k,v in self.model.state_dict().items()}
+    def after_fit(self): self.model.load_state_dict(self.kept)
+
+@pytest.mark.parametrize('make', [partial(SaveModelCallback, monitor='accuracy'), TakesBack])
+def test_a_phase_ends_with_the_weights_that_it_leaves(dls, tmp_path, make):
+    learn = small(dls, tmp_path)
+    quiet_phases(learn, [Phase('a', 2, lr=.05), Phase('b', 2, lr=.01)], cbs=[EvalSets(dict(clean=dls.valid), n_at=40), PerPhase(make()), Unlearns()])
+    want = {p:evaluate(m, dls.valid)['accuracy'] for p,m in learn.models_at('a', 'b').items()}
+    e,t = learn.erosion(),phase_table(learn).clean
+    assert min(want.values())>.3 and want['b']==evaluate(learn.model, dls.valid)['accuracy']
+    assert t[['a','b']].to_dict()==e.after.to_dict()==want and e.before['b']==want['a']
+    ends = learn.recorder.evals.query("when=='epoch'")
+    assert ends.epoch.tolist()==[1,2,2,3,4,4] and ends.phase.tolist()==[*'aaabbb'] and ends.iter.tolist()==[5,10,10]*2
+
+def test_plain_names_that_are_no_accuracy(dls, tmp_path):
+    learn = small(dls, tmp_path)
+    phases = [Phase('pretrain', 2, lr=.05), Phase('erode', 2, lr=.01)]
+    quiet_phases(learn, phases, cbs=EvalSets(dict(clean=dls.valid), metrics=error_rate))
+    want,two = pytest.raises(ValueError, match="'clean' is error_rate, and accuracy is needed"),('pretrain','erode')
+    for f in (Learner.erosion, partial(relearning_gap, phases=two), partial(max_forgetting, tasks=dict(pretrain='clean', erode='clean')),
+              lambda l: eri(l, l, columns=('clean','clean'))):
+        with want: f(learn)
+    assert set(learn.recorder.evals.metric)=={'error_rate'} and list(phase_table(learn))==['clean']
+    quiet_phases(learn, phases, cbs=EvalSets(dict(clean=dls.valid), metrics=[accuracy, error_rate]))
+    assert learn.erosion().after.to_dict()==phase_table(learn).clean_accuracy[1:].to_dict() and 'metric' not in learn.recorder.evals
 
 def test_sets_of_different_sizes(dls, tmp_path):
     "A small set beside a large one: before and after are on the same images of the large one"

@@ -24,6 +24,10 @@ def test_all_methods_begin_with_the_same_network(tmp_path, few):
     sets = pattern_sets(net_dls(tiny, 0), net_pattern(tiny), ('clean','pattern'))
     assert t.before.tolist()==pytest.approx([evaluate(start, sets['clean'])['accuracy']]*7)   # also where a method changes weights at once
     assert t[['clean','pattern']].stack().between(0,1).all() and t.relearned.isna().tolist()==[False]*6+[True] and t.step['plain finetuning']==1
+    found = made.tables['recovered']
+    assert found.groupby(['method','features'], sort=False).size().to_dict()=={(m,f):3 for m in ('before',*some) for f in ('last','all')}   # three draws
+    now = found.groupby('method').now.first()
+    assert now['before']==t.before.iloc[0] and now[list(some)].tolist()==t.clean[list(some)].tolist()   # each method's own network
     written = {f:f.stat().st_mtime_ns for f in tmp_path.glob('train_*/run.json')}
     again = run_recipe(recipes['resist'], Scale((tiny,), seeds=1), tmp_path, n_jobs=1, progress=False)
     assert again.tables['resist'].equals(made.tables['resist']) and written=={f:f.stat().st_mtime_ns for f in tmp_path.glob('train_*/run.json')}

@@ -4,6 +4,8 @@ from collections import defaultdict, deque
 from copy import deepcopy
 from datetime import date
 from decimal import Decimal
+from pathlib import Path
+from types import MethodType
 import filelock, numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from torch import nn
@@ -441,6 +443,28 @@ def test_an_argument_that_a_callback_holds_elsewhere_is_a_setting(tmp_path, make
     plain_fit(run, cbs=[make(.4)])
     assert run.status=='finished'
 
+class StopAfterPhase(Callback):
+    order,passive = 1001,True   # after `KeepRun`
+    def __init__(self, phase): self.phase = phase
+    def after_phase(self):
+        if self.learn.phase.name==self.phase: raise Boom('here')
+
+@pytest.mark.parametrize('last', ['a','b'])
+def test_stopped_between_the_last_phase_and_the_end(tmp_path, last):
+    "A phase that ends early leaves epochs that nothing is done in: MixUp would miss the beginning of training"
+    def train(name, *cbs):
+        set_seed(0)
+        dls = digits_dls(n=128, n_valid=40, bs=32)
+        learn = Learner(dls, mlp(), opt_func=SGD, metrics=accuracy, lr=.05, path=tmp_path)
+        phases = [Phase(k, 3, until=lambda l: True) for k in 'ab']
+        with learn.no_bar(), learn.no_logging(): learn.fit_phases(phases, cbs=[MixUp(), *cbs], run=RunStore(tmp_path).run(name))
+        return learn
+    with pytest.raises(Boom): train('x', StopAfterPhase(last))
+    a,b = train('x'),train('y')
+    assert [len(o.recorder.history) for o in (a,b)]==[2,2] and RunStore(tmp_path).run('x').status=='finished'
+    assert all(torch.equal(*o) for o in zip(a.model.state_dict().values(), b.model.state_dict().values()))
+    assert a.recorder.history.equals(b.recorder.history) and not isinstance(a.loss_func, MethodType)
+
 class Row(AvgMetric):
     "A metric that has a number for each epoch, by a count of its own"
     def __init__(self, name, by): self._name,self.by,self.n = name,by,0
@@ -527,3 +551,25 @@ def test_arrays_that_old_runs_name(dtype, shape):
 def test_values_without_attributes_are_settings(a, b):
     "Among them a discriminative learning rate"
     assert differences(dict(x=describe(a)), dict(x=describe(b))) and not differences(dict(x=describe(a)), dict(x=describe(a)))
+
+@pytest.mark.parametrize('run', ['mine', Path('mine'), RunStore('runs')], ids=['name','path','store'])
+def test_a_run_is_asked_for(tmp_path, monkeypatch, run):
+    "A name, a path or a store in place of a run"
+    monkeypatch.chdir(tmp_path)
+    learn = erosion_learner(digits_dls(n=64, n_valid=40), nn.Sequential(nn.Flatten(), nn.Linear(768,10)))
+    with pytest.raises(ValueError, match="run=.*must be a run of a store"): learn.fit_phases(Phase('a', 1), run=run)
+    with pytest.raises(ValueError, match="after=.*must be a run of a store"): KeepRun(RunStore('runs').run('mine'), after=run)
+    assert [o.name for o in tmp_path.iterdir()]==['runs']   # made by the line above
+
+def test_a_run_is_kept_in_one_way(tmp_path):
+    "A `KeepRun` of one's own is taken for the same run; for another run, or without `after`, one of the two would be ignored"
+    store,dls = RunStore(tmp_path),digits_dls(n=64, n_valid=40)
+    def fit(*names, run, **kw):
+        set_seed(0)
+        learn = erosion_learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(768,10)))
+        with learn.no_bar(), learn.no_logging(): learn.fit_phases([Phase(o, 1) for o in names], run=run, **kw)
+    fit('a', run=store.run('base'))
+    fit('a', run=store.run('both'), cbs=KeepRun(store.run('both'), minutes=2))
+    for kw in (dict(cbs=KeepRun(store.run('other'))), dict(cbs=KeepRun(store.run('new')), after=store['base'])):
+        with pytest.raises(ValueError, match="the callbacks have a `KeepRun` of their own"): fit('a', 'b', run=store.run('new'), **kw)
+    assert [store[o].status for o in ('both','new','other')]==['finished','new','new']

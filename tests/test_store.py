@@ -4,12 +4,13 @@ from pathlib import Path
 import filelock, numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from fastai.callback.mixup import MixUp
-from fastai.vision.all import (CSVLogger, Callback, CancelFitException, EarlyStoppingCallback, F1Score, GradientAccumulation, LabelSmoothingCrossEntropy, Learner,
-                               MixedPrecision, SGD, SaveModelCallback, accuracy, load_learner, set_seed)
+from fastai.vision.all import (CSVLogger, Callback, CancelFitException, DataLoaders, EarlyStoppingCallback, F1Score, GradientAccumulation, LabelSmoothingCrossEntropy, Learner,
+                               MixedPrecision, SGD, SaveModelCallback, accuracy, load_learner, noop, set_seed)
 import kill
 from feature_erosion import callbacks, files as files_module
 from feature_erosion.cli import main
 from feature_erosion.data import _unpack, digits_dls, extract, to_uint8
+from feature_erosion.evalsets import EvalSets
 from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase
@@ -396,6 +397,48 @@ def test_a_finished_run_is_loaded_from_where_nothing_can_be_written(tmp_path, mo
     def denied(self, *a, **k): raise PermissionError(13, 'Permission denied')
     monkeypatch.setattr(filelock.FileLock, '_acquire', denied)
     assert same(train(), whole)
+
+def test_a_loaded_run_has_its_own_final_record(tmp_path):
+    "Not that of the fit before it"
+    def train():
+        learn = plain_learner(tmp_path)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1)
+            before = list(learn.final_record)
+            set_seed(3)
+            learn.fit(2, cbs=KeepRun(RunStore(tmp_path).run('a')))
+        assert learn.final_record==learn.recorder.values[-1]!=before
+        return list(learn.final_record)
+    assert train()==train()
+
+def test_numbers_of_several_evaluation_sets(tmp_path):
+    "Each `EvalSets` has a row of its own: the numbers of a run are those of all"
+    def train(run, seed):
+        dls = digits_dls(n=64, n_valid=32, bs=16)
+        learn = Learner(dls, net(), opt_func=SGD, lr=.05, path=tmp_path)
+        sets = EvalSets({'a':dls.valid}),EvalSets({'b':dls.valid}, n=8)
+        with learn.no_bar(), learn.no_logging(): learn.fit_phases([Phase('p', 1)], cbs=sets, run=run)
+        return learn
+    run = RunStore(tmp_path).once(train, seed=0)
+    assert set(run.metrics)=={'a','b'} and run.metrics==run.evals.query("when=='epoch'")[['a','b']].max().to_dict()
+    kept = RunStore(tmp_path).run('kept')
+    train(kept, 0)
+    assert {k:kept.metrics[k] for k in 'ab'}=={k:kept.evals.iloc[i][k] for k,i in (('a',-2),('b',-1))}
+
+@pytest.mark.parametrize('wrap', [noop, lambda ds: torch.utils.data.Subset(ds, range(32))], ids=['whole','subset'])
+def test_other_tensors_of_a_pytorch_dataset_are_noticed(tmp_path, wrap):
+    def train(scale):
+        set_seed(0)
+        ds = torch.utils.data.TensorDataset(torch.rand(64,3,16,16)*scale, torch.arange(64)%10)
+        dls = DataLoaders(*(torch.utils.data.DataLoader(wrap(ds), 16) for _ in range(2)))
+        learn = Learner(dls, net(), opt_func=SGD, lr=.05, loss_func=nn.functional.cross_entropy, path=tmp_path)
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=KeepRun(RunStore(tmp_path).run('a')))
+    train(1), train(1)
+    with pytest.raises(ValueError, match=r"run 'a' was begun with other settings: samples\.0\.held\.0: was"): train(2)
+
+def test_a_store_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert RunStore('~/runs').run('a').path==tmp_path/'runs'/'a'
 
 def test_two_processes_make_a_run(tmp_path):
     "The second leaves what the first may have begun with"

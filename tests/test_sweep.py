@@ -3,11 +3,12 @@ import importlib, os, signal, sys, time, types, warnings
 from functools import partial
 import joblib, numpy as np, pytest
 from fastai.vision.all import torch
+from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from conftest import root
 from feature_erosion.runs.keys import Untold, recipe
 from feature_erosion.runs.store import RunStore
-from feature_erosion.runs.sweep import sweep
+from feature_erosion.runs.sweep import _other_code, sweep
 
 def point(a, seed, run):
     "Dies the first time at a=2; writes down when it is done"
@@ -46,6 +47,55 @@ def test_loky_loses_a_worker(tmp_path):
     with pytest.warns(UserWarning, match='a worker was lost'): df = sweep(point, dict(a=[1,2,3]), seeds=2, store=tmp_path, n_jobs=2, progress=False)
     check(df, tmp_path)
     assert (df.threads==max(1, min(torch.get_num_threads(), joblib.cpu_count()//2))).all()
+
+@pytest.fixture
+def lesson(tmp_path, monkeypatch):
+    "A module of the user's, and a function that goes by it"
+    name,old = f'lesson{os.getpid()}',os.environ.get('PYTHONPATH', '')
+    f = tmp_path/f'{name}.py'
+    f.write_text('C = 1\ndef f(x): return x*C\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    for k,v in dict(PYTHONPATH=f'{tmp_path}{os.pathsep}{old}', PYTHONDONTWRITEBYTECODE='1').items(): monkeypatch.setenv(k, v)
+    monkeypatch.setattr(sys, 'dont_write_bytecode', True)
+    yield f,importlib.import_module(name)
+    get_reusable_executor().shutdown(wait=True)   # workers with this path
+    del sys.modules[name]
+
+def by_lesson(module):
+    "A function that workers get by value, and its module by name"
+    def fn(a, seed): return dict(y=module.f(a))
+    return fn
+
+@pytest.mark.slow('workers that import everything, three times')
+def test_workers_have_the_code_of_this_process(lesson, tmp_path, monkeypatch):
+    """Workers of an earlier sweep have imported a module that was reloaded since: new ones start. A constant that was set by hand is in no file: an error.
+    A relative store is found wherever the workers of an earlier sweep were started"""
+    f,m = lesson
+    def go(store): return sweep(by_lesson(m), dict(a=[1,2]), store=store, n_jobs=2, progress=False).y.tolist()
+    assert go(tmp_path/'runs')==[1,2]
+    f.write_text('C = 100\ndef f(x): return x*C+5\n')
+    importlib.reload(m)
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match='2 of 2 points are computed again'): assert go('runs')==[105,205]
+    m.C = 7
+    with pytest.raises(ValueError, match=r'a worker has other code than this process: .*\.C: was 7, is 100.*pass values'): go('other')
+    assert [r.status for r in RunStore('other')]==['new']*2
+
+def test_other_code_of_the_same_function():
+    "Only what both have told counts, and not the text of a file"
+    was = dict(code='a', uses={'m':dict(source='1', uses={'C':1, 'f':'as f'}), 'gone':2})
+    assert _other_code(was, dict(code='a', uses={'m':dict(source='2', uses={'C':1, 'f':dict(code='b')})}))==[]
+    assert _other_code(was, dict(code='a', uses={'m':dict(source='1', uses={'C':3})}))==['uses.m.uses.C: was 1, is 3']
+
+def test_names_of_the_result_are_no_settings(tmp_path):
+    for k in ('status','error'):
+        with pytest.raises(ValueError, match=f"grid: '{k}' is a column of the result"): sweep(lambda seed, **kw: dict(y=1.), {k:[1,2]}, store=tmp_path, n_jobs=1, progress=False)
+
+def test_none_among_numbers_is_drawn(tmp_path):
+    "As a place of its own, since it has none on a scale"
+    df = sweep(lambda seed, wd: dict(acc=.5 if wd is None else wd), dict(wd=[None,.1,.2]), seeds=2, store=tmp_path, n_jobs=1, progress=False)
+    means,dots = df.plot_means('wd', 'acc').lines[:2]
+    assert list(means.get_xdata())==['None','0.1','0.2'] and list(means.get_ydata())==[.5,.1,.2] and len(dots.get_xdata())==6
 
 @pytest.mark.slow('workers that import everything, twice')
 def test_a_point_that_always_dies(tmp_path):

@@ -131,6 +131,14 @@ def test_restores_the_weights_it_says(knows):
     assert f'weights after {i} iterations' in out.getvalue() and 0<=i<15
     assert all(torch.equal(a, b) for a,b in zip(k.at[i].values(), learn.model.state_dict().values()))
 
+@pytest.mark.parametrize('n', [30,60])
+def test_what_is_restored_is_within_the_tolerance(knows, n):
+    "Of few samples more may be lost without a warning, since it may be chance; such weights are not taken for good ones"
+    w = Watch(digits(), restore=True, n=n)
+    with contextlib.redirect_stdout(io.StringIO()): erode(knows, w)
+    lost = w.history.set_index('iter').lost
+    assert w.now==0 and lost.iloc[-1]>.05 and lost[w.good['iter']]<=.05
+
 def test_lr_find_validation_export(knows, tmp_path):
     w = Watch(digits())
     learn = learner(digits().inject(ColorSquare(4)), deepcopy(knows), path=tmp_path, cbs=w)
@@ -479,6 +487,25 @@ def test_stopped_is_said_and_frozen_layers_stay(knows, capsys):
     w.reset()
     with learn.no_bar(), learn.no_logging(): quietly(learn.fit, 1, cbs=w)
     assert len(w.rows)>1 and 'trains nothing' not in capsys.readouterr().out
+
+@pytest.mark.parametrize('phases', [False,True])
+def test_stopped_beside_mixup(knows, phases):
+    "As in the second fit of `fine_tune`: fastai's MixUp cannot be ended before it has begun"
+    w = Watch(digits(), stop=True, tolerance=.01)
+    learn = erode(knows, w, MixUp(), epochs=9)
+    now,seen = deepcopy(learn.model.state_dict()),len(w.rows)
+    assert w.stopped
+    with learn.no_bar(), learn.no_logging():
+        if phases: learn.fit_phases([Phase('a', 1), Phase('b', 1)], cbs=[w, MixUp()])
+        else: learn.fine_tune(1, cbs=[w, MixUp()])
+    assert all(torch.equal(a, b) for a,b in zip(now.values(), learn.model.state_dict().values())) and len(w.rows)==seen
+    assert not learn.model.training and isinstance(learn.loss_func, CrossEntropyLossFlat) and not len(learn.recorder.values)
+
+def test_a_phase_ends_with_weights_put_back(knows, capsys):
+    w = Watch(digits(), restore=True, tolerance=.01)
+    learn = learner(digits(), deepcopy(knows))
+    with learn.no_bar(), learn.no_logging(): quietly(learn.fit_phases, [Phase('a', 2, digits().inject(ColorSquare(4)), sched='constant')], cbs=PerPhase(w))
+    assert 'are back' in capsys.readouterr().out and all(torch.equal(a, b) for a,b in zip(learn.snapshots['a'].values(), learn.model.state_dict().values()))
 
 def test_chance_on_unequal_classes():
     "By scikit-learn's κ and by shuffling: three in a hundred found are knowledge, always the first class is none"

@@ -158,7 +158,10 @@ def _as_sum(loss):
         return res
     return partial(loss, reduction='sum') if 'reduction' in _args(loss) else None
 
-def _args(f): return inspect.signature(getattr(f, 'forward', f)).parameters
+def _args(f):
+    call = getattr(f, 'forward', f)
+    own = inspect.isroutine(call) or isinstance(call, partial)
+    return inspect.signature(call if own else call.__call__).parameters   # fastai's losses show what makes them
 
 def _check_mean(loss):
     arg = _args(loss).get('reduction')

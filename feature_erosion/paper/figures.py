@@ -53,9 +53,11 @@ def _percent(ax, label='accuracy', low=0):
 def _per_seed(d, f): return [f(o) for _,o in d.groupby('seed')]
 
 def _panels(n, width=5., height=3.4):
-    "A figure with `n` panels in a row"
-    fig,axs = plt.subplots(1, n, figsize=(1+width*n, height), layout='constrained', squeeze=False)
-    return fig,axs[0]
+    "A figure with `n` panels, two in a row: more could not be read on a page"
+    rows,cols = (n+1)//2,min(n, 2)
+    fig,axs = plt.subplots(rows, cols, figsize=(1+width*cols, height*rows), layout='constrained', squeeze=False)
+    for ax in axs.flat[n:]: ax.remove()
+    return fig,axs.flat[:n]
 
 # %% ../../nbs/paper/02_figures.ipynb #5ad33e0d
 def measured_dl(
@@ -145,7 +147,7 @@ def _plot_rates(ax, t, net):
     ax.set(xscale='log', xlabel='learning rate')
     ax.set_xticks(sorted(f.lr.unique()), [f'{v:g}' for v in sorted(f.lr.unique())], minor=False)
     ax.minorticks_off()
-    _percent(ax, 'share of clean accuracy forgotten', min(0, f.forgotten.min()))
+    _percent(ax, 'share forgotten', min(0, f.forgotten.min()))
     ax.set_title(net, loc='left', pad=22, weight='bold')
     ax.legend()
 
@@ -584,6 +586,7 @@ def plot_rank(t):
                 ax.plot(o[c], o.gain, mark, color=color, label=f'{_opt_names[opt]}, {l}')
         ax.axhline(0, color='C7', lw=.8, ls='--')
         ax.set(xlabel=_predictors[c])
+        ax.locator_params(axis='x', nbins=5)
     axs[0,0].yaxis.set_major_formatter(lambda v,_: f'{100*v:+.3g}'.replace('-', '−'))
     axs[0,0].set(ylabel='points above training from scratch')
     axs[0,-1].legend(title='epochs with squares', loc='center left', bbox_to_anchor=(1.01,.5))

@@ -71,6 +71,8 @@ class Net:
         for k,known in dict(unit=('epochs','iters'), opt=_opts, stats=(None,*stats)).items():
             if (v := getattr(self, k)) not in known:
                 raise ValueError(f"{k}={v!r}: must be one of {', '.join(map(str, known))}")
+        for k in 'ratio','strength':
+            if not 0<=(v := getattr(self, k))<=1: raise ValueError(f"{k}={v!r}: must be between 0 and 1")
         find_pattern(self.pattern)
 
 # %% ../../nbs/paper/00_nets.ipynb #e334a5b0
@@ -300,7 +302,7 @@ def open_run(
     **settings # As in `RunStore.run`
 )->Run:
     "A run in a given folder; problems with it are reported before anything is computed"
-    out = Path(out).resolve()
+    out = Path(out).expanduser().resolve()
     try: return RunStore(out.parent).run(out.name, **settings)
     except ValueError as e: raise ValueError(f"out={str(out)!r}: {e}") from None
 

@@ -19,6 +19,7 @@ from fastcore.all import *
 from fastai.vision.all import Callback, Learner, get_model, no_random, plt
 from scipy.stats import ttest_1samp
 from torch import nn
+from ..callbacks import precision
 from ..loaders import *
 from ..phases import *
 from ..evalsets import *
@@ -145,14 +146,32 @@ def train_resisting(
 
 # %% ../../nbs/paper/04_questions.ipynb #d3d0cf63
 def resist_tables(learn, net, seed, scale, store):
-    "Accuracies with each method: before, after the squares and after learning again; `step` is relative to plain finetuning"
+    "Accuracies with each method: before, after the squares and after learning again; and what `recover` finds after the squares"
     point = dict(files=net_files(net), seed=seed, net=asdict(net))
-    t = pd.DataFrame({m:store.once(train_resisting, method=m, **point).metrics for m in _methods(net)}).T
+    runs = {m:store.once(train_resisting, method=m, **point) for m in _methods(net)}
+    t = pd.DataFrame({m:r.metrics for m,r in runs.items()}).T
     plain = t.loc['plain finetuning']
     half_way = dict(before=plain.before, clean=plain.half_way_clean, pattern=plain.half_way_pattern, step=plain.step)
     t.loc['WiSE-FT, half way',list(half_way)] = list(half_way.values())
     t = t.drop(columns=['half_way_clean','half_way_pattern']).rename_axis('method').reset_index()
-    return dict(resist=t.assign(step=t.step/plain.step, needs=t.method.map(_needs).fillna(''), chance=1/len(learn.dls.vocab)))
+    t = t.assign(step=t.step/plain.step, needs=t.method.map(_needs).fillna(''), chance=1/len(learn.dls.vocab))
+    return dict(resist=t, recovered=_recovered(learn, runs, scale.n_test))
+
+def _few(learn):
+    "Numbers of images per class that the training set has"
+    return [k for k in (1,10,100) if k<=np.bincount(read_labels(clean_of(learn.dls).train.dataset)).min()]
+
+def _with_weights(learn, weights):
+    res = deepcopy(get_model(learn.model))
+    res.load_state_dict(weights)
+    return res
+
+def _recovered(learn, runs, n_test):
+    "Recoverable accuracy, from the most images per class, before the squares and after them with each method"
+    weights = {'before':first(runs.values()).weights('start'), **{m:r.weights('erode') for m,r in runs.items()}}
+    models,dls = {k:_with_weights(learn, w) for k,w in weights.items()},clean_of(learn.dls)
+    with precision(learn): r = recover(models, dls.train, dls.valid, few=_few(learn)[-1:], n_test=n_test, progress=False)
+    return pd.DataFrame(r).assign(now=r.model.map(r.attrs['now'])).rename(columns=dict(model='method', seed='draw'))
 
 def _kept(d): return (1-forgetting(d.before, d.clean, d.chance)).clip(0)   # below chance all is forgotten
 
@@ -221,9 +240,7 @@ def against_plain(
 # %% ../../nbs/paper/04_questions.ipynb #f395064b
 def recover_tables(learn, net, seed, scale):
     "Recoverable accuracy of the untrained network, and before and after the second phase; `now` is accuracy as it answers"
-    y = read_labels(clean_of(learn.dls).train.dataset)
-    few = [k for k in (1,10,100) if k<=np.bincount(y).min()]
-    r = learn.recover('start', *dict.fromkeys([before_erosion(learn),'erode']), few=few, n_test=scale.n_test)
+    r = learn.recover('start', *dict.fromkeys([before_erosion(learn),'erode']), few=_few(learn), n_test=scale.n_test)
     d = pd.DataFrame(r).assign(now=r.model.map(r.attrs['now']), chance=r.attrs['chance'])
     return dict(recover=d.rename(columns=dict(seed='draw')).replace(dict(model={before_erosion(learn):'before', 'erode':'after'})))
 

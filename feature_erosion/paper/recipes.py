@@ -137,8 +137,8 @@ def _agrees(yes, x):
     if isinstance(yes, str):
         s = x if yes=='>0' else -x
         return 'yes' if (s>0).all() else 'no' if (s<=0).all() else 'not clear'
-    s = _sign(yes)
-    return 'yes' if (s*x>=s*yes[0]).all() else 'in part' if (s*x>=s*yes[1]).any() else 'no'
+    def reaches(level): return _sign(yes)*(x-level)>=-1e-9   # a correlation of .8 may be .7999999999999999
+    return 'yes' if reaches(yes[0]).all() else 'in part' if reaches(yes[1]).any() else 'no'
 
 # %% ../../nbs/paper/01_recipes.ipynb #69fb9cb4
 class Result:
@@ -235,6 +235,13 @@ def _gather(df, store):
             parts.setdefault(k, []).append(pd.concat([which, d], axis=1))
     return {k:pd.concat(v, ignore_index=True) for k,v in parts.items()}
 
+def _points(recipe, scale):
+    "What is computed for each network and seed: the function, the files it reads, and the grid"
+    nets = recipe.nets(scale)
+    point = partial(measure_net, measure=recipe.measure, n_test=scale.n_test, n_train=scale.n_train)
+    files = list({str(f):f for o in nets for f in net_files(o)}.values())
+    return point,files,dict(tables=[recipe.measure.__name__], net=list(map(asdict, nets)))
+
 def _jobs(n_jobs): return n_jobs or (1 if torch.cuda.is_available() else -1)
 
 # %% ../../nbs/paper/01_recipes.ipynb #1456d6a4
@@ -247,10 +254,7 @@ def run_recipe(
 )->Result: # A `RuntimeError` if a network failed
     "Train the networks for a figure, measure them, and collect the tables"
     check_scale(recipe, scale)
-    nets = recipe.nets(scale)
-    point = partial(measure_net, measure=recipe.measure, n_test=scale.n_test, n_train=scale.n_train)
-    files = list({str(f):f for o in nets for f in net_files(o)}.values())
-    grid = dict(tables=[recipe.measure.__name__], net=list(map(asdict, nets)))
+    point,files,grid = _points(recipe, scale)
     df = sweep(point, grid, scale.seeds, store, _jobs(n_jobs), files=files, progress=progress)
     if len(bad := df[df.status!='finished']):
         raise RuntimeError(f"{recipe.name}: {len(bad)} of {len(df)} networks failed; the same call tries them again. "
@@ -361,7 +365,7 @@ def paper(
     progress:bool=True # Whether to show progress bars, the estimated time and progress messages
 )->dict: # A `Result` by figure; an `Unfinished` if some could not be made
     "Make all figures of the paper, each in its own run; resumes where it was stopped"
-    out,parts = Path(out or f'runs/paper-{preset}'),_chosen(preset, figures, images)
+    out,parts = Path(out or f'runs/paper-{preset}').expanduser(),_chosen(preset, figures, images)
     failed = {r.name:e for r,s in parts if (e := _error(partial(check_scale, r, s)))}
     if len(failed)==len(parts): raise first(failed.values())   # nothing can be made
     if progress and failed: print(_not_made(failed), 'Continuing with the others.', sep='\n', flush=True)

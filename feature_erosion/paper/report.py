@@ -523,12 +523,12 @@ def report(
     out=None # The page; by default `report.html` in that folder
 )->Path: # Path of the page
     "Write one self-contained HTML page: figures, tables, settings, versions"
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_dir(): raise ValueError(f"path={str(path)!r}: no such folder; give a run's folder, or a folder of runs")
     kinds = _folders(path.resolve())
     if not any(kinds.values()):
         raise ValueError(f"path={str(path)!r}: nothing to report: neither this folder nor one in it is a run, with a run.json")
-    out = _check_file(Path(out or path/'report.html'))
+    out = _check_file(Path(out or path/'report.html').expanduser())
     page = _page(path.resolve(), kinds).encode('utf-8', 'replace')
     with writing(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -37,8 +37,9 @@ def _is_installed(module):
     "Whether a module belongs to the standard library, this one, or an installed package"
     top = (module or 'builtins').partition('.')[0]
     if top in sys.stdlib_module_names or top in sys.builtin_module_names or top=='feature_erosion': return True
+    if top=='__main__': return False   # also in a worker, where a package has this name
     try: spec = importlib.util.find_spec(top)
-    except (ValueError,ImportError): return False   # `__main__`
+    except (ValueError,ImportError): return False
     at = spec and (spec.origin or first(spec.submodule_search_locations or ()))
     return bool(at) and any(Path(at).resolve().is_relative_to(d) for d in _installed_at())
 
@@ -202,22 +203,24 @@ def _(f, t):
     if _is_installed(f.__module__) and _leads_to(f): return t.by_name(f)
     used = _Used(f.__code__)
     _refuse_unseen(f, used, t)
+    more = {k:v for k,v in vars(f).items() if k not in _not_code}
     told = dict(code=_sha(json.dumps(_bytecode(f.__code__)).encode()), defaults=t(f.__defaults__, 'defaults'),
-                kwdefaults=t(f.__kwdefaults__, 'kwdefaults'), uses=_uses(f, used, t), more=t.all(vars(f)))
+                kwdefaults=t(f.__kwdefaults__, 'kwdefaults'), uses=_uses(f, used, t), more=t.all(more))
     return {k:v for k,v in told.items() if v}
 
 # %% ../../nbs/runs/00_keys.ipynb #7ae2c895
-def _uses(f, used, t): return {**_closure(f, t), **_globals(f, used, t), **_imports(f, used, t)}
+def _uses(f, used, t): return {**_closure(f, used, t), **_globals(f, used, t), **_imports(f, used, t), **_methods(f, used, t)}
 
-def _closure(f, t):
+def _value(n, v, used, t): return _module(v, used.attrs, t) if isinstance(v, types.ModuleType) else t(v, n)
+
+def _closure(f, used, t):
     def value(c):
         try: return c.cell_contents
         except ValueError: return None   # not assigned yet
-    return {n:t(value(c), n) for n,c in zip(f.__code__.co_freevars, f.__closure__ or ())}
+    return {n:_value(n, value(c), used, t) for n,c in zip(f.__code__.co_freevars, f.__closure__ or ())}
 
 def _globals(f, used, t):
-    def tell(n, v): return _module(v, used.attrs, t) if isinstance(v, types.ModuleType) else t(v, n)
-    return {n:tell(n, f.__globals__[n]) for n in sorted(used.globals & set(f.__globals__))}
+    return {n:_value(n, f.__globals__[n], used, t) for n in sorted(used.globals & set(f.__globals__))}
 
 def _imports(f, used, t):
     "Modules imported inside the function"
@@ -241,6 +244,22 @@ def _has_own(name, t):
         t.refuse(f'imports {name}, which cannot be imported here ({e})')
     except Exception as e: t.refuse(f'imports {name}, which cannot be imported here ({type(e).__name__}: {e})')
     return True
+
+# %% ../../nbs/runs/00_keys.ipynb #5e1fca11
+def _top(o): return str(getattr(o, '__module__', None) or 'builtins').partition('.')[0]
+
+def _added(c, n):
+    "Your own function that is method or property `n` of an installed class"
+    v = vars(c)[n]
+    f = v.fget if isinstance(v, property) else getattr(v, '__func__', v)
+    if type(f) is types.FunctionType and _top(f)!=_top(c) and _is_installed(_top(c)) and not _is_installed(_top(f)): return f
+
+def _methods(f, used, t):
+    "Methods that you have added to the classes named in the function's module"
+    names = {f'{c.__module__}.{c.__qualname__}.{n}':(c,n) for c in f.__globals__.values() if isinstance(c, type)
+             for n in used.attrs & vars(c).keys()}
+    return t.all({k:v for k,o in sorted(names.items()) if (v := _added(*o))})
+
 
 # %% ../../nbs/runs/00_keys.ipynb #6d8b87e1
 def _module(m, attrs, t, within=()):
@@ -274,7 +293,7 @@ def _(m, t): return _module(m, (), t)
 # %% ../../nbs/runs/00_keys.ipynb #9edcd53f
 _not_code = set("""__dict__ __weakref__ __module__ __doc__ __qualname__ __annotations__ __static_attributes__ __firstlineno__
     __abstractmethods__ _abc_impl __dataclass_fields__ __dataclass_params__ __match_args__ __parameters__ __orig_bases__ __slots__
-    __annotate_func__ __annotations_cache__""".split())
+    __annotate_func__ __annotations_cache__ __signature__""".split())   # fastcore's classes have the last one
 
 def _is_written(f): return getattr(getattr(f, '__code__', None), 'co_filename', '')=='<string>'   # by `dataclass`
 
@@ -344,11 +363,15 @@ def recipe(
     files=() # Files and folders that it reads; in a folder, names that begin with a dot do not count
 )->dict: # What its results depend on, besides its settings, as JSON values; `Untold` if that cannot be determined
     "Everything that decides whether a function's stored results can be used"
-    t = _Teller()
-    told = t(fn, function_name(fn))
+    told,tops = _told(fn)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     where = dict(python=platform.python_version(), device=device, dtype=str(torch.get_default_dtype()))
-    return dict(function=told, files={str(f):_file(f) for f in listify(files)}, versions={**where, **_versions(t.tops)})
+    return dict(function=told, files={str(f):_file(f) for f in listify(files)}, versions={**where, **_versions(tops)})
+
+def _told(fn):
+    "A function and all that it uses, as JSON values, and the packages that these refer to"
+    t = _Teller()
+    return t(fn, function_name(fn)),t.tops
 
 def function_name(
     fn # A function, a callable object, or a (nested) `partial` of one

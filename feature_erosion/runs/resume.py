@@ -93,12 +93,21 @@ def _content(ds):
 # %% ../../nbs/runs/03_resume.ipynb #22c46e55
 def _samples(dls):
     "Which samples are in each part of the data, in whatever order: a random split without a seed is another one at each start"
-    return None if dls is None else dict(zip(('train','valid'), map(_which, dls.loaders)))
+    if dls is None: return None
+    return dict(zip(('train','valid'), map(_which, dls.loaders)), held=[_held(dl.dataset) for dl in dls.loaders])
 
 def _which(dl):
     ds = dl.dataset
     items = first(v for o in ('indices','items') if (v := getattr(ds, o, None)) is not None)
     with suppress(TypeError,ValueError): return _content(ds) or key_of(sorted(_names(items)))
+
+def _held(ds):
+    "A hash of the tensors of PyTorch's and the arrays of torchvision's datasets, also below a `Subset`"
+    while isinstance(ds, torch.utils.data.Subset): ds = ds.dataset
+    own = getattr(ds, 'tensors', None)
+    parts = *(own if isinstance(own, (tuple,list)) else ()),getattr(ds, 'data', None)
+    held = [v for v in parts if isinstance(v, (torch.Tensor,np.ndarray)) and not isinstance(v, np.memmap)]
+    with suppress(Untold): return key_of([hash_tensor(v) for v in held]) if held else None
 
 def _names(items):
     "What tells items apart: the names of files, the index of a table, texts and numbers; a `TypeError` for anything else"
@@ -154,6 +163,10 @@ def _seed(): return s if (s := torch.initial_seed())<2**32 else None
 def _json(o): return json.loads(json.dumps(o))
 
 # %% ../../nbs/runs/03_resume.ipynb #4346196c
+def _check_runs(**runs):
+    for k,v in runs.items():
+        if not isinstance(v, Run): raise ValueError(f"{k}={v!r}: must be a run of a store, e.g. `RunStore('runs').run('mine')`")
+
 class KeepRun(TidyCallback):
     "Save a fit's history and checkpoints to a run's folder as it trains, and resume from them when started again"
     order,run_valid,passive,keeps_run = 1000,False,True,True   # after all other callbacks
@@ -166,6 +179,7 @@ class KeepRun(TidyCallback):
         strict:bool=False, # If something cannot be saved, raise an error instead of a warning
         wait:bool=False # If another process works on this run, wait for it instead of raising an error
     ):
+        _check_runs(run=run, **{} if after is None else dict(after=after))
         if not minutes>=0: raise ValueError(f"minutes={minutes!r}: must be 0 (each batch) or more")
         if not epochs>=1: raise ValueError(f"epochs={epochs!r}: must be at least 1")
         self.kept,self.minutes,self.epochs,self.base,self.strict,self.wait = run,minutes,epochs,after,strict,wait
@@ -261,7 +275,8 @@ def _loop(self:KeepRun):
     if state: self.learn.all_batches = partial(self._rest, state)
     bar = getattr(getattr(self.learn, 'progress', None), 'mbar', None)
     if bar and self.at[0]>0: bar.update(0)   # a progress bar must get its first update, even if that was done before
-    fit_from(self.learn, self.at[0])
+    over = self.phases and not (self.learn.phase or self.learn.phase_schedule.todo)   # stopped after its last phase
+    if not over: fit_from(self.learn, self.at[0])
     self._take_end()
 
 @patch
@@ -441,7 +456,7 @@ def _claim(self:KeepRun, settings, seed):
         if self.was['recipe'] is None: run.begin()   # a recipe's run began with its function
         run.update(fit=settings, seed=seed, phases=[p.name for p in self.phases], status='running')
 
-_since = {'is','made','shuffle','drop_last'}   # entries that earlier versions did not have
+_since = {'is','made','shuffle','drop_last','held'}   # entries that earlier versions did not have
 
 def _differences(old, new):
     "Differences in what both say: an earlier version of this library may have stored less"
@@ -610,7 +625,7 @@ def _finish(self:KeepRun):
 def _last_values(self:KeepRun):
     rec = getattr(self, 'recorder', None)
     tables = [rec.history, rec.evals] if rec else []
-    values = {k:v for d in tables if len(d) for k,v in plain(dict(d.iloc[-1])).items()}
+    values = {k:v for d in tables if len(d) for k,v in plain(last_row(d)).items()}
     return {k:v for k,v in values.items() if isinstance(v, (int,float)) and k not in ('n','iter','epoch')}
 
 # %% ../../nbs/runs/03_resume.ipynb #483d9d3e

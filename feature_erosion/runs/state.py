@@ -472,6 +472,7 @@ def _(rec, s):
     log = fit_log(rec)
     for a in ('lrs','iters'): getattr(rec, a)[:] = s[a]
     rec.losses[:],rec.values[:] = list(s['losses']),_rows(rec, [L(put(o)) for o in s['values']], s.get('columns'))
+    if rec.values: rec.learn.final_record = rec.values[-1].copy()
     log.__dict__.update(put(s['tables']))
     for m,v in _metric_states(rec, s):
         for a,o in v.items(): _put_attr(m, a, o, f'{m.name}.{a}')

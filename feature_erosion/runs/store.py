@@ -6,7 +6,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/runs/store.html.md"""
 
 # %% auto #0
 __all__ = ['checkpoint_files', 'run_format', 'plain', 'pack', 'unpack', 'git_revision', 'environment', 'Run', 'RunStore',
-           'numbers']
+           'numbers', 'last_row']
 
 # %% ../../nbs/runs/01_store.ipynb #9e76f802
 import csv, hashlib, inspect, io, json, os, platform, re, time, traceback, warnings
@@ -184,7 +184,7 @@ class RunStore:
     "A folder of runs"
     def __init__(self,
         path='runs' # The folder, created with the first run
-    ): self.path = Path(path)
+    ): self.path = Path(path).expanduser()
 
     def __iter__(self): return (Run(p) for p in sorted(self.path.glob('[!.]*')) if (p/'run.json').is_file())
     def __len__(self): return len(list(iter(self)))
@@ -654,7 +654,14 @@ def numbers(
 
 def _last_row(rec):
     ev = rec.evals
-    return dict(ev.iloc[-1].drop(list(log_columns), errors='ignore')) if len(ev) else dict(rec.history.iloc[-1])
+    return {k:v for k,v in last_row(ev).items() if k not in log_columns} if len(ev) else last_row(rec.history)
+
+def last_row(
+    df:pd.DataFrame # `history` or `evals` of a Recorder
+)->dict: # Values by column
+    "The last row; the last evaluations of several `EvalSets` together, which are in a row each"
+    now = df[df.total_iter==df.total_iter.iloc[-1]] if 'total_iter' in df else df.iloc[-1:]
+    return {k:now[k].dropna().iloc[-1] if now[k].notna().any() else now[k].iloc[-1] for k in now}
 
 def _one_number(k, v):
     if isinstance(v, (torch.Tensor,np.ndarray,np.generic)):

@@ -8,7 +8,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/runs/sweep.html.md"""
 __all__ = ['Sweep', 'sweep', 'mean_interval']
 
 # %% ../../nbs/runs/04_sweep.ipynb #6379ea97
-import inspect, itertools, json, warnings
+import inspect, itertools, json, os, warnings
 import joblib, numpy as np, pandas as pd, torch
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -18,6 +18,7 @@ from fastcore.all import *
 from fastai.vision.all import plt, progress_bar
 from ..plots import Measured, percent
 from .keys import *
+from .keys import _told
 from .store import *
 
 # %% ../../nbs/runs/04_sweep.ipynb #7f54eafe
@@ -26,6 +27,8 @@ def _grid(grid, seeds):
     if not isinstance(grid, dict) or not all(isinstance(k, str) for k in grid):
         raise ValueError(f"grid={grid!r}: must be a dict of lists of values, by name, e.g. dict(lr=[.1,.01])")
     if 'seed' in grid or 'run' in grid: raise ValueError("grid: 'seed' and 'run' are given by the sweep; use `seeds=`")
+    if bad := [k for k in grid if k in ('status','error')]:
+        raise ValueError(f"grid: {bad[0]!r} is a column of the result; give the setting another name")
     if bad := [k for k,v in grid.items() if not _is_values(v)]:
         raise ValueError(f"grid: {', '.join(bad)} must be lists of one or more values")
     grid = {k:_plain_values(k, v) for k,v in grid.items()}
@@ -104,10 +107,37 @@ class _Work:
         for i in self.todo():
             if (res := self.runs[i].result()) is not None: self.results[i] = dict(status='finished', **res)
 
+# %% ../../nbs/runs/04_sweep.ipynb #5e1fca01
+class OtherCode(ValueError):
+    "A worker has other code than the process that started it"
+
+_known = set()   # keys of the functions that this worker has looked at
+
+def _check_code(fn, run):
+    "In a worker, before it computes a function for the first time: is all that it uses the same as in the run's key?"
+    was = (run.info['recipe'] or {}).get('function')
+    if was is None or (key := key_of(was)) in _known: return
+    with suppress(Untold):
+        if bad := _other_code(was, _told(fn)[0]):
+            raise OtherCode(f"fn: a worker has other code than this process: {'; '.join(bad[:3])}. Reload here what was edited "
+                            "(or restart Python), restart a cluster's workers, and pass values that you set in a module "
+                            "as settings; nothing was computed there")
+    _known.add(key)
+
+def _other_code(was, now):
+    "Differences in what both have; files may have been edited since, and of equal objects only some are one and the same"
+    old,new = flat(was),flat(now)
+    def is_told(k): return k in new and not k.endswith('.source') and not any(str(o[k]).startswith('as ') for o in (old,new))
+    return differences(*({k:o[k] for k in old if is_told(k)} for o in (old,new)))
+
+
 # %% ../../nbs/runs/04_sweep.ipynb #58e89c1d
 def _caller(fn, threads, attempts):
     "A closure, which is sent to workers by value, together with a function from a script or notebook"
-    def call(i, point, path): return i,_point(fn, point, path, threads, attempts)
+    here = os.getpid()
+    def call(i, point, path):
+        if os.getpid()!=here: _check_code(fn, Run(path))
+        return i,_point(fn, point, path, threads, attempts)
     return call
 
 @patch
@@ -115,16 +145,20 @@ def collect(self:_Work, n_jobs, bar):
     "Compute what comes next; results arrive as they are done, except from ray's backend, which returns all at the end"
     call,now = joblib.delayed(_caller(self.fn, self.threads, self.attempts)),self.now()
     how = 'generator_unordered' if get_active_backend()[0].supports_return_generator else 'list'
-    res = joblib.Parallel(n_jobs=n_jobs, return_as=how)(call(i, self.points[i], str(self.runs[i].path)) for i in now)
+    res = joblib.Parallel(n_jobs=n_jobs, return_as=how)(call(i, self.points[i], str(self.runs[i].path.absolute())) for i in now)
     for i,o in progress_bar(res, total=len(now)) if bar else res: self.results[i] = o
 
 @patch
 def finish(self:_Work, n_jobs, bar):
     "Compute everything"
-    idle = 0
+    idle,renewed = 0,False
     while self.todo():
         before = self.progress()
         try: self.collect(n_jobs, bar)
+        except OtherCode:
+            if renewed: raise
+            renewed = True   # after an error joblib starts new workers, which import modules as they are now
+            self.take_finished()
         except Exception as e:
             idle = 0 if self.progress()!=before else idle+1
             if not _is_lost_worker(e) or idle>=self.attempts: raise
@@ -292,17 +326,21 @@ def plot_means(self:Sweep,
     ax = ax or plt.subplots(figsize=(5,3.5), layout='constrained')[1]
     done = self._finished()
     for i,y in enumerate(ys): _plot_mean(ax, done, x, y, y.replace('_',' '), f'C{i}')
-    if log: ax.set_xscale('symlog', linthresh=min(v for v in done[x] if v>0))
+    if log and _is_scale(done[x]): ax.set_xscale('symlog', linthresh=min(v for v in done[x] if v>0))
     ax.set(xlabel=x, ylabel='mean, interval and seeds')
     ax.legend()
     return ax
 
-def _is_scale(values): return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+def _is_scale(values):
+    "Whether settings are numbers, all of them: `None` among them has no place on a scale"
+    return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values) and not values.isna().any()
+
+def _label(v): return 'None' if pd.isna(v) else str(v)
 
 def _plot_mean(ax, df, x, y, label, color):
     "Mean and interval at each value of `x`, and a dot for each row; values that are no numbers stand side by side"
     scale = _is_scale(df[x])
-    df = df if scale else df.assign(**{x:df[x].map(str)})
+    df = df if scale else df.assign(**{x:df[x].map(_label)})
     d = pd.DataFrame({k:mean_interval(v)[1:] for k,v in df.groupby(x, sort=scale)[y]}, index=['mean','low','high']).T
     bars = [(d['mean']-d.low).clip(0), (d.high-d['mean']).clip(0)]
     ax.errorbar(d.index, d['mean'], bars, color=color, label=label, ls='-' if scale else '', marker='_', lw=1, elinewidth=2)
@@ -351,7 +389,7 @@ def _lines(self:Sweep, done, x):
     "Points by the other settings, as far as these differ"
     others = [k for k in self.attrs['names'] if k!=x and done[k].nunique(dropna=False)>1]
     if not others: return {'':done}
-    return {', '.join(f'{n} {v}' for n,v in zip(others, k)):d for k,d in done.groupby(others, sort=False, dropna=False)}
+    return {', '.join(f'{n} {_label(v)}' for n,v in zip(others, k)):d for k,d in done.groupby(others, sort=False, dropna=False)}
 
 def _dress(ax, done, x, y):
     "Axes: shares from 0 to 100%; a logarithmic x-axis for positive settings that span two decades"

@@ -74,10 +74,20 @@ def to_the_right(t):
         if any(body) and all(map(re_number.fullmatch, body)):
             for c in cells: c['class'] = [*c.get('class', []), 'number']
 
+def one_head(t):
+    "Pandas puts the names of an index in a row of their own: they go to the heads of the columns, where there is room"
+    rows = [r.find_all('th') for r in t.thead.find_all('tr')]
+    if len(rows)<2 or len(rows[-1])!=len(rows[-2]): return
+    pairs = [(a,b) for a,b in zip(*rows[-2:]) if b.get_text().strip()]
+    if any(a.get_text().strip() for a,_ in pairs): return
+    for a,b in pairs: a.replace_with(b)
+    t.thead.find_all('tr')[-1].decompose()
+
 def labelled(m):
     "A table of words as `cards`, whose cells say what they are where they stand alone; one of numbers as `numbers`"
     t,above = BeautifulSoup(m[0], 'html.parser').table,{}
     if not (t.thead and t.tbody): return m[0]
+    one_head(t)
     labels = [', '.join(filter(None, o)) for o in zip(*map(texts, t.thead.find_all('tr')))]
     for row in t.tbody.find_all('tr'):
         for c in row.find_all(string=lambda o: not o.strip(), recursive=False): c.extract()
@@ -87,7 +97,9 @@ def labelled(m):
             if label and len(cells)>2 and (c is not cells[0] or len(c.get_text())<3): c['data-label'] = label   # a long first cell is a title
     to_the_right(t)
     longest = max((len(c.get_text()) for c in t.tbody.find_all(['th','td'])), default=0)
-    words = not t.find(class_='row_heading') and longest>(24 if len(labels)>2 else 60)
+    rest = [c.get_text().strip() for r in t.tbody.find_all('tr') for c in r.find_all(['th','td'])[1:]]
+    measured = len(labels)>2 and all(not o or re_number.fullmatch(o) for o in rest)   # numbers, however long the names of rows
+    words = not (measured or t.find(class_='row_heading')) and longest>(24 if len(labels)>2 else 60)
     t['class'] = [*t.get('class', []), 'cards' if words else 'numbers']
     return re.sub(r'`([^`<>]+)`', r'<code>\1</code>', str(t))
 

@@ -1,19 +1,18 @@
 """The paper's figures on one GPU: several networks at once, forward and backward passes as CUDA graphs
 
 `python on_gpu.py OUT` makes the preset `cpu` in OUT, `python on_gpu.py OUT smoke fig3 fig6` another preset and some figures.
-Run again, it goes on. With NVIDIA's Multi-Process Service (`nvidia-cuda-mps-control -d`) processes share the GPU;
-without it they take turns."""
+Each network and table is kept as soon as it is there: the same call goes on where the last one ended.
+With NVIDIA's Multi-Process Service (`nvidia-cuda-mps-control -d`) processes share the GPU; without it they take turns."""
 import os, sys, torch
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from time import monotonic
-import pandas as pd
 from fastai.vision.all import Callback
 import feature_erosion.paper.nets as nets
 from feature_erosion.paper.figures import *   # registers the recipes
-from feature_erosion.paper.recipes import Result, _chain, recipes
+from feature_erosion.paper.recipes import _chain, _points, paper, recipes
 from feature_erosion.runs.store import RunStore
 
 class Graphed(Callback):
@@ -51,63 +50,43 @@ def begin():
         return dls
     nets.net_learner,nets.net_dls = net_learner,net_dls
 
-def train(out, net, seed): nets.trained(RunStore(out), net, seed)
+def train(store, net, seed): nets.trained(RunStore(store), net, seed)
 
-def measure(out, net, seed, figure, scale):
-    learn = nets.load_net(nets.trained(RunStore(out), net, seed))
-    with learn.no_bar(): return recipes[figure].measure(learn, net, seed, scale)
+def measure(store, net, seed, figure, preset):
+    recipe = recipes[figure]
+    point,files,_ = _points(recipe, recipe.scales[preset])
+    RunStore(store).once(point, files, tables=recipe.measure.__name__, net=asdict(net), seed=seed)
 
-def tasks(scales):
+def tasks(figures, preset):
     "In order of the figures; each task with the one that it waits for"
     res = {}
-    for figure,scale in scales.items():
-        for seed in range(scale.seeds):
-            for net in recipes[figure].nets(scale):
+    for f in figures:
+        for seed in range((scale := recipes[f].scales[preset]).seeds):
+            for net in recipes[f].nets(scale):
                 before = None
                 for o in _chain(net):
                     res.setdefault(('train', o, seed), before)
                     before = 'train',o,seed
-                res['measure', net, seed, figure, scale] = before
+                res['measure', net, seed, f, preset] = before
     return res
 
-def run(out, scales, jobs=16):
-    "Train and measure everything; tables by task"
-    todo,done,busy,start = tasks(scales),{None:None},{},monotonic()
+def run(store, todo, jobs):
+    "Train and measure what is not in the store yet; what waits for a task that failed is left out"
+    done,busy,start = {None},{},monotonic()
     with ProcessPoolExecutor(jobs, get_context('spawn'), initializer=begin) as pool:
-        while todo or busy:
-            ready = [t for t,before in todo.items() if before in done][:jobs-len(busy)]
+        while (ready := [t for t,before in todo.items() if before in done][:jobs-len(busy)]) or busy:
             for t in ready:
                 todo.pop(t)
-                busy[pool.submit(globals()[t[0]], out, *t[1:])] = t
+                busy[pool.submit(globals()[t[0]], store, *t[1:])] = t
             for f in wait(busy, return_when=FIRST_COMPLETED).done:
-                t = busy.pop(f)
-                done[t] = f.result()
-                kind,net,seed,*_ = t
+                t = kind,net,seed,*_ = busy.pop(f)
+                if not (e := f.exception()): done.add(t)
                 what = f'{kind} {net.name}, ratio {net.ratio:g}, {net.opt}, {net.lengths}, seed {seed}'
-                print(f'{monotonic()-start:.0f} s: {what}', flush=True)
-    return {t:o for t,o in done.items() if o is not None}
-
-def gathered(ran, figure, scale):
-    "The tables of a figure, in the order of networks and seeds"
-    res = {}
-    for net in recipes[figure].nets(scale):
-        for seed in range(scale.seeds):
-            for k,t in ran['measure', net, seed, figure, scale].items():
-                which = pd.DataFrame(dict(net=net.name, ratio=net.ratio, seed=seed), index=t.index)
-                res.setdefault(k, []).append(pd.concat([which, t], axis=1))
-    return {k:pd.concat(v, ignore_index=True) for k,v in res.items()}
-
-def make(figures, preset, out, jobs):
-    "A run by figure in `out`, and one for each phase of each network in `out/nets`"
-    scales = {f:recipes[f].scales[preset] for f in figures}
-    ran = run(Path(out)/'nets', scales, jobs)
-    for f,scale in scales.items():
-        kept = RunStore(out).run(f, figure=f, title=recipes[f].title, preset=preset, **asdict(scale))
-        kept.begin()
-        Result(recipes[f], gathered(ran, f, scale)).save(kept)
-        kept.update(status='finished')
+                print(f'{monotonic()-start:.0f} s: {what}', *([f'failed: {e!r}'] if e else []), flush=True)
 
 if __name__=='__main__':
     if len(sys.argv)<2: sys.exit(__doc__)
     out,preset,*figures = sys.argv[1:] if len(sys.argv)>2 else [*sys.argv[1:],'cpu']
-    make(figures or list(recipes), preset, out, os.cpu_count())
+    figures = figures or list(recipes)
+    run(Path(out)/'runs', tasks(figures, preset), os.cpu_count())
+    paper(preset, figures, out, n_jobs=1, progress=False)   # gathers what is in the store; what failed is tried once more
