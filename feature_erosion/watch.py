@@ -608,7 +608,9 @@ def _last_look(self:WatchErosion):
     self._look(round(self.learn.pct_train*self.learn.n_epoch, 6))
 
 @patch
-def after_phase(self:WatchErosion): self._last_look()
+def after_phase(self:WatchErosion):
+    "Evaluate what the phase ends with"
+    self._last_look()
 
 @patch
 def after_fit(self:WatchErosion):

@@ -260,7 +260,6 @@ def _methods(f, used, t):
              for n in used.attrs & vars(c).keys()}
     return t.all({k:v for k,o in sorted(names.items()) if (v := _added(*o))})
 
-
 # %% ../../nbs/runs/00_keys.ipynb #6d8b87e1
 def _module(m, attrs, t, within=()):
     "Describe a module, or the name of one that is not imported yet"

@@ -130,7 +130,6 @@ def _other_code(was, now):
     def is_told(k): return k in new and not k.endswith('.source') and not any(str(o[k]).startswith('as ') for o in (old,new))
     return differences(*({k:o[k] for k in old if is_told(k)} for o in (old,new)))
 
-
 # %% ../../nbs/runs/04_sweep.ipynb #58e89c1d
 def _caller(fn, threads, attempts):
     "A closure, which is sent to workers by value, together with a function from a script or notebook"
