@@ -357,8 +357,9 @@ def gains(
 
 def _plot_gaps(ax, g):
     lengths = sorted(g.squares.unique())
-    for (opt,d),mark in zip(g.groupby('opt', sort=False), 'so'):
-        d,color = d.assign(x=d.squares.map(lengths.index)),_colors['before' if opt=='adam' else 'after']
+    for opt,d in g.groupby('opt', sort=False):
+        color,mark = (_colors['before'],'s') if opt=='adam' else (_colors['after'],'o')
+        d = d.assign(x=d.squares.map(lengths.index))
         ax.plot(d.x, d.gain, mark, color=color, ms=4, alpha=.5)
         m = d.groupby('x').gain.mean()
         ax.plot(m.index, m, '-' if len(m)>2 else ':', color=color, label=_opt_names[opt])
