@@ -81,7 +81,7 @@ def _forget_ids(classes, dls):
 
 # %% ../nbs/17_unlearning.ipynb #943c93c0
 def split_forget(
-    dls:DataLoaders, # All data, with one integer label a sample
+    dls:DataLoaders, # All data, with one integer label per sample
     classes=None, # Forget these classes: names in `vocab`, or indices if names are not numbers; give this or `share`
     share:float=None, # Forget this share of the training samples, above 0 and below 1, the same of each class
     seed:int=0 # Which samples, if `share`
@@ -180,7 +180,7 @@ class Beside(Callback):
 def other_labels(
     forget:DataLoaders, # From `split_forget`
     to=None, # One class for all: a name in `vocab` or an index; by default each sample gets one at random
-    seed:int=0 # Which
+    seed:int=0 # Which labels are drawn
 )->torch.Tensor: # One label for each training sample
     "Wrong labels for what is to be forgotten, all others equally likely, or the same label for all"
     y,n = _labels(forget.train, 'forget'),n_labels(forget)
