@@ -281,7 +281,7 @@ def worst_noise(
     y:torch.Tensor, # A label for each
     steps:int=40, # 5 epochs of 8 steps in the authors' code
     lr:float=.1, # Of Adam
-    decay:float=.1 # Times the squared norm of an image, averaged
+    decay:float=.1 # Weight of the penalty: the squared norm of an image, averaged
 )->torch.Tensor: # On the model's device
     "Inputs that maximise the loss of their labels, with a penalty on their size (Tarun et al. 2023)"
     _check_weights(decay=decay)
@@ -557,7 +557,7 @@ def sample_losses(
 def membership_attack(
     members, # Losses of samples that the network was trained on, or is said to have forgotten
     others, # Losses of samples that it never saw
-    folds:int=10, # Of the cross-validation, or as many as there are samples
+    folds:int=10, # Folds of the cross-validation; as many as there are samples, if these are fewer
     seed:int=0 # Which samples of the larger group are left out, and which are in which fold
 )->float: # Accuracy; ½ if losses say nothing
     "Cross-validated accuracy of a logistic regression at telling members by their loss, equal numbers of both"
@@ -648,8 +648,8 @@ def unlearning_scores(
     most:int=100, # As in `relearn_iters`
     layers=None, # As in `layer_cka`
     dl=None, # Images for CKA; by default the Learner's validation set
-    n:int|None=2000, # How many of them
-    seed:int=0 # Of the attack, and of relearning
+    n:int|None=2000, # How many images
+    seed:int=0 # Seed of the attack and of relearning
 )->Unlearning: # One row
     "Accuracies, attacks, iterations to relearn and CKA to the retrained network"
     _check(learn, forget, retain), _check_tests(forget, retain)
