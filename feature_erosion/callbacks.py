@@ -100,7 +100,7 @@ class LoggedCallback(TidyCallback):
         names = [*log_columns, 'iters', 'train_loss', 'valid_loss', 'time', *self.learn.metrics.attrgot('name')]
         if twice := [c for c in self.columns if names.count(c)>1]:
             raise ValueError(f"{self.name}: there would be two columns {twice[0]!r}; the log, a metric or another callback has "
-                             "it, too. Call one of them otherwise, as a set in `EvalSets({'another': dl})`")
+                             "it, too. Give one of them another name, as a set in `EvalSets({'another': dl})`")
 
     def before_epoch(self):
         if self.fresh: self.record(self.learn.epoch)

@@ -358,7 +358,7 @@ def _check_stats(stats, channels):
     except (TypeError,ValueError): mean = std = np.zeros(0)   # not two rows of numbers
     if mean.shape!=(channels,) or std.shape!=(channels,) or not ((mean>=0) & (mean<=1) & (std>0) & (std<=1)).all():
         raise ValueError(f"stats={stats!r}: must be a mean in 0…1 and a standard deviation above 0 and at most 1, each with "
-                         f"{channels} values, one a channel, such as {((.5,)*channels,)*2}; divide those of bytes by 255")
+                         f"{channels} values, one for each channel, such as {((.5,)*channels,)*2}; divide those of bytes by 255")
 
 # %% ../nbs/09_data.ipynb #bb1637ee
 def digits_dls(
@@ -503,7 +503,7 @@ def class_files(
     for d in (o for p in upper for o in _subfolders(p)):
         for f,real in _walk(d, set(above)):
             if whose.setdefault(real, d.name)!=d.name:
-                raise ValueError(f"{f}: the same file is in the classes {whose[real]} and {d.name}; a sample has one")
+                raise ValueError(f"{f}: the same file is in the classes {whose[real]} and {d.name}; a sample can have only one")
             res.setdefault(d.name, []).append(f)
     _stray([Path(path), *(upper if level>1 else [])])
     if not res: raise FileNotFoundError(f"path={str(path)!r}: no images in folders of classes here; "

@@ -135,7 +135,7 @@ class _Layers:
         k,calls = len(tensors_in(self.batches[0])[0]),layer_calls(model, self.batches[0], layers)
         if layers is None and len(calls)<3: calls = layer_calls(model, self.batches[0], 'leaf')
         self.names = [n for n,c in calls.items() if c.shape[:1]==(k,)]   # samples come first
-        if not self.names: raise ValueError(f"layers={layers!r}: no layer puts out one row for each sample; name another")
+        if not self.names: raise ValueError(f"layers={layers!r}: no layer returns one row for each sample; name another")
         self.over = self._even_out(model)
 
     def _even_out(self, model):
@@ -146,7 +146,7 @@ class _Layers:
         over = {n:_differing([c[n].shape[1:] for c in each if n in c], len(each)) for n in self.names}
         if gone := [n for n in self.names if over[n] is None]:
             self.names = [n for n in self.names if n not in gone]
-            said = f"what {', '.join(gone)} puts out differs in shape from batch to batch"
+            said = f"the output of {', '.join(gone)} differs in shape from batch to batch"
             if not self.names: raise ValueError(f"layers: {said}; name others")
             warnings.warn(f"WatchErosion: {said}, so it is left out")
         return over

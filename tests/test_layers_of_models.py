@@ -850,7 +850,7 @@ def test_samples_of_several_sizes():
     m = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)).eval()
     dl = [(x[:12],y[:12]),(x[12:,:,:6],y[12:])]
     for f in (layer_rank, layer_cka, lambda m,dl,layers,**kw: layer_probe(m, dl, dl, layers, pool=None, **kw)):
-        with pytest.raises(ValueError, match=r"layers: '0' puts out \(4, 6, 8\) for a sample, and \(4, 8, 8\) for the first"):
+        with pytest.raises(ValueError, match=r"layers: '0' returns \(4, 6, 8\) for a sample, and \(4, 8, 8\) for the first"):
             f(m, dl, '0', progress=False)
         with pytest.raises(ValueError, match="give inputs of one size"): layer_rank(m, dl, '0', max_features=50, progress=False)
     with evaluating(m): want = torch.cat([m[:2](o).transpose(0,1).flatten(1) for o,_ in dl], 1)
@@ -969,5 +969,5 @@ def test_dormant_units_of_a_diverged_network(bad):
     m = flat_net()
     m[1].weight.data[3,5] = bad
     for f in (dormant_units, unit_scores):
-        with pytest.raises(ValueError, match="layer '2': puts out NaN or infinite"): f(m, [(x,y)])
+        with pytest.raises(ValueError, match="layer '2': returns NaN or infinite"): f(m, [(x,y)])
     assert np.isnan(plasticity_measures(m, [(x,y)])['dormant'])

@@ -565,7 +565,7 @@ def test_texts_of_different_lengths():
         def forward(self, x): self.long(x); return super().forward(x)
     set_seed(0)
     w,v,learn = WatchErosion(dls, budget=1e6, layers='all'),Watch(),Learner(dls, Odd(), loss_func=nn.CrossEntropyLoss(), opt_func=SGD, lr=0.)
-    with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning, match='what long puts out differs in shape from batch to batch, so it is left out'): learn.fit(1, cbs=[w,v])
+    with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning, match='the output of long differs in shape from batch to batch, so it is left out'): learn.fit(1, cbs=[w,v])
     assert {'emb','lstm'}<={*w.by_layer} and 'long' not in w.by_layer and w.by_layer.iloc[-1].min()==pytest.approx(1)
     X = w.start['layers']['emb']
     want = torch.cat([learn.model.emb(padded(items[i:i+16])[0]).mean(1) for i in range(0, 80, 16)])

@@ -40,7 +40,7 @@ def _hidden(model, x):
     try: return find_layers(model, x, 'block')
     except ValueError:
         raise ValueError("layers=None: no activations among the modules of this network before its output, and no blocks; "
-                         "name layers that put out what comes after the nonlinearity") from None
+                         "name the layers that return what comes after the nonlinearity") from None
 
 # %% ../../nbs/measures/05_plasticity.ipynb #a324640f
 class _Activity(Meter):
@@ -53,7 +53,7 @@ class _Activity(Meter):
     def end_layer(self, model, layer):
         self.mean[layer] /= self.count[layer]
         if np.isfinite(self.mean[layer]).all(): return
-        raise _NotFinite(f"layer {layer!r}: puts out NaN or infinite values; look for a diverged network, or drop these samples")
+        raise _NotFinite(f"layer {layer!r}: returns NaN or infinite values; look for a diverged network, or drop these samples")
 
 # %% ../../nbs/measures/05_plasticity.ipynb #180b9be6
 def unit_scores(
@@ -377,7 +377,7 @@ def plasticity_measures(
     tau:float=0., # As in `dormant_units`
     layers=None, # As in `unit_scores`
     seed:int=0, # Which samples
-    measures=tuple(_measures) # Which of them; also 'hessian_rank', which takes minutes for a large network
+    measures=tuple(_measures) # Which measures; also 'hessian_rank', which takes minutes for a large network
 )->dict: # Values by name
     "Share of dormant units, norms of weights and gradient, and effective rank of the penultimate features"
     known = {**_measures, **_slow}
@@ -393,7 +393,7 @@ class PlasticityLog(LoggedCallback):
     @delegates(plasticity_measures, but='model,dl,loss_func,measures')
     def __init__(self,
         dl=None, # As in `fixed_dl`, with targets; by default the Learner's validation set, without squares
-        measures=tuple(_measures), # Which of them, as in `plasticity_measures`
+        measures=tuple(_measures), # Which measures, as in `plasticity_measures`
         **kwargs
     ): self.given,self.columns,self.kwargs = dl,listify(measures),kwargs
 
