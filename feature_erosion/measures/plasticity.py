@@ -176,7 +176,7 @@ def _targets(loss, ys):
     return ys[:max(1, sum(p.default is p.empty and p.kind<=p.POSITIONAL_OR_KEYWORD for p in ps)-1)]
 
 def _divisor(loss, total, pred, *ys):
-    "What `loss` divides `total` by, from two made-up predictions in 0…1, of the last and the first class; `None` if they disagree"
+    "What `loss` divides `total` by, from made-up predictions of the last and the first class; `None` if they disagree"
     spread = .02+.96*(torch.arange(pred.numel(), dtype=torch.float64)*.618034%1)
     one = spread.to(pred).view_as(pred).sort(min(1, pred.ndim-1)).values
     sums,means = zip(*[(total(p, *ys).item(), loss(p, *ys).item()) for p in (one, (1-one)**3)])
