@@ -338,7 +338,7 @@ def penultimate(
     dl, # As in `fixed_dl`
     n:int|None=None, # How many samples; `None` for all
     seed:int=0 # Which samples
-)->torch.Tensor: # Shape `(samples, features)`
+)->torch.Tensor: # Shape `(samples, features)`, in the order of `dl_labels`
     "Input of the last linear layer to run, in eval mode; tokens are averaged"
     model,meter = only(named_models(model).values()),_LastInput()
     layers = [(n,c.module) for n,c in layer_calls(model, _two_inputs(model, dl)).items() if _has_weights(c.module)]
