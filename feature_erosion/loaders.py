@@ -215,7 +215,9 @@ def same_dl(
     _set_attrs(res, attrs if idxs is None else {**_in_order(dl, idxs), **attrs})
     if tfms: res.after_batch = Pipeline([*_batch_fs(res), *tfms])
     res.device = res.device   # moves new transforms there, too
-    if idxs is not None: _check_order(res, idxs)
+    if idxs is not None:
+        _check_order(res, idxs)
+        res.chosen = np.asarray(idxs, dtype=np.int64)
     return res
 
 # %% ../nbs/03_loaders.ipynb #7cc777b9

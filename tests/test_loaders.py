@@ -520,3 +520,11 @@ def test_texts_are_padded_as_in_validation():
         lengths = [len(items[i][0]) for i in some.get_idxs()]
         assert lengths==sorted(lengths, reverse=True) and len(lengths)==n and fixed_dl(some).get_idxs()==some.get_idxs()
     assert same_dl(dl, idxs=[0,1,2]).get_idxs()==[0,1,2]
+
+def test_measures_read_the_samples_that_were_named():
+    "Not as many from the start of the dataset, nor those of the loader before"
+    dl = DataLoader([(torch.tensor([float(i)]),i%2) for i in range(10)], bs=4, num_workers=0)
+    for old in (dl, subset_dl(dl, 6)):
+        some = same_dl(old, idxs=[7,9,8])
+        assert torch.cat([b[0] for b in fixed_dl(some)]).flatten().tolist()==[7,9,8] and dl_labels(some).tolist()==[1,1,0]
+        assert set(torch.cat([b[0] for b in fixed_dl(some, 2)]).flatten().tolist())<{7,8,9}
