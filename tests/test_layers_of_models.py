@@ -3,7 +3,7 @@ import io, json, resource, struct, warnings, zipfile
 from collections import OrderedDict, namedtuple
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, timm, torch, torchvision
-from fastai.vision.all import (Adam, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, SGD, accuracy, set_seed)
+from fastai.vision.all import (Adam, CrossEntropyLossFlat, DataLoader, DataLoaders, LabelSmoothingCrossEntropyFlat, Learner, SGD, accuracy, set_seed)
 from torch import nn
 from torch.nn import functional as F
 from feature_erosion.measures.attribution import cam_layer, grad_cam
@@ -932,7 +932,11 @@ losses = [case(lambda: nn.CrossEntropyLoss(weight=torch.tensor([1.,5,.2,3])), wh
         what='A function as weighted loss',
             how='works: the gradient of the mean over all samples, whatever the batches', kind='loaders'),
     case(lambda: lambda p,t: F.cross_entropy(p, t), what='A loss of one\'s own, a mean over samples',
-        how='works', kind='loaders')]
+        how='works', kind='loaders'),
+    case(lambda: Unreduced(), what='A loss that has a `reduction` and ignores it', how='works', kind='loaders')]
+
+class Unreduced(nn.CrossEntropyLoss):
+    def forward(self, p, t): return F.cross_entropy(p, t)
 
 @pytest.mark.parametrize('make', losses)
 def test_gradient_does_not_depend_on_batches(make):
@@ -952,6 +956,17 @@ def test_a_loss_that_does_not_add_up():
     by_class = y.sort(stable=True).indices.split(6)           # each batch of one class
     for parts in (by_class, torch.arange(24).split(5)):
         with pytest.raises(ValueError, match='give one batch'): grad_norm(m, [(x[i],y[i]) for i in parts], loss)
+
+def test_a_loss_of_two_different_means():
+    "fastai weights one term of its label smoothing, and not the other; that the scores of an untrained network are alike hides it"
+    loss,batches = LabelSmoothingCrossEntropyFlat(weight=torch.tensor([1.,5,.2,3])),list(zip(x.split(5), y.split(5)))
+    for scale in (1.,.01):
+        m = flat_net()
+        m[-1].weight.data *= scale
+        loss(m(x), y).backward()
+        want = sum(p.grad.double().square().sum() for p in m.parameters()).item()**.5
+        assert grad_norm(m, [(x,y)], loss)==pytest.approx(want, rel=1e-4)
+        with pytest.raises(ValueError, match='give one batch'): grad_norm(m, batches, loss)
 
 def test_gradient_where_all_is_right():
     "A loss of exactly 0 in a batch does not change what the sum is divided by"

@@ -1,7 +1,7 @@
 "Labels and loaders of all kinds: classes that must agree, samples that are chosen with and without labels, looks that read once."
 import warnings
 from types import SimpleNamespace
-import numpy as np, pytest, torch
+import numpy as np, pytest, torch, torch.nn.functional as F
 from PIL import Image
 from torch import nn
 from fastai.vision.all import (SGD, BCEWithLogitsLossFlat, Callback, CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoader,
@@ -9,16 +9,18 @@ from fastai.vision.all import (SGD, BCEWithLogitsLossFlat, Callback, CategoryBlo
                                MultiCategoryBlock, Perplexity, RegressionBlock, TensorImage, TfmdDL, ToTensor, accuracy,
                                accuracy_multi, get_image_files, mae, partial, set_seed, top_k_accuracy, F1Score)
 from fastai.callback.data import PartialDL, WeightedDL
+from fastai.text.data import SortedDL
 from feature_erosion.batches import answered
 from feature_erosion.measures.cka import layer_cka
 from feature_erosion.data import TensorImages, digits_dls, tensor_dls
 from feature_erosion.evalsets import EvalSets, evaluate, pattern_sets, train_accuracy
-from feature_erosion.loaders import fixed_dl, subset_dl
+from feature_erosion.loaders import fixed_dl, same_dl, subset_dl
 from feature_erosion.learner import erosion_learner
 from feature_erosion.patterns import ColorSquare, Stripes, stamp_dl
 from feature_erosion.phases import Phase, check_classes, class_names
 from feature_erosion.measures.probes import dl_labels
 from feature_erosion.measures.rank import layer_rank
+from feature_erosion.recover import group_accuracy, recover
 
 works,loads = partial(pytest.mark.works, kind='labels'),partial(pytest.mark.works, kind='loaders')
 
@@ -495,3 +497,34 @@ def test_phases_that_are_none(dls):
 @pytest.mark.parametrize('f', [evaluate, layer_rank, layer_cka])
 def test_dataloaders_in_place_of_a_loader(dls, f):
     with pytest.raises(ValueError, match=r'dl: DataLoaders; .*such as `dls.valid`'): f(net(), dls)
+
+class Padded(nn.Module):
+    "Right where there is no padding: whether ones are more than a third of all tokens"
+    def __init__(self): super().__init__(); self.fc = nn.Linear(1, 2)
+    def forward(self, x):
+        with torch.no_grad(): self.fc.weight.copy_(torch.tensor([[-1.],[1]])), self.fc.bias.copy_(torch.tensor([1/3,-1/3]))
+        return self.fc((x==1).float().mean(1, keepdim=True))
+
+@loads(what='Texts, from `SortedDL`', how='works: measures read the longest first, as validation does, with as little padding')
+def test_texts_are_padded_as_in_validation():
+    items = [(torch.ones(n) if n%2 else torch.full((n,), 2.),n%2) for n in [6,31,9,30,7,28,8,29]]
+    def padded(b): k = max(len(x) for x,_ in b); return torch.stack([F.pad(x, (k-len(x),0)) for x,_ in b]),torch.tensor([y for _,y in b])
+    dl,m = SortedDL(items, sort_func=lambda o: len(o[0]), bs=4, create_batch=padded, num_workers=0),Padded()
+    assert (evaluate(m, dl)['accuracy'],evaluate(m, TfmdDL(items, bs=4, create_batch=padded, num_workers=0))['accuracy'])==(1,.75)
+    assert dl_labels(dl).tolist()==[1,0,1,0,1,0,1,0] and group_accuracy(m, dl).accuracy.tolist()==[1,1]
+    assert group_accuracy(m, dl, by=['short' if len(x)<10 else 'long' for x,_ in items]).n.to_dict()=={'long':4, 'short':4}
+    train = SortedDL(list(items), sort_func=lambda o: len(o[0]), bs=4, create_batch=padded, num_workers=0, shuffle=True)
+    assert recover(m, train, dl, few=2, features='last', progress=False).accuracy.tolist()==[1,1,1]
+    for n in (3,6):
+        some = fixed_dl(dl, n)
+        lengths = [len(items[i][0]) for i in some.get_idxs()]
+        assert lengths==sorted(lengths, reverse=True) and len(lengths)==n and fixed_dl(some).get_idxs()==some.get_idxs()
+    assert same_dl(dl, idxs=[0,1,2]).get_idxs()==[0,1,2]
+
+def test_measures_read_the_samples_that_were_named():
+    "Not as many from the start of the dataset, nor those of the loader before"
+    dl = DataLoader([(torch.tensor([float(i)]),i%2) for i in range(10)], bs=4, num_workers=0)
+    for old in (dl, subset_dl(dl, 6)):
+        some = same_dl(old, idxs=[7,9,8])
+        assert torch.cat([b[0] for b in fixed_dl(some)]).flatten().tolist()==[7,9,8] and dl_labels(some).tolist()==[1,1,0]
+        assert set(torch.cat([b[0] for b in fixed_dl(some, 2)]).flatten().tolist())<{7,8,9}

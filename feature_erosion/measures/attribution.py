@@ -320,9 +320,17 @@ class _Painted:
         with unaugmented(self.dl):
             for b in self.dl:
                 x,y = (o[0] for o in split_batch(self.dl, b))
-                if self.masks is None: self.masks = pattern_mask(self.tfm.pattern, range(n), n, x.shape[1:])
+                if self.masks is None:
+                    self._check_size(x)
+                    self.masks = pattern_mask(self.tfm.pattern, range(n), n, x.shape[1:])
                 yield x,y.cpu(),self.stamps[i:i+len(x)]
                 i += len(x)
+
+    def _check_size(self, x):
+        sizes = [f'{h}×{w}' for h,w in dict.fromkeys(k[0][1:] for k in self.tfm._made)]
+        if (now := f'{x.shape[2]}×{x.shape[3]}') in sizes: return
+        raise ValueError(f"dl: images are painted at {sizes[-1]} and come out as {now}, so where the pattern is, is not known; "
+                         f"give the transform that changes their size an order below {self.tfm.order}, that of the painting")
 
 # %% ../../nbs/measures/04_attribution.ipynb #cc5bcf4e
 def _wanted(target, y, stamps):
