@@ -488,6 +488,24 @@ def test_plots_after_another_fit(dls, call):
     with pytest.raises(ValueError, match='no evaluations in this fit'): getattr(learn.recorder, call)()
     with pytest.raises(ValueError, match='no evaluations in this fit'): learn.erosion()
 
+def test_a_look_for_a_learning_rate_is_no_fit(dls, tmp_path):
+    learn = quiet(Learner(dls, net(), opt_func=SGD, metrics=accuracy, path=tmp_path), [Phase('a', 1, dls.inject(ColorSquare(4)))])
+    rec = learn.recorder
+    was = rec.history,rec.evals,rec.phases,learn.erosion()
+    with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=12, show_plot=False)
+    for a,b in zip(was, (rec.history,rec.evals,rec.phases,learn.erosion()), strict=True): assert a.equals(b)
+
+@pytest.mark.parametrize('then', ['validate','get_preds','lr_find'])
+def test_the_last_fit_is_remembered_unseen(dls, tmp_path, then):
+    "A fit that nobody asked about was taken for the one before"
+    learn = quiet(Learner(dls, net(), opt_func=SGD, metrics=accuracy, path=tmp_path), [Phase('a', 1, dls.inject(ColorSquare(4)))])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(2)
+        loss = learn.recorder.values[-1][1]
+        getattr(learn, then)(**dict(show_plot=False, num_it=6) if then=='lr_find' else {})
+    h = learn.recorder.history
+    assert len(h)==2 and h.valid_loss.iloc[-1]==loss and 'phase' not in h and not len(learn.recorder.evals)
+
 def test_phases_that_are_none(dls):
     said = r"phases: want `Phase`s, e.g. Phase\('pretrain', 160, dls\); got \('a', 1,.*a tuple"
     with pytest.raises(ValueError, match=said): quiet(Learner(dls, net()), [('a',1,dls)])
