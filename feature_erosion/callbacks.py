@@ -76,6 +76,7 @@ def last_fit(
 @patch
 def after_fit(self:Recorder):
     "Keep the log of each fit, which whatever comes next would replace"
+    if not hasattr(self, 'values'): return   # ended before it began
     if trains(self.learn): fit_log(self)
     else: self._no_fit = self.values
 

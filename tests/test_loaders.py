@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np, pytest, torch
 from PIL import Image
 from torch import nn
-from fastai.vision.all import (SGD, BCEWithLogitsLossFlat, Callback, CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoader,
+from fastai.vision.all import (SGD, BCEWithLogitsLossFlat, Callback, CancelFitException, CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoader,
                                DataLoaders, DiceMulti, FlipItem, ImageBlock, Learner, MaskBlock, MSELossFlat,
                                MultiCategoryBlock, Perplexity, RegressionBlock, TensorImage, TfmdDL, ToTensor, accuracy,
                                accuracy_multi, get_image_files, mae, partial, set_seed, top_k_accuracy, F1Score)
@@ -505,6 +505,14 @@ def test_the_last_fit_is_remembered_unseen(dls, tmp_path, then):
         getattr(learn, then)(**dict(show_plot=False, num_it=6) if then=='lr_find' else {})
     h = learn.recorder.history
     assert len(h)==2 and h.valid_loss.iloc[-1]==loss and 'phase' not in h and not len(learn.recorder.evals)
+
+def test_a_fit_that_ends_before_it_begins(dls):
+    class End(Callback):
+        order = 0
+        def before_fit(self): raise CancelFitException
+    learn = Learner(dls, net(), opt_func=SGD, metrics=accuracy)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=End())
+    with pytest.raises(ValueError, match='no fit yet'): learn.recorder.history
 
 def test_phases_that_are_none(dls):
     said = r"phases: want `Phase`s, e.g. Phase\('pretrain', 160, dls\); got \('a', 1,.*a tuple"
