@@ -70,7 +70,8 @@ def last_fit(
     "The log of the current or last fit; `lr_find`, validation and prediction do not count as fits"
     # these make the Recorder begin a new list of values, too; validation leaves no losses
     if not hasattr(rec, '_fit_log'): return fit_log(rec)
-    new = rec._fit_log.rows is not rec.values and rec.values is not getattr(rec, '_no_fit', None)
+    known = rec._fit_log.rows,getattr(rec, '_no_fit', None),None   # `None`: an exported Learner has no values
+    new = all(getattr(rec, 'values', None) is not o for o in known)
     return fit_log(rec) if new and rec.losses else rec._fit_log
 
 @patch

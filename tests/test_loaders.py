@@ -7,7 +7,7 @@ from torch import nn
 from fastai.vision.all import (SGD, BCEWithLogitsLossFlat, Callback, CancelFitException, CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoader,
                                DataLoaders, DiceMulti, FlipItem, ImageBlock, Learner, MaskBlock, MSELossFlat,
                                MultiCategoryBlock, Perplexity, RegressionBlock, TensorImage, TfmdDL, ToTensor, accuracy,
-                               accuracy_multi, get_image_files, mae, partial, set_seed, top_k_accuracy, F1Score)
+                               accuracy_multi, get_image_files, load_learner, mae, partial, set_seed, top_k_accuracy, F1Score)
 from fastai.callback.data import PartialDL, WeightedDL
 from feature_erosion.batches import answered
 from feature_erosion.measures.cka import layer_cka
@@ -505,6 +505,13 @@ def test_the_last_fit_is_remembered_unseen(dls, tmp_path, then):
         getattr(learn, then)(**dict(show_plot=False, num_it=6) if then=='lr_find' else {})
     h = learn.recorder.history
     assert len(h)==2 and h.valid_loss.iloc[-1]==loss and 'phase' not in h and not len(learn.recorder.evals)
+
+@pytest.mark.parametrize('then', ['validate','lr_find'])
+def test_an_exported_learner_has_its_history(dls, tmp_path, then):
+    learn = quiet(Learner(dls, net(), opt_func=SGD, metrics=accuracy, path=tmp_path), [Phase('a', 1, dls.inject(ColorSquare(4)))])
+    with learn.no_bar(), learn.no_logging(): getattr(learn, then)(**dict(show_plot=False, num_it=6) if then=='lr_find' else {})
+    learn.export('x.pkl')
+    assert load_learner(tmp_path/'x.pkl').recorder.history.equals(learn.recorder.history)
 
 def test_a_fit_that_ends_before_it_begins(dls):
     class End(Callback):
