@@ -102,6 +102,12 @@ def subset(self:TensorImages,
     if n is None: return self
     return self.take(pick(self.y, n, seed, stratify=True))
 
+def _some(train, valid, n, n_valid, seed):
+    "`subset`s of both parts"
+    if n_valid is not None and not 0<=n_valid<=len(valid):
+        raise ValueError(f"n_valid={n_valid}: must be between 0 and the {len(valid)} samples there are")
+    return train.subset(n, seed),valid.subset(n_valid, seed)
+
 # %% ../nbs/09_data.ipynb #df5b01d8
 def _free(device): return torch.cuda.mem_get_info(device)[0] if device.type=='cuda' else None
 
@@ -374,7 +380,7 @@ def digits_dls(
     x = np.kron(np.rint(d.images*255/16), np.ones((2,2))).astype(np.uint8)[...,None].repeat(channels, -1)
     held = pick(d.target, 360, seed, stratify=True)
     tr,va = (TensorImages(x[i], d.target[i], [str(o) for o in range(10)]) for i in (np.setdiff1d(np.arange(len(x)), held), held))
-    return tensor_dls(tr.subset(n, seed), va.subset(n_valid, seed), bs=bs, pad=2, flip=False, stats=((.5,)*channels,)*2)
+    return tensor_dls(*_some(tr, va, n, n_valid, seed), bs=bs, pad=2, flip=False, stats=((.5,)*channels,)*2)
 
 # %% ../nbs/09_data.ipynb #840cc05a
 def decode_images(
@@ -590,8 +596,8 @@ def image_folder_dls(
     train,valid = _train_valid(path, n_classes, seed, classes, valid_pct, level, size, channels, value_range)
     if stats is not None: stats = tuple(o[:channels] if len(np.atleast_1d(o))==3 else o for o in stats)
     _check_stats(stats, channels)
-    train,valid,pad = train.subset(n, seed),valid.subset(n_valid, seed),ifnone(pad, train.x.shape[1]//8)
-    return tensor_dls(train, valid, bs=bs, pad=pad, flip=flip, stats=stats, path=path, device=device)
+    train,valid = _some(train, valid, n, n_valid, seed)
+    return tensor_dls(train, valid, bs=bs, pad=ifnone(pad, train.x.shape[1]//8), flip=flip, stats=stats, path=path, device=device)
 
 # %% ../nbs/09_data.ipynb #3c5f9d13
 _damaged = tarfile.TarError,EOFError,zlib.error,lzma.LZMAError

@@ -137,7 +137,7 @@ def pick(
         share = counts*n/max(1,len(labels))
         quota = np.floor(share+1e-9).astype(int)
         quota[np.argsort(quota-share, kind='stable')[:n-quota.sum()]] += 1   # largest remainders
-        order = np.concatenate([order[labels[order]==c][:q] for c,q in zip(classes, quota)])
+        order = np.concatenate([order[:0], *(order[labels[order]==c][:q] for c,q in zip(classes, quota))])
     return np.sort(order[:n])
 
 # %% ../nbs/03_loaders.ipynb #06e1a8ac

@@ -967,7 +967,7 @@ def grouped(
         raise ValueError(f"groups: {g.dtype}, shape {g.shape}; must be {n} integers from 0, one for each training sample")
     dl,res = same_dl(dls.train, GroupedDataset(dls.train_ds, torch.as_tensor(g.astype(np.int64)))),copy(dls)
     if not hasattr(dl, 'n_inp'): dl.n_inp = _n_inputs(dls.train_ds)   # else Learners take all parts but the last for inputs
-    dl.n_groups = int(g.max())+1
+    dl.group_sizes = torch.as_tensor(np.bincount(g))
     res.loaders = [dl, *dls.loaders[1:]]
     return res
 
@@ -999,13 +999,13 @@ class GroupDRO(Mitigation):
         self.run = True   # groups come off the batch wherever it is used, also by `lr_find`
 
     def begin(self):
-        n = getattr(self.learn.dls.train, 'n_groups', None)
-        if n is None: raise ValueError("GroupDRO: the data of this phase have no groups; train on `grouped(dls)`")
+        sizes = getattr(self.learn.dls.train, 'group_sizes', None)
+        if sizes is None: raise ValueError("GroupDRO: the data of this phase have no groups; train on `grouped(dls)`")
         if not _reduces(self.loss_func):
             name = getattr(self.loss_func, '__name__', type(self.loss_func).__name__)
             raise ValueError(f"GroupDRO: the loss {name} gives a mean alone; it must have an attribute or argument `reduction`, "
                              "as `CrossEntropyLossFlat` and `F.cross_entropy` do")
-        self.log_q = torch.full((n,), -log(n), device=self.learn.dls.device)
+        self.log_q = (sizes>0).float().log().log_softmax(0).to(self.learn.dls.device)   # a group without samples has no weight
 
     @property
     def q(self):

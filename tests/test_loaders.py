@@ -4,10 +4,10 @@ from types import SimpleNamespace
 import numpy as np, pytest, torch, torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from fastai.vision.all import (SGD, BCEWithLogitsLossFlat, Callback, CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoader,
+from fastai.vision.all import (SGD, BCEWithLogitsLossFlat, Callback, CancelFitException, CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoader,
                                DataLoaders, DiceMulti, FlipItem, ImageBlock, Learner, MaskBlock, MSELossFlat,
                                MultiCategoryBlock, Perplexity, RegressionBlock, TensorImage, TfmdDL, ToTensor, accuracy,
-                               accuracy_multi, get_image_files, mae, partial, set_seed, top_k_accuracy, F1Score)
+                               accuracy_multi, get_image_files, load_learner, mae, partial, set_seed, top_k_accuracy, F1Score)
 from fastai.callback.data import PartialDL, WeightedDL
 from fastai.text.data import SortedDL
 from feature_erosion.batches import answered
@@ -489,6 +489,39 @@ def test_plots_after_another_fit(dls, call):
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     with pytest.raises(ValueError, match='no evaluations in this fit'): getattr(learn.recorder, call)()
     with pytest.raises(ValueError, match='no evaluations in this fit'): learn.erosion()
+
+def test_a_look_for_a_learning_rate_is_no_fit(dls, tmp_path):
+    learn = quiet(Learner(dls, net(), opt_func=SGD, metrics=accuracy, path=tmp_path), [Phase('a', 1, dls.inject(ColorSquare(4)))])
+    rec = learn.recorder
+    was = rec.history,rec.evals,rec.phases,learn.erosion()
+    with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=12, show_plot=False)
+    for a,b in zip(was, (rec.history,rec.evals,rec.phases,learn.erosion()), strict=True): assert a.equals(b)
+
+@pytest.mark.parametrize('then', ['validate','get_preds','lr_find'])
+def test_the_last_fit_is_remembered_unseen(dls, tmp_path, then):
+    "A fit that nobody asked about was taken for the one before"
+    learn = quiet(Learner(dls, net(), opt_func=SGD, metrics=accuracy, path=tmp_path), [Phase('a', 1, dls.inject(ColorSquare(4)))])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(2)
+        loss = learn.recorder.values[-1][1]
+        getattr(learn, then)(**dict(show_plot=False, num_it=6) if then=='lr_find' else {})
+    h = learn.recorder.history
+    assert len(h)==2 and h.valid_loss.iloc[-1]==loss and 'phase' not in h and not len(learn.recorder.evals)
+
+@pytest.mark.parametrize('then', ['validate','lr_find'])
+def test_an_exported_learner_has_its_history(dls, tmp_path, then):
+    learn = quiet(Learner(dls, net(), opt_func=SGD, metrics=accuracy, path=tmp_path), [Phase('a', 1, dls.inject(ColorSquare(4)))])
+    with learn.no_bar(), learn.no_logging(): getattr(learn, then)(**dict(show_plot=False, num_it=6) if then=='lr_find' else {})
+    learn.export('x.pkl')
+    assert load_learner(tmp_path/'x.pkl').recorder.history.equals(learn.recorder.history)
+
+def test_a_fit_that_ends_before_it_begins(dls):
+    class End(Callback):
+        order = 0
+        def before_fit(self): raise CancelFitException
+    learn = Learner(dls, net(), opt_func=SGD, metrics=accuracy)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=End())
+    with pytest.raises(ValueError, match='no fit yet'): learn.recorder.history
 
 def test_phases_that_are_none(dls):
     said = r"phases: want `Phase`s, e.g. Phase\('pretrain', 160, dls\); got \('a', 1,.*a tuple"
