@@ -663,6 +663,6 @@ _recipe('fig3', 'Representations change at every layer', cka_tables, plot_cka, c
 _recipe('fig4', 'Rank and linear probes of each layer collapse', layer_tables, plot_layers, layer_claims)
 _recipe('fig5', 'Learning again is slower than from scratch, and ends lower',
         relearning_tables, plot_relearning, relearning_claims, phases=3)
-_recipe('fig6', 'Forgetting rises with the share of images that wear a square', ratio_tables, plot_ratios, ratio_claims)
+_recipe('fig6', 'Forgetting rises with the share of images that have a square', ratio_tables, plot_ratios, ratio_claims)
 _recipe('gradcam', 'The network looks at the square', cam_tables, plot_cams, cam_claims, extra='captum')
 _recipe('rank', 'Rank of the last features and learning again', rank_tables, plot_rank, rank_claims, phases=3)
