@@ -627,11 +627,11 @@ def _rates(net, *lrs): return tuple(replace(net, lr=lr) for lr in lrs)
 _eight = 0.,.01,.03,.1,.3,.6,.9,1.
 
 def _smoke():
-    net = Net('Perceptron', 'perceptron', 'digits', n=256, n_valid=60, lr=.05, lengths=(6,3,6))
-    res = Net('ResNet-20', 'resnet20', 'digits', width=.25, n=256, n_valid=60, lr=.05, lengths=(4,2,0))
-    scales = _scales(net, (res,), (), _rates(net, .03, .1), (1,), (0.,.3,1.), seeds=2, n_test=60, n_train=128)
-    few = dict(fig3={}, fig4=dict(n_train=64))
-    return {**scales, **{f:replace(scales[f], nets=with_control(res), **kw) for f,kw in few.items()}}
+    net = Net('Perceptron', 'perceptron', 'digits', n=256, n_valid=60, lr=.05, lengths=(4,2,4))
+    res = Net('ResNet-20', 'resnet20', 'digits', width=.25, n=256, n_valid=60, lr=.05, lengths=(2,1,0))
+    scales = _scales(net, (res,), (), _rates(net, .05, .1), (1,), (0.,.3,1.), seeds=2, n_test=60, n_train=128)
+    few = dict(fig3=dict(nets=with_control(res)), fig4=dict(nets=with_control(res), n_train=40), rank=dict(n_train=60))
+    return {**scales, **{f:replace(scales[f], **kw) for f,kw in few.items()}}
 
 def _paper():
     vgg,res = Net('VGG-19', 'vgg19'),Net('ResNet-18', 'resnet18', lengths=(160,160,0))
