@@ -84,6 +84,14 @@ def test_sidebar_shows_where_one_is(browser, url, name):
     inside = "(() => { const r = document.querySelector('#quarto-sidebar .active').getBoundingClientRect(); return r.top>0 && r.bottom<innerHeight })()"
     with Page(browser, f'{url}{name}.html', height=900) as p: assert p.js(inside)
 
+misplaced = """() => [...document.querySelectorAll('main table.dataframe thead th')].filter(h => h.innerText.trim())
+  .filter(h => (getComputedStyle(h).textAlign=='right')!=h.classList.contains('number')).map(h => h.innerText)"""
+
+@pytest.mark.parametrize('name', ['paper/fig5','paper/claims','paper/resist'])
+def test_heads_stand_above_their_columns(browser, url, name):
+    "Numbers to the right, words to the left, also where pandas brings a style of its own"
+    with Page(browser, f'{url}{name}.html') as p: assert p.page.locator('main table.dataframe thead th').count() and p.js(misplaced)==[]
+
 too_wide = """() => [...document.querySelectorAll('main table')].filter(t => t.checkVisibility() && Math.max(t.scrollWidth, t.parentElement.scrollWidth)>t.parentElement.clientWidth+1)
   .map(t => [t.className, t.innerText.slice(0, 60)])"""
 
