@@ -304,11 +304,11 @@ def unlearn_tables(learn, net, seed, scale):
     return dict(unlearn=pd.concat([table(*o).reset_index().assign(what=k) for k,o in parts.items()]))
 
 def _seed_means(d):
-    "A row for each method; `where` says in how many seeds it was relearnt, if not in all or none"
+    "A row for each method; `back_in` says in how many seeds it was relearnt, if not in all or none"
     by = d.groupby('method', sort=False)
     back,n = by.relearn.count(),by.size()
-    where = [f' in {b} of {k} seeds' if 0<b<k else '' for b,k in zip(back, n)]
-    return by.mean(numeric_only=True).assign(where=where)
+    told = [f' in {b} of {k} seeds' if 0<b<k else '' for b,k in zip(back, n)]
+    return by.mean(numeric_only=True).assign(back_in=told)
 
 def plot_unlearn(t):
     "Accuracy on what was to be forgotten, and on test images of the rest; means over seeds"
