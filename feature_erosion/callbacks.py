@@ -67,10 +67,19 @@ def fit_log(
 def last_fit(
     rec:Recorder # Recorder of any Learner
 )->SimpleNamespace: # As `fit_log`
-    "The log of the current or last fit; validation and prediction do not count as fits"
-    # validation also makes the Recorder begin a new list of values, but leaves no losses
-    if not hasattr(rec, '_fit_log') or (rec._fit_log.rows is not rec.values and rec.losses): return fit_log(rec)
-    return rec._fit_log
+    "The log of the current or last fit; `lr_find`, validation and prediction do not count as fits"
+    # these make the Recorder begin a new list of values, too; validation leaves no losses
+    if not hasattr(rec, '_fit_log'): return fit_log(rec)
+    known = rec._fit_log.rows,getattr(rec, '_no_fit', None),None   # `None`: an exported Learner has no values
+    new = all(getattr(rec, 'values', None) is not o for o in known)
+    return fit_log(rec) if new and rec.losses else rec._fit_log
+
+@patch
+def after_fit(self:Recorder):
+    "Keep the log of each fit, which whatever comes next would replace"
+    if not hasattr(self, 'values'): return   # ended before it began
+    if trains(self.learn): fit_log(self)
+    else: self._no_fit = self.values
 
 # %% ../nbs/05_callbacks.ipynb #3ca717e3
 def _within_fit():
@@ -100,7 +109,7 @@ class LoggedCallback(TidyCallback):
         names = [*log_columns, 'iters', 'train_loss', 'valid_loss', 'time', *self.learn.metrics.attrgot('name')]
         if twice := [c for c in self.columns if names.count(c)>1]:
             raise ValueError(f"{self.name}: there would be two columns {twice[0]!r}; the log, a metric or another callback has "
-                             "it, too. Call one of them otherwise, as a set in `EvalSets({'another': dl})`")
+                             "it, too. Give one of them another name, as a set in `EvalSets({'another': dl})`")
 
     def before_epoch(self):
         if self.fresh: self.record(self.learn.epoch)

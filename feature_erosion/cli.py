@@ -123,7 +123,7 @@ def _training_args(add):
         "'torchvision/NAME', 'timm/NAME'", 'vgg19')
     add('--width', 'factor on the channels of a CIFAR network', 1., type=float)
     add('--weights', "start from these weights, or from 'imagenet', and leave out the first phase; "
-        f"not for {', '.join(_whole)}, which compare with it", metavar='FILE')
+        f"not for {', '.join(_whole)}, which compare with training from scratch", metavar='FILE')
     add('--epochs', 'length of pretrain, erode, relearn (with --weights: erode, relearn), or one length for all; '
         '160 if not given', type=int, nargs='+', metavar='N')
     add('--iters', 'the same in iterations', type=int, nargs='+', metavar='N')

@@ -102,6 +102,12 @@ def subset(self:TensorImages,
     if n is None: return self
     return self.take(pick(self.y, n, seed, stratify=True))
 
+def _some(train, valid, n, n_valid, seed):
+    "`subset`s of both parts"
+    if n_valid is not None and not 0<=n_valid<=len(valid):
+        raise ValueError(f"n_valid={n_valid}: must be between 0 and the {len(valid)} samples there are")
+    return train.subset(n, seed),valid.subset(n_valid, seed)
+
 # %% ../nbs/09_data.ipynb #df5b01d8
 def _free(device): return torch.cuda.mem_get_info(device)[0] if device.type=='cuda' else None
 
@@ -358,7 +364,7 @@ def _check_stats(stats, channels):
     except (TypeError,ValueError): mean = std = np.zeros(0)   # not two rows of numbers
     if mean.shape!=(channels,) or std.shape!=(channels,) or not ((mean>=0) & (mean<=1) & (std>0) & (std<=1)).all():
         raise ValueError(f"stats={stats!r}: must be a mean in 0…1 and a standard deviation above 0 and at most 1, each with "
-                         f"{channels} values, one a channel, such as {((.5,)*channels,)*2}; divide those of bytes by 255")
+                         f"{channels} values, one for each channel, such as {((.5,)*channels,)*2}; divide those of bytes by 255")
 
 # %% ../nbs/09_data.ipynb #bb1637ee
 def digits_dls(
@@ -374,7 +380,7 @@ def digits_dls(
     x = np.kron(np.rint(d.images*255/16), np.ones((2,2))).astype(np.uint8)[...,None].repeat(channels, -1)
     held = pick(d.target, 360, seed, stratify=True)
     tr,va = (TensorImages(x[i], d.target[i], [str(o) for o in range(10)]) for i in (np.setdiff1d(np.arange(len(x)), held), held))
-    return tensor_dls(tr.subset(n, seed), va.subset(n_valid, seed), bs=bs, pad=2, flip=False, stats=((.5,)*channels,)*2)
+    return tensor_dls(*_some(tr, va, n, n_valid, seed), bs=bs, pad=2, flip=False, stats=((.5,)*channels,)*2)
 
 # %% ../nbs/09_data.ipynb #840cc05a
 def decode_images(
@@ -503,7 +509,7 @@ def class_files(
     for d in (o for p in upper for o in _subfolders(p)):
         for f,real in _walk(d, set(above)):
             if whose.setdefault(real, d.name)!=d.name:
-                raise ValueError(f"{f}: the same file is in the classes {whose[real]} and {d.name}; a sample has one")
+                raise ValueError(f"{f}: the same file is in the classes {whose[real]} and {d.name}; a sample can have only one")
             res.setdefault(d.name, []).append(f)
     _stray([Path(path), *(upper if level>1 else [])])
     if not res: raise FileNotFoundError(f"path={str(path)!r}: no images in folders of classes here; "
@@ -590,8 +596,8 @@ def image_folder_dls(
     train,valid = _train_valid(path, n_classes, seed, classes, valid_pct, level, size, channels, value_range)
     if stats is not None: stats = tuple(o[:channels] if len(np.atleast_1d(o))==3 else o for o in stats)
     _check_stats(stats, channels)
-    train,valid,pad = train.subset(n, seed),valid.subset(n_valid, seed),ifnone(pad, train.x.shape[1]//8)
-    return tensor_dls(train, valid, bs=bs, pad=pad, flip=flip, stats=stats, path=path, device=device)
+    train,valid = _some(train, valid, n, n_valid, seed)
+    return tensor_dls(train, valid, bs=bs, pad=ifnone(pad, train.x.shape[1]//8), flip=flip, stats=stats, path=path, device=device)
 
 # %% ../nbs/09_data.ipynb #3c5f9d13
 _damaged = tarfile.TarError,EOFError,zlib.error,lzma.LZMAError

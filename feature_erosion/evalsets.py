@@ -99,7 +99,7 @@ def _known(pred, y):
 class _Answers(SimpleNamespace):
     "What a metric sees of a Learner"
     def __getattr__(self, k):
-        raise AttributeError(f"metrics: one reads `learn.{k}`, which evaluation sets do not have; give one of predictions and "
+        raise AttributeError(f"metrics: one reads `learn.{k}`, which evaluation sets do not have; give one that needs only predictions and "
                              "labels, such as `F.cross_entropy` instead of `Perplexity`")
 
 def _number(v, sound=True):
@@ -159,7 +159,7 @@ class EvalSets(LoggedCallback):
         kinds = [(k,o) for k,s in self.whole.items() for o in ('', *(f'{l}_' for l in s.labels))]
         self.columns = [self._column(k, o+m.name) for k,o in kinds for m in self.metrics]
         if twice := [o for o in self.columns if self.columns.count(o)>1]:
-            raise ValueError(f"sets: two would have the column {twice[0]!r}; call one of them otherwise")
+            raise ValueError(f"sets: two would have the column {twice[0]!r}; give one of them another name")
 
     def before_fit(self):
         super().before_fit()
@@ -229,7 +229,7 @@ def _contradicting(ds, name=''):
     if name=='conflict' and other.any() and not other.all():
         raise ValueError(f"sets: {int((~other).sum())} of the {len(other)} images in 'conflict' have no other class's picture, "
                          "and `conflict` and `conflict_picture` would not be shares of the same images; paint all of them "
-                         "(variant='conflict', ratio=1), or call the set otherwise")
+                         "(variant='conflict', ratio=1), or give the set another name")
     return stamps if other.any() else None
 
 # %% ../nbs/12_evalsets.ipynb #415444ec

@@ -35,7 +35,7 @@ def wrong_label(o):
     elif a.dtype.kind=='f':
         what = f'the float {float(a.reshape(-1)[0]):.3g} (regression?)'
         do = 'make bins of a quantity (`pd.qcut`), integers of classes (`astype(int)`)'
-    return ValueError(f"labels: got {what}; a pattern is chosen by one integer a sample. To paint by class, {do}; "
+    return ValueError(f"labels: got {what}; a pattern is chosen by one integer per sample. To paint by class, {do}; "
                       "without, look at rank, CKA or dormant units, which need no labels")
 
 def is_int(o):
@@ -137,7 +137,7 @@ def pick(
         share = counts*n/max(1,len(labels))
         quota = np.floor(share+1e-9).astype(int)
         quota[np.argsort(quota-share, kind='stable')[:n-quota.sum()]] += 1   # largest remainders
-        order = np.concatenate([order[labels[order]==c][:q] for c,q in zip(classes, quota)])
+        order = np.concatenate([order[:0], *(order[labels[order]==c][:q] for c,q in zip(classes, quota))])
     return np.sort(order[:n])
 
 # %% ../nbs/03_loaders.ipynb #06e1a8ac
@@ -215,7 +215,9 @@ def same_dl(
     _set_attrs(res, attrs if idxs is None else {**_in_order(dl, idxs), **attrs})
     if tfms: res.after_batch = Pipeline([*_batch_fs(res), *tfms])
     res.device = res.device   # moves new transforms there, too
-    if idxs is not None: _check_order(res, idxs)
+    if idxs is not None:
+        _check_order(res, idxs)
+        res.chosen = np.asarray(idxs, dtype=np.int64)
     return res
 
 # %% ../nbs/03_loaders.ipynb #7cc777b9
@@ -276,13 +278,19 @@ def subset_dl(
     return res
 
 # %% ../nbs/03_loaders.ipynb #fa070c59
+def _by_length(dl):
+    "All samples; those of fastai's `SortedDL` in its order, as texts of about one length need little padding"
+    res = vars(dl).get('res') if 'sort_func' in vars(dl) else None
+    if res is None: return np.arange(dl.n)
+    return np.array(sorted(range(dl.n), key=lambda i: res[i], reverse=True), dtype=np.int64)
+
 def _samples(dl):
     "Which samples of its dataset a loader reads: all of them, unless it was given their number, `n`"
     if (chosen := vars(dl).get('chosen')) is not None: return chosen
     if is_distributed(dl): return _samples(dl.dl)
     if _own_idxs(dl): raise _own_way(dl)
     if (drawn := getattr(vars(dl).get('get_idxs'), 'samples', None)) is not None: return drawn
-    if dl.n is not None: return np.arange(dl.n)
+    if dl.n is not None: return _by_length(dl)
     raise ValueError("dl: an iterable, whose samples cannot be chosen; give a list of batches")
 
 def _strata(ds):

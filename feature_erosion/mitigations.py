@@ -184,9 +184,9 @@ def fisher(
     model:nn.Module, # Answers with scores of classes
     dl, # As in `fixed_dl`, with labels
     n:int|None=1000, # How many samples; `None` for all
-    seed:int=0 # Which
+    seed:int=0 # Which samples
 )->dict: # A tensor for each trained parameter
-    "Diagonal of the empirical Fisher information, on eval mode, one sample at a time"
+    "Diagonal of the empirical Fisher information, in eval mode, one sample at a time"
     model = get_model(model)
     ws = _weights(model)
     res,k = {n:torch.zeros_like(w) for n,w in ws.items()},0
@@ -213,7 +213,7 @@ class EWC(Penalty):
         old, # Data to hold on to: `DataLoaders` or a loader
         weight:float=10., # λ
         decay:float=1., # γ, decay of earlier Fisher information; at each beginning a new one is added
-        n:int|None=1000, # Samples to compute it from
+        n:int|None=1000, # Samples to compute the Fisher information from
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
@@ -373,7 +373,7 @@ class Replay(Mitigation):
     def __init__(self,
         old, # Data to hold on to: `DataLoaders`, of which it is the training set, or a loader
         n:int=200, # Samples to keep, stratified; 0 for none
-        seed:int=0, # Which
+        seed:int=0, # Which samples
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
@@ -410,8 +410,8 @@ class DERpp(Penalty):
     def __init__(self,
         old, # As in `Replay`
         n:int=200, # As in `Replay`
-        alpha:float=.1, # Of the scores
-        beta:float=.5, # Of the labels
+        alpha:float=.1, # α, weight of the old scores
+        beta:float=.5, # β, weight of the old labels
         seed:int=0, # Which samples
         phases:list=None # As in `Mitigation`
     ):
@@ -547,7 +547,7 @@ class Adversarial(Mitigation):
     def __init__(self,
         eps:float=8/255, # Largest change of a pixel, in 0…1
         alpha:float=None, # Size of a step; by default 1.25 `eps`
-        steps:int=1, # How many
+        steps:int=1, # How many steps
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
@@ -891,7 +891,7 @@ class ContinualBackprop(_Renewal):
     def __init__(self,
         rate:float=1e-5, # Share of the units to renew at each iteration
         maturity:int=1000, # Iterations for which a new unit is left alone
-        decay:float=.99, # Of the running mean
+        decay:float=.99, # Decay of the running mean
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
@@ -967,7 +967,7 @@ def grouped(
         raise ValueError(f"groups: {g.dtype}, shape {g.shape}; must be {n} integers from 0, one for each training sample")
     dl,res = same_dl(dls.train, GroupedDataset(dls.train_ds, torch.as_tensor(g.astype(np.int64)))),copy(dls)
     if not hasattr(dl, 'n_inp'): dl.n_inp = _n_inputs(dls.train_ds)   # else Learners take all parts but the last for inputs
-    dl.n_groups = int(g.max())+1
+    dl.group_sizes = torch.as_tensor(np.bincount(g))
     res.loaders = [dl, *dls.loaders[1:]]
     return res
 
@@ -999,13 +999,13 @@ class GroupDRO(Mitigation):
         self.run = True   # groups come off the batch wherever it is used, also by `lr_find`
 
     def begin(self):
-        n = getattr(self.learn.dls.train, 'n_groups', None)
-        if n is None: raise ValueError("GroupDRO: the data of this phase have no groups; train on `grouped(dls)`")
+        sizes = getattr(self.learn.dls.train, 'group_sizes', None)
+        if sizes is None: raise ValueError("GroupDRO: the data of this phase have no groups; train on `grouped(dls)`")
         if not _reduces(self.loss_func):
             name = getattr(self.loss_func, '__name__', type(self.loss_func).__name__)
             raise ValueError(f"GroupDRO: the loss {name} gives a mean alone; it must have an attribute or argument `reduction`, "
                              "as `CrossEntropyLossFlat` and `F.cross_entropy` do")
-        self.log_q = torch.full((n,), -log(n), device=self.learn.dls.device)
+        self.log_q = (sizes>0).float().log().log_softmax(0).to(self.learn.dls.device)   # a group without samples has no weight
 
     @property
     def q(self):

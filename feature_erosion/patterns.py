@@ -242,7 +242,7 @@ class Watermark(Pattern):
     def __init__(self,
         size:int|float=.4, # Side of the box: pixels or a fraction
         texts:list|None=None, # A text per class, e.g. `dls.vocab`
-        color='white', # Of the letters, as matplotlib names it
+        color='white', # Colour of the letters, as matplotlib names it
         **kwargs
     ):
         super().__init__(size, **kwargs)
@@ -294,7 +294,7 @@ class Tint(ColorSquare):
     "A colour cast over the whole image, as of one camera or one stain"
     box = _whole
     def __init__(self,
-        opacity:float=.2, # Of the class's colour over the image
+        opacity:float=.2, # Opacity of the class's colour over the image
         palette=None # As in `class_colors`
     ): super().__init__(1., opacity=opacity, palette=palette)
 

@@ -116,10 +116,16 @@ def _in_dataset(dl):
 
 def _images(dl): return labelled(getattr(dl, 'dataset', dl))
 
+def _source(dl):
+    "A loader's dataset, or the one that it is a part of, and the numbers of its samples in there"
+    ds,idxs = _images(dl),_in_dataset(fixed_dl(dl))
+    while isinstance(ds, torch.utils.data.Subset): ds,idxs = ds.dataset,np.asarray(ds.indices)[idxs]
+    return ds,idxs
+
 def _check_apart(train, test):
     "Refuse to test on images that may be trained on"
-    a,b = _images(train),_images(test)
-    if a is b and (isinstance(a, list) or np.isin(*map(_in_dataset, map(fixed_dl, (train, test)))).any()):
+    (a,i),(b,j) = _source(train),_source(test)
+    if a is b and np.isin(i, j).any():
         raise ValueError("test: shares images with train; give others, e.g. `dls.train` and `dls.valid`")
 
 def _draw(y, most, seed):

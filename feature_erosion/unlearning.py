@@ -81,7 +81,7 @@ def _forget_ids(classes, dls):
 
 # %% ../nbs/17_unlearning.ipynb #943c93c0
 def split_forget(
-    dls:DataLoaders, # All data, with one integer label a sample
+    dls:DataLoaders, # All data, with one integer label per sample
     classes=None, # Forget these classes: names in `vocab`, or indices if names are not numbers; give this or `share`
     share:float=None, # Forget this share of the training samples, above 0 and below 1, the same of each class
     seed:int=0 # Which samples, if `share`
@@ -180,7 +180,7 @@ class Beside(Callback):
 def other_labels(
     forget:DataLoaders, # From `split_forget`
     to=None, # One class for all: a name in `vocab` or an index; by default each sample gets one at random
-    seed:int=0 # Which
+    seed:int=0 # Which labels are drawn
 )->torch.Tensor: # One label for each training sample
     "Wrong labels for what is to be forgotten, all others equally likely, or the same label for all"
     y,n = _labels(forget.train, 'forget'),n_labels(forget)
@@ -281,7 +281,7 @@ def worst_noise(
     y:torch.Tensor, # A label for each
     steps:int=40, # 5 epochs of 8 steps in the authors' code
     lr:float=.1, # Of Adam
-    decay:float=.1 # Times the squared norm of an image, averaged
+    decay:float=.1 # Weight of the penalty: the squared norm of an image, averaged
 )->torch.Tensor: # On the model's device
     "Inputs that maximise the loss of their labels, with a penalty on their size (Tarun et al. 2023)"
     _check_weights(decay=decay)
@@ -557,7 +557,7 @@ def sample_losses(
 def membership_attack(
     members, # Losses of samples that the network was trained on, or is said to have forgotten
     others, # Losses of samples that it never saw
-    folds:int=10, # Of the cross-validation, or as many as there are samples
+    folds:int=10, # Folds of the cross-validation; as many as there are samples, if these are fewer
     seed:int=0 # Which samples of the larger group are left out, and which are in which fold
 )->float: # Accuracy; ½ if losses say nothing
     "Cross-validated accuracy of a logistic regression at telling members by their loss, equal numbers of both"
@@ -648,8 +648,8 @@ def unlearning_scores(
     most:int=100, # As in `relearn_iters`
     layers=None, # As in `layer_cka`
     dl=None, # Images for CKA; by default the Learner's validation set
-    n:int|None=2000, # How many of them
-    seed:int=0 # Of the attack, and of relearning
+    n:int|None=2000, # How many images
+    seed:int=0 # Seed of the attack and of relearning
 )->Unlearning: # One row
     "Accuracies, attacks, iterations to relearn and CKA to the retrained network"
     _check(learn, forget, retain), _check_tests(forget, retain)
@@ -763,7 +763,7 @@ def plot(self:Unlearning,
 def _told(name, r):
     "What else is known of a network, in words"
     if np.isnan(r.forget): return 'failed'
-    steps = f"back after {r.relearn:.0f} step{'' if r.relearn==1 else 's'}"
+    steps = f"back after {r.relearn:.0f} step{'' if r.relearn==1 else 's'}{r.get('back_in', '')}"
     back = 'known' if r.relearn==0 else 'not forgotten' if name=='original' else 'not back' if np.isnan(r.relearn) else steps
     time = [f'time ×{r.time:.2g}'] if r.get('time', 0)>0 else []
     return ' · '.join([f'attack {r.attack:.0%}', back, *time])

@@ -74,12 +74,12 @@ def _head(model, x):
 
 @contextmanager
 def _features(model, head):
-    "A list that collects the input of `head` at each forward pass, averaged over positions"
+    "A list that collects the input of `head` at each forward pass, averaged over positions; `None` where it does not run"
     got,last = [],[]
     def note(m, args, kwargs):
         x = first_input(args, kwargs).detach().float()
         last[:] = [pooled(x.movedim(-1, 1) if isinstance(m, nn.Linear) else x)]
-    def keep(m, args, out): got.append(last[0])
+    def keep(m, args, out): got.append(last.pop() if last else None)
     hooks = [head.register_forward_pre_hook(note, with_kwargs=True), model.register_forward_hook(keep)] if head is not None else []
     try:
         with as_written(): yield got
@@ -87,6 +87,8 @@ def _features(model, head):
         for h in hooks: h.remove()
 
 # %% ../nbs/18_watch.ipynb #45e1f954
+def _joined_features(got): return torch.cat(got) if got and all(o is not None for o in got) else None
+
 class _Known:
     "Fixed samples of data that the model could do"
     def __init__(self, dl, names, n, seed):
@@ -97,7 +99,7 @@ class _Known:
         "Labels; whether the model's answers and the nearest mean of its features are right; the features"
         with unaugmented(self.dl), _features(model, head) as got: res = evaluate(model, self.batches, _Answers())
         y,right,pred = res['answers']
-        X = torch.cat(got) if got else None
+        X = _joined_features(got)
         n = len(y) if X is None else len(X)
         if n!=len(y) or len(y) and y.min()<0: self._refuse(int(y.min()), n, len(y))
         fine = X is not None and X.isfinite().all()
@@ -135,7 +137,7 @@ class _Layers:
         k,calls = len(tensors_in(self.batches[0])[0]),layer_calls(model, self.batches[0], layers)
         if layers is None and len(calls)<3: calls = layer_calls(model, self.batches[0], 'leaf')
         self.names = [n for n,c in calls.items() if c.shape[:1]==(k,)]   # samples come first
-        if not self.names: raise ValueError(f"layers={layers!r}: no layer puts out one row for each sample; name another")
+        if not self.names: raise ValueError(f"layers={layers!r}: no layer returns one row for each sample; name another")
         self.over = self._even_out(model)
 
     def _even_out(self, model):
@@ -146,13 +148,14 @@ class _Layers:
         over = {n:_differing([c[n].shape[1:] for c in each if n in c], len(each)) for n in self.names}
         if gone := [n for n in self.names if over[n] is None]:
             self.names = [n for n in self.names if n not in gone]
-            said = f"what {', '.join(gone)} puts out differs in shape from batch to batch"
+            said = f"the output of {', '.join(gone)} differs in shape from batch to batch"
             if not self.names: raise ValueError(f"layers: {said}; name others")
             warnings.warn(f"WatchErosion: {said}, so it is left out")
         return over
 
     def look(self, model):
-        got = {}
+        "Activations of each layer; one that does not see all samples, as an expert or an early exit, is left out"
+        got,sizes = {},[len(tensors_in(xs)[0]) for xs in self.batches]
         def see(n, m, o):
             o = o.float()
             if self.over.get(n): o = o.mean(self.over[n])
@@ -160,7 +163,7 @@ class _Layers:
         with evaluating(model):
             for xs in self.batches:
                 with watching(model, see, self.names): model(*to_model(xs, model))
-        return {n:torch.cat(got[n]) for n in self.names}
+        return {n:torch.cat(got[n]) for n in self.names if [len(o) for o in got.get(n, [])]==sizes}
 
 def _differing(shapes, n):
     "Axes of activations that differ between `shapes` of single samples; `None` if all do, or some of `n` are missing"
@@ -478,6 +481,9 @@ def _begin(self:WatchErosion, layers, seen):
     for k,b in self.by.items():
         other = not self.heads[k] or seen[k].y.max()>=self.outputs
         if b=='right': continue
+        if self.reads is None:
+            raise ValueError(f"reference: the model does not know {k!r}, and has no linear layer or convolution that reads "
+                             "features, so there is nothing to watch; give what it knows, or leave it out to compare layers")
         if len(seen[k].y.unique())<2:
             raise ValueError(f"reference: the model does not know {k!r}, and its samples are all of one class, so features "
                              "cannot tell either; give samples of two classes or more")
@@ -505,11 +511,12 @@ def _say(self:WatchErosion, text, warn=True):
 @patch
 def _judge(self:WatchErosion, epoch, layers, seen, hangs):
     "One row of the table, and a warning where a new level of loss is reached"
-    drift = {l:_cka(X, layers[l]) for l,X in self.start['layers'].items()}
+    drift = {l:_cka(X, layers[l]) for l,X in self.start['layers'].items() if l in layers}
     losses = {k:_loss(SimpleNamespace(**self.start['seen'][k]), s, self.by[k]) for k,s in seen.items()}
     vals = {**self._values(seen), **({'hangs':hangs.share} if hangs else {})}
     X = first(s.X for s in seen.values()) if seen else self._penultimate()
-    vals.update(cka=float(np.mean(list(drift.values()))), rank=effective_rank(X) if X is not None else float('nan'))
+    vals.update(cka=float(np.mean([*drift.values()])) if drift else float('nan'))
+    vals.update(rank=effective_rank(X) if X is not None else float('nan'))
     vals = agree(vals)
     lost = _most_lost(losses)[1].lost if losses else float('nan')
     self.log(vals, epoch, iter=self.iters, lost=lost)
@@ -535,7 +542,7 @@ def _penultimate(self:WatchErosion):
     model = get_model(self.model)
     with evaluating(model), precision(self.learn), _features(model, self.reads) as got:
         for xs in self.inside.batches: model(*to_model(xs, model))
-    X = torch.cat(got) if got else None
+    X = _joined_features(got)
     return X if X is not None and X.isfinite().all() else None
 
 def _by_class(s, by, least=5):

@@ -140,7 +140,15 @@ class Page:
         self.page.on('console', lambda m: self.errors.append(m.text) if m.type in ('error','warning') else None)
         self.page.on('pageerror', lambda e: self.errors.append(str(e)))
         self.page.on('request', lambda r: self.requests.append(r.url))
+        self.go(url)
+    def go(self, url):
+        "To another page, and forget what went wrong before"
+        self.errors.clear(); self.requests.clear()
         self.page.goto(str(url))
+    def look(self, width, scheme):
+        "The same page at another width, in another scheme"
+        self.page.set_viewport_size(dict(width=width, height=900))
+        self.page.emulate_media(color_scheme=scheme)
     def __enter__(self): return self
     def __exit__(self, *args): self.page.close()
     def js(self, code): return self.page.evaluate(code)

@@ -3,7 +3,7 @@ import inspect, random
 import numpy as np, pytest, torch, torchvision
 from hypothesis import given, settings, strategies as st
 from torch import nn
-from fastai.vision.all import set_seed
+from fastai.vision.all import TensorImage, Transform, set_seed
 from feature_erosion.measures.attribution import attention_share, cam_layer, compare_cams, grad_cam, max_share, pattern_attention, pattern_mask
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import pattern_sets
@@ -237,3 +237,19 @@ def test_diverged(digits):
     m = create_model('resnet20', 10, width=.25)
     m.linear.weight.data.fill_(float('nan'))
     with pytest.raises(ValueError, match='diverged'): pattern_attention(m, dls, ColorSquare(4), progress=False)
+
+def test_images_that_are_enlarged_after_painting(digits):
+    "Where the pattern is then, is not known; enlarged before, it is"
+    _,m = digits
+    for order in (90,100):
+        dls = digits_dls(n=80, n_valid=20)
+        class Larger(Transform):
+            def encodes(self, x:TensorImage): return nn.functional.interpolate(x, scale_factor=2.)
+        Larger.order = order
+        dls.valid.after_batch.add(Larger())
+        for d,p in ((dls,ColorSquare(4)), (dls.inject(ColorSquare(4)),None)):
+            if order==90:
+                assert pattern_attention(m, d, p, progress=False).area.item()==pytest.approx((4/32)**2)
+                continue
+            for f in (pattern_attention, compare_cams):
+                with pytest.raises(ValueError, match='painted at 16×16 and come out as 32×32'): f(m, d, p)

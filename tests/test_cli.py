@@ -154,6 +154,16 @@ def test_stopped_goes_on_finished_is_shown_changed_is_refused(tmp_path, capsys):
     assert table(first)==table(again) and len(table(again))==4
     assert 'net.bs: was 64, is 32' in fails(capsys, *run, '--bs', '32')
 
+def test_a_finished_run_is_only_read(tmp_path):
+    "So that it may be where nothing can be written; tables that were lost or changed come back"
+    run,folder = ['run','fig1',*quick,'--out',str(tmp_path/'o'),'--iters','2'],tmp_path/'o'
+    def files(): return {f:(f.stat().st_mtime_ns, f.read_bytes()) for f in folder.rglob('*') if f.is_file() and f.name!='.lock'}
+    assert main(run)==0
+    was = files()
+    assert main(run)==0 and files()==was
+    (folder/'tables'/'evals.csv').unlink(), (folder/'tables'/'accuracy.csv').write_text('phase,clean\nerode,1\n')
+    assert main(run)==0 and {f:o for f,(_,o) in files().items() if f.suffix=='.csv'}=={f:o for f,(_,o) in was.items() if f.suffix=='.csv'}
+
 def test_same_words_in_python():
     from feature_erosion.all import ColorSquare, digits_dls, erosion_learner
     dls = digits_dls(n=64, n_valid=20)

@@ -186,4 +186,8 @@ def test_wrong_arguments_of_folders(tmp_path, kw, said):
 @pytest.mark.parametrize('channels,stats', [(1, ((.5,)*3,)*2), (1, ((.5,),(0.,))), (1, ((125.,),(60.,))), (1, ((.5,.5),(.2,.2))), (1, (.5,.2)), (3, ((.5,),(.5,))), (3, ((.5,)*3,))], ids=str)
 def test_statistics_that_do_not_fit(channels, stats):
     ds = TensorImages(np.zeros((8,4,4,channels), np.uint8), np.arange(8)%2)
-    with pytest.raises(ValueError, match=f'each with {channels} values, one a channel'): tensor_dls(ds, ds, bs=4, stats=stats)
+    with pytest.raises(ValueError, match=f'each with {channels} values, one for each channel'): tensor_dls(ds, ds, bs=4, stats=stats)
+
+def test_the_number_of_validation_samples_is_named():
+    with pytest.raises(ValueError, match='^n_valid=999: must be between 0 and the 360 samples there are'): digits_dls(n_valid=999)
+    with pytest.raises(ValueError, match='^n=9999: must be between 0 and the 1437 samples there are'): digits_dls(n=9999)

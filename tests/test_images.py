@@ -337,7 +337,7 @@ def test_links(tmp_path):
 def test_a_file_in_two_classes(tmp_path):
     root = tree(tmp_path, *full('train'))
     (root/'train'/'dog'/'x.png').symlink_to(root/'train'/'cat'/'0.png')
-    with pytest.raises(ValueError, match='the same file is in the classes cat and dog; a sample has one'): load(root)
+    with pytest.raises(ValueError, match='the same file is in the classes cat and dog; a sample can have only one'): load(root)
 
 @works('folders', "groups of classes (CIFAR-100's coarse ones)", 'works: `level=2` takes the inner folders')
 def test_levels(tmp_path):

@@ -3,7 +3,7 @@ import io, json, resource, struct, warnings, zipfile
 from collections import OrderedDict, namedtuple
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, timm, torch, torchvision
-from fastai.vision.all import (Adam, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, SGD, accuracy, set_seed)
+from fastai.vision.all import (Adam, CrossEntropyLossFlat, DataLoader, DataLoaders, LabelSmoothingCrossEntropyFlat, Learner, SGD, accuracy, set_seed)
 from torch import nn
 from torch.nn import functional as F
 from feature_erosion.measures.attribution import cam_layer, grad_cam
@@ -850,7 +850,7 @@ def test_samples_of_several_sizes():
     m = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)).eval()
     dl = [(x[:12],y[:12]),(x[12:,:,:6],y[12:])]
     for f in (layer_rank, layer_cka, lambda m,dl,layers,**kw: layer_probe(m, dl, dl, layers, pool=None, **kw)):
-        with pytest.raises(ValueError, match=r"layers: '0' puts out \(4, 6, 8\) for a sample, and \(4, 8, 8\) for the first"):
+        with pytest.raises(ValueError, match=r"layers: '0' returns \(4, 6, 8\) for a sample, and \(4, 8, 8\) for the first"):
             f(m, dl, '0', progress=False)
         with pytest.raises(ValueError, match="give inputs of one size"): layer_rank(m, dl, '0', max_features=50, progress=False)
     with evaluating(m): want = torch.cat([m[:2](o).transpose(0,1).flatten(1) for o,_ in dl], 1)
@@ -932,7 +932,11 @@ losses = [case(lambda: nn.CrossEntropyLoss(weight=torch.tensor([1.,5,.2,3])), wh
         what='A function as weighted loss',
             how='works: the gradient of the mean over all samples, whatever the batches', kind='loaders'),
     case(lambda: lambda p,t: F.cross_entropy(p, t), what='A loss of one\'s own, a mean over samples',
-        how='works', kind='loaders')]
+        how='works', kind='loaders'),
+    case(lambda: Unreduced(), what='A loss that has a `reduction` and ignores it', how='works', kind='loaders')]
+
+class Unreduced(nn.CrossEntropyLoss):
+    def forward(self, p, t): return F.cross_entropy(p, t)
 
 @pytest.mark.parametrize('make', losses)
 def test_gradient_does_not_depend_on_batches(make):
@@ -953,6 +957,17 @@ def test_a_loss_that_does_not_add_up():
     for parts in (by_class, torch.arange(24).split(5)):
         with pytest.raises(ValueError, match='give one batch'): grad_norm(m, [(x[i],y[i]) for i in parts], loss)
 
+def test_a_loss_of_two_different_means():
+    "fastai weights one term of its label smoothing, and not the other; that the scores of an untrained network are alike hides it"
+    loss,batches = LabelSmoothingCrossEntropyFlat(weight=torch.tensor([1.,5,.2,3])),list(zip(x.split(5), y.split(5)))
+    for scale in (1.,.01):
+        m = flat_net()
+        m[-1].weight.data *= scale
+        loss(m(x), y).backward()
+        want = sum(p.grad.double().square().sum() for p in m.parameters()).item()**.5
+        assert grad_norm(m, [(x,y)], loss)==pytest.approx(want, rel=1e-4)
+        with pytest.raises(ValueError, match='give one batch'): grad_norm(m, batches, loss)
+
 def test_gradient_where_all_is_right():
     "A loss of exactly 0 in a batch does not change what the sum is divided by"
     m = nn.Linear(2, 2, bias=False)
@@ -969,5 +984,5 @@ def test_dormant_units_of_a_diverged_network(bad):
     m = flat_net()
     m[1].weight.data[3,5] = bad
     for f in (dormant_units, unit_scores):
-        with pytest.raises(ValueError, match="layer '2': puts out NaN or infinite"): f(m, [(x,y)])
+        with pytest.raises(ValueError, match="layer '2': returns NaN or infinite"): f(m, [(x,y)])
     assert np.isnan(plasticity_measures(m, [(x,y)])['dormant'])

@@ -1,24 +1,26 @@
 "Labels and loaders of all kinds: classes that must agree, samples that are chosen with and without labels, looks that read once."
 import warnings
 from types import SimpleNamespace
-import numpy as np, pytest, torch
+import numpy as np, pytest, torch, torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from fastai.vision.all import (SGD, BCEWithLogitsLossFlat, Callback, CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoader,
+from fastai.vision.all import (SGD, BCEWithLogitsLossFlat, Callback, CancelFitException, CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoader,
                                DataLoaders, DiceMulti, FlipItem, ImageBlock, Learner, MaskBlock, MSELossFlat,
                                MultiCategoryBlock, Perplexity, RegressionBlock, TensorImage, TfmdDL, ToTensor, accuracy,
-                               accuracy_multi, get_image_files, mae, partial, set_seed, top_k_accuracy, F1Score)
+                               accuracy_multi, get_image_files, load_learner, mae, partial, set_seed, top_k_accuracy, F1Score)
 from fastai.callback.data import PartialDL, WeightedDL
+from fastai.text.data import SortedDL
 from feature_erosion.batches import answered
 from feature_erosion.measures.cka import layer_cka
 from feature_erosion.data import TensorImages, digits_dls, tensor_dls
 from feature_erosion.evalsets import EvalSets, evaluate, pattern_sets, train_accuracy
-from feature_erosion.loaders import fixed_dl, subset_dl
+from feature_erosion.loaders import fixed_dl, same_dl, subset_dl
 from feature_erosion.learner import erosion_learner
 from feature_erosion.patterns import ColorSquare, Stripes, stamp_dl
 from feature_erosion.phases import Phase, check_classes, class_names
 from feature_erosion.measures.probes import dl_labels
 from feature_erosion.measures.rank import layer_rank
+from feature_erosion.recover import group_accuracy, recover
 
 works,loads = partial(pytest.mark.works, kind='labels'),partial(pytest.mark.works, kind='loaders')
 
@@ -412,18 +414,18 @@ def starts(monkeypatch):
 
 @loads(what='looks inside a phase, with worker processes', how='works: each set is read once, then a look costs forward passes')
 def test_looks_start_no_workers(images, monkeypatch):
-    "Whether there are two looks or six, workers start equally often"
+    "Whether there are two looks or four, workers start equally often"
     def run(at):
         set_seed(0)
         seen,d = starts(monkeypatch),of_kind(images, 'labels')
-        sets = pattern_sets(d, ColorSquare(4))
+        sets = pattern_sets(d, ColorSquare(4), ('clean','pattern'))
         for dl in sets.values(): dl.fake_l.num_workers = 1
         learn = Learner(d, net(2), opt_func=SGD, metrics=accuracy)
-        quiet(learn, [Phase('a', iters=8)], cbs=EvalSets(sets, at=at, n_at=9))
+        quiet(learn, [Phase('a', iters=5)], cbs=EvalSets(sets, at=at, n_at=9))
         monkeypatch.undo()
         return len(seen),learn.recorder.evals
-    (a,ev),(b,_) = run([1,2,3,4,5,6]),run([1,6])
-    assert a==b>0 and (ev.when=='iter').sum()==6
+    (a,ev),(b,_) = run([1,2,3,4]),run([1,4])
+    assert a==b>0 and (ev.when=='iter').sum()==4
 
 def doubled(b): return b[0].mul_(2),b[1]
 
@@ -488,6 +490,39 @@ def test_plots_after_another_fit(dls, call):
     with pytest.raises(ValueError, match='no evaluations in this fit'): getattr(learn.recorder, call)()
     with pytest.raises(ValueError, match='no evaluations in this fit'): learn.erosion()
 
+def test_a_look_for_a_learning_rate_is_no_fit(dls, tmp_path):
+    learn = quiet(Learner(dls, net(), opt_func=SGD, metrics=accuracy, path=tmp_path), [Phase('a', 1, dls.inject(ColorSquare(4)))])
+    rec = learn.recorder
+    was = rec.history,rec.evals,rec.phases,learn.erosion()
+    with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=12, show_plot=False)
+    for a,b in zip(was, (rec.history,rec.evals,rec.phases,learn.erosion()), strict=True): assert a.equals(b)
+
+@pytest.mark.parametrize('then', ['validate','get_preds','lr_find'])
+def test_the_last_fit_is_remembered_unseen(dls, tmp_path, then):
+    "A fit that nobody asked about was taken for the one before"
+    learn = quiet(Learner(dls, net(), opt_func=SGD, metrics=accuracy, path=tmp_path), [Phase('a', 1, dls.inject(ColorSquare(4)))])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(2)
+        loss = learn.recorder.values[-1][1]
+        getattr(learn, then)(**dict(show_plot=False, num_it=6) if then=='lr_find' else {})
+    h = learn.recorder.history
+    assert len(h)==2 and h.valid_loss.iloc[-1]==loss and 'phase' not in h and not len(learn.recorder.evals)
+
+@pytest.mark.parametrize('then', ['validate','lr_find'])
+def test_an_exported_learner_has_its_history(dls, tmp_path, then):
+    learn = quiet(Learner(dls, net(), opt_func=SGD, metrics=accuracy, path=tmp_path), [Phase('a', 1, dls.inject(ColorSquare(4)))])
+    with learn.no_bar(), learn.no_logging(): getattr(learn, then)(**dict(show_plot=False, num_it=6) if then=='lr_find' else {})
+    learn.export('x.pkl')
+    assert load_learner(tmp_path/'x.pkl').recorder.history.equals(learn.recorder.history)
+
+def test_a_fit_that_ends_before_it_begins(dls):
+    class End(Callback):
+        order = 0
+        def before_fit(self): raise CancelFitException
+    learn = Learner(dls, net(), opt_func=SGD, metrics=accuracy)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=End())
+    with pytest.raises(ValueError, match='no fit yet'): learn.recorder.history
+
 def test_phases_that_are_none(dls):
     said = r"phases: want `Phase`s, e.g. Phase\('pretrain', 160, dls\); got \('a', 1,.*a tuple"
     with pytest.raises(ValueError, match=said): quiet(Learner(dls, net()), [('a',1,dls)])
@@ -495,3 +530,34 @@ def test_phases_that_are_none(dls):
 @pytest.mark.parametrize('f', [evaluate, layer_rank, layer_cka])
 def test_dataloaders_in_place_of_a_loader(dls, f):
     with pytest.raises(ValueError, match=r'dl: DataLoaders; .*such as `dls.valid`'): f(net(), dls)
+
+class Padded(nn.Module):
+    "Right where there is no padding: whether ones are more than a third of all tokens"
+    def __init__(self): super().__init__(); self.fc = nn.Linear(1, 2)
+    def forward(self, x):
+        with torch.no_grad(): self.fc.weight.copy_(torch.tensor([[-1.],[1]])), self.fc.bias.copy_(torch.tensor([1/3,-1/3]))
+        return self.fc((x==1).float().mean(1, keepdim=True))
+
+@loads(what='Texts, from `SortedDL`', how='works: measures read the longest first, as validation does, with as little padding')
+def test_texts_are_padded_as_in_validation():
+    items = [(torch.ones(n) if n%2 else torch.full((n,), 2.),n%2) for n in [6,31,9,30,7,28,8,29]]
+    def padded(b): k = max(len(x) for x,_ in b); return torch.stack([F.pad(x, (k-len(x),0)) for x,_ in b]),torch.tensor([y for _,y in b])
+    dl,m = SortedDL(items, sort_func=lambda o: len(o[0]), bs=4, create_batch=padded, num_workers=0),Padded()
+    assert (evaluate(m, dl)['accuracy'],evaluate(m, TfmdDL(items, bs=4, create_batch=padded, num_workers=0))['accuracy'])==(1,.75)
+    assert dl_labels(dl).tolist()==[1,0,1,0,1,0,1,0] and group_accuracy(m, dl).accuracy.tolist()==[1,1]
+    assert group_accuracy(m, dl, by=['short' if len(x)<10 else 'long' for x,_ in items]).n.to_dict()=={'long':4, 'short':4}
+    train = SortedDL(list(items), sort_func=lambda o: len(o[0]), bs=4, create_batch=padded, num_workers=0, shuffle=True)
+    assert recover(m, train, dl, few=2, features='last', progress=False).accuracy.tolist()==[1,1,1]
+    for n in (3,6):
+        some = fixed_dl(dl, n)
+        lengths = [len(items[i][0]) for i in some.get_idxs()]
+        assert lengths==sorted(lengths, reverse=True) and len(lengths)==n and fixed_dl(some).get_idxs()==some.get_idxs()
+    assert same_dl(dl, idxs=[0,1,2]).get_idxs()==[0,1,2]
+
+def test_measures_read_the_samples_that_were_named():
+    "Not as many from the start of the dataset, nor those of the loader before"
+    dl = DataLoader([(torch.tensor([float(i)]),i%2) for i in range(10)], bs=4, num_workers=0)
+    for old in (dl, subset_dl(dl, 6)):
+        some = same_dl(old, idxs=[7,9,8])
+        assert torch.cat([b[0] for b in fixed_dl(some)]).flatten().tolist()==[7,9,8] and dl_labels(some).tolist()==[1,1,0]
+        assert set(torch.cat([b[0] for b in fixed_dl(some, 2)]).flatten().tolist())<{7,8,9}

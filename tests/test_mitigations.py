@@ -628,6 +628,13 @@ def test_a_large_step_of_group_weights_stays_finite():
     learn = small(grouped(dls_of(points()), np.arange(32)%2), layers(), cb, epochs=3)
     assert all(v.isfinite().all() for v in weights(learn)) and cb.q.sum()==1 and cb.log_q.isfinite().all()
 
+def test_groups_without_samples_have_no_weight():
+    "Numbers left out, as those of images without a picture where all have one, do not make the loss smaller"
+    g,cb = np.arange(32)%2,GroupDRO(.5)
+    a,b = small(grouped(dls_of(points()), g), layers(), GroupDRO(.5)),small(grouped(dls_of(points()), 1+5*g), layers(), cb)
+    torch.testing.assert_close(weights(a), weights(b))
+    assert np.flatnonzero(cb.q).tolist()==[1,6] and abs(cb.q.sum()-1)<1e-6
+
 def test_the_model_sees_valid_pixels_only():
     "Also on the way to an adversarial image, as in the code of Wong et al."
     seen = []

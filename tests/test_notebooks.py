@@ -23,7 +23,7 @@ slow = {'tutorials/collapse.ipynb': 'two trainings on CIFAR-10',   # the longest
         '16_recover.ipynb': 'many trainings; tests/test_recover.py has the same functions',
         '19_shortcut.ipynb': 'many searches; tests/test_shortcut.py has the same functions',
         'gallery.ipynb': 'every plot once; each is made in the notebook of its own',
-        'tutorials/resist.ipynb': 'thirty trainings',
+        'tutorials/resist.ipynb': 'twenty trainings',
         'measures/05_plasticity.ipynb': 'many trainings; tests/test_plasticity.py has the same functions',
         'howdoi.ipynb': 'a training for almost every answer; each has a notebook of its own',
         'measures/04_attribution.ipynb': 'many trainings; tests/test_attribution.py has the same functions',

@@ -163,6 +163,11 @@ def test_stamps_may_be_missing_but_not_beyond():
     assert torch.equal(painted(-1, 0)[0], x[0]) and not torch.equal(painted(-1, 0)[1], x[1])
     with pytest.raises(ValueError, match='labels: must be in -1…1; got 0…2'): painted(0, 2)
 
+def test_none_of_the_classes_are_there():
+    "As in a small validation set, whose samples are none of a rare class"
+    assert assign_stamps([0,1,1], classes=[2], n_classes=3, stratify=True).tolist()==[-1]*3
+    assert assign_stamps([], n_classes=3, stratify=True).tolist()==[]
+
 def test_no_strength_in_conflict():
     with pytest.raises(ValueError, match="in 'conflict' no image has its own class's picture"): assign_stamps([0,1,2], variant='conflict', strength=.3)
 

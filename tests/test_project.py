@@ -92,6 +92,12 @@ def test_nbdev_yml_follows_pyproject(copy):
     python('-c', 'from nbdev.quarto import refresh_quarto_yml; refresh_quarto_yml()', cwd=copy)
     same(tree(copy/'nbs', '*.yml'), tree(root/'nbs', '*.yml'))
 
+@pytest.mark.parametrize('table', sorted((root/'nbs'/'paper'/'results').rglob('*.csv')), ids=lambda f: f.relative_to(root/'nbs'/'paper'/'results').as_posix())
+def test_no_result_counts_twice(table):
+    "A row that is there twice would be a seed more"
+    rows = table.read_text('utf-8').splitlines()
+    assert len(rows)>1 and len(set(rows))==len(rows)
+
 def test_readme_is_made_from_index():
     pytest.importorskip('smalldocs', reason='smalldocs needs Python 3.11')
     python('nbs/_tools/readme.py', '--check')

@@ -83,8 +83,10 @@ def test_only_when_named(tmp_path):
     assert [o for o in named if o in recipes_module.questions]==[] and set(cli.figures)<=set(named)
 
 @pytest.mark.slow('three recipes at the smallest scale')
-def test_command_line(tmp_path, capsys, few, monkeypatch):
+def test_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(questions, 'resisting', {k:resisting[k] for k in some[:2]})
     monkeypatch.setattr(questions, 'unlearners', {k:questions.unlearners[k] for k in ('pattern','finetune')})
+    for k in cli.questions: monkeypatch.setitem(recipes, k, replace(recipes[k], scales=dict(smoke=replace(recipes[k].scales['smoke'], seeds=1))))
     assert cli.main(['paper','resist','recover','unlearn','--preset','smoke','--out',str(tmp_path/'o'),'--jobs','1'])==0
     said = capsys.readouterr().out
     assert 'WiSE-FT, half way' in said and 'new last layer brings back' in said and 'finetune, a class' in said

@@ -1,12 +1,13 @@
 "Recoverable accuracy against known networks and a second implementation; ramps by hand, stopped and gone on, and after errors."
 import random
 from copy import deepcopy
+from functools import partial
 import numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from fastai.tabular.all import CategoryBlock, Normalize, TabularPandas, tabular_learner
-from fastai.vision.all import (Callback, CategoryMap, CrossEntropyLossFlat, DataLoaders, IntToFloatTensor, L, Learner, SchedCos, SGD,
+from fastai.vision.all import (Callback, CategoryMap, CrossEntropyLossFlat, DataLoader, DataLoaders, IntToFloatTensor, L, Learner, SchedCos, SGD,
                                TensorCategory, TensorImage, TfmdDL, accuracy, set_seed)
 from stop import Boom, StopAt
 from feature_erosion.data import TensorImages, digits_dls, tensor_dls
@@ -14,6 +15,7 @@ from feature_erosion.evalsets import EvalSets, pattern_sets
 import feature_erosion.learner   # `fit_phases`, `recover` and others on every Learner
 from feature_erosion.patterns import ColorSquare, Noise
 from feature_erosion.phases import Phase
+from feature_erosion.loaders import same_dl
 from feature_erosion.recover import Ramp, Recovery, dfr, group_accuracy, recover, strengths
 from feature_erosion.runs.resume import KeepRun
 from feature_erosion.runs.store import RunStore
@@ -521,3 +523,17 @@ def test_features_of_any_precision():
     X = torch.tensor(X).bfloat16()
     a,b,c = (dfr(o, y) for o in (X, X.double().numpy(), X.float().requires_grad_()))
     for o in (b,c): assert torch.equal(a.weight, o.weight) and torch.equal(a.bias, o.bias)
+
+def test_parts_of_one_dataset_share_no_images():
+    "Parts of parts are compared by the samples that they come from; those of one list may be apart"
+    X,part,loader = torch.rand(40,3,4,4),torch.utils.data.Subset,partial(torch.utils.data.DataLoader, batch_size=8)
+    ds = torch.utils.data.TensorDataset(X, torch.arange(40)%2)
+    items,net = [(x,int(y)) for x,y in ds],nn.Sequential(nn.Flatten(), nn.Linear(48,2))
+    first,rest = part(ds, range(25)),part(ds, range(25,40))
+    def see(a, b): return recover(net, a, b, few=2, seeds=1, features='last', progress=False)
+    for a,b in ((loader(ds),loader(rest)), (loader(first),loader(part(ds, [39,24,30,31]))),
+                (loader(rest),DataLoader(part(part(ds, range(20,40)), [8,9,10,11]), bs=8, num_workers=0))):
+        with pytest.raises(ValueError, match='shares images with train'): see(a, b)
+    assert see(loader(first), loader(rest)).attrs['n_test']==15
+    dl = DataLoader(items, bs=8, num_workers=0)
+    assert see(*[same_dl(dl, idxs=i) for i in (list(range(25)),list(range(25,40)))]).attrs['n_test']==15

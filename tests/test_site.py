@@ -21,6 +21,11 @@ def url(browser, site):
     server.shutdown()
     server.server_close()
 
+@pytest.fixture(scope='module')
+def front(browser, url):
+    "The first page, in which one may search"
+    with Page(browser, url) as p: yield p
+
 def test_search_finds_a_class(browser, url):
     with Page(browser, url) as p:
         p.page.locator('.smalldocs-search input').first.press_sequentially('ColorSquare')
@@ -32,13 +37,15 @@ def test_search_finds_a_class(browser, url):
     ('probe','Learner.layer_probe'), ('tolerance','WatchErosion'), ('colorsqare','ColorSquare'),
     ('grad-cam','Grad-CAM: where it looks'), ('figure 1','Figure 1: collapse'), ('custom loss','Use my own loss'), ('multi gpu','Can I use several GPUs'), ('jpeg','JpegQuality'), ('text','Does it work for'),
     ('phases','Phases'), ('cli','Command line'), ('half-life','Forgetting and half-life'), ('vit','Vision transformers'), ('changelog','Changelog'), ('forgetting','forgetting'), ('own data','Your own data')])
-def test_search_shows_first_what_users_meet(browser, url, site, query, first):
+def test_search_shows_first_what_users_meet(front, query, first):
     "Public names and pages that tell how to come before the inside of the library; a slip of the finger is forgiven"
-    with Page(browser, url) as p:
-        p.page.locator('.smalldocs-search input').first.press_sequentially(query)
-        hits = p.page.locator('.smalldocs-search-results.show').first
-        expect(hits.locator('a').first).to_contain_text(first)
-        assert not p.errors
+    field = front.page.locator('.smalldocs-search input').first
+    field.clear()
+    expect(front.page.locator('.smalldocs-search-results.show')).to_have_count(0)
+    field.press_sequentially(query)
+    hits = front.page.locator('.smalldocs-search-results.show').first
+    expect(hits.locator('a').first).to_contain_text(first)
+    assert not front.errors
 
 def test_search_shows_the_inside_of_the_library_last(browser, url, site):
     kinds = {o['href']:o['kind'] for o in json.loads((site/'search.json').read_text('utf-8'))}
@@ -57,16 +64,18 @@ def test_sidebar_leads_everywhere(browser, url):
         assert not [o for o in links if p.page.request.get(o).status!=200]
 
 @pytest.mark.slow('every page, at two widths')
-@pytest.mark.parametrize('width,scheme', [(1280,'light'), (390,'dark')])
-def test_every_page(browser, url, site, width, scheme):
-    "Nothing goes wrong, nothing comes from elsewhere, nothing sticks out at the right, and each picture is there and has an alt text"
+def test_every_page(browser, url, site):
+    "On a desk and, dark, on a phone, nothing goes wrong, comes from elsewhere or sticks out at the right, and each picture is there and has an alt text"
     bad = []
-    for name in sorted(f.relative_to(site).as_posix() for f in site.rglob('*.html') if f.name!='404.html'):   # which has its files at the published root
-        with Page(browser, url+name, width, scheme=scheme) as p:
-            p.page.wait_for_load_state('load')
+    with Page(browser, url) as p:
+        for name in sorted(f.relative_to(site).as_posix() for f in site.rglob('*.html') if f.name!='404.html'):   # which has its files at the published root
+            p.look(1280, 'light')
+            p.go(url+name)
+            for width,scheme in (1280,'light'),(390,'dark'):
+                p.look(width, scheme)
+                if (wide := p.overflow())>0: bad.append((name, f'{wide} pixels too wide, {scheme}'))
+                bad += [(name, o) for o in p.images() if not o['width'] or not o['alt']]
             bad += [(name, o) for o in p.errors+[r for r in p.requests if not r.startswith((url, 'data:'))]]
-            if (wide := p.overflow())>0: bad.append((name, f'{wide} pixels too wide'))
-            bad += [(name, o) for o in p.images() if not o['width'] or not o['alt']]
     assert not bad
 
 @pytest.mark.parametrize('name', ['index','benchmarks','runs/sweep','measures/cka','cli'])
@@ -74,6 +83,14 @@ def test_sidebar_shows_where_one_is(browser, url, name):
     "Without scrolling"
     inside = "(() => { const r = document.querySelector('#quarto-sidebar .active').getBoundingClientRect(); return r.top>0 && r.bottom<innerHeight })()"
     with Page(browser, f'{url}{name}.html', height=900) as p: assert p.js(inside)
+
+misplaced = """() => [...document.querySelectorAll('main table.dataframe thead th')].filter(h => h.innerText.trim())
+  .filter(h => (getComputedStyle(h).textAlign=='right')!=h.classList.contains('number')).map(h => h.innerText)"""
+
+@pytest.mark.parametrize('name', ['paper/fig5','paper/claims','paper/resist'])
+def test_heads_stand_above_their_columns(browser, url, name):
+    "Numbers to the right, words to the left, also where pandas brings a style of its own"
+    with Page(browser, f'{url}{name}.html') as p: assert p.page.locator('main table.dataframe thead th').count() and p.js(misplaced)==[]
 
 too_wide = """() => [...document.querySelectorAll('main table')].filter(t => t.checkVisibility() && Math.max(t.scrollWidth, t.parentElement.scrollWidth)>t.parentElement.clientWidth+1)
   .map(t => [t.className, t.innerText.slice(0, 60)])"""

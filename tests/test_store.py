@@ -388,6 +388,13 @@ def test_what_is_no_run_hides_no_run(tmp_path):
     (tmp_path/'c').mkdir(), os.mkfifo(tmp_path/'c'/'run.json')
     with pytest.warns(UserWarning, match='b/run.json: damaged, not JSON'): assert store.runs().status.to_dict()==dict(a='new', b='damaged')
 
+def test_weights_that_are_gone_are_not_those_before(tmp_path):
+    learn,run = fit(tmp_path),RunStore(tmp_path)['a']
+    for k,v in run.weights().items(): assert torch.equal(v, learn.model.state_dict()[k])
+    files_module.remove_folder(run.path/'phases'/'erode', checkpoint_files)
+    with pytest.raises(ValueError, match="phases/erode: gone, with the weights at the end of this run; put it back, .*`weights\\('pretrain'\\)`"): run.weights()
+    assert run.weights('pretrain')
+
 def test_a_finished_run_is_loaded_from_where_nothing_can_be_written(tmp_path, monkeypatch):
     def train():
         learn = plain_learner(tmp_path)

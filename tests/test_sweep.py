@@ -1,9 +1,10 @@
 "Sweeps on loky, dask and ray, with workers that die."
-import importlib, os, signal, sys, time, types, warnings
+import importlib, multiprocessing, os, signal, sys, time, types, warnings
 from functools import partial
 import joblib, numpy as np, pytest
 from fastai.vision.all import torch
 from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.backend.context import set_start_method
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from conftest import root
 from feature_erosion.runs.keys import Untold, recipe
@@ -49,6 +50,16 @@ def test_loky_loses_a_worker(tmp_path):
     assert (df.threads==max(1, min(torch.get_num_threads(), joblib.cpu_count()//2))).all()
 
 @pytest.fixture
+def forked():
+    "Workers that begin sooner: forked from a process that has imported all libraries, but not this package"
+    multiprocessing.set_forkserver_preload(['fastai.vision.all'])
+    get_reusable_executor().shutdown(wait=True)
+    set_start_method('forkserver', force=True)
+    yield
+    get_reusable_executor().shutdown(wait=True)
+    set_start_method('loky', force=True)
+
+@pytest.fixture
 def lesson(tmp_path, monkeypatch):
     "A module of the user's, and a function that goes by it"
     name,old = f'lesson{os.getpid()}',os.environ.get('PYTHONPATH', '')
@@ -66,8 +77,8 @@ def by_lesson(module):
     def fn(a, seed): return dict(y=module.f(a))
     return fn
 
-@pytest.mark.slow('workers that import everything, three times')
-def test_workers_have_the_code_of_this_process(lesson, tmp_path, monkeypatch):
+@pytest.mark.slow('new workers, three times')
+def test_workers_have_the_code_of_this_process(forked, lesson, tmp_path, monkeypatch):
     """Workers of an earlier sweep have imported a module that was reloaded since: new ones start. A constant that was set by hand is in no file: an error.
     A relative store is found wherever the workers of an earlier sweep were started"""
     f,m = lesson
@@ -97,18 +108,18 @@ def test_none_among_numbers_is_drawn(tmp_path):
     means,dots = df.plot_means('wd', 'acc').lines[:2]
     assert list(means.get_xdata())==['None','0.1','0.2'] and list(means.get_ydata())==[.5,.1,.2] and len(dots.get_xdata())==6
 
-@pytest.mark.slow('workers that import everything, twice')
-def test_a_point_that_always_dies(tmp_path):
+@pytest.mark.slow('new workers, twice')
+def test_a_point_that_always_dies(forked, tmp_path):
     with pytest.warns(UserWarning) as w: df = sweep(always_dies, dict(a=[0,1,2]), store=tmp_path, n_jobs=2, attempts=2, progress=False)
     assert df.status.tolist()==['finished','failed','finished'] and 'its worker died 2 times' in df.error[1] and any('1 of 3 points failed' in str(o.message) for o in w)
 
-@pytest.mark.slow('six workers that import everything, one after the other')
-def test_a_neighbour_is_not_blamed(tmp_path):
+@pytest.mark.slow('six workers, one after the other')
+def test_a_neighbour_is_not_blamed(forked, tmp_path):
     with pytest.warns(UserWarning): df = sweep(beside_a_killer, dict(a=[0,1]), store=tmp_path, n_jobs=2, progress=False)
     assert df.status.tolist()==['finished','failed'] and 'its worker died 3 times' in df.error[1]
 
-@pytest.mark.slow('workers that import everything, twice')
-def test_workers_that_cannot_begin(tmp_path):
+@pytest.mark.slow('new workers, twice')
+def test_workers_that_cannot_begin(forked, tmp_path):
     "No point is ever begun: an error, not one attempt after the other for ever"
     with pytest.warns(UserWarning, match='a worker was lost') as w, pytest.raises(TerminatedWorkerError): sweep(DiesOnArrival(), dict(a=[0,1]), store=tmp_path, n_jobs=2, attempts=2, progress=False)
     assert sum('a worker was lost' in str(o.message) for o in w)==1

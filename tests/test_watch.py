@@ -565,7 +565,7 @@ def test_texts_of_different_lengths():
         def forward(self, x): self.long(x); return super().forward(x)
     set_seed(0)
     w,v,learn = WatchErosion(dls, budget=1e6, layers='all'),Watch(),Learner(dls, Odd(), loss_func=nn.CrossEntropyLoss(), opt_func=SGD, lr=0.)
-    with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning, match='what long puts out differs in shape from batch to batch, so it is left out'): learn.fit(1, cbs=[w,v])
+    with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning, match='the output of long differs in shape from batch to batch, so it is left out'): learn.fit(1, cbs=[w,v])
     assert {'emb','lstm'}<={*w.by_layer} and 'long' not in w.by_layer and w.by_layer.iloc[-1].min()==pytest.approx(1)
     X = w.start['layers']['emb']
     want = torch.cat([learn.model.emb(padded(items[i:i+16])[0]).mean(1) for i in range(0, 80, 16)])
@@ -591,3 +591,40 @@ def test_names_labels_and_sizes_that_are_refused(knows):
     out = io.StringIO()
     with contextlib.redirect_stdout(out): erode(knows, Watch([(x,y+10)]), epochs=1)
     assert "other outputs than the classes of 'known', so its head is new" in out.getvalue()
+
+class Routed(nn.Module):
+    "Sends each image to one of two experts, by a bias that training moves; after `least` passes it answers early"
+    def __init__(self, body, least=1e9):
+        super().__init__()
+        self.body,self.least,self.passes = body[:-1],least,0
+        self.experts,self.gate,self.late = nn.ModuleList(nn.Linear(128,10) for _ in range(2)),nn.Linear(128,2),nn.Linear(10,10)
+        with torch.no_grad(): self.gate.weight.mul_(.01), self.gate.bias.copy_(torch.tensor([.2,-.2]))
+    def forward(self, x):
+        x = self.body(x)
+        self.passes += not self.training
+        at,p = self.gate(x).argmax(1),self.gate(x).softmax(1)
+        res = x.new_zeros(len(x), 10)
+        for i,e in enumerate(self.experts):
+            if (at==i).any(): res[at==i] = e(x[at==i])*p[at==i,i:i+1]
+        return res if self.passes>self.least else res+self.late(res)
+
+@pytest.mark.works(kind='models', what='A mixture of experts, or an early exit, in `WatchErosion`', how='works: a layer that does not see all samples is left out of that look')
+@pytest.mark.parametrize('least', [1e9, 14], ids=['experts','exit'])
+@pytest.mark.parametrize('ref', [True,False])
+def test_layers_that_do_not_always_run(knows, least, ref):
+    "What an expert does not see is not compared, and training goes on as it would without"
+    class Turn(Callback):
+        def after_step(self): self.model.gate.bias.data.add_(torch.tensor([-.05,.05]))
+    set_seed(0)
+    model,w = Routed(deepcopy(knows), least),Watch(digits() if ref else None, layers='linear')
+    learn = erode(model, Turn(), w, epochs=2)
+    known = {o for o in w.by_layer if w.by_layer[o].notna().all()}
+    assert 'gate' in known and 'experts.0' in w.by_layer and w.by_layer['experts.0'].iloc[0]==pytest.approx(1)
+    assert np.isnan(w.by_layer['experts.0'].iloc[-1]) and ('late' in known)==(least>14)
+    assert w.history.cka.iloc[-1]==pytest.approx(w.by_layer.iloc[-1].mean())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in learn.model.modules())
+
+def test_nothing_to_watch_is_said():
+    "Neither answers nor features"
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3))
+    with pytest.raises(ValueError, match="does not know 'known', and has no linear layer or convolution that reads features"): erode(model, Watch(digits()))

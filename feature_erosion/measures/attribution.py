@@ -82,7 +82,7 @@ def _last_maps(calls, places, b):
     "The last call before pooling: its map is as large as the last convolution's or linear layer's"
     if any(p.extra for p in places.values()): return _before_attention(calls, places)
     makers = [n for n,p in places.items() if _is_maker(p)]
-    if not makers: raise ValueError("layer=None: no convolution of this model puts out maps, so it looks nowhere in particular; "
+    if not makers: raise ValueError("layer=None: no convolution of this model returns maps, so it looks nowhere in particular; "
                                     "use a convolutional model or larger images, or name a `layer` with maps")
     res,names = makers[-1],list(places)
     _check_rest(calls, res, places, b)
@@ -98,7 +98,7 @@ def _check_rest(calls, last, places, b):
         c = calls[n]
         if _is_maker(c) and n not in places and len(c.shape)>2 and c.shape[0]==b and prod(c.shape[1:])>c.shape[c.axis]:
             shape = '×'.join(map(str, c.shape))
-            raise ValueError(f"layer=None: {n!r} puts out {shape}, and which rows and columns these are is "
+            raise ValueError(f"layer=None: {n!r} returns {shape}, and which rows and columns these are is "
                              f"not certain; name a `layer` with maps, or say it, e.g. layer={{{n!r}: (7,7)}}")
 
 # %% ../../nbs/measures/04_attribution.ipynb #cb62963e
@@ -116,7 +116,7 @@ def _place(model, x, layer=None):
 def _no_places(name, c):
     how = f"{{{name!r}: -1}} says that channels come last, {{{name!r}: (7,7)}} that tokens lie in 7 rows and columns"
     shape = '×'.join(map(str, c.shape))
-    raise ValueError(f"layer={name!r}: puts out {shape} for the first images; must be maps, or tokens whose "
+    raise ValueError(f"layer={name!r}: returns {shape} for the first images; must be maps, or tokens whose "
                      f"rows and columns are known, batch first, more than one place; try layer=None, or say more: {how}")
 
 # %% ../../nbs/measures/04_attribution.ipynb #8248644a
@@ -149,7 +149,7 @@ def _classes(target, n):
 # %% ../../nbs/measures/04_attribution.ipynb #a99a4df5
 def _score(out, target):
     "Each image's score for its class, by default the highest score"
-    if out.ndim!=2: raise ValueError(f"model: puts out {tuple(out.shape)}; must be scores of shape (batch, classes)")
+    if out.ndim!=2: raise ValueError(f"model: returns {tuple(out.shape)}; must be scores of shape (batch, classes)")
     if target is None and (target := answered(out)).min()<0:
         raise ValueError('model: some of its scores are NaN or infinite, as of one that diverged')
     lo,hi,n = target.min(),target.max(),out.shape[1]
@@ -320,9 +320,17 @@ class _Painted:
         with unaugmented(self.dl):
             for b in self.dl:
                 x,y = (o[0] for o in split_batch(self.dl, b))
-                if self.masks is None: self.masks = pattern_mask(self.tfm.pattern, range(n), n, x.shape[1:])
+                if self.masks is None:
+                    self._check_size(x)
+                    self.masks = pattern_mask(self.tfm.pattern, range(n), n, x.shape[1:])
                 yield x,y.cpu(),self.stamps[i:i+len(x)]
                 i += len(x)
+
+    def _check_size(self, x):
+        sizes = [f'{h}×{w}' for h,w in dict.fromkeys(k[0][1:] for k in self.tfm._made)]
+        if (now := f'{x.shape[2]}×{x.shape[3]}') in sizes: return
+        raise ValueError(f"dl: images are painted at {sizes[-1]} and come out as {now}, so where the pattern is, is not known; "
+                         f"give the transform that changes their size an order below {self.tfm.order}, that of the painting")
 
 # %% ../../nbs/measures/04_attribution.ipynb #cc5bcf4e
 def _wanted(target, y, stamps):

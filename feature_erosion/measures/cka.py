@@ -243,7 +243,7 @@ class _Kernels:
         if self.A is None or self.A.shape[1]!=self.width(n):
             self.A = torch.zeros(len(self.row), self.width(n), dtype=X.dtype, device=X.device)
         K,dead = _kernel(X, self.kernel, self.sigma)
-        if not K.trace().isfinite(): raise ValueError(f"layer {k[1]!r} of {k[0]!r} puts out values that are not finite")
+        if not K.trace().isfinite(): raise ValueError(f"layer {k[1]!r} of {k[0]!r} returns values that are not finite")
         v = _pack(K, self.debiased)
         if dead or _is_empty(v@v, (K.trace()-K.sum()/n)**2): v = 0
         else: self.alive.add(k)

@@ -169,7 +169,7 @@ def _say(n, c, said):
     c.said = said
     if isinstance(said, tuple): c.grid = said
     elif isinstance(said, int) and said!=0 and -len(c.shape)<said<len(c.shape): c.axis = said%len(c.shape)
-    else: raise ValueError(f"layers: axis {said!r} for {n!r}, which puts out shape {c.shape}; must be 1 for channels first, "
+    else: raise ValueError(f"layers: axis {said!r} for {n!r}, which returns shape {c.shape}; must be 1 for channels first, "
                            "-1 for channels last, or None to work it out")
 
 # %% ../../nbs/measures/00_layers.ipynb #6d165c15
@@ -333,7 +333,7 @@ def _survey(model, x, layers):
 def _check_batch(n, c, k):
     turned = getattr(c.module, 'batch_first', True) is False and len(c.shape)==3   # even if its length equals the batch size
     if not turned and c.shape and c.shape[0]==k: return
-    raise ValueError(f"layers: {n!r} puts out shape {c.shape} for {k} samples; choose layers with the batch first")
+    raise ValueError(f"layers: {n!r} returns shape {c.shape} for {k} samples; choose layers with the batch first")
 
 # %% ../../nbs/measures/00_layers.ipynb #dcf9c5b7
 def _shape(c):
@@ -349,7 +349,7 @@ def _check_channels(meters, survey):
     bad = [(n,c) for calls,_ in survey.values() for n,c in calls.items() if c.axis is None]
     if not bad or not any(m.by_channel for m in meters): return
     n,c = bad[0]
-    raise ValueError(f"layers: {n!r} puts out shape {c.shape} for {c.shape[0]} samples, and which axis holds its channels is "
+    raise ValueError(f"layers: {n!r} returns shape {c.shape} for {c.shape[0]} samples, and which axis holds its channels is "
                      f"not certain; say it, e.g. layers={{{n!r}: 1}} for channels first or {{{n!r}: -1}} for channels last")
 
 # %% ../../nbs/measures/00_layers.ipynb #b6e44f1d
@@ -384,7 +384,7 @@ def _by_depth(shapes):
 class _Enough(Exception): "All requested layers have been seen"
 
 def _other_size(n, c, o):
-    raise ValueError(f"layers: {n!r} puts out {tuple(o.shape[1:])} for a sample, and {c.shape[1:]} for the first; give inputs of "
+    raise ValueError(f"layers: {n!r} returns {tuple(o.shape[1:])} for a sample, and {c.shape[1:]} for the first; give inputs of "
                      "one size, choose layers after pooling, or a measure that averages over positions, such as `layer_probe`")
 
 def _forward(model, x, name, jobs, calls):

@@ -40,7 +40,7 @@ def _hidden(model, x):
     try: return find_layers(model, x, 'block')
     except ValueError:
         raise ValueError("layers=None: no activations among the modules of this network before its output, and no blocks; "
-                         "name layers that put out what comes after the nonlinearity") from None
+                         "name the layers that return what comes after the nonlinearity") from None
 
 # %% ../../nbs/measures/05_plasticity.ipynb #a324640f
 class _Activity(Meter):
@@ -53,7 +53,7 @@ class _Activity(Meter):
     def end_layer(self, model, layer):
         self.mean[layer] /= self.count[layer]
         if np.isfinite(self.mean[layer]).all(): return
-        raise _NotFinite(f"layer {layer!r}: puts out NaN or infinite values; look for a diverged network, or drop these samples")
+        raise _NotFinite(f"layer {layer!r}: returns NaN or infinite values; look for a diverged network, or drop these samples")
 
 # %% ../../nbs/measures/05_plasticity.ipynb #180b9be6
 def unit_scores(
@@ -176,11 +176,17 @@ def _targets(loss, ys):
     return ys[:max(1, sum(p.default is p.empty and p.kind<=p.POSITIONAL_OR_KEYWORD for p in ps)-1)]
 
 def _divisor(loss, total, pred, *ys):
-    "What `loss` divides `total` by, from two made-up predictions; `None` if they do not agree"
-    ramp = torch.linspace(.25, .75, pred.numel(), dtype=pred.dtype, device=pred.device).view_as(pred)
-    sums,means = zip(*[(total(p, *ys).item(), loss(p, *ys).item()) for p in (ramp, 1-ramp**2)])
+    "What `loss` divides `total` by, from made-up predictions of the last and the first class; `None` if they disagree"
+    spread = .02+.96*(torch.arange(pred.numel(), dtype=torch.float64)*.618034%1)
+    one = spread.to(pred).view_as(pred).sort(min(1, pred.ndim-1)).values
+    sums,means = zip(*[(total(p, *ys).item(), loss(p, *ys).item()) for p in (one, (1-one)**3)])
     a,b = [s/m if s else 0. for s,m in zip(sums, means)]
     return a if abs(a-b)<=1e-3*abs(a) else None
+
+def _is_sum(total, *o):
+    "Whether a loss heeds `reduction='sum'`: twice the samples have twice the loss"
+    once,twice = total(*o).item(),total(*[torch.cat([v,v]) for v in o]).item()
+    return not abs(twice-2*once) > 1e-3*abs(once)
 
 def _adds_up(loss, a, b):
     "Whether the loss of two batches together is the mean of their losses"
@@ -196,15 +202,15 @@ def _outputs(model, loss, batches):
 
 def _losses(outputs, loss):
     "For each batch, what to sum, and what to divide the sum by"
-    total,before = _as_sum(loss),None   # `total=None`: use the means of batches
+    total,before,last = _as_sum(loss),None,None   # `total=None`: use the means of batches
     for o in outputs:
         now = o[0].detach(),*o[1:]
+        if before is None and total and not _is_sum(total, *now): total = None
         k = _divisor(loss, total, *now) if total else None
-        if before is None and k is None: total = None
-        if before and (k is None if total else not _adds_up(loss, before, now)):
+        if before and (None in (last,k) if total else not _adds_up(loss, before, now)):
             raise ValueError("loss_func: is not a mean over samples, so that batches do not add up; give one batch, [(x, y)]")
-        yield (total(*o),k) if total else (loss(*o)*len(o[0]),len(o[0]))
-        before = now
+        yield (loss(*o)*len(o[0]),len(o[0])) if k is None else (total(*o),k)
+        before,last = now,k
 
 # %% ../../nbs/measures/05_plasticity.ipynb #45b5248b
 def _differentiable(model, loss_func):
@@ -332,7 +338,7 @@ def penultimate(
     dl, # As in `fixed_dl`
     n:int|None=None, # How many samples; `None` for all
     seed:int=0 # Which samples
-)->torch.Tensor: # Shape `(samples, features)`
+)->torch.Tensor: # Shape `(samples, features)`, in the order of `dl_labels`
     "Input of the last linear layer to run, in eval mode; tokens are averaged"
     model,meter = only(named_models(model).values()),_LastInput()
     layers = [(n,c.module) for n,c in layer_calls(model, _two_inputs(model, dl)).items() if _has_weights(c.module)]
@@ -377,7 +383,7 @@ def plasticity_measures(
     tau:float=0., # As in `dormant_units`
     layers=None, # As in `unit_scores`
     seed:int=0, # Which samples
-    measures=tuple(_measures) # Which of them; also 'hessian_rank', which takes minutes for a large network
+    measures=tuple(_measures) # Which measures; also 'hessian_rank', which takes minutes for a large network
 )->dict: # Values by name
     "Share of dormant units, norms of weights and gradient, and effective rank of the penultimate features"
     known = {**_measures, **_slow}
@@ -393,7 +399,7 @@ class PlasticityLog(LoggedCallback):
     @delegates(plasticity_measures, but='model,dl,loss_func,measures')
     def __init__(self,
         dl=None, # As in `fixed_dl`, with targets; by default the Learner's validation set, without squares
-        measures=tuple(_measures), # Which of them, as in `plasticity_measures`
+        measures=tuple(_measures), # Which measures, as in `plasticity_measures`
         **kwargs
     ): self.given,self.columns,self.kwargs = dl,listify(measures),kwargs
 

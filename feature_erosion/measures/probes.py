@@ -394,7 +394,7 @@ def layer_probe(
     n:int|None=None, # Number of training samples, stratified; `None` for all
     n_test:int|None=None, # The same for testing
     C:float|None=None, # As in `fit_probe`
-    labels=None, # Other labels: a function of the data's labels, or a pair of tensors for `train` and `test`
+    labels=None, # Other labels: a function of the data's labels, or a pair of tensors in the order of `dl_labels`
     max_features:int|None=None, # As in `Features`
     max_memory:float=2., # As in `visit`
     seed:int=0, # Which samples and features

@@ -357,8 +357,9 @@ def gains(
 
 def _plot_gaps(ax, g):
     lengths = sorted(g.squares.unique())
-    for (opt,d),mark in zip(g.groupby('opt', sort=False), 'so'):
-        d,color = d.assign(x=d.squares.map(lengths.index)),_colors['before' if opt=='adam' else 'after']
+    for opt,d in g.groupby('opt', sort=False):
+        color,mark = (_colors['before'],'s') if opt=='adam' else (_colors['after'],'o')
+        d = d.assign(x=d.squares.map(lengths.index))
         ax.plot(d.x, d.gain, mark, color=color, ms=4, alpha=.5)
         m = d.groupby('x').gain.mean()
         ax.plot(m.index, m, '-' if len(m)>2 else ':', color=color, label=_opt_names[opt])
@@ -626,11 +627,11 @@ def _rates(net, *lrs): return tuple(replace(net, lr=lr) for lr in lrs)
 _eight = 0.,.01,.03,.1,.3,.6,.9,1.
 
 def _smoke():
-    net = Net('Perceptron', 'perceptron', 'digits', n=256, n_valid=60, lr=.05, lengths=(6,3,6))
-    res = Net('ResNet-20', 'resnet20', 'digits', width=.25, n=256, n_valid=60, lr=.05, lengths=(4,2,0))
-    scales = _scales(net, (res,), (), _rates(net, .03, .1), (1,), (0.,.3,1.), seeds=2, n_test=60, n_train=128)
-    few = dict(fig3={}, fig4=dict(n_train=64))
-    return {**scales, **{f:replace(scales[f], nets=with_control(res), **kw) for f,kw in few.items()}}
+    net = Net('Perceptron', 'perceptron', 'digits', n=256, n_valid=60, lr=.05, lengths=(4,2,4))
+    res = Net('ResNet-20', 'resnet20', 'digits', width=.25, n=256, n_valid=60, lr=.05, lengths=(2,1,0))
+    scales = _scales(net, (res,), (), _rates(net, .05, .1), (1,), (0.,.3,1.), seeds=2, n_test=60, n_train=128)
+    few = dict(fig3=dict(nets=with_control(res)), fig4=dict(nets=with_control(res), n_train=40), rank=dict(n_train=60))
+    return {**scales, **{f:replace(scales[f], **kw) for f,kw in few.items()}}
 
 def _paper():
     vgg,res = Net('VGG-19', 'vgg19'),Net('ResNet-18', 'resnet18', lengths=(160,160,0))
@@ -662,6 +663,6 @@ _recipe('fig3', 'Representations change at every layer', cka_tables, plot_cka, c
 _recipe('fig4', 'Rank and linear probes of each layer collapse', layer_tables, plot_layers, layer_claims)
 _recipe('fig5', 'Learning again is slower than from scratch, and ends lower',
         relearning_tables, plot_relearning, relearning_claims, phases=3)
-_recipe('fig6', 'Forgetting rises with the share of images that wear a square', ratio_tables, plot_ratios, ratio_claims)
+_recipe('fig6', 'Forgetting rises with the share of images that have a square', ratio_tables, plot_ratios, ratio_claims)
 _recipe('gradcam', 'The network looks at the square', cam_tables, plot_cams, cam_claims, extra='captum')
 _recipe('rank', 'Rank of the last features and learning again', rank_tables, plot_rank, rank_claims, phases=3)

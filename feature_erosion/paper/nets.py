@@ -316,12 +316,16 @@ def keep_net(
 )->Learner: # As from `fit_net`
     "Train a network in its own run, with tables `history`, `evals` and `accuracy`"
     weights = {'weights_sha256':file_sha(weights_file(net.weights))} if net.weights not in (None,'imagenet') else {}
-    run = open_run(out, seed=seed, net=asdict(net), **weights)
-    learn = fit_net(net, seed, [*L(cbs), KeepRun(run)], quiet)
-    tables = dict(history=learn.recorder.history, accuracy=phase_table(learn))
-    for k,v in tables.items(): run.save_table(k, v.reset_index())
-    run.save_table('evals', learn.recorder.evals)
+    keep = KeepRun(open_run(out, seed=seed, net=asdict(net), **weights))
+    learn = fit_net(net, seed, [*L(cbs), keep], quiet)
+    tables = dict(history=learn.recorder.history.reset_index(), accuracy=phase_table(learn).reset_index(), evals=learn.recorder.evals)
+    for k,v in tables.items():
+        if not (keep.idle and _has_table(keep.kept, k)): keep.kept.save_table(k, v)   # a finished run may be read-only
     return learn
+
+def _has_table(run, name):
+    f = f'tables/{name}.csv'
+    return f in run.info['files'] and not run.damaged(f)
 
 # %% ../../nbs/paper/00_nets.ipynb #59a535d3
 class _TellPhases(Callback):

@@ -303,13 +303,20 @@ def unlearn_tables(learn, net, seed, scale):
         return pd.DataFrame(compare_unlearning(learn, forget, retain, methods, again, seed=seed, progress=False))
     return dict(unlearn=pd.concat([table(*o).reset_index().assign(what=k) for k,o in parts.items()]))
 
+def _seed_means(d):
+    "A row for each method; `back_in` says in how many seeds it was relearnt, if not in all or none"
+    by = d.groupby('method', sort=False)
+    back,n = by.relearn.count(),by.size()
+    told = [f' in {b} of {k} seeds' if 0<b<k else '' for b,k in zip(back, n)]
+    return by.mean(numeric_only=True).assign(back_in=told)
+
 def plot_unlearn(t):
     "Accuracy on what was to be forgotten, and on test images of the rest; means over seeds"
     panels = list(t['unlearn'].groupby('what', sort=False))
     height = 1.6+.32*t['unlearn'].method.nunique()
     fig,axs = plt.subplots(len(panels), 1, figsize=(9,height*len(panels)), layout='constrained', squeeze=False)
     for ax,(what,d) in zip(axs[:,0], panels):
-        Unlearning(d.groupby('method', sort=False).mean(numeric_only=True)).plot(ax)
+        Unlearning(_seed_means(d)).plot(ax)
         ax.set_title(what, loc='left', pad=28)
     return fig
 

@@ -41,7 +41,7 @@ class Recipe:
     measure:callable # `f(learn, net, seed, scale) -> dict` of DataFrames
     plot:callable # `f(tables) -> Figure`
     claims:callable # `f(tables) -> list` of rows from `judged`
-    phases:int=2 # Number of phases, of the three, that it needs
+    phases:int=2 # How many of the three phases it needs
     extra:str=None # A module that it needs
     scales:dict=field(default_factory=dict) # A `Scale` by preset: 'smoke', 'cpu', 'paper', or others
 

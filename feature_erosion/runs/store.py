@@ -486,6 +486,9 @@ def _newest(self:Run, ended):
     phases,status = self.info['phases'],self.info['status']
     if phases and ended and (ended[-1]==phases[-1] or ended[-1]!='start' and status!='finished'):
         return self.path/'phases'/ended[-1]
+    if status=='finished' and phases and any(o['table']=='phases' and o['phase']==phases[-1] for o in self.rows()):
+        raise ValueError(f"{self.path/'phases'/phases[-1]}: gone, with the weights at the end of this run; put it back, "
+                         f"or load an earlier phase, `weights({ended[-1] if ended else 'start'!r})`")
     last = [p for p in self.path.glob('last/[0-9]*') if p.name.isdigit()]
     return max(last, key=lambda p: int(p.name)) if last else ended and self.path/'phases'/ended[-1]
 
