@@ -149,6 +149,7 @@ class Page:
         "The same page at another width, in another scheme"
         self.page.set_viewport_size(dict(width=width, height=900))
         self.page.emulate_media(color_scheme=scheme)
+        self.page.wait_for_function("dark => document.documentElement.classList.contains('quarto-dark')===dark", arg=scheme=='dark')
     def __enter__(self): return self
     def __exit__(self, *args): self.page.close()
     def js(self, code): return self.page.evaluate(code)
