@@ -23,7 +23,10 @@ def pytorch_cka(a, b, data):
 
 def cka_pytorch(a, b, data):
     from cka_pytorch import CKACalculator
-    return CKACalculator(a, b, names(a), names(b), verbose=False, device=torch.device('cpu')).calculate_cka_matrix(data, num_epochs=1)
+    c = CKACalculator(a, b, names(a), names(b), verbose=False, device=torch.device('cpu'))
+    res = c.calculate_cka_matrix(data, num_epochs=1).clone()
+    c.reset()   # without it, its hooks stay, and slow down all that use these networks afterwards
+    return res
 
 def torch_cka(a, b, data):
     from torch_cka import CKA
@@ -33,14 +36,23 @@ def torch_cka(a, b, data):
     for m in (*a.modules(), *b.modules()): m._forward_hooks.clear()
     return c.hsic_matrix
 
+def bare(f, models):
+    "`f`, checking that it leaves no hooks behind, which would be timed with whatever comes next"
+    def g():
+        res = f()
+        assert not any(o._forward_hooks or o._forward_pre_hooks for m in models for o in m.modules())
+        return res
+    return g
+
 def loader(data): return torch.utils.data.DataLoader(data, batch_size=None)   # ready batches
 
 def cases(n=2000, bs=128):
     (a,b),data = networks(),batches(n, bs)
     peer,whole = loader(data),loader([tuple(torch.cat(o) for o in zip(*data))])
-    return {'nothing': lambda: None, 'forwards': lambda: forwards((a,b), data), 'ours': lambda: ours([a,b], data), 'forwards, channels-last': lambda: forwards((a,b), data, True),
+    fs = {'nothing': lambda: None, 'forwards': lambda: forwards((a,b), data), 'ours': lambda: ours([a,b], data), 'forwards, channels-last': lambda: forwards((a,b), data, True),
             'pytorch-cka': lambda: pytorch_cka(a, b, peer), 'cka-pytorch': lambda: cka_pytorch(a, b, peer), 'torch-cka': lambda: torch_cka(a, b, peer),
             'ours, full': lambda: ours([a,b], data, estimator='full'), 'pytorch-cka, one batch': lambda: pytorch_cka(a, b, whole), 'cka-pytorch, one batch': lambda: cka_pytorch(a, b, whole)}
+    return {k:bare(f, (a,b)) for k,f in fs.items()}
 
 def exact(acts, sizes):
     "The same estimator in float64, from the same float32 activations: HSIC₁ over batches"
