@@ -208,9 +208,7 @@ def _check_sets(sets, at, n, n_at):
         raise ValueError(f"sets: got a {type(sets).__name__}; must be a dict of loaders by name, e.g. {{'clean':dls.valid}}")
     if not sets: raise ValueError("sets: name at least one, e.g. `pattern_sets(dls, ColorSquare(4))`")
     if not _are_points(at): raise ValueError(f"at={at!r}: must be 'log' or a list of iterations, whole numbers from 0 up")
-    for k,v in dict(n=n, n_at=n_at).items():
-        if v is not None and (not is_int(v) or v<1):
-            raise ValueError(f"{k}={v}: must be a whole number, at least 1, or None for all")
+    check_whole(1, 'all', n=n, n_at=n_at)
     for dl in sets.values(): check_dl(dl)
     if bare := [k for k,dl in sets.items() if _no_labels(dl.dataset)]:
         raise ValueError(f"sets: {bare[0]!r} has no labels to compare with; leave it out: CKA and rank need none")

@@ -81,7 +81,6 @@ def _check(said, ok, **values):
 _check_positive = partial(_check, 'a finite number above 0', lambda v: v>0)
 _check_strength = partial(_check, 'a finite number, 0 or more', lambda v: v>=0)
 _check_share = partial(_check, 'in 0…1', lambda v: 0<=v<=1)
-def _check_whole(least, **values): _check(f'{least} or more, a whole number', lambda v: is_int(v) and v>=least, **values)
 
 # %% ../nbs/15_mitigations.ipynb #883e701a
 @contextmanager
@@ -189,9 +188,9 @@ def fisher(
     "Diagonal of the empirical Fisher information, in eval mode, one sample at a time"
     model = get_model(model)
     ws = _weights(model)
-    res,k = {n:torch.zeros_like(w) for n,w in ws.items()},0
     dl = fixed_dl(dl, n, seed)
-    with evaluating(model), unaugmented(dl), torch.enable_grad():
+    with evaluating(model, grad=True), unaugmented(dl):
+        res,k = {n:torch.zeros_like(w) for n,w in ws.items()},0
         for b in dl:
             xs,ys = split_batch(dl, b, model)
             y = batch_labels(ys)
@@ -219,7 +218,7 @@ class EWC(Penalty):
         super().__init__(phases)
         _check_strength(weight=weight)
         _check_share(decay=decay)
-        if n is not None: _check_whole(1, n=n)
+        check_whole(1, 'all', n=n)
         self.old_dl = _train_dl(old)
         store_attr('weight,decay,n')
 
@@ -377,7 +376,7 @@ class Replay(Mitigation):
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
-        _check_whole(0, n=n)
+        check_whole(0, n=n)
         self.n,self.buffer,self.known = n,_Buffer(old, n, seed) if n else None,False
 
     def strength(self): return self.n
@@ -416,7 +415,7 @@ class DERpp(Penalty):
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
-        _check_whole(0, n=n)
+        check_whole(0, n=n)
         _check_strength(alpha=alpha, beta=beta)
         store_attr('n,alpha,beta')
         self.buffer = _Buffer(old, n, seed) if n else None
@@ -553,7 +552,7 @@ class Adversarial(Mitigation):
         super().__init__(phases)
         _check("in 0…1, a share of a pixel's range, such as 8/255", lambda v: 0<=v<=1, eps=eps)
         if alpha is not None: _check_strength(alpha=alpha)
-        _check_whole(1, steps=steps)
+        check_whole(1, steps=steps)
         self.eps,self.alpha,self.steps,self.known = eps,1.25*eps if alpha is None else alpha,steps,False
 
     def strength(self): return self.eps
@@ -880,7 +879,7 @@ class ReDo(_Renewal):
     ):
         super().__init__(phases)
         _check_strength(tau=tau)
-        _check_whole(1, every=every)
+        check_whole(1, every=every)
         store_attr('tau,every')
     def strength(self): return self.tau
     def looks(self): return (self.steps+1)%self.every==0
@@ -896,7 +895,7 @@ class ContinualBackprop(_Renewal):
     ):
         super().__init__(phases)
         _check_share(rate=rate)
-        _check_whole(0, maturity=maturity)
+        check_whole(0, maturity=maturity)
         _check('0 or more, and below 1', lambda v: 0<=v<1, decay=decay)
         store_attr('rate,maturity,decay')
 
@@ -1054,7 +1053,7 @@ def just_train_twice(
     upweight:int=50 # How many times as often samples that it gets wrong are drawn
 )->DataLoaders: # For the second training, from the weights before the first
     "Data in which samples that the model gets wrong appear `upweight` times (Liu et al. 2021, algorithm 1)"
-    if not is_int(upweight) or upweight<1: raise ValueError(f"upweight={upweight!r}: must be an integer from 1")
+    check_whole(1, upweight=upweight)
     dl,res = subset_dl(dls.train, None),copy(dls)
     idxs = np.repeat(dl.chosen, np.where(_wrong(learn.model, dl), upweight, 1))
     res.loaders = [same_dl(dls.train, get_idxs=_Drawn(idxs), n=len(idxs)), *dls.loaders[1:]]

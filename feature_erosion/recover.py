@@ -59,7 +59,7 @@ def _balanced(g, rng, y, classes):
 
 def _strength(X, y, g, by_group, seed):
     "The `C` that does best on the half that was not trained on"
-    h,rng = _halves(g, np.random.RandomState([seed,0])),np.random.RandomState([seed,1])
+    h,rng = _halves(g, np_rng([seed,0])),np_rng([seed,1])
     if h.all(): return strengths[0]
     i = np.flatnonzero(h)[_balanced(g[h], rng, y[h], y.max()+1)]
     scale = StandardScaler().fit(X[i])
@@ -84,7 +84,7 @@ def dfr(
     classes,y = np.unique(y, return_inverse=True)
     g = y if groups is None else np.unique(_each_named('groups', groups), return_inverse=True)[1]
     _check_dfr(X, y, classes, g, retrain)
-    C,rng,scale = _strength(X, y, g, groups is not None, seed),np.random.RandomState([seed,2]),StandardScaler().fit(X)
+    C,rng,scale = _strength(X, y, g, groups is not None, seed),np_rng([seed,2]),StandardScaler().fit(X)
     subsets = [_balanced(g, rng, y, len(classes)) for _ in range(retrain if len(set(np.bincount(g)))>1 else 1)]
     Ws,bs,ok = zip(*(_regress(scale.transform(X[i]), y[i], C, seed) for i in subsets))
     W = np.mean(Ws, 0)/scale.scale_
@@ -106,7 +106,7 @@ def _check_dfr(X, y, classes, g, retrain):
     if len(classes)<2: raise ValueError(f"y: all {len(y)} labels are the same; want two classes or more")
     if (bad := (~np.isfinite(X)).sum()):
         raise _NotFinite(f"X: {bad} of {X.size} features are NaN or infinite; has the network diverged?")
-    if retrain<1: raise ValueError(f"retrain={retrain!r}: must be at least 1")
+    check_whole(1, retrain=retrain)
 
 # %% ../nbs/16_recover.ipynb #8b1a0a52
 def _in_dataset(dl):
@@ -130,7 +130,7 @@ def _check_apart(train, test):
 
 def _draw(y, most, seed):
     "`most` samples of each class in random order, shape `(most, classes)`, so that the first `k` rows are `k` of each"
-    rng = np.random.RandomState(seed)
+    rng = np_rng(seed)
     return np.stack([rng.permutation(np.flatnonzero(y==c))[:most] for c in np.unique(y)], 1)
 
 def _check_enough(k, y, y_test, names):

@@ -9,11 +9,13 @@ from fastai.vision.all import Learner, accuracy, load_learner, partial, set_seed
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import EvalSets, evaluate, pattern_sets
 from feature_erosion.learner import erosion_learner
-from feature_erosion.measures.plasticity import PlasticityLog
-from feature_erosion.mitigations import DERpp, EWC, Replay
+from feature_erosion.measures.attribution import grad_cam
+from feature_erosion.measures.plasticity import PlasticityLog, grad_norm, hessian_rank
+from feature_erosion.mitigations import DERpp, EWC, Replay, fisher
 from feature_erosion.patterns import ColorSquare, CornerSquare, Stripes
 from feature_erosion.phases import Phase
 from feature_erosion.recover import Recovery
+from feature_erosion.unlearning import saliency
 from feature_erosion.watch import WatchErosion
 
 works = partial(pytest.mark.works, kind='callbacks')
@@ -180,3 +182,17 @@ def test_export_with_callbacks_that_hold_data(name, tmp_path):
         if name!='plasticity':
             with loaded.no_bar(), loaded.no_logging(), pytest.raises(AttributeError, match='were left out when the Learner was exported'): loaded.fit(1)
         learn.fit(1)
+
+@pytest.mark.parametrize('context', [torch.no_grad, torch.inference_mode])
+def test_gradients_where_none_are_recorded(dls, context):
+    "What needs gradients computes them, and the context is left as it was"
+    m,dl = net(),dls.valid
+    def nonzero(d): return [o.sum().item() for o in d.values()]
+    fs = (lambda: grad_norm(m, dl, n=20), lambda: hessian_rank(m, dl, n=20, steps=3), lambda: nonzero(fisher(m, dl, n=20)),
+          lambda: nonzero(saliency(m, dl)), lambda: grad_cam(m, dl.one_batch()[0][:4].clone()).sum().item())
+    want = [f() for f in fs]
+    assert all(np.sum(o)>0 for o in want)
+    with context():
+        before = torch.is_grad_enabled(),torch.is_inference_mode_enabled()
+        assert [f() for f in fs]==want
+        assert (torch.is_grad_enabled(),torch.is_inference_mode_enabled())==before

@@ -218,7 +218,7 @@ def test_arguments_that_would_do_something_else():
     with pytest.raises(ValueError, match="names=.*: typo begin no parameter's name; there are 0.weight"): small(points(), layers(), Only(['3','typo']))
     with pytest.raises(ValueError, match='they begin no parameter'): small(points(), layers(), Only([]))
     with pytest.raises(ValueError, match='eps=8: must be in 0…1'): Adversarial(8)
-    with pytest.raises(ValueError, match='every=0: must be 1 or more'): ReDo(every=0)
+    with pytest.raises(ValueError, match='every=0: must be a whole number, at least 1'): ReDo(every=0)
 
 def test_norms_without_weights_rest_as_well():
     "`Only` leaves their statistics as they are, unless they are in the part that is trained"

@@ -141,6 +141,25 @@ def test_ratios_of_the_benchmark(monkeypatch):
     assert [run.verdict(dict(seven, target=t)) for t in (1, 2, 8)]==['met','not clear','missed']
     assert run.verdict(dict(ours_s=[1.], low=9, high=9, target=1))=='not clear'   # one turn tells nothing
 
+def test_a_look_of_the_benchmark(monkeypatch, dls):
+    "Both sides evaluate all three sets, with as many forward passes"
+    monkeypatch.syspath_prepend(str(bench))
+    import train_rows
+    model,passes = net(),[]
+    model.register_forward_pre_hook(lambda m,x: passes.append(len(x[0])))
+    fs = train_rows.look(dls, model)
+    for f in fs.values(): f()
+    half = len(passes)//2
+    assert passes[:half]==passes[half:] and sum(passes)==6*min(1000, len(dls.valid_ds))
+
+def test_peers_of_the_benchmark_leave_no_hooks(monkeypatch):
+    "Hooks on shared networks would be timed with whatever comes next"
+    monkeypatch.syspath_prepend(str(bench))
+    import cka_rows
+    m = net()
+    assert cka_rows.bare(lambda: 3, [m])()==3
+    with pytest.raises(AssertionError): cka_rows.bare(lambda: m[1].register_forward_hook(print), [m])()
+
 def test_growth_slopes(monkeypatch):
     "A square law has slope 2, whatever its factor"
     monkeypatch.syspath_prepend(str(bench))

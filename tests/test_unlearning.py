@@ -455,7 +455,7 @@ def test_weights_below_zero(start):
     for kw in ('alpha','lam'):
         with pytest.raises(ValueError, match=f'{kw}=-1: must be'): unlearning.dampen(*torch.ones(3, 2), **{kw:-1})
     for n in (0,-1,1.5):
-        with pytest.raises(ValueError, match=f'n={n}: must be 1 or more'): Beside(by_class[0].train, n=n)
+        with pytest.raises(ValueError, match=f'n={n}: must be a whole number, at least 1'): Beside(by_class[0].train, n=n)
 
 def test_losses_that_are_not_numbers(start):
     "The largest of NaN scores is the first class, which is no answer"
@@ -466,7 +466,7 @@ def test_losses_that_are_not_numbers(start):
     for bad in (a[:,None],a.reshape(5, 2)):
         with pytest.raises(ValueError, match='members, others: of shape'): membership_attack(a, bad)
     for folds in (1,0,2.5):
-        with pytest.raises(ValueError, match=f'folds={folds}: must be 2'): membership_attack(a, a, folds=folds)
+        with pytest.raises(ValueError, match=f'folds={folds}: must be a whole number, at least 2'): membership_attack(a, a, folds=folds)
 
 @pytest.mark.parametrize('error', [None,KeyError])
 def test_weights_that_modes_merge(start, error):

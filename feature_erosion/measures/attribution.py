@@ -200,7 +200,7 @@ def _cam(model, x, place, target=None):
     def score(x):
         outs.append(answer_tensor(model(x)))
         return _score(outs[0], target)
-    with torch.inference_mode(False), evaluating(model), _tapped(model, place) as tap:
+    with evaluating(model, grad=True), _tapped(model, place) as tap:
         maps = LayerGradCam(score, tap).attribute(x.detach().clone())   # a copy of the images: the first layer may work in place
         if place.extra and not maps.any(): _unread(place.name)
         maps = (maps if maps.dtype==torch.float64 else maps.float()).relu()
@@ -220,7 +220,7 @@ def grad_cam(
     bs:int=64 # Images per batch
 )->torch.Tensor: # Maps, 0 or more, shape `(batch, height, width)`, on the model's device
     "Maps of the positions that support a class, after Selvaraju et al. (2017); the model is left unchanged"
-    if bs<1: raise ValueError(f"bs={bs}: must be at least 1")
+    check_whole(1, bs=bs)
     model = first(named_models(model).values())
     x,target = _images(x, model),_classes(target, len(x))
     place = _place(model, x[:2], layer)

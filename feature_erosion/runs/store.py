@@ -22,6 +22,7 @@ from pandas.api.types import infer_dtype
 from safetensors.torch import load as load_tensors, save as save_tensors
 from .. import __version__
 from ..files import *
+from ..loaders import is_seed
 from ..callbacks import log_columns
 from .keys import *
 

@@ -16,6 +16,7 @@ from joblib.parallel import get_active_backend
 from scipy import stats
 from fastcore.all import *
 from fastai.vision.all import plt, progress_bar
+from ..loaders import is_seed
 from ..plots import Measured, percent
 from .keys import *
 from .keys import _told

@@ -50,7 +50,7 @@ def look(dls, model):
     learn = Learner(dls, model, metrics=accuracy)
     sets = EvalSets(pattern_sets(dls, ColorSquare(4)))
     learn.add_cb(sets)
-    sets.log,sets.iters = noop,0   # nobody writes it down: there is no fit
+    sets.log,sets.start,learn.train_iter = noop,0,0   # nobody writes it down: there is no fit
     ready = [split_batch(s.dl, b, model)[0][0] for s in sets.some.values() for b in s.batches]
     def forwards():
         with torch.no_grad():
