@@ -200,7 +200,7 @@ def _cam(model, x, place, target=None):
     def score(x):
         outs.append(answer_tensor(model(x)))
         return _score(outs[0], target)
-    with evaluating(model, grad=True), _tapped(model, place) as tap:
+    with torch.inference_mode(False), evaluating(model), _tapped(model, place) as tap:
         maps = LayerGradCam(score, tap).attribute(x.detach().clone())   # a copy of the images: the first layer may work in place
         if place.extra and not maps.any(): _unread(place.name)
         maps = (maps if maps.dtype==torch.float64 else maps.float()).relu()
