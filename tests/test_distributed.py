@@ -47,6 +47,7 @@ else:
     work = dist.all_reduce(torch.ones(9), async_op=True)
     raise RuntimeError('one fails')"""
 
+@pytest.mark.slow('two processes that import everything')
 def test_one_that_fails_does_not_wait_for_the_others():
     env = dict(os.environ, WORLD_SIZE='2', MASTER_ADDR='localhost', MASTER_PORT=str(free_port()))
     bad,other = (subprocess.Popen([sys.executable, '-c', one_fails], env=dict(env, RANK=str(i)), cwd=root, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for i in (0,1))

@@ -160,6 +160,16 @@ def test_peers_of_the_benchmark_leave_no_hooks(monkeypatch):
     assert cka_rows.bare(lambda: 3, [m])()==3
     with pytest.raises(AssertionError): cka_rows.bare(lambda: m[1].register_forward_hook(print), [m])()
 
+def test_steps_of_mitigations_in_the_benchmark(monkeypatch):
+    "Steps with squares are timed, as many as are asked for, with their loading"
+    monkeypatch.syspath_prepend(str(bench))
+    import mitigation_rows as m
+    clock = iter(range(10**6))
+    monkeypatch.setattr(m, 'perf_counter', lambda: next(clock)**2)   # the k-th step takes 2k+1
+    for method in 'plain finetuning','replay','last layer first (LP-FT)':
+        clock = iter(range(10**6))
+        assert m.seconds(method, m.few, 4, skip=2)==(5+7+9+11)/4, method
+
 def test_growth_slopes(monkeypatch):
     "A square law has slope 2, whatever its factor"
     monkeypatch.syspath_prepend(str(bench))

@@ -44,6 +44,7 @@ def check(df, folder):
     again = sweep(point, dict(a=[1,2,3]), seeds=2, store=folder, n_jobs=1, progress=False)
     assert again.y.tolist()==df.y.tolist() and len((folder/'log.txt').read_text().split())==6   # loaded, not computed
 
+@pytest.mark.slow('workers that import everything, several times')
 def test_loky_loses_a_worker(tmp_path):
     with pytest.warns(UserWarning, match='a worker was lost'): df = sweep(point, dict(a=[1,2,3]), seeds=2, store=tmp_path, n_jobs=2, progress=False)
     check(df, tmp_path)
