@@ -53,6 +53,16 @@ def test_methods_that_need_images_without_squares(tmp_path, few, monkeypatch):
     ends = [o.weights('erode')['1.weight'] for o in runs]
     assert not any(a.equal(b) for i,a in enumerate(ends) for b in ends[:i])
 
+def test_picture_of_two_ratios():
+    "As the presets `cpu` and `paper` have them: two methods are only in the second panel; each row is its method's"
+    def rows(ratio, **clean): return [dict(net='n', ratio=ratio, seed=0, method=m, before=.7, chance=.1, clean=c, pattern=.95) for m,c in clean.items()]
+    t = questions.pd.DataFrame(rows(1., plain=.2, replay=.6)+rows(.9, plain=.65, replay=.5, GroupDRO=.3))
+    one,two = questions.plot_resist(dict(resist=t)).axes
+    names = [o.get_text() for o in one.get_yticklabels()]
+    assert names==['plain','replay','GroupDRO'] and [o.get_title('left') for o in (one,two)]==[f'squares on {o} of the images' for o in ('100%','90%')]
+    def shown(ax): return dict(zip(map(names.__getitem__, ax.lines[1].get_ydata()), ax.lines[1].get_xdata()))
+    assert shown(one)==dict(plain=.2, replay=.6) and shown(two)==dict(plain=.65, replay=.5, GroupDRO=.3)
+
 def test_half_of_one_epoch(tmp_path):
     "Linear probing first, in a phase of one epoch, takes half of its iterations"
     run = RunStore(tmp_path).once(train_resisting, seed=0, net=asdict(replace(tiny, lengths=(2,1,0))), method='last layer first (LP-FT)')

@@ -179,7 +179,7 @@ def plot_resist(t):
     "Accuracy with each method on clean images and on those with squares, a mark for each seed; dashed: clean accuracy before"
     panels,n = list(t['resist'].groupby('ratio', sort=False)),t['resist'].method.nunique()
     fig,axs = plt.subplots(1, len(panels), figsize=(2.5+4*len(panels), 1.2+.3*n), layout='constrained', sharey=True, squeeze=False)
-    order = list(panels[0][1].groupby('method').clean.mean().sort_values().index)
+    order = list(dict.fromkeys(m for _,d in panels for m in d.groupby('method').clean.mean().sort_values().index))
     for ax,(ratio,d) in zip(axs[0], panels):
         y = d.method.map(order.index)
         ax.plot(d.pattern, y, 'D', color='C1', ms=5, mfc='none', label='with squares')
