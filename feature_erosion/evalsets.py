@@ -121,7 +121,7 @@ class _Answers(SimpleNamespace):
 
 def _number(v, sound=True, name=''):
     "A metric's value, NaN if it has none or if scores are not `sound`"
-    if np.ndim(v)>0 and len(v)>1:
+    if hasattr(v, 'item') and np.ndim(v)>0 and len(v)>1:
         raise ValueError(f"metrics: {name!r} has {len(v)} values, and one is needed; average them, as by `Recall(average='macro')`, or "
                          "take one, as by a function around it")
     v = v.item() if hasattr(v, 'item') else v

@@ -287,6 +287,7 @@ def _samples(dl):
     if is_distributed(dl): return _samples(dl.dl)
     if _own_idxs(dl): raise _own_way(dl)
     if (drawn := getattr(vars(dl).get('get_idxs'), 'samples', None)) is not None: return drawn
+    if dl.shuffle and (w := vars(dl).get('wgts')) is not None: return np.flatnonzero(w)   # fastai's WeightedDL
     if dl.n is not None: return _by_length(dl)
     raise ValueError("dl: an iterable, whose samples cannot be chosen; give a list of batches")
 

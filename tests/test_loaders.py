@@ -637,3 +637,11 @@ def test_a_short_loader_is_not_replaced(dls, measure):
         if measure=='look_inside': assert (r := learn.look_inside(train=short, test=short, C=1.)).rank.attrs['n']==12 and r.probe.attrs['n']==12
         if measure=='group_accuracy': assert learn.group_accuracy(sets=short).n.sum()==12
         if measure=='recover': assert learn.recover(train=dls.train.new(dls.train.dataset.take(pick(dls.train.dataset.y, 10, stratify=True)), bs=16), test=short, few=1).attrs['n_test']==12
+
+@loads(what="fastai's `WeightedDL`, with weights of zero", how='works: samples that are never drawn are not measured')
+def test_samples_of_no_weight():
+    items = [(torch.full((4,), float(i)),i%2) for i in range(40)]
+    for kind in (lambda w: WeightedDL(items, bs=8, wgts=w, shuffle=True, num_workers=0),
+                 lambda w: torch.utils.data.DataLoader(items, 8, sampler=torch.utils.data.WeightedRandomSampler(torch.tensor(w), 40))):
+        dl = kind(np.where(np.arange(40)<30, 0., 1.))
+        assert [v for x,_ in fixed_dl(dl) for v in x[:,0].tolist()]==list(range(30, 40)) and layer_rank(nn.Linear(4, 2), dl, progress=False).n.item()==10
