@@ -92,7 +92,8 @@ def _stored_labels(ds, n_inp):
     "Labels that items are known to have, or `None`: `targets` alone do not say what `__getitem__` returns"
     get = getattr(type(ds), '__getitem__', None)
     if get is torch.utils.data.Subset.__getitem__: return read_labels(ds.dataset, n_inp)[np.asarray(ds.indices, dtype=np.int64)]
-    if getattr(type(ds), 'plain_targets', False): return ds.targets
+    maker = first(type(ds).__mro__, lambda c: '__getitem__' in vars(c) or c is object)   # a subclass may make other items
+    if vars(maker).get('plain_targets'): return ds.targets
     if isinstance(ds, VisionDataset) and get.__module__.startswith('torchvision.'): return _torchvision_labels(ds)
 
 def _torchvision_labels(ds):

@@ -6,7 +6,7 @@ from PIL import Image
 from torch import nn
 from fastai.vision.all import (SGD, BCEWithLogitsLossFlat, Callback, CancelFitException, CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoader,
                                DataLoaders, DiceMulti, FlipItem, ImageBlock, Learner, MaskBlock, MSELossFlat,
-                               MultiCategoryBlock, Perplexity, RegressionBlock, TensorImage, TfmdDL, ToTensor, accuracy,
+                               MultiCategoryBlock, Perplexity, RegressionBlock, TensorCategory, TensorImage, TfmdDL, ToTensor, accuracy,
                                accuracy_multi, get_image_files, load_learner, mae, partial, set_seed, top_k_accuracy, F1Score, Recall)
 from fastai.callback.data import PartialDL, WeightedDL
 from fastai.text.data import SortedDL
@@ -14,7 +14,7 @@ from feature_erosion.batches import answered
 from feature_erosion.measures.cka import layer_cka
 from feature_erosion.data import TensorImages, digits_dls, tensor_dls
 from feature_erosion.evalsets import EvalSets, evaluate, pattern_sets, train_accuracy
-from feature_erosion.loaders import fixed_dl, pick, same_dl, subset_dl
+from feature_erosion.loaders import fixed_dl, pick, read_labels, same_dl, subset_dl
 from feature_erosion.learner import erosion_learner
 from feature_erosion.patterns import ColorSquare, Stripes, stamp_dl
 from feature_erosion.phases import Phase, check_classes, class_names
@@ -645,3 +645,11 @@ def test_samples_of_no_weight():
                  lambda w: torch.utils.data.DataLoader(items, 8, sampler=torch.utils.data.WeightedRandomSampler(torch.tensor(w), 40))):
         dl = kind(np.where(np.arange(40)<30, 0., 1.))
         assert [v for x,_ in fixed_dl(dl) for v in x[:,0].tolist()]==list(range(30, 40)) and layer_rank(nn.Linear(4, 2), dl, progress=False).n.item()==10
+
+def test_a_subclass_that_makes_other_labels(dls):
+    class Next(TensorImages):
+        def __getitem__(self, i): x,y = super().__getitem__(i); return x,TensorCategory((y+1)%10)
+    ds = Next(dls.train_ds.x, dls.train_ds.y, list(dls.vocab))
+    assert read_labels(ds).tolist()==[(int(y)+1)%10 for y in dls.train_ds.y]
+    easy = tensor_dls(ds, ds, bs=16, pad=0, flip=False).inject(ColorSquare(4))
+    assert easy.valid.dataset.stamps.tolist()==torch.cat([b[1] for b in easy.valid]).tolist()
