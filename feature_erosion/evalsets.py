@@ -63,8 +63,8 @@ def _same_draws(dl):
 def _more_labels(v, dl):
     "Labels besides those of the data, which go by their order"
     if getattr(dl, 'shuffle', False) is True or isinstance(getattr(dl, 'sampler', None), torch.utils.data.RandomSampler):
-        raise ValueError("labels: the loader shuffles its samples, and these are in one order; give `fixed_dl(dl)`, whose samples "
-                         "are in that of the dataset")
+        raise ValueError("labels: the loader shuffles its samples, and these are in one order; give `fixed_dl(dl)`, whose "
+                         "samples are in that of the dataset")
     return v if isinstance(v, torch.Tensor) else torch.as_tensor(np.array(v))
 
 def _check_length(labels, n, exact=False):
@@ -122,8 +122,8 @@ class _Answers(SimpleNamespace):
 def _number(v, sound=True, name=''):
     "A metric's value, NaN if it has none or if scores are not `sound`"
     if hasattr(v, 'item') and np.ndim(v)>0 and len(v)>1:
-        raise ValueError(f"metrics: {name!r} has {len(v)} values, and one is needed; average them, as by `Recall(average='macro')`, or "
-                         "take one, as by a function around it")
+        raise ValueError(f"metrics: {name!r} has {len(v)} values, and one is needed; average them, as by "
+                         "`Recall(average='macro')`, or take one, as by a function around it")
     v = v.item() if hasattr(v, 'item') else v
     return float('nan') if v is None or not sound and isinstance(v, Number) else v
 

@@ -161,8 +161,8 @@ def _check_alone(model, dl, name, last):
         with as_written(): a = _scores(model, dl)
     finally: hook.remove()
     if torch.allclose(a[0], a[-1], atol=1e-6, equal_nan=True): return
-    raise ValueError(f"features='last': the answers of {type(model).__name__} do not go by {name!r}, its last linear layer, alone, "
-                     "as in an ensemble or with several heads; use features='all', or give its parts one by one")
+    raise ValueError(f"features='last': the answers of {type(model).__name__} do not go by {name!r}, its last linear layer, "
+                     "alone, as in an ensemble or with several heads; use features='all', or give its parts one by one")
 
 def _last(model, dl, layers):
     _check_last(model, dl)

@@ -658,7 +658,8 @@ def unlearning_scores(
     row = {**_accuracies(learn, model, forget, retain), **dict(zip(('attack','attack_retrained'), attacks))}
     with no_random(seed, reproducible=False): row['relearn'] = relearn_iters(learn, forget, retain, level, most)
     with no_random(seed, reproducible=False), precision(learn):
-        cka = layer_cka(dict(now=model, retrained=ref), learn.dls.valid if dl is None else dl, layers, n=n, seed=seed, progress=False)
+        dl = learn.dls.valid if dl is None else dl
+        cka = layer_cka(dict(now=model, retrained=ref), dl, layers, n=n, seed=seed, progress=False)
     res = Unlearning([{**row, **{f'cka {k}':v for k,v in cka.same_layer().items()}}], index=['now'])
     res.attrs.update(level=level, most=most, n_forget=forget.train.n, n_test=n_samples(forget.valid), seed=seed)
     return res
