@@ -106,7 +106,8 @@ def _stored_labels(ds, n_inp):
     "Labels that items are known to have, or `None`: `targets` alone do not say what `__getitem__` returns"
     get = getattr(type(ds), '__getitem__', None)
     if get is torch.utils.data.Subset.__getitem__: return read_labels(ds.dataset, n_inp)[np.asarray(ds.indices, dtype=np.int64)]
-    if getattr(type(ds), 'plain_targets', False): return ds.targets
+    maker = first(type(ds).__mro__, lambda c: '__getitem__' in vars(c) or c is object)   # a subclass may make other items
+    if vars(maker).get('plain_targets'): return ds.targets
     if isinstance(ds, VisionDataset) and get.__module__.startswith('torchvision.'): return _torchvision_labels(ds)
 
 def _torchvision_labels(ds):
@@ -291,10 +292,7 @@ def subset_dl(
     seed:int=0 # Same seed, same samples
 )->DataLoader:
     "The same samples every time, in order: stratified if integer labels are available, otherwise any"
-    idxs = _samples(dl)
-    if n is not None and n<len(idxs):
-        labels = _strata(dl.dataset)
-        idxs = idxs[pick(idxs if labels is None else labels[idxs], n, seed, stratify=labels is not None)]
+    idxs = _some(dl.dataset, _samples(dl), n, seed)
     res = same_dl(dl, idxs=idxs.tolist())
     res.chosen = idxs
     return res
@@ -312,8 +310,15 @@ def _samples(dl):
     if is_distributed(dl): return _samples(dl.dl)
     if _own_idxs(dl): raise _own_way(dl)
     if (drawn := getattr(vars(dl).get('get_idxs'), 'samples', None)) is not None: return drawn
+    if dl.shuffle and (w := vars(dl).get('wgts')) is not None: return np.flatnonzero(w)   # fastai's WeightedDL
     if dl.n is not None: return _by_length(dl)
     raise ValueError("dl: an iterable, whose samples cannot be chosen; give a list of batches")
+
+def _some(ds, idxs, n, seed):
+    "`n` of the samples `idxs` of a dataset"
+    if n is None or n>=len(idxs): return idxs
+    labels = _strata(ds)
+    return idxs[pick(idxs if labels is None else labels[idxs], n, seed, stratify=labels is not None)]
 
 def _strata(ds):
     "Integer labels that can be read without reading the samples, or `None`"
@@ -324,12 +329,12 @@ def _at_hand(ds):
     ds = labelled(ds)
     if isinstance(ds, torch.utils.data.Subset): return _at_hand(ds.dataset)
     if isinstance(ds, Datasets): return len(ds.tls)>ds.n_inp
-    return isinstance(ds, list) or getattr(ds, 'targets', None) is not None
+    return isinstance(ds, (list,torch.utils.data.TensorDataset)) or getattr(ds, 'targets', None) is not None
 
 # %% ../nbs/03_loaders.ipynb #5ea6ef07
 def fixed_dl(
     dl, # A fastai or PyTorch `DataLoader`, or a list of batches, each as in `split_batch`
-    n:int|None=None, # How many samples; `None` for all
+    n:int|None=None, # How many samples, chosen as by `subset_dl`, or the first of a list; `None` for all
     seed:int=0 # Which samples
 ):
     "The same samples in the same order every time, including an incomplete last batch"
@@ -371,8 +376,7 @@ def _fixed_torch(dl, n, seed):
     torch_data,ds = torch.utils.data,dl.dataset
     if dl.batch_sampler is None or isinstance(ds, torch_data.IterableDataset):
         raise ValueError("dl: loads from an iterable; give one over a dataset with a length, or a list of batches")
-    idxs = _drawn(dl)
-    if n is not None and n<len(idxs): idxs = idxs[pick(idxs, n, seed)]
+    idxs = _some(ds, _drawn(dl), n, seed)
     return torch_data.DataLoader(torch_data.Subset(ds, idxs.tolist()), dl.batch_size or 64, collate_fn=dl.collate_fn,
                                  num_workers=dl.num_workers, worker_init_fn=dl.worker_init_fn)
 

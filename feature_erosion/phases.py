@@ -10,7 +10,7 @@ __all__ = ['schedules', 'constant', 'multi_step', 'one_cycle', 'Phase', 'CancelP
 
 # %% ../nbs/11_phases.ipynb #a565a0b0
 import warnings
-import numpy as np, pandas as pd
+import numpy as np, pandas as pd, torch
 from contextlib import contextmanager
 from copy import copy
 from math import ceil
@@ -497,8 +497,13 @@ def class_names(
 )->list|None: # `None` if they have no names
     "Class names in the order of their labels, from fastai's `vocab` or torchvision's `class_to_idx`"
     if (vocab := label_vocab(dls)) is not None: return [str(o) for o in vocab]
-    idx = getattr(dls, 'class_to_idx', None)
+    if (idx := getattr(dls, 'class_to_idx', None)) is None: return class_names(dls.dataset) if _passes_on(dls) else None
     return sorted(idx, key=idx.get) if isinstance(idx, dict) and getattr(dls, 'target_transform', None) is None else None
+
+def _passes_on(o):
+    "Whether it reads samples of its `dataset` as they are"
+    part,kinds = torch.utils.data.Subset,(DataLoader,torch.utils.data.DataLoader)
+    return isinstance(o, kinds) or getattr(type(o), '__getitem__', None) is part.__getitem__
 
 # %% ../nbs/11_phases.ipynb #c1a55002
 def check_classes(

@@ -657,7 +657,8 @@ def unlearning_scores(
     row = {**_accuracies(learn, model, forget, retain), **dict(zip(('attack','attack_retrained'), attacks))}
     with no_random(seed, reproducible=False): row['relearn'] = relearn_iters(learn, forget, retain, level, most)
     with no_random(seed, reproducible=False), precision(learn):
-        cka = layer_cka(dict(now=model, retrained=ref), dl or learn.dls.valid, layers, n=n, seed=seed, progress=False)
+        dl = learn.dls.valid if dl is None else dl
+        cka = layer_cka(dict(now=model, retrained=ref), dl, layers, n=n, seed=seed, progress=False)
     res = Unlearning([{**row, **{f'cka {k}':v for k,v in cka.same_layer().items()}}], index=['now'])
     res.attrs.update(level=level, most=most, n_forget=forget.train.n, n_test=n_samples(forget.valid), seed=seed)
     return res
@@ -689,7 +690,7 @@ def _check_scores(learn, level=.9, most=100, layers=None, dl=None, n=2000, **kwa
     _check_relearn(level, most)
     model = get_model(learn.model)
     with no_random(reproducible=False), precision(learn):
-        dl = fixed_dl(dl or learn.dls.valid, n)
+        dl = fixed_dl(learn.dls.valid if dl is None else dl, n)
         if n_samples(dl)<4: raise ValueError(f"n={n}: CKA needs at least 4 samples; give more")
         find_layers(model, _two_inputs(model, dl), layers)
 

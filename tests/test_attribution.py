@@ -3,7 +3,8 @@ import inspect, random
 import numpy as np, pytest, torch, torchvision
 from hypothesis import given, settings, strategies as st
 from torch import nn
-from fastai.vision.all import TensorImage, Transform, set_seed
+from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, IndexSplitter, TensorImage, Transform, set_seed
+from PIL import Image
 from feature_erosion.measures.attribution import attention_share, cam_layer, compare_cams, grad_cam, max_share, pattern_attention, pattern_mask
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import pattern_sets
@@ -253,3 +254,13 @@ def test_images_that_are_enlarged_after_painting(digits):
                 continue
             for f in (pattern_attention, compare_cams):
                 with pytest.raises(ValueError, match='painted at 16×16 and come out as 32×32'): f(m, d, p)
+
+def test_pictures_name_the_first_of_several_targets(tmp_path):
+    for i in range(12): Image.new('RGB', (16,16), (20*i,0,0)).save(tmp_path/f'{i}.png')
+    block = DataBlock((ImageBlock,CategoryBlock,CategoryBlock), n_inp=1, get_items=lambda p: [p/f'{i}.png' for i in range(12)], splitter=IndexSplitter(range(6)),
+                      get_y=[lambda f: 'abc'[int(f.stem)%3],lambda f: ['land','water'][int(f.stem)%2]])
+    dls = block.dataloaders(tmp_path, bs=4, num_workers=0)
+    net = nn.Sequential(nn.Conv2d(3,4,3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4,3))
+    cams = compare_cams(net, dls, ColorSquare(4), n=3)
+    fig = cams.plot()
+    assert cams.vocab==['a','b','c'] and [o.get_title() for o in fig.axes[:3]]==['abc'[int(i)] for i in cams.share.label]

@@ -986,3 +986,12 @@ def test_dormant_units_of_a_diverged_network(bad):
     for f in (dormant_units, unit_scores):
         with pytest.raises(ValueError, match="layer '2': returns NaN or infinite"): f(m, [(x,y)])
     assert np.isnan(plasticity_measures(m, [(x,y)])['dormant'])
+
+@works('models', "activations of timm's own, as in ConvNeXt", 'works: their units are counted')
+def test_activations_of_timm():
+    "A unit whose activation is zero for all images is dormant; a block's output, the sum of two branches, never is"
+    m = timm.create_model('convnext_atto', num_classes=3).eval()
+    fc = m.stages[0].blocks[0].mlp.fc1
+    with torch.no_grad(): fc.weight[:7],fc.bias[:7] = 0,0
+    d = dormant_units(m, [torch.randn(4, 3, 64, 64)])
+    assert all(type(m.get_submodule(n)).__name__=='GELU' for n in d.index) and d.dormant['stages.0.blocks.0.mlp.act']==7 and d.dormant.sum()==7

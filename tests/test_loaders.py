@@ -1,24 +1,25 @@
 "Labels and loaders of all kinds: classes that must agree, samples that are chosen with and without labels, looks that read once."
 import warnings
 from types import SimpleNamespace
-import numpy as np, pytest, torch, torch.nn.functional as F
+import numpy as np, pandas as pd, pytest, torch, torch.nn.functional as F
 from PIL import Image
 from torch import nn
 from fastai.vision.all import (SGD, BCEWithLogitsLossFlat, Callback, CancelFitException, CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoader,
                                DataLoaders, DiceMulti, FlipItem, ImageBlock, Learner, MaskBlock, MSELossFlat,
-                               MultiCategoryBlock, Perplexity, RegressionBlock, TensorImage, TfmdDL, ToTensor, accuracy,
-                               accuracy_multi, get_image_files, load_learner, mae, partial, set_seed, top_k_accuracy, F1Score)
+                               MultiCategoryBlock, Perplexity, RegressionBlock, TensorCategory, TensorImage, TfmdDL, ToTensor, accuracy,
+                               accuracy_multi, get_image_files, load_learner, mae, partial, set_seed, top_k_accuracy, F1Score, Recall)
 from fastai.callback.data import PartialDL, WeightedDL
 from fastai.text.data import SortedDL
 from feature_erosion.batches import answered
 from feature_erosion.measures.cka import layer_cka
 from feature_erosion.data import TensorImages, digits_dls, tensor_dls
 from feature_erosion.evalsets import EvalSets, evaluate, pattern_sets, train_accuracy
-from feature_erosion.loaders import fixed_dl, same_dl, subset_dl
+from feature_erosion.loaders import fixed_dl, pick, read_labels, same_dl, subset_dl
 from feature_erosion.learner import erosion_learner
 from feature_erosion.patterns import ColorSquare, Stripes, stamp_dl
 from feature_erosion.phases import Phase, check_classes, class_names
-from feature_erosion.measures.probes import dl_labels
+from feature_erosion.measures.probes import dl_labels, layer_probe
+from feature_erosion.measures.plasticity import plasticity_measures
 from feature_erosion.measures.rank import layer_rank
 from feature_erosion.recover import group_accuracy, recover
 
@@ -92,6 +93,23 @@ def test_torchvision_folders_have_names(tmp_path):
     assert class_names(DataLoader(ds, bs=1))==['a','b']
     assert class_names(ImageFolder(tmp_path, target_transform=lambda y: 1-y)) is None
     with pytest.raises(ValueError, match="x has class 'a' as label 0"): check_classes(SimpleNamespace(vocab=['b','a']), ds, 'x')
+
+@loads(what="PyTorch's loaders and parts of torchvision's folders, in which a class has another label", how='refused: names the class')
+def test_pytorch_loaders_have_the_names_of_their_folders(tmp_path):
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import ToTensor
+    for k in ('train/a','train/b','test/b'):
+        (tmp_path/k).mkdir(parents=True)
+        for i in range(4): Image.new('RGB', (4,4), (9*i,0,0)).save(tmp_path/k/f'{i}.png')
+    train,test = (ImageFolder(tmp_path/k, ToTensor()) for k in ('train','test'))
+    class Other(torch.utils.data.Subset):
+        def __getitem__(self, i): return self.dataset[i][0],1
+        def __getitems__(self, idxs): return [self[i] for i in idxs]
+    part = torch.utils.data.Subset(train, range(2, 8))
+    assert class_names(torch.utils.data.DataLoader(part))==class_names(DataLoader(part, bs=2))==['a','b'] and class_names(Other(test, range(4))) is None
+    for kind in (partial(torch.utils.data.DataLoader, batch_size=2),partial(DataLoader, bs=2, num_workers=0)):
+        for see in (layer_probe, partial(recover, few=1)):
+            with pytest.raises(ValueError, match="test has class 'b' as label 0, train have it as 1"): see(net(2, 4), kind(part), kind(test), progress=False)
 
 # choosing samples
 
@@ -561,3 +579,77 @@ def test_measures_read_the_samples_that_were_named():
         some = same_dl(old, idxs=[7,9,8])
         assert torch.cat([b[0] for b in fixed_dl(some)]).flatten().tolist()==[7,9,8] and dl_labels(some).tolist()==[1,1,0]
         assert set(torch.cat([b[0] for b in fixed_dl(some, 2)]).flatten().tolist())<{7,8,9}
+
+@loads(what="`n` samples of a PyTorch loader whose dataset has `targets`, or of a `TensorDataset`", how='works: stratified')
+@pytest.mark.parametrize('n', [8,20,79])
+def test_samples_of_pytorch_loaders_are_stratified(n):
+    class Images(torch.utils.data.Dataset):
+        targets = [0]*40+[1]*20+[2]*20
+        def __len__(self): return 80
+        def __getitem__(self, i): return torch.rand(4),self.targets[i]
+    x,y = torch.rand(80, 4),torch.tensor(Images.targets)
+    for ds in (Images(),torch.utils.data.TensorDataset(x, y)):
+        for dl in (torch.utils.data.DataLoader(ds, 16, shuffle=True),DataLoader(ds, bs=16, num_workers=0)):
+            got = dl_labels(dl, n).bincount()
+            assert got.sum()==n and ((got-n*torch.tensor([.5,.25,.25])).abs()<1).all()
+
+@pytest.mark.parametrize('kind', ['fastai','pytorch'])
+def test_more_labels_need_an_order(kind):
+    x,y = torch.randn(40, 4),torch.arange(40)%3
+    def loader(**kwargs): return DataLoader(list(zip(x, y)), bs=8, **kwargs) if kind=='fastai' else torch.utils.data.DataLoader(list(zip(x, y)), 8, **kwargs)
+    with pytest.raises(ValueError, match='labels: the loader shuffles its samples'): evaluate(nn.Linear(4, 3), loader(shuffle=True), labels={'same':y})
+    res = evaluate(model := nn.Linear(4, 3), fixed_dl(loader(shuffle=True)), labels={'same':pd.Series(y.numpy(), range(9, 49))})
+    assert res['same_accuracy']==res['accuracy']==evaluate(model, loader(shuffle=True))['accuracy']
+
+@loads(what='PyTorch, with a generator of its own', how='works: `evaluate` leaves it as it was, and the samples come in the order in which they would have come')
+def test_evaluation_leaves_a_generator_alone():
+    def order(look):
+        dl = torch.utils.data.DataLoader([(torch.full((4,), float(i)),i%3) for i in range(40)], 8, shuffle=True, generator=torch.Generator().manual_seed(3))
+        if look: evaluate(nn.Linear(4, 3), dl)
+        return [x[:,0].tolist() for x,_ in dl]
+    assert order(True)==order(False)
+
+def test_a_metric_of_several_values_is_refused():
+    with pytest.raises(ValueError, match="'recall_score' has 3 values, and one is needed"): evaluate(nn.Linear(4, 3), [(torch.rand(12, 4),torch.arange(12)%3)], metrics=Recall(average=None))
+
+@pytest.mark.parametrize('level,enough', [(.25,True), (.3,False), (.99,False)])
+def test_enough_of_the_samples_that_are_read(dls, level, enough):
+    "5 of 20 samples are right; that the dataset has more makes no difference"
+    part = same_dl(dls.train, idxs=list(range(20)))
+    wanted = torch.cat([y for _,y in part]).as_subclass(torch.Tensor)
+    wanted[5:] = (wanted[5:]+1)%10
+    class Known(nn.Module):
+        def forward(self, x): self.i,i = self.i+len(x),self.i; return F.one_hot(wanted[i:i+len(x)], 10).float()
+    model = Known()
+    model.i = 0
+    assert train_accuracy(level)(Learner(DataLoaders(part, dls.valid), model)) is enough
+
+@loads(what='given with fewer samples than a batch, and `drop_last`', how='works: is measured, also by methods of a Learner')
+@pytest.mark.parametrize('measure', ['layer_cka','layer_rank','layer_probe','look_inside','plasticity','group_accuracy','recover'])
+def test_a_short_loader_is_not_replaced(dls, measure):
+    short = dls.train.new(dls.train.dataset.take(list(range(12))), bs=16)
+    assert len(short)==0
+    learn = Learner(dls, net(), opt_func=SGD)
+    with learn.no_bar():
+        if measure in ('layer_cka','layer_rank'): assert getattr(learn, measure)(dl=short).attrs['n']==12
+        if measure=='plasticity': assert learn.plasticity(dl=short).loc['now'].to_dict()==plasticity_measures(learn.model, short, learn.loss_func)
+        if measure=='layer_probe': assert (r := learn.layer_probe(train=short, test=short, C=1.)).attrs['n']==12 and r.attrs['n_test']==12
+        if measure=='look_inside': assert (r := learn.look_inside(train=short, test=short, C=1.)).rank.attrs['n']==12 and r.probe.attrs['n']==12
+        if measure=='group_accuracy': assert learn.group_accuracy(sets=short).n.sum()==12
+        if measure=='recover': assert learn.recover(train=dls.train.new(dls.train.dataset.take(pick(dls.train.dataset.y, 10, stratify=True)), bs=16), test=short, few=1).attrs['n_test']==12
+
+@loads(what="fastai's `WeightedDL`, with weights of zero", how='works: samples that are never drawn are not measured')
+def test_samples_of_no_weight():
+    items = [(torch.full((4,), float(i)),i%2) for i in range(40)]
+    for kind in (lambda w: WeightedDL(items, bs=8, wgts=w, shuffle=True, num_workers=0),
+                 lambda w: torch.utils.data.DataLoader(items, 8, sampler=torch.utils.data.WeightedRandomSampler(torch.tensor(w), 40))):
+        dl = kind(np.where(np.arange(40)<30, 0., 1.))
+        assert [v for x,_ in fixed_dl(dl) for v in x[:,0].tolist()]==list(range(30, 40)) and layer_rank(nn.Linear(4, 2), dl, progress=False).n.item()==10
+
+def test_a_subclass_that_makes_other_labels(dls):
+    class Next(TensorImages):
+        def __getitem__(self, i): x,y = super().__getitem__(i); return x,TensorCategory((y+1)%10)
+    ds = Next(dls.train_ds.x, dls.train_ds.y, list(dls.vocab))
+    assert read_labels(ds).tolist()==[(int(y)+1)%10 for y in dls.train_ds.y]
+    easy = tensor_dls(ds, ds, bs=16, pad=0, flip=False).inject(ColorSquare(4))
+    assert easy.valid.dataset.stamps.tolist()==torch.cat([b[1] for b in easy.valid]).tolist()

@@ -1,5 +1,5 @@
 "Linear probes against scikit-learn's converged logistic regression, on random and nasty features, and layer by layer on a network."
-import numpy as np, pytest, torch
+import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, settings, strategies as st
 from sklearn.linear_model import LogisticRegression
 from torch import nn
@@ -194,3 +194,11 @@ def test_arguments_of_other_types():
         (k,v), = kw.items()
         with pytest.raises(ValueError, match=f'{k}={v}: must be a whole number'): layer_probe(m, dl, dl, progress=False, **kw)
     with pytest.raises(ValueError, match="'model' has weights on the device 'meta'"): layer_probe(nn.Linear(4, 4, device='meta'), dl, dl, progress=False)
+
+def test_arrays_and_series_are_fitted():
+    rng = np.random.default_rng(0)
+    y = np.arange(60)%3
+    X = rng.normal(size=(60, 5))+np.eye(3, 5)[y]
+    want = fit_probe(torch.tensor(X), torch.tensor(y), 1.)
+    for a,b in ((X,y), (X,pd.Series(y, range(9, 69))), (torch.tensor(X),y.astype(np.uint16)), (X,y.astype(np.uint8))):
+        assert torch.equal(fit_probe(a, b, 1.).weight, want.weight)

@@ -12,6 +12,7 @@ from fastai.vision.all import (Callback, CategoryMap, CrossEntropyLossFlat, Data
 from stop import Boom, StopAt
 from feature_erosion.data import TensorImages, digits_dls, tensor_dls
 from feature_erosion.evalsets import EvalSets, pattern_sets
+from feature_erosion.mitigations import Ensemble
 import feature_erosion.learner   # `fit_phases`, `recover` and others on every Learner
 from feature_erosion.patterns import ColorSquare, Noise
 from feature_erosion.phases import Phase
@@ -537,3 +538,42 @@ def test_parts_of_one_dataset_share_no_images():
     assert see(loader(first), loader(rest)).attrs['n_test']==15
     dl = DataLoader(items, bs=8, num_workers=0)
     assert see(*[same_dl(dl, idxs=i) for i in (list(range(25)),list(range(25,40)))]).attrs['n_test']==15
+
+class Two(nn.Module):
+    "Two heads, whose answers are added"
+    def __init__(self, a, b): super().__init__(); self.a,self.b = a,b
+    def forward(self, x): return self.a(x)+self.b(x)
+
+def test_a_last_layer_beside_others():
+    "A new one in its place would replace a part of the network only, without a word"
+    set_seed(0)
+    x,y = torch.randn(60, 4),torch.arange(60)%3
+    data,heads = ([(x[:30],y[:30])],[(x[30:],y[30:])]),[nn.Linear(4, 3) for _ in range(2)]
+    def see(model, **kw): return recover(model, *data, few=2, seeds=1, progress=False, **kw)
+    for model in (Ensemble(heads),Two(*heads)):
+        with pytest.raises(ValueError, match="do not go by '.*', its last linear layer, alone"): see(model, features='last')
+        assert len(see(model, features='all'))==1 and not heads[1]._forward_hooks
+    for model in (nn.Sequential(heads[0], nn.Softmax(1)),Ensemble(heads[:1])): see(model, features='last')
+
+@pytest.mark.parametrize('label,named', [(-1,False), (-1,True), (3,True)])
+def test_labels_of_no_class_are_refused(label, named):
+    "-1 was counted as the class that is named last"
+    set_seed(0)
+    items = [(torch.randn(4),[0,1,2,label][i%4]) for i in range(40)]
+    class Items(list): vocab = ['a','b','c'] if named else None
+    dl,test = (DataLoader(Items(o), bs=8, num_workers=0) for o in (items, items[::-1]))
+    said = f'dl: 10 of 40 samples have labels such as {label}, which is none of the classes'
+    with pytest.raises(ValueError, match=said): group_accuracy(nn.Linear(4, 3), dl)
+    with pytest.raises(ValueError, match=said): recover(nn.Linear(4, 3), dl, test, few=1, progress=False)
+
+def test_guessing_goes_by_all_classes():
+    "A part of the data has fewer classes than the model chooses from"
+    x,model = torch.randn(20, 4),nn.Linear(4, 5)
+    for y in (torch.full((20,), 3),torch.arange(20)%2):
+        g = group_accuracy(dict(pretrain=model, erode=model), [(x,y)])
+        assert g.attrs['chance']==.2 and (g.lost().lost==0).all()
+
+def test_a_probe_takes_arrays():
+    X,y = blobs()
+    p = dfr(X, y)
+    assert p.predict(X).tolist()==p.predict(torch.tensor(X)).tolist() and p.accuracy(X, pd.Series(y, range(5, 95)))==np.mean(p.predict(X).numpy()==y)

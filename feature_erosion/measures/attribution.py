@@ -20,6 +20,7 @@ from fastai.vision.all import DataLoaders, TensorImage, no_random, plt, progress
 from ..batches import *
 from ..loaders import *
 from ..patterns import *
+from ..phases import class_names
 from ..evalsets import *
 from ..plots import *
 from .layers import *
@@ -431,8 +432,7 @@ def _decoded(dl, x):
 
 def _names(data):
     "Names of the classes"
-    vocab = getattr(data.dl, 'vocab', None)
-    return [str(o) for o in (range(data.tfm.n_classes) if vocab is None else vocab)]
+    return class_names(data.dl) or [str(o) for o in range(data.tfm.n_classes)]
 
 # %% ../../nbs/measures/04_attribution.ipynb #ae2d0f7f
 class GradCam:

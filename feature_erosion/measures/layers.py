@@ -60,11 +60,13 @@ def watching(
             for h in handles: h.remove()
 
 # %% ../../nbs/measures/00_layers.ipynb #5f72d904
+def _holds_acts(module): return module.rpartition('.')[2].startswith('activation')   # PyTorch's, timm's, Hugging Face's
+
 layer_kinds = dict(
     conv   = lambda m: isinstance(m, nn.modules.conv._ConvNd),
     linear = lambda m: isinstance(m, nn.Linear),
     norm   = lambda m: isinstance(m, (nn.modules.batchnorm._NormBase,nn.LayerNorm,nn.RMSNorm,nn.GroupNorm)),
-    act    = lambda m: any(c.__module__==nn.ReLU.__module__ for c in type(m).__mro__) and not isinstance(m, nn.MultiheadAttention),
+    act    = lambda m: any(_holds_acts(c.__module__) for c in type(m).__mro__) and not isinstance(m, nn.MultiheadAttention),
     block  = lambda m: re.search(r'Block|Bottleneck|Residual|MBConv|Inception|Fire|EncoderLayer', type(m).__name__) is not None,
     leaf   = lambda m: not any(True for _ in m.children()),
     all    = lambda m: True)

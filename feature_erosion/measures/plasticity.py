@@ -405,7 +405,7 @@ class PlasticityLog(LoggedCallback):
 
     def before_fit(self):
         super().before_fit()
-        if self.run: self.images = self.given or clean_of(self.dls).valid
+        if self.run: self.images = clean_of(self.dls).valid if self.given is None else self.given
     def look(self):
         kw = dict(measures=self.columns, **self.kwargs)
         return plasticity_measures(self.model, self.images, self.learn.loss_func, **kw)
