@@ -15,6 +15,8 @@ from fastai.vision.all import (AvgMetric, CSVLogger, Callback, DataLoader, DataL
                                RandomResizedCrop, ReduceLROnPlateau, Resize, ResizeMethod, SGD, SaveModelCallback, accuracy, aug_transforms, imagenet_stats,
                                load_learner, set_seed)
 from fastai.callback.mixup import CutMix, MixUp
+from fastai.losses import CrossEntropyLossFlat
+from fastai.text.data import LMDataLoader
 from conftest import root
 from stop import Boom, StopAt
 from feature_erosion.data import digits_dls
@@ -599,6 +601,21 @@ class Counted(torch.utils.data.Dataset):
 
 Torch = torch.utils.data.DataLoader
 few = torch.utils.data.TensorDataset(torch.rand(64, 768, generator=torch.Generator().manual_seed(0)), torch.arange(64)%10)
+
+def test_texts_of_a_language_model_are_shuffled_on(tmp_path):
+    "Each epoch shuffles the order of the one before it"
+    texts = [torch.randint(0, 20, (n,), generator=torch.Generator().manual_seed(n)) for n in range(8,40)]
+    def train(folder, stop=None):
+        set_seed(0)
+        dls = DataLoaders(*(LMDataLoader(texts, bs=4, seq_len=8, shuffle=s, num_workers=0) for s in (True,False)))
+        learn = Learner(dls, nn.Sequential(nn.Embedding(20, 4), nn.Linear(4, 20)), opt_func=SGD, lr=.5, loss_func=CrossEntropyLossFlat(), path=folder)
+        with learn.no_bar(), learn.no_logging(): learn.fit(3, cbs=[KeepRun(RunStore(folder).run('a'), minutes=0), StopAt(stop)])
+        return learn
+    whole = train(tmp_path/'whole')
+    n = whole.train_iter//3
+    for at in (n+2, 2*n+1):
+        with pytest.raises(Boom): train(tmp_path, at)
+    assert all(torch.equal(a, b) for a,b in zip(train(tmp_path).model.parameters(), whole.model.parameters()))
 
 @pytest.mark.parametrize('make', [lambda: Torch(few, 16, sampler=ByEpoch(64)), lambda: Torch(few, batch_sampler=OwnBatches(64, 16)),
     lambda: Torch(few, batch_sampler=torch.utils.data.BatchSampler(ByEpoch(64), 16, False)), lambda: DataLoader(Counted(few), 16, shuffle=True, num_workers=0)],

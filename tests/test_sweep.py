@@ -109,6 +109,14 @@ def test_workers_are_in_the_folder_of_this_process(tmp_path, monkeypatch):
     assert call(0, dict(seed=0), run.path)==(0, dict(status='finished', y=2., third=1/3))
     assert Path.cwd()==tmp_path and torch.get_default_dtype()==torch.float32
 
+def goes(seed, to):
+    os.chdir(to)
+    return dict(y=1)
+
+def test_a_function_that_goes_to_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert RunStore('runs').once(goes, seed=0, to='/').metrics==dict(y=1) and RunStore(tmp_path/'runs').runs().status.tolist()==['finished']
+
 def test_a_store_among_the_files_is_refused(tmp_path):
     "Each run would change them"
     (tmp_path/'data.txt').write_text('1')

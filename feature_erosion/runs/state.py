@@ -199,7 +199,8 @@ def _pipeline(dl):
     pipes += [getattr(t, 'tfms', None) for t in L(getattr(sets[-1], 'tls', None) if sets else None)]
     tfms = [f for p in pipes for f in getattr(p, 'fs', ())]
     known = [o for o in (dl, getattr(dl, 'sampler', None), *sets, *tfms) if hasattr(o, '__dict__')]
-    return known + [o for o in _samplers(dl) if all(o is not p for p in known)]
+    items = [o for o in [getattr(dl, '__dict__', {}).get('items')] if isinstance(o, ReindexCollection)]   # of a language model
+    return known + [o for o in _samplers(dl)+items if all(o is not p for p in known)]
 
 def _samplers(dl):
     "Samplers from the outside in: of PyTorch, a batch sampler draws from another one"
@@ -221,6 +222,7 @@ def loader_state(
     "The state of a loader's random generators, and the counters of its samplers, datasets and transforms"
     k = k or Keeper()
     def mine(o, a, v):   # a loader's own numbers are settings, and each process has a rank
+        if isinstance(o, ReindexCollection): return a=='idxs'   # shuffled further in each epoch
         return isinstance(v, _random) or o is not dl and type(v) in (bool,int,float) and a!='rank'
     return [{a:k(v, a) for a,v in vars(o).items() if mine(o, a, v)} for o in _pipeline(dl)]
 
@@ -230,7 +232,9 @@ def set_loader_state(
 ):
     "Restore a loader's state"
     for o,s in zip(_pipeline(dl), state):
-        for a,v in s.items(): _put_attr(o, a, v, a)
+        if isinstance(o, ReindexCollection): o.idxs[list(range(len(o.idxs)))] = put(s['idxs'])   # in place: others hold it, too
+        else:
+            for a,v in s.items(): _put_attr(o, a, v, a)
 
 # %% ../../nbs/runs/02_state.ipynb #38c0896f
 _keeps(lambda v, k: _tagged('numpy', state=k(v.bit_generator.state)), np.random.Generator)

@@ -605,7 +605,7 @@ def once(self:RunStore,
     settings = as_json(settings)
     if 'seed' in settings and not is_seed(settings['seed']):
         raise ValueError(f"seed={settings['seed']!r}: must be a whole number from 0 to 2**32-1")
-    run, = self.recipe_runs(fn, [settings], files)
+    run = Run(self.recipe_runs(fn, [settings], files)[0].path.absolute())   # `fn` may go to another folder
     if why := run.info['recipe'].get('untold'):
         warnings.warn(f'{_title(fn)} is computed again, whatever is here already: {why}')
     if run.result() is None:   # a finished run may be where nothing can be written, not even a lock
