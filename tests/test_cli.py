@@ -265,7 +265,7 @@ def test_null_in_a_configuration_is_not_a_name(tmp_path, capsys):
         assert 'must be a word or a number' in fails(capsys, 'run', 'fig1', '--config', tmp_path/'c.json')
 
 @pytest.mark.parametrize('args,says', [(['demo','--seed','99999999999999999999'],'seed=99999999999999999999: must be from 0 to 4294967295'), (['run','fig1','--seed','-1'],'seed=-1: must be from 0'), (['run','fig1','--data',''],"data='': is empty"),
-                                       (['run','fig1','--weights',''],"weights='': is empty"), (['report',''],"path='': is empty"), (['paper','--images',''],"images='': is empty")])
+                                       (['run','fig1','--weights',''],"weights='': is empty"), (['report',''],"path='': is empty"), (['paper','--images',''],"images='': is empty"), (['paper','--out',''],"out='': is empty")])
 def test_what_is_empty_or_too_large_is_named(capsys, tmp_path, monkeypatch, args, says):
     monkeypatch.chdir(tmp_path)
     assert says in fails(capsys, *args) and not list(tmp_path.iterdir())

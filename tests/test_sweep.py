@@ -1,6 +1,7 @@
 "Sweeps on loky, dask and ray, with workers that die."
-import importlib, multiprocessing, os, signal, sys, time, types, warnings
-from functools import partial
+import importlib, logging, multiprocessing, os, re, signal, sys, time, types, warnings
+from collections import namedtuple
+from functools import cached_property, partial
 from pathlib import Path
 import joblib, numpy as np, pytest
 from fastai.vision.all import torch
@@ -8,7 +9,7 @@ from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.backend.context import set_start_method
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from conftest import root
-from feature_erosion.runs.keys import Untold, recipe
+from feature_erosion.runs.keys import Untold, differences, recipe
 from feature_erosion.runs.store import RunStore
 from feature_erosion.runs.sweep import _caller, _other_code, sweep
 
@@ -311,6 +312,29 @@ def test_a_store_that_can_only_be_read(tmp_path, monkeypatch):
     for p in tmp_path.rglob('.lock'): p.unlink()
     before = {p:p.stat().st_mtime_ns for p in tmp_path.rglob('*')}
     assert (run(),once())==want and {p:p.stat().st_mtime_ns for p in tmp_path.rglob('*')}==before
+
+def in_mode(mode):
+    @mode
+    def inner(x): return x
+    return lambda seed: inner(seed)
+
+def with_property(n):
+    class Own:
+        @cached_property
+        def value(self): return n
+    return lambda seed: Own().value
+
+def holds(v): return lambda seed: v
+
+@pytest.mark.parametrize('a,b', [(partial(in_mode, torch.no_grad()), partial(in_mode, torch.enable_grad())), (partial(in_mode, torch.inference_mode()), partial(in_mode, torch.inference_mode(False))),
+    (partial(with_property, 1), partial(with_property, 2)), (partial(holds, re.compile('a')), partial(holds, re.compile('a', re.I))),
+    (lambda: holds(namedtuple('P', 'x y')), lambda: holds(namedtuple('P', 'y x'))), (partial(holds, logging.getLogger('a')), partial(holds, 1))], ids=['no_grad','inference_mode','cached_property','pattern','namedtuple','logger'])
+def test_what_code_often_holds_can_be_compared(a, b):
+    def told(make): return recipe(make())['function']
+    assert told(a)==told(a)!=told(b)
+
+def test_a_run_without_settings_differs_from_one_with_some():
+    assert differences({}, dict(lr=.1))==["lr: was 'not there', is 0.1"] and differences({}, {})==[]
 
 def test_what_cannot_be_compared_is_computed_again(tmp_path):
     net,calls = torch.nn.Linear(1,1),tmp_path/'calls'

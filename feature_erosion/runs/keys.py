@@ -9,11 +9,12 @@ __all__ = ['Untold', 'hash_tensor', 'as_json', 'is_seed', 'recipe', 'function_na
            'differences', 'flat']
 
 # %% ../../nbs/runs/00_keys.ipynb #d66e2211
-import dis, hashlib, importlib.util, json, os, platform, re, sys, sysconfig, torch, types
+import dis, hashlib, importlib.util, json, logging, os, platform, re, sys, sysconfig, torch, types
 import numpy as np
+from collections import namedtuple
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
-from functools import lru_cache, singledispatch
+from functools import cached_property, lru_cache, singledispatch
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path, PurePath
 from fastcore.all import *
@@ -149,6 +150,12 @@ _register(_partial, partial)
 _register(_method, types.MethodType)
 _register(lambda o, t: t.by_name(o), types.MethodDescriptorType, types.WrapperDescriptorType,
           types.ClassMethodDescriptorType, np.ufunc)
+_register(lambda o, t: f'pattern {o.pattern!r} {o.flags}', re.Pattern)
+_register(lambda o, t: f'logger {o.name}', logging.Logger)   # it leaves results alone
+_register(lambda o, t: dict(cached=t(o.func, 'func')), cached_property)
+_register(lambda o, t: dict(item=o.__reduce__()[1][0]), type(namedtuple('_', 'a').a))
+_register(lambda o, t: dict(mode=t.by_name(type(o)), on=getattr(o, 'mode', None)),   # as decorators
+          torch.no_grad, torch.enable_grad, torch.inference_mode, torch.set_grad_enabled)
 
 # %% ../../nbs/runs/00_keys.ipynb #be17d386
 def hash_tensor(
@@ -442,7 +449,7 @@ def differences(
     new:dict # The same, possibly changed
 )->list: # One line per difference: `phases.0.lr: was 0.1, is 0.2`
     "What has changed"
-    a,b = (flat(json.loads(json.dumps(o))) for o in (old,new))
+    a,b = (flat(json.loads(json.dumps(o))) if o else {} for o in (old,new))
     changed = [k for k in {**a, **b} if k not in a or k not in b or a[k]!=b[k]]
     changed = [k for k in changed if not (a.get(k)!=a.get(k) and b.get(k)!=b.get(k))]   # NaN stays NaN
     return [f"{k}: was {a.get(k, 'not there')!r}, is {b.get(k, 'not there')!r}" for k in changed]
