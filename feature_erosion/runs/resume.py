@@ -74,10 +74,11 @@ def _data_settings(dls):
     dl,ds = dls.train,dls.train.dataset
     stamps = getattr(ds, 'stamps', None)
     sampler,batches = (getattr(dl, o, None) for o in ('sampler','batch_sampler'))
+    w = getattr(dl, 'wgts', getattr(sampler, 'weights', None))
     return dict(n=len(ds), n_valid=len(dls.valid.dataset) if len(dls.loaders)>1 else 0,
                 bs=first(v for o,k in ((dl,'bs'), (dl,'batch_size'), (batches,'batch_size')) if (v := getattr(o, k, None))),
                 drop_last=getattr(dl, 'drop_last', None), shuffle=getattr(dl, 'shuffle', type(sampler).__name__),
-                weights=describe(getattr(dl, 'wgts', getattr(sampler, 'weights', None))),
+                weights=describe(np.asarray(w) if isinstance(w, list) else w),
                 pattern=describe(getattr(dls, 'pattern', None)), painted=int((stamps>=0).sum()) if stamps is not None else 0,
                 content=_content(ds), transforms=[_pipe(getattr(dl, o, None)) for o in _pipes])
 
