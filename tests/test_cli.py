@@ -141,6 +141,14 @@ def test_out_is_checked_first(tmp_path, capsys):
     assert 'neither empty nor a run' in fails(capsys, 'run', 'fig1', *quick, '--out', tmp_path/'file')
     assert 'cannot write there' in fails(capsys, 'demo', '--out', tmp_path/'file'/'sub')
 
+@pytest.mark.parametrize('figure', ['fig1','fig2'])
+def test_runs_do_not_lie_among_the_images(folder, capsys, monkeypatch, figure):
+    "Where they would be a class; as by default, in the folder itself"
+    monkeypatch.chdir(folder/'train')
+    args = ['run',figure,'--data','.','--image-size','16','--arch','resnet20','--width','.25','--epochs','1']
+    assert f"out='runs/{figure}': lies in the folder of the images, {folder/'train'}, and would change it" in fails(capsys, *args)
+    assert sorted(o.name for o in Path().iterdir())==['c0','c1','c2']
+
 def test_a_folder_of_somebody_else_is_refused(tmp_path, capsys):
     (tmp_path/'.git').mkdir()
     line = fails(capsys, 'demo', '--out', tmp_path)
@@ -257,7 +265,7 @@ def test_null_in_a_configuration_is_not_a_name(tmp_path, capsys):
         assert 'must be a word or a number' in fails(capsys, 'run', 'fig1', '--config', tmp_path/'c.json')
 
 @pytest.mark.parametrize('args,says', [(['demo','--seed','99999999999999999999'],'seed=99999999999999999999: must be from 0 to 4294967295'), (['run','fig1','--seed','-1'],'seed=-1: must be from 0'), (['run','fig1','--data',''],"data='': is empty"),
-                                       (['run','fig1','--weights',''],"weights='': is empty"), (['report',''],"path='': is empty"), (['paper','--images',''],"images='': is empty")])
+                                       (['run','fig1','--weights',''],"weights='': is empty"), (['report',''],"path='': is empty"), (['paper','--images',''],"images='': is empty"), (['paper','--out',''],"out='': is empty")])
 def test_what_is_empty_or_too_large_is_named(capsys, tmp_path, monkeypatch, args, says):
     monkeypatch.chdir(tmp_path)
     assert says in fails(capsys, *args) and not list(tmp_path.iterdir())

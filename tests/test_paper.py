@@ -173,6 +173,9 @@ def test_a_network_that_fails_is_named_and_the_other_figures_are_made(tmp_path):
     assert list(e.value.results)==['fig1']
     assert (tmp_path/'fig1'/'figures'/'fig1.png').exists() and list(load_paper(tmp_path))==['fig1']
     assert Run(tmp_path/'fig3').status=='failed'
+    (tmp_path/'fig1'/'metrics.json').write_text('{')   # how long it took: measured anew
+    paper('own', mine[1:], tmp_path, n_jobs=1, progress=False)
+    assert Run(tmp_path/'fig1').metrics['seconds']>=0
 
 # what needs files: said before anything runs
 

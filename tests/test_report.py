@@ -118,6 +118,11 @@ def test_what_run_json_says_may_be_anything(tmp_path):
     html = report(path).read_text(errors='replace')
     assert '/dev/zero: gone' in html and 'more</li>' in html and html.count('<li>')<60 and '<script' not in html
 
+@pytest.mark.parametrize('seconds', [float('nan'), float('inf'), -1, 'long'])
+def test_seconds_may_be_anything(tmp_path, seconds):
+    RunStore(tmp_path).run('a').save_metrics(dict(seconds=seconds, acc=.5))
+    assert '<b>seconds</b>' in report(tmp_path/'a').read_text()
+
 def test_too_many_pixels(tmp_path):
     results(tmp_path/'r')
     Image.new('1', (12000,12000)).save(tmp_path/'r'/'figures'/'bomb.png')

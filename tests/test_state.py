@@ -11,10 +11,12 @@ from PIL import Image
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torchvision.ops import StochasticDepth
-from fastai.vision.all import (AvgMetric, CSVLogger, Callback, DataLoader, DataLoaders, EarlyStoppingCallback, GradientAccumulation, ImageDataLoaders, Learner, Normalize, PadMode,
+from fastai.vision.all import (AvgMetric, CSVLogger, Callback, DataLoader, DataLoaders, EarlyStoppingCallback, GradientAccumulation, ImageDataLoaders, Lambda, Learner, Normalize, PadMode,
                                RandomResizedCrop, ReduceLROnPlateau, Resize, ResizeMethod, SGD, SaveModelCallback, accuracy, aug_transforms, imagenet_stats,
                                load_learner, set_seed)
 from fastai.callback.mixup import CutMix, MixUp
+from fastai.losses import CrossEntropyLossFlat
+from fastai.text.data import LMDataLoader
 from conftest import root
 from stop import Boom, StopAt
 from feature_erosion.data import digits_dls
@@ -22,7 +24,7 @@ from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import PerPhase, Phase
 from feature_erosion.runs.keys import Untold, describe, differences, hash_tensor
-from feature_erosion.runs.resume import KeepRun
+from feature_erosion.runs.resume import KeepRun, fit_settings
 from feature_erosion.runs.store import RunStore, plain, unpack
 
 class Train(Callback):
@@ -573,3 +575,107 @@ def test_a_run_is_kept_in_one_way(tmp_path):
     for kw in (dict(cbs=KeepRun(store.run('other'))), dict(cbs=KeepRun(store.run('new')), after=store['base'])):
         with pytest.raises(ValueError, match="the callbacks have a `KeepRun` of their own"): fit('a', 'b', run=store.run('new'), **kw)
     assert [store[o].status for o in ('both','new','other')]==['finished','new','new']
+
+class ByEpoch(torch.utils.data.Sampler):
+    "Counts its epochs, as PyTorch's `DistributedSampler` does, but by itself"
+    def __init__(self, n): self.n,self.epoch = n,0
+    def __len__(self): return self.n
+    def __iter__(self):
+        self.epoch += 1
+        return iter(np.random.RandomState(self.epoch).permutation(self.n).tolist())
+
+class OwnBatches(torch.utils.data.Sampler):
+    "Draws whole batches with a generator of its own"
+    def __init__(self, n, bs): self.n,self.bs,self.rng = n,bs,np.random.RandomState(0)
+    def __len__(self): return self.n//self.bs
+    def __iter__(self): return iter(self.rng.permutation(self.n).reshape(-1, self.bs).tolist())
+
+class Counted(torch.utils.data.Dataset):
+    "Each sample is another one each time it is read"
+    def __init__(self, data): self.data,self.read = data,0
+    def __len__(self): return len(self.data)
+    def __getitem__(self, i):
+        self.read += 1
+        x,y = self.data[i]
+        return x+self.read%7,y
+
+Torch = torch.utils.data.DataLoader
+few = torch.utils.data.TensorDataset(torch.rand(64, 768, generator=torch.Generator().manual_seed(0)), torch.arange(64)%10)
+
+def test_texts_of_a_language_model_are_shuffled_on(tmp_path):
+    "Each epoch shuffles the order of the one before it"
+    texts = [torch.randint(0, 20, (n,), generator=torch.Generator().manual_seed(n)) for n in range(8,40)]
+    def train(folder, stop=None):
+        set_seed(0)
+        dls = DataLoaders(*(LMDataLoader(texts, bs=4, seq_len=8, shuffle=s, num_workers=0) for s in (True,False)))
+        learn = Learner(dls, nn.Sequential(nn.Embedding(20, 4), nn.Linear(4, 20)), opt_func=SGD, lr=.5, loss_func=CrossEntropyLossFlat(), path=folder)
+        with learn.no_bar(), learn.no_logging(): learn.fit(3, cbs=[KeepRun(RunStore(folder).run('a'), minutes=0), StopAt(stop)])
+        return learn
+    whole = train(tmp_path/'whole')
+    n = whole.train_iter//3
+    for at in (n+2, 2*n+1):
+        with pytest.raises(Boom): train(tmp_path, at)
+    assert all(torch.equal(a, b) for a,b in zip(train(tmp_path).model.parameters(), whole.model.parameters()))
+
+@pytest.mark.parametrize('make', [lambda: Torch(few, 16, sampler=ByEpoch(64)), lambda: Torch(few, batch_sampler=OwnBatches(64, 16)),
+    lambda: Torch(few, batch_sampler=torch.utils.data.BatchSampler(ByEpoch(64), 16, False)), lambda: DataLoader(Counted(few), 16, shuffle=True, num_workers=0)],
+    ids=['sampler','batch sampler','sampler of a batch sampler','dataset'])
+def test_what_draws_batches_goes_on(tmp_path, make):
+    def train(folder, stop=None): return plain_fit(RunStore(folder).run('a'), stop, dls=DataLoaders(make(), Torch(few, 16)), loss=nn.CrossEntropyLoss())
+    whole = train(tmp_path/'whole')
+    for at in (5,9):   # in the second epoch, and in the third
+        with pytest.raises(Boom): train(tmp_path, at)
+    assert all(torch.equal(a, b) for a,b in zip(train(tmp_path).model.parameters(), whole.model.parameters()))
+
+class Pictures:
+    "As torchvision's datasets hold them"
+    def __init__(self, transform): self.transform,self.data,self.targets = transform,np.arange(64*768, dtype=np.uint8).reshape(64, 768),[i%10 for i in range(64)]
+    def __len__(self): return 64
+    def __getitem__(self, i): return self.transform(torch.as_tensor(self.data[i])),self.targets[i]
+
+class Scale(nn.Module):
+    def __init__(self, by, how=torch.relu): super().__init__(); self.by,self.how = by,how
+    def forward(self, x): return self.how(x/255*self.by)
+    def extra_repr(self): return f'{self.by}, {self.how}'
+
+def by_sampler(*weights): return Torch(few, 16, sampler=torch.utils.data.WeightedRandomSampler(np.repeat(weights, 32), 64))
+
+@pytest.mark.parametrize('was,now,says,new', [(lambda: Torch(Pictures(Scale(1)), 16), lambda: Torch(Pictures(Scale(2)), 16), 'samples.0.tfms.0.transform.model: was', 'tfms'),
+    (lambda: Torch(torch.utils.data.Subset(Pictures(Scale(1)), range(32)), 16), lambda: Torch(torch.utils.data.Subset(Pictures(Scale(2)), range(32)), 16), 'samples.0.tfms.0.transform.model: was', 'tfms'),
+    (lambda: by_sampler(.5,.5), lambda: by_sampler(.9,.1), 'data.weights: was', 'weights'),
+    (lambda: Torch(few, batch_sampler=OwnBatches(64, 16)), lambda: Torch(few, batch_sampler=torch.utils.data.BatchSampler(OwnBatches(64, 16), 8, False)), 'data.bs: was None, is 8', 'weights')],
+    ids=['transform','below a subset','weights','batch size'])
+def test_what_pytorchs_loaders_do_is_a_setting(tmp_path, was, now, says, new):
+    run = RunStore(tmp_path).run('a')
+    def train(make, stop=None): return plain_fit(run, stop, 1, dls=DataLoaders(make(), make()), loss=nn.CrossEntropyLoss())
+    with pytest.raises(Boom): train(was, 1)
+    with pytest.raises(ValueError, match=f'other settings: {says}'): train(now)
+    forget(run, new)
+    train(was)
+    assert run.status=='finished'
+
+def test_an_address_is_no_setting():
+    "Where a function lies in memory is something else at each start"
+    def relu(o): return o
+    one = relu
+    def relu(o): return o
+    a,b = (fit_settings(Learner(digits_dls(n=64, n_valid=32), nn.Sequential(nn.Flatten(), Lambda(f), nn.Linear(768,10)), loss_func=nn.functional.cross_entropy), []) for f in (one,relu))
+    assert one is not relu and not differences(a, b)
+    said = str(describe([torch.relu, Scale(1, one), [Scale(1, torch.relu)]]))
+    assert 'relu' in said and ' at 0x' not in said
+
+def test_a_second_fit_goes_on_from_the_first(tmp_path):
+    "Not from one that was deleted since"
+    store = RunStore(tmp_path)
+    def train(shift):
+        set_seed(0)
+        learn = Learner(digits_dls(n=64, n_valid=32, bs=32), mlp(), opt_func=SGD, lr=.05, path=tmp_path, cbs=KeepRun(store.run('a')))
+        with torch.no_grad(): learn.model[1].weight += shift   # which no setting tells
+        with learn.no_bar(), learn.no_logging(): learn.fit(1), learn.fit(1)
+        return learn.model[1].weight.detach().clone()
+    first = train(0.)
+    assert torch.equal(train(.1), first)   # both are finished: loaded
+    store.delete('a')
+    with pytest.raises(ValueError, match=r"run 'a, fit 2' began with other weights than run 'a' ends with now, .*delete\('a, fit 2'\)"): train(.1)
+    store.delete('a, fit 2')
+    assert not torch.equal(train(.1), first)

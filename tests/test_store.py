@@ -239,6 +239,36 @@ def test_a_row_with_a_sum_of_its_own(tmp_path):
     with open(run.path/'history.jsonl', 'a') as f: f.write('['*100_000+'\n')
     with pytest.raises(ValueError, match='line 4 is not what was written'): run.rows()
 
+def test_rows_of_two_objects_of_a_run(tmp_path):
+    "The second may have written since; a finished run takes rows, too"
+    run,store = RunStore(tmp_path).run('a'),RunStore(tmp_path)
+    for r,x in zip((run, store['a'], run), range(3)): r.append(dict(table='t', x=np.float32(x)))
+    run.begin(), run._note('history.jsonl'), run.update(status='finished')
+    store['a'].append(dict(table='mine', x=3))
+    assert store['a'].table('t').x.tolist()==[0,1,2] and store['a'].table('mine').x.tolist()==[3] and not run.damaged()
+    with pytest.raises(ValueError, match="rows: {'loss': 1} belongs to no table; give it a name"): run.append(dict(loss=1))
+
+@pytest.mark.parametrize('write', [lambda r: r.save_metrics(dict(acc=.9)), lambda r: r.save_table('t', pd.DataFrame(dict(a=['007']))), lambda r: r.append(dict(table='t', acc=.9))])
+def test_what_was_measured_keeps_its_settings(tmp_path, write):
+    "A run without training has results, too"
+    write(RunStore(tmp_path).run('a', lr=.1))
+    before = everything(tmp_path)
+    with pytest.raises(ValueError, match="run 'a' has other settings: lr: was 0.1, is 0.2"): RunStore(tmp_path).run('a', lr=.2)
+    assert everything(tmp_path)==before and RunStore(tmp_path).run('a', lr=.1).settings==dict(lr=.1)
+
+def test_folders_that_cannot_be_looked_into_hide_no_run(tmp_path, monkeypatch):
+    "Of somebody else, in a store that is shared"
+    make_run(tmp_path)
+    (tmp_path/'theirs').mkdir()
+    real = os.stat
+    def denied(p, *a, **k):
+        if 'theirs/' in str(p): raise PermissionError(13, 'Permission denied')
+        return real(p, *a, **k)
+    monkeypatch.setattr(os, 'stat', denied)
+    assert [o.name for o in RunStore(tmp_path)]==['a'] and report(tmp_path).is_file()
+
+def make_run(folder): RunStore(folder).run('a', lr=.1).save_metrics(dict(acc=.9))
+
 def test_other_callbacks_and_no_phases(tmp_path):
     "A plain fit with fastai's own callbacks goes on as well"
     def plain_fit(folder, *cbs):

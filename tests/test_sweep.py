@@ -1,15 +1,17 @@
 "Sweeps on loky, dask and ray, with workers that die."
-import importlib, multiprocessing, os, signal, sys, time, types, warnings
-from functools import partial
+import importlib, logging, multiprocessing, os, re, signal, sys, time, types, warnings
+from collections import namedtuple
+from functools import cached_property, partial
+from pathlib import Path
 import joblib, numpy as np, pytest
 from fastai.vision.all import torch
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.backend.context import set_start_method
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from conftest import root
-from feature_erosion.runs.keys import Untold, recipe
+from feature_erosion.runs.keys import Untold, differences, recipe
 from feature_erosion.runs.store import RunStore
-from feature_erosion.runs.sweep import _other_code, sweep
+from feature_erosion.runs.sweep import _caller, _other_code, sweep
 
 def point(a, seed, run):
     "Dies the first time at a=2; writes down when it is done"
@@ -92,6 +94,42 @@ def test_workers_have_the_code_of_this_process(forked, lesson, tmp_path, monkeyp
     m.C = 7
     with pytest.raises(ValueError, match=r'a worker has other code than this process: .*\.C: was 7, is 100.*pass values'): go('other')
     assert [r.status for r in RunStore('other')]==['new']*2
+
+def reads(seed): return dict(y=float(Path('data.txt').read_text()), third=float(torch.tensor(1/3)))
+
+def test_workers_are_in_the_folder_of_this_process(tmp_path, monkeypatch):
+    "Those of an earlier sweep may have begun in another, with another default dtype; afterwards both are as before"
+    (here := tmp_path/'here').mkdir()
+    for d,v in ((tmp_path,'1'), (here,'2')): (d/'data.txt').write_text(v)
+    run, = RunStore(tmp_path/'runs').recipe_runs(reads, [dict(seed=0)])
+    monkeypatch.chdir(here)
+    torch.set_default_dtype(torch.float64)
+    try: call = _caller(reads, None, 3)
+    finally: torch.set_default_dtype(torch.float32)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, 'getpid', lambda: -1)   # as in a worker
+    assert call(0, dict(seed=0), run.path)==(0, dict(status='finished', y=2., third=1/3))
+    assert Path.cwd()==tmp_path and torch.get_default_dtype()==torch.float32
+
+def goes(seed, to):
+    os.chdir(to)
+    return dict(y=1)
+
+def test_a_function_that_goes_to_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert RunStore('runs').once(goes, seed=0, to='/').metrics==dict(y=1) and RunStore(tmp_path/'runs').runs().status.tolist()==['finished']
+
+def test_a_store_among_the_files_is_refused(tmp_path):
+    "Each run would change them"
+    (tmp_path/'data.txt').write_text('1')
+    with pytest.raises(ValueError, match='files=.*lies in this folder.*a folder outside'): RunStore(tmp_path/'runs').once(reads, files=[tmp_path/'data.txt', tmp_path], seed=0)
+    assert not (tmp_path/'runs').exists()
+
+@pytest.mark.parametrize('fn', [lambda seed, a: 1/0, lambda seed, a: None, lambda seed, a: dict(name='x')])
+@pytest.mark.filterwarnings('ignore:2 of 2 points failed')
+def test_a_summary_of_nothing(tmp_path, fn):
+    with pytest.raises(ValueError, match='nothing to summarise: no point is finished, or none has numbers'):
+        sweep(fn, dict(a=[1,2]), store=tmp_path, n_jobs=1, progress=False).summary()
 
 def test_other_code_of_the_same_function():
     "Only what both have told counts, and not the text of a file"
@@ -275,6 +313,29 @@ def test_a_store_that_can_only_be_read(tmp_path, monkeypatch):
     for p in tmp_path.rglob('.lock'): p.unlink()
     before = {p:p.stat().st_mtime_ns for p in tmp_path.rglob('*')}
     assert (run(),once())==want and {p:p.stat().st_mtime_ns for p in tmp_path.rglob('*')}==before
+
+def in_mode(mode):
+    @mode
+    def inner(x): return x
+    return lambda seed: inner(seed)
+
+def with_property(n):
+    class Own:
+        @cached_property
+        def value(self): return n
+    return lambda seed: Own().value
+
+def holds(v): return lambda seed: v
+
+@pytest.mark.parametrize('a,b', [(partial(in_mode, torch.no_grad()), partial(in_mode, torch.enable_grad())), (partial(in_mode, torch.inference_mode()), partial(in_mode, torch.inference_mode(False))),
+    (partial(with_property, 1), partial(with_property, 2)), (partial(holds, re.compile('a')), partial(holds, re.compile('a', re.I))),
+    (lambda: holds(namedtuple('P', 'x y')), lambda: holds(namedtuple('P', 'y x'))), (partial(holds, logging.getLogger('a')), partial(holds, 1))], ids=['no_grad','inference_mode','cached_property','pattern','namedtuple','logger'])
+def test_what_code_often_holds_can_be_compared(a, b):
+    def told(make): return recipe(make())['function']
+    assert told(a)==told(a)!=told(b)
+
+def test_a_run_without_settings_differs_from_one_with_some():
+    assert differences({}, dict(lr=.1))==["lr: was 'not there', is 0.1"] and differences({}, {})==[]
 
 def test_what_cannot_be_compared_is_computed_again(tmp_path):
     net,calls = torch.nn.Linear(1,1),tmp_path/'calls'
