@@ -22,7 +22,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from fastcore.all import *
 from fastai.callback.mixup import MixHandler
 from fastai.vision.all import (Callback, DataLoader, DataLoaders, HookCallback, Learner, MixedPrecision, NoneReduce, Normalize,
-                               TensorBase, apply, get_model, no_random, to_device)
+                               TensorBase, apply, no_random, to_device)
 from .batches import *
 from .loaders import *
 from .loaders import _strata
@@ -46,7 +46,7 @@ class Mitigation(TidyCallback):
         self.tidy()
         old = self.old_data() if self.strength() else None
         if old is not None: check_classes(self.learn.dls, old, f'`old` of {type(self).__name__}')
-        if self.owner is not (model := get_model(self.model)): self.reset()   # what it gathered belongs to another model
+        if self.owner is not (model := unwrapped(self.model)): self.reset()   # what it gathered belongs to another model
         self.owner = model
         schedule = first(o for o in self.learn.cbs if isinstance(o, PhaseSchedule))
         self.wanted = _acting(schedule.phases.attrgot('name'), self.phases) if schedule else None
@@ -102,7 +102,7 @@ class Penalty(Mitigation):
         with _hooks_kept(self.learn): term = self.penalty(self.learn.pred)
         self.added,self.learn.loss_grad = torch.as_tensor(term).detach(),self.loss_grad+term
 
-def _weights(model): return {n:p for n,p in get_model(model).named_parameters() if p.requires_grad}
+def _weights(model): return {n:p for n,p in unwrapped(model).named_parameters() if p.requires_grad}
 
 def _loss_scale(learn):
     "What half precision multiplies losses and gradients by"
@@ -187,7 +187,7 @@ def fisher(
     seed:int=0 # Which samples
 )->dict: # A tensor for each trained parameter
     "Diagonal of the empirical Fisher information, in eval mode, one sample at a time"
-    model = get_model(model)
+    model = unwrapped(model)
     ws = _weights(model)
     res,k = {n:torch.zeros_like(w) for n,w in ws.items()},0
     dl = fixed_dl(dl, n, seed)
@@ -259,7 +259,7 @@ class SI(Penalty):
         super()._start(acts)
 
     def _consolidate(self):
-        own = dict(get_model(self.model).named_parameters())   # also those that are frozen by now
+        own = dict(unwrapped(self.model).named_parameters())   # also those that are frozen by now
         for n,start in self.start.items():
             new = self.sums[n]/((own[n].detach()-start).square()+self.xi)
             self.omega[n] = self.omega.get(n, 0)+new.clamp(min=0)
@@ -310,7 +310,7 @@ def _scores(model, xs, state=None):
 
 def _state(model):
     "Copies of all weights and buffers, each once where layers share them"
-    model = get_model(model)
+    model = unwrapped(model)
     return {n:v.detach().clone() for n,v in (*model.named_parameters(), *model.named_buffers())}
 
 def _refuse_changers(cb):
@@ -338,7 +338,7 @@ class LwF(Penalty):
         self.old = _state(self.model)
 
     def penalty(self, pred):
-        old = _scores(get_model(self.model), self.xb, self.old).float()
+        old = _scores(unwrapped(self.model), self.xb, self.old).float()
         _check_choice(old, batch_labels(self.yb))
         return self.alpha*F.cross_entropy(answer_tensor(pred).float()/self.T, (old/self.T).softmax(1))
 
@@ -425,7 +425,7 @@ class DERpp(Penalty):
     def old_data(self): return self.buffer.dl
     def begin(self):
         _refuse_changers(self)
-        dl,model = same_dl(self.buffer.dl, idxs=self.buffer.idxs.tolist()),get_model(self.model)
+        dl,model = same_dl(self.buffer.dl, idxs=self.buffer.idxs.tolist()),unwrapped(self.model)
         with unaugmented(dl): self.scores = torch.cat([self._old_scores(model, *split_batch(dl, b, model)) for b in dl])
 
     def _old_scores(self, model, xs, ys):
@@ -599,11 +599,14 @@ def fresh(
     model:nn.Module # All its layers have `reset_parameters`, as PyTorch's do
 )->nn.Module: # A copy with new random weights, drawn as by PyTorch's layers, not by `create_model`
     "The same network before any training"
-    res = deepcopy(get_model(model))
+    res = deepcopy(unwrapped(model))
     for n,m in res.named_modules():
+        own = {k:p for k,p in m.named_parameters(recurse=False) if p.is_floating_point()}
+        for p in own.values(): nn.init.constant_(p, float('nan'))
         if hasattr(m, 'reset_parameters'): m.reset_parameters()
-        elif any(True for _ in m.parameters(recurse=False)):
-            raise ValueError(f"model: {n or 'it'} ({type(m).__name__}) has weights of its own and no `reset_parameters`")
+        if old := [k for k,p in own.items() if p.isnan().any()]:
+            raise ValueError(f"model: {n or 'it'} ({type(m).__name__}) has weights of its own, {', '.join(old)}, and no "
+                             "`reset_parameters` that sets them")
     return res
 
 class ShrinkPerturb(Mitigation):
@@ -651,7 +654,7 @@ class Only(Mitigation):
 
     def before_train(self):
         if self.acts:
-            for n,m in get_model(self.model).named_modules():
+            for n,m in unwrapped(self.model).named_modules():
                 if isinstance(m, nn.modules.batchnorm._BatchNorm) and not self._learns(n, m): m.eval()
 
     def _learns(self, n, m):
@@ -659,7 +662,7 @@ class Only(Mitigation):
         return any(p.requires_grad for p in ps) if ps else f'{n}.'.startswith(self.names)
 
     def _set(self, on):
-        own = dict(get_model(self.model).named_parameters())
+        own = dict(unwrapped(self.model).named_parameters())
         for n in self.frozen:
             own[n].requires_grad_(on)
             own[n].grad = None
@@ -701,7 +704,7 @@ class Ensemble(nn.Module):
         models:list # Modules or Learners that answer with scores of the same classes
     ):
         super().__init__()
-        models = [get_model(o.model) if isinstance(o, Learner) else o for o in models]
+        models = [unwrapped(o.model) if isinstance(o, Learner) else o for o in models]
         if not models: raise ValueError("models=[]: give one or more")
         if bad := [o for o in models if not isinstance(o, nn.Module)]:
             raise ValueError(f"models: one is a {type(bad[0]).__name__}; must be modules or Learners")
@@ -765,7 +768,7 @@ def unit_chains(
     model:nn.Module # That `torch.fx` can trace
 )->dict: # By name of a layer: its norms, and the layers that take its output
     "Layers whose units can be renewed"
-    graph,mods = _traced(get_model(model)),dict(get_model(model).named_modules())
+    graph,mods = _traced(unwrapped(model)),dict(unwrapped(model).named_modules())
     calls = Counter(o.target for o in graph.nodes if o.op=='call_module')
     nodes = [o for o in graph.nodes if o.op=='call_module' and _is_weighted(mods[o.target])]
     found = {o.target:_followed(o, mods, not isinstance(mods[o.target], nn.Linear)) for o in nodes}
@@ -805,7 +808,7 @@ def _forget(opt, p, at):
 class _Renewal(Mitigation):
     "What `ReDo` and `ContinualBackprop` share: how much of each unit the next layers get, and new beginnings"
     def begin(self):
-        model = get_model(self.model)
+        model = unwrapped(self.model)
         self.chains = unit_chains(model)
         if not self.chains:
             raise ValueError(f"{type(self).__name__}: this model has no layer whose output goes to layers with weights of "
@@ -816,15 +819,18 @@ class _Renewal(Mitigation):
         self.tidy()
         self.use = {}
         if not self.acts or not self.looks(): return
-        mods = dict(get_model(self.model).named_modules())
+        mods = dict(unwrapped(self.model).named_modules())
         ends = {k:e[0] for k,(n,e) in self.chains.items() if _learn(*map(mods.get, (k,*n,*e)))}   # frozen layers stay as they are
         self.hooks = [mods[o].register_forward_pre_hook(partial(self._see, k, mods[k])) for k,o in ends.items()]
+        self.eager = as_written()
+        self.eager.__enter__()   # compiled code would not call them
 
     def _see(self, k, layer, m, xs):
         self.use[k] = _of_units(xs[0].detach().float().abs().flatten(1).mean(0), layer).mean(0)
     def tidy(self):
         for h in getattr(self, 'hooks', ()): h.remove()
-        self.hooks = []
+        if getattr(self, 'eager', None): self.eager.__exit__(None, None, None)
+        self.hooks,self.eager = [],None
 
     def after_pred(self): self.tidy()
     def after_batch(self): self.tidy()   # also of one that was cancelled
@@ -849,7 +855,7 @@ def _reset(layer):
 def _renew(self:_Renewal, k, units):
     "Fresh weights in, none out"
     if not len(units): return
-    mods,(norms,ends) = dict(get_model(self.model).named_modules()),self.chains[k]
+    mods,(norms,ends) = dict(unwrapped(self.model).named_modules()),self.chains[k]
     layer,new = mods[k],_reset(mods[k])
     with torch.no_grad():
         for a in ('weight','bias'):
@@ -919,7 +925,7 @@ class ContinualBackprop(_Renewal):
 
     def _out(self, k):
         "For each unit the sum of |weights out|, to all layers that take its output"
-        mods = dict(get_model(self.model).named_modules())
+        mods = dict(unwrapped(self.model).named_modules())
         each = [mods[o].weight.detach().abs().transpose(0, 1).flatten(1).sum(1) for o in self.chains[k][1]]
         return sum(_of_units(o, mods[k]).sum(0) for o in each)
 
@@ -1042,7 +1048,7 @@ class _Drawn:
 
 def _wrong(model, dl):
     "Which samples of a loader a model gets wrong, in order"
-    model = get_model(model)
+    model = unwrapped(model)
     def one(b):
         xs,ys = split_batch(dl, b, model)
         return answered(_scores(model, to_model(xs, model))).cpu()!=batch_labels(ys).cpu()

@@ -381,7 +381,7 @@ class Scrub(Callback):
 
     def before_fit(self): self.old = _state(self.model)
     def after_loss(self):
-        old = _scores(get_model(self.model), self.xb, self.old).float()
+        old = _scores(unwrapped(self.model), self.xb, self.old).float()
         far = distil_loss(answer_tensor(self.learn.pred).float(), old, self.T)
         up = self.learn.phase.name.startswith('max')
         self.learn.loss_grad = -far if up else self.alpha*far + self.gamma*self.learn.loss_grad
@@ -481,7 +481,7 @@ def retrain(
     sched='constant' # As in `Phase`: give the one that the network was trained with
 ):
     "Train anew without what is to be forgotten, from fresh weights as in `fresh`"
-    _renew(get_model(learn.model))
+    _renew(unwrapped(learn.model))
     train_on(learn, Phase('retrain', epochs, retain, lr, sched))
 
 # %% ../nbs/17_unlearning.ipynb #04cf056c

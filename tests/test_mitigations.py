@@ -1,5 +1,6 @@
 "Mitigations in real fits: with mixed precision, with phases, together, stopped and gone on, and against a second, naive implementation."
 from copy import deepcopy
+from functools import partial
 import numpy as np, pytest, torch, torch.nn.functional as F
 import matplotlib.pyplot as plt
 from torch import nn
@@ -12,7 +13,7 @@ from feature_erosion.data import digits_dls
 from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
 from feature_erosion.loaders import subset_dl
 from feature_erosion.mitigations import (DERpp, EWC, Adversarial, ContinualBackprop, Ensemble, GroupDRO, L2Init, L2SP, LwF, Mitigation, Only, Penalty, ReDo, Replay, SAM, SI,
-                                         ShrinkPerturb, SpectralDecoupling, _columns, fisher, grouped, just_train_twice, stamp_groups, unit_chains)
+                                         ShrinkPerturb, SpectralDecoupling, _columns, fisher, fresh, grouped, just_train_twice, stamp_groups, unit_chains)
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase
 from feature_erosion.recover import Ramp, group_accuracy
@@ -715,3 +716,25 @@ def test_skipped_batches_leave_no_hooks(make):
     handle = m[0].register_forward_hook(lambda mod, i, o: setattr(mod, 'held', o))   # a tensor with a graph cannot be copied
     small(points(), m, make())
     handle.remove()
+
+@pytest.mark.parametrize('name', ['redo','backprop','only','l2sp_head','shrink','si'])
+def test_compiled_networks_are_treated_alike(name, monkeypatch):
+    "Compiled code would not call hooks, and in a compiled wrapper all names begin with another one"
+    def inside(m): m.compile(backend='eager'); return m
+    plain,res = net,[]
+    for f in (lambda m: m, inside, partial(torch.compile, backend='eager')):
+        torch._dynamo.reset()
+        monkeypatch.setitem(globals(), 'net', lambda: f(plain()))
+        res.append(fit([every[name]()]))
+    assert same(res[0], res[1]) and same(res[0], res[2])
+
+class Scaled(nn.Module):
+    def __init__(self): super().__init__(); self.lin,self.scale = nn.Linear(4,4),nn.Parameter(torch.full((4,), 7.))
+    def reset_parameters(self): self.lin.reset_parameters()
+
+@pytest.mark.parametrize('make,what', [(Scaled, 'scale'), (lambda: nn.utils.weight_norm(nn.Linear(4,4)), 'weight_g, weight_v'),
+                                       (lambda: nn.utils.spectral_norm(nn.Linear(4,4)), 'weight_orig')])
+@pytest.mark.filterwarnings('ignore:.*weight_norm:FutureWarning')
+def test_weights_that_nothing_sets_anew(make, what):
+    "They would stay as they were trained"
+    with torch.no_grad(), pytest.raises(ValueError, match=f'weights of its own, {what}, and no'): fresh(nn.Sequential(make()).eval())
