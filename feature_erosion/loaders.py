@@ -97,7 +97,8 @@ def _stored_labels(ds, n_inp):
 
 def _torchvision_labels(ds):
     y = [o[1] for o in ds.samples] if isinstance(ds, DatasetFolder) else getattr(ds, 'targets', None)
-    if y is None or not isinstance(ds.transforms, (StandardTransform,type(None))): return
+    plain = getattr(y, 'ndim', 1)==1 and isinstance(ds.transforms, (StandardTransform,type(None)))
+    if y is None or not plain: return
     return y if ds.target_transform is None else [ds.target_transform(o) for o in y]
 
 # %% ../nbs/03_loaders.ipynb #959fb3ef

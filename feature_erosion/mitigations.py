@@ -367,6 +367,11 @@ class _Buffer:
         b = first(dl.create_batches(self.idxs[at.numpy()].tolist()))
         return dl.after_batch(to_device(b, dl.device)),at
 
+def _check_none_skipped(read, idxs):
+    if len(read)==len(idxs): return
+    raise ValueError(f"dl: {len(idxs)} samples, of which {len(read)} were read; its dataset skips some by `SkipItemException`, so "
+                     "it is not known which. Leave them out of the dataset")
+
 class Replay(Mitigation):
     "Experience replay: each batch grows by as many samples of a small buffer of old ones (Chaudhry et al. 2019)"
     _data = 'buffer',
@@ -427,6 +432,7 @@ class DERpp(Penalty):
         _refuse_changers(self)
         dl,model = same_dl(self.buffer.dl, idxs=self.buffer.idxs.tolist()),unwrapped(self.model)
         with unaugmented(dl): self.scores = torch.cat([self._old_scores(model, *split_batch(dl, b, model)) for b in dl])
+        _check_none_skipped(self.scores, self.buffer.idxs)
 
     def _old_scores(self, model, xs, ys):
         res = _scores(model, to_model(xs, model))
@@ -1062,6 +1068,8 @@ def just_train_twice(
     "Data in which samples that the model gets wrong appear `upweight` times (Liu et al. 2021, algorithm 1)"
     if not is_int(upweight) or upweight<1: raise ValueError(f"upweight={upweight!r}: must be an integer from 1")
     dl,res = subset_dl(dls.train, None),copy(dls)
-    idxs = np.repeat(dl.chosen, np.where(_wrong(learn.model, dl), upweight, 1))
+    wrong = _wrong(learn.model, dl)
+    _check_none_skipped(wrong, dl.chosen)
+    idxs = np.repeat(dl.chosen, np.where(wrong, upweight, 1))
     res.loaders = [same_dl(dls.train, get_idxs=_Drawn(idxs), n=len(idxs)), *dls.loaders[1:]]
     return res

@@ -597,6 +597,7 @@ def _pictures(self:InjectPattern, x):
 @patch
 def _check(self:InjectPattern, x):
     "Run once per size and type of images, to find a wrong pipeline at the first batch"
+    if len(self._made)>=8: self._made.clear()   # of images in many sizes, only the newest pictures are kept
     if self.n_classes is None:
         raise ValueError("n_classes=None: pass the number of classes to InjectPattern, or use `dls.inject`")
     if x.shape[1] not in (1,3):

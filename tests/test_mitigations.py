@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 from torch import nn
 from fastai.callback.mixup import MixUp
 from fastai.vision.all import (ActivationStats, CancelBatchException, CancelStepException, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, GradientAccumulation, Learner,
-                               Lookahead, MixedPrecision, SGD, TfmdDL, accuracy, no_random, set_seed)
+                               Lookahead, MixedPrecision, SGD, SkipItemException, TfmdDL, accuracy, no_random, set_seed)
 from stop import Boom, StopAt
 from feature_erosion.batches import TensorAnswer
 from feature_erosion.data import digits_dls
@@ -738,3 +738,16 @@ class Scaled(nn.Module):
 def test_weights_that_nothing_sets_anew(make, what):
     "They would stay as they were trained"
     with torch.no_grad(), pytest.raises(ValueError, match=f'weights of its own, {what}, and no'): fresh(nn.Sequential(make()).eval())
+
+class Gaps:
+    def __len__(self): return 30
+    def __getitem__(self, i):
+        if i%5==4: raise SkipItemException
+        return torch.rand(3,16,16),i%3
+
+def test_old_samples_that_are_skipped():
+    "Which of them remain is not known, so neither are their scores, nor which are wrong"
+    gaps = DataLoaders(*[DataLoader(Gaps(), bs=6, num_workers=0) for _ in range(2)])
+    learn = Learner(gaps, net(), loss_func=CrossEntropyLossFlat(), lr=.01)
+    with learn.no_bar(), learn.no_logging(), pytest.raises(ValueError, match='30 samples, of which 24'): learn.fit(1, cbs=DERpp(gaps, 30))
+    with pytest.raises(ValueError, match='30 samples, of which 24'): just_train_twice(learn, gaps)

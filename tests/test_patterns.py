@@ -176,3 +176,11 @@ def test_one_by_one_images_of_several_sizes():
     dls = DataLoaders(*[DataLoader(ds, bs=1) for _ in range(2)]); dls.c = 3
     for (x,*_),(z,_),i in zip(dls.inject(ColorSquare(4)).valid, dls.valid, range(6)):
         assert x.shape==z.shape==(1,3,8+i,9+i) and torch.equal(x[...,4:,:], z[...,4:,:]) and not torch.equal(x, z)
+
+def test_pictures_for_many_sizes_are_not_all_kept():
+    "Of a border for ten classes and a photo, they are as large as forty photos"
+    tfm = InjectPattern(Border(2), 10)
+    for i in [*range(30),3]:
+        x = torch.rand(3,20+i,24)
+        assert torch.equal(tfm((x, 4))[0], InjectPattern(Border(2), 10)((x, 4))[0])
+        assert len(tfm._made)<=8
