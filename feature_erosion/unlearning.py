@@ -286,6 +286,7 @@ def worst_noise(
     "Inputs that maximise the loss of their labels, with a penalty on their size (Tarun et al. 2023)"
     _check_weights(decay=decay)
     (x,*more),y = to_model(xs, model),y.to(first(model.parameters()).device)
+    if not x.is_floating_point(): raise ValueError(f"xs: the input is {x.dtype}; noise is made of images that are given as floats")
     noise = torch.randn_like(x).requires_grad_()
     opt = torch.optim.Adam([noise], lr)
     with evaluating(model), torch.enable_grad():
@@ -637,6 +638,8 @@ def _check_tests(forget, retain):
         if not n_samples(d.valid):
             raise ValueError(f"{k}: no validation samples go with it, so its accuracy on new images is unknown; "
                              "split DataLoaders whose validation set has all classes")
+    n,k = forget.train.n,n_samples(forget.valid)
+    if min(n, k)<2: raise ValueError(f"forget: {n} training and {k} validation samples; the attack compares two or more of each")
 
 # %% ../nbs/17_unlearning.ipynb #75ffebbc
 def unlearning_scores(
