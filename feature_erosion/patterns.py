@@ -653,6 +653,9 @@ def _stamped(dl, pattern, dls, variant='pattern', n_classes=None, classes=None, 
     ds = getattr(dl, 'dataset', None)
     if stamped(ds):
         raise ValueError("these DataLoaders are painted already; inject into the originals, `dls.clean`")
+    if any(isinstance(o, InjectPattern) for k in ('after_item','after_batch') for o in getattr(getattr(dl, k, None), 'fs', ())):
+        raise ValueError("these DataLoaders are painted already, by an `InjectPattern` among their transforms, which would take "
+                         "the stamps for its own; leave it out")
     _check_pattern(pattern)
     _check_images(dl)
     y = read_labels(ds)
