@@ -1067,6 +1067,9 @@ def just_train_twice(
 )->DataLoaders: # For the second training, from the weights before the first
     "Data in which samples that the model gets wrong appear `upweight` times (Liu et al. 2021, algorithm 1)"
     if not is_int(upweight) or upweight<1: raise ValueError(f"upweight={upweight!r}: must be an integer from 1")
+    if hasattr(dls.train, 'wgts'):
+        raise ValueError(f"dls: {type(dls.train).__name__} draws samples by weights of its own, which would be lost; give plain "
+                         "loaders, e.g. `DataLoaders.from_dsets(train, valid)`")
     dl,res = subset_dl(dls.train, None),copy(dls)
     wrong = _wrong(learn.model, dl)
     _check_none_skipped(wrong, dl.chosen)

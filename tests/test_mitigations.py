@@ -4,6 +4,7 @@ from functools import partial
 import numpy as np, pytest, torch, torch.nn.functional as F
 import matplotlib.pyplot as plt
 from torch import nn
+from fastai.callback.data import WeightedDL
 from fastai.callback.mixup import MixUp
 from fastai.vision.all import (ActivationStats, CancelBatchException, CancelStepException, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, GradientAccumulation, Learner,
                                Lookahead, MixedPrecision, SGD, SkipItemException, TfmdDL, accuracy, no_random, set_seed)
@@ -751,3 +752,7 @@ def test_old_samples_that_are_skipped():
     learn = Learner(gaps, net(), loss_func=CrossEntropyLossFlat(), lr=.01)
     with learn.no_bar(), learn.no_logging(), pytest.raises(ValueError, match='30 samples, of which 24'): learn.fit(1, cbs=DERpp(gaps, 30))
     with pytest.raises(ValueError, match='30 samples, of which 24'): just_train_twice(learn, gaps)
+
+def test_weighted_samples_are_not_weighted_anew():
+    weighted = DataLoaders(WeightedDL(dls.train_ds, bs=32, wgts=np.arange(128)+1., num_workers=0), dls.valid)
+    with pytest.raises(ValueError, match='WeightedDL draws samples by weights of its own'): just_train_twice(Learner(weighted, net()), weighted)
