@@ -25,7 +25,7 @@ from fastai.vision.all import (Callback, DataLoader, DataLoaders, HookCallback, 
                                TensorBase, apply, no_random, to_device)
 from .batches import *
 from .loaders import *
-from .loaders import _strata
+from .loaders import _own_idxs, _samples, _strata
 from .callbacks import *
 from .patterns import *
 from .phases import *
@@ -979,11 +979,19 @@ def grouped(
         raise ValueError(f"groups: {g.dtype}, shape {g.shape}; must be {n} integers from 0, one for each training sample")
     dl,res = same_dl(dls.train, GroupedDataset(dls.train_ds, torch.as_tensor(g.astype(np.int64)))),copy(dls)
     if not hasattr(dl, 'n_inp'): dl.n_inp = _n_inputs(dls.train_ds)   # else Learners take all parts but the last for inputs
-    dl.group_sizes = torch.as_tensor(np.bincount(g))
     res.loaders = [dl, *dls.loaders[1:]]
     return res
 
 # %% ../nbs/15_mitigations.ipynb #ee9a2b74
+def _group_sizes(dl):
+    "How many samples of each group a loader reads, or `None` where there are no groups"
+    ds = getattr(dl, 'dataset', None)
+    while not isinstance(ds, GroupedDataset):
+        if not hasattr(type(ds), 'labels_from'): return
+        ds = ds.labels_from
+    some = ds.groups if _own_idxs(dl) else ds.groups[_samples(dl)]   # a loader may read a part only
+    return some.bincount(minlength=int(ds.groups.max())+1)
+
 def _reduces(loss_func):
     "Whether a loss can leave out its mean"
     if hasattr(loss_func, 'reduction'): return True
@@ -1011,7 +1019,7 @@ class GroupDRO(Mitigation):
         self.run = True   # groups come off the batch wherever it is used, also by `lr_find`
 
     def begin(self):
-        sizes = getattr(self.learn.dls.train, 'group_sizes', None)
+        sizes = _group_sizes(self.learn.dls.train)
         if sizes is None: raise ValueError("GroupDRO: the data of this phase have no groups; train on `grouped(dls)`")
         if not _reduces(self.loss_func):
             name = getattr(self.loss_func, '__name__', type(self.loss_func).__name__)

@@ -637,6 +637,15 @@ def test_groups_without_samples_have_no_weight():
     torch.testing.assert_close(weights(a), weights(b))
     assert np.flatnonzero(cb.q).tolist()==[1,6] and abs(cb.q.sum()-1)<1e-6
 
+@pytest.mark.parametrize('first', [True, False])
+def test_groups_of_a_part_of_the_data(first):
+    "Of a class that was split off, no group has a weight"
+    easy = data().inject(ColorSquare(4), ratio=.5)
+    part = split_forget(grouped(easy), '3')[1] if first else grouped(split_forget(easy, '3')[1])
+    cb,learn = GroupDRO(.5),Learner(part, net(), loss_func=CrossEntropyLossFlat(), lr=.01)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=cb)
+    assert np.flatnonzero(cb.q).tolist()==[i for i in range(20) if i//2!=3]
+
 def test_the_model_sees_valid_pixels_only():
     "Also on the way to an adversarial image, as in the code of Wong et al."
     seen = []
