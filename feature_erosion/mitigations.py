@@ -369,8 +369,8 @@ class _Buffer:
 
 def _check_none_skipped(read, idxs):
     if len(read)==len(idxs): return
-    raise ValueError(f"dl: {len(idxs)} samples, of which {len(read)} were read; its dataset skips some by `SkipItemException`, so "
-                     "it is not known which. Leave them out of the dataset")
+    raise ValueError(f"dl: {len(idxs)} samples, of which {len(read)} were read; its dataset skips some by `SkipItemException`, "
+                     "so it is not known which. Leave them out of the dataset")
 
 class Replay(Mitigation):
     "Experience replay: each batch grows by as many samples of a small buffer of old ones (Chaudhry et al. 2019)"

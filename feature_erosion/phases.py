@@ -580,7 +580,7 @@ class PerPhase(Callback):
     ):
         if isinstance(cb, type): cb = cb()   # as `Learner.add_cb` does
         if not isinstance(cb, LoggedCallback) and any(hasattr(cb, o) for o in ('before_phase','after_phase')):
-            raise ValueError(f"cb: {cb.name} knows about phases, and would not be told of them; give it as it is, without `PerPhase`")
+            raise ValueError(f"cb: {cb.name} knows about phases, and would not be told of them; give it without `PerPhase`")
         self.watcher,self.order,self.fname = cb,cb.order,getattr(cb, 'fname', None)
         self.cb = dict(vars(cb), name=cb.name)   # its settings, for comparing runs
         for k in ('remove_on_fetch','_only_train_loop'):

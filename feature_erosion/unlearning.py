@@ -286,7 +286,7 @@ def worst_noise(
     "Inputs that maximise the loss of their labels, with a penalty on their size (Tarun et al. 2023)"
     _check_weights(decay=decay)
     (x,*more),y = to_model(xs, model),y.to(first(model.parameters()).device)
-    if not x.is_floating_point(): raise ValueError(f"xs: the input is {x.dtype}; noise is made of images that are given as floats")
+    if not x.is_floating_point(): raise ValueError(f"xs: the input is {x.dtype}; noise is made for images given as floats")
     noise = torch.randn_like(x).requires_grad_()
     opt = torch.optim.Adam([noise], lr)
     with evaluating(model), torch.enable_grad():
