@@ -109,7 +109,8 @@ class LoggedCallback(TidyCallback):
         if self.run or not _within_fit(): self.tidy()   # a validation within a fit leaves the columns in place
         if not self.run: return
         self.last,self.fresh,self.done = SimpleNamespace(),True,None
-        self.mine = L(ValueMetric(partial(getattr, self.last, c, None), c) for c in self.columns)
+        new = [] if getattr(self.learn, 'phase', None) else self.columns   # within a fit the table has its columns
+        self.mine = L(ValueMetric(partial(getattr, self.last, c, None), c) for c in new)
         self.learn.metrics = self.learn.metrics + self.mine
         self._check_columns()
 

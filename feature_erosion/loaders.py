@@ -112,7 +112,8 @@ def _stored_labels(ds, n_inp):
 
 def _torchvision_labels(ds):
     y = [o[1] for o in ds.samples] if isinstance(ds, DatasetFolder) else getattr(ds, 'targets', None)
-    if y is None or not isinstance(ds.transforms, (StandardTransform,type(None))): return
+    plain = getattr(y, 'ndim', 1)==1 and isinstance(ds.transforms, (StandardTransform,type(None)))
+    if y is None or not plain: return
     return y if ds.target_transform is None else [ds.target_transform(o) for o in y]
 
 # %% ../nbs/03_loaders.ipynb #959fb3ef
@@ -261,7 +262,7 @@ def _own_way(dl):
 def _own_idxs(dl):
     "Whether `get_idxs` is neither fastai's nor ours, so that it may leave out samples"
     f = vars(dl).get('get_idxs', type(dl).get_idxs)
-    return not isinstance(f, _Idxs) and not getattr(f, '__module__', '').startswith(('fastai.', __package__))
+    return not _is_ours(f) and not getattr(f, '__module__', '').startswith('fastai.')
 
 # %% ../nbs/03_loaders.ipynb #fc733e02
 def _new_state(dl, res):
@@ -284,6 +285,20 @@ def _set_attrs(dl, attrs):
         raise TypeError(f"{', '.join(bad)}: no attribute of {type(dl).__name__}")
     if 'num_workers' in attrs: dl.fake_l.num_workers = attrs.pop('num_workers')
     for k,v in attrs.items(): setattr(dl, k, Pipeline(v) if isinstance(getattr(dl, k), Pipeline) else v)
+
+# %% ../nbs/03_loaders.ipynb #fc733e03
+_fastai_new = DataLoader.new
+
+def _is_ours(f): return isinstance(f, _Idxs) or getattr(f, '__module__', '').startswith('feature_erosion.')
+
+@patch
+def new(self:DataLoader, dataset=None, cls=None, **kwargs):
+    "As in fastai, which would look for samples that were chosen from one dataset in any other, too"
+    res = _fastai_new(self, dataset, cls, **kwargs)
+    if 'get_idxs' in kwargs or not _is_ours(vars(self).get('get_idxs')): return res
+    if res.dataset is not self.dataset: del res.get_idxs
+    else: vars(res).update({k:v for k,v in vars(self).items() if k in ('n','chosen')})
+    return res
 
 # %% ../nbs/03_loaders.ipynb #b74dc2c5
 def subset_dl(

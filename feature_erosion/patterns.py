@@ -597,6 +597,7 @@ def _pictures(self:InjectPattern, x):
 @patch
 def _check(self:InjectPattern, x):
     "Run once per size and type of images, to find a wrong pipeline at the first batch"
+    if len(self._made)>=8: self._made.clear()   # of images in many sizes, only the newest pictures are kept
     if self.n_classes is None:
         raise ValueError("n_classes=None: pass the number of classes to InjectPattern, or use `dls.inject`")
     if x.shape[1] not in (1,3):
@@ -652,6 +653,9 @@ def _stamped(dl, pattern, dls, variant='pattern', n_classes=None, classes=None, 
     ds = getattr(dl, 'dataset', None)
     if stamped(ds):
         raise ValueError("these DataLoaders are painted already; inject into the originals, `dls.clean`")
+    if any(isinstance(o, InjectPattern) for k in ('after_item','after_batch') for o in getattr(getattr(dl, k, None), 'fs', ())):
+        raise ValueError("these DataLoaders are painted already, by an `InjectPattern` among their transforms, which would take "
+                         "the stamps for its own; leave it out")
     _check_pattern(pattern)
     _check_images(dl)
     y = read_labels(ds)

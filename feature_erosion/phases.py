@@ -98,7 +98,7 @@ class Phase:
         dls:DataLoaders|None=None, # Data to train on; by default the Learner's own
         lr:float|slice|None=None, # Learning rate; by default that of the fit, which is the Learner's unless given
         sched='multi_step', # One of `schedules` (the paper's by default), a fastai scheduler, or a dict by hyper-parameter
-        opt:str='reset', # 'reset': a fresh optimiser, without the previous phase's momentum; 'keep': continue with the same one
+        opt:str='reset', # 'reset': a fresh optimiser; 'keep': the same one, its momentum as the last phase's schedule left it
         iters:int|None=None, # Length in iterations (batches), which may span epochs or end inside one
         until:callable=None, # `f(learn) -> bool`, called after each epoch: ends the phase when true, before its full length
         wd:float|None=None # Weight decay; by default that of the fit, too
@@ -584,6 +584,8 @@ class PerPhase(Callback):
         cb:Callback # E.g. an `EarlyStoppingCallback`; in a fit without phases it works as usual
     ):
         if isinstance(cb, type): cb = cb()   # as `Learner.add_cb` does
+        if not isinstance(cb, LoggedCallback) and any(hasattr(cb, o) for o in ('before_phase','after_phase')):
+            raise ValueError(f"cb: {cb.name} knows about phases, and would not be told of them; give it without `PerPhase`")
         self.watcher,self.order,self.fname = cb,cb.order,getattr(cb, 'fname', None)
         self.cb = dict(vars(cb), name=cb.name)   # its settings, for comparing runs
         for k in ('remove_on_fetch','_only_train_loop'):

@@ -286,6 +286,7 @@ def worst_noise(
     "Inputs that maximise the loss of their labels, with a penalty on their size (Tarun et al. 2023)"
     _check_weights(decay=decay)
     (x,*more),y = to_model(xs, model),y.to(first(model.parameters()).device)
+    if not x.is_floating_point(): raise ValueError(f"xs: the input is {x.dtype}; noise is made for images given as floats")
     noise = torch.randn_like(x).requires_grad_()
     opt = torch.optim.Adam([noise], lr)
     with evaluating(model, grad=True):
@@ -381,7 +382,7 @@ class Scrub(Callback):
 
     def before_fit(self): self.old = _state(self.model)
     def after_loss(self):
-        old = _scores(get_model(self.model), self.xb, self.old).float()
+        old = _scores(unwrapped(self.model), self.xb, self.old).float()
         far = distil_loss(answer_tensor(self.learn.pred).float(), old, self.T)
         up = self.learn.phase.name.startswith('max')
         self.learn.loss_grad = -far if up else self.alpha*far + self.gamma*self.learn.loss_grad
@@ -480,7 +481,7 @@ def retrain(
     sched='constant' # As in `Phase`: give the one that the network was trained with
 ):
     "Train anew without what is to be forgotten, from fresh weights as in `fresh`"
-    _renew(get_model(learn.model))
+    _renew(unwrapped(learn.model))
     train_on(learn, Phase('retrain', epochs, retain, lr, sched))
 
 # %% ../nbs/17_unlearning.ipynb #04cf056c
@@ -636,6 +637,8 @@ def _check_tests(forget, retain):
         if not n_samples(d.valid):
             raise ValueError(f"{k}: no validation samples go with it, so its accuracy on new images is unknown; "
                              "split DataLoaders whose validation set has all classes")
+    n,k = forget.train.n,n_samples(forget.valid)
+    if min(n, k)<2: raise ValueError(f"forget: {n} training and {k} validation samples; the attack compares two or more of each")
 
 # %% ../nbs/17_unlearning.ipynb #75ffebbc
 def unlearning_scores(

@@ -9,8 +9,10 @@ from fastai.vision.all import SGD, Callback, CancelEpochException, CancelTrainEx
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import EvalSets, pattern_sets, train_accuracy
 from feature_erosion.learner import erosion_learner
+from feature_erosion.mitigations import Replay
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase, PhaseSchedule, PerPhase
+from feature_erosion.watch import WatchErosion
 
 works = partial(pytest.mark.works, kind='callbacks')
 
@@ -212,6 +214,20 @@ def test_per_phase_of_a_class(learn):
     "As in fastai, a class stands for a callback made without arguments"
     with learn.no_logging(): learn.fit_phases([Phase('a', 4, lr=0.), Phase('b', 1)], cbs=PerPhase(EarlyStoppingCallback))
     assert learn.recorder.history.phase.tolist()==['a','a','b']   # nothing improves: its patience is 1
+
+def test_per_phase_of_what_knows_phases(learn):
+    "It would not act"
+    with pytest.raises(ValueError, match='replay knows about phases'): PerPhase(Replay(learn.dls, 8))
+
+@pytest.mark.parametrize('make', [WatchErosion, lambda d: EvalSets({'a':d.valid})])
+@pytest.mark.filterwarnings('ignore::feature_erosion.watch.ErosionWarning')
+def test_per_phase_adds_no_column_in_the_middle_of_a_table(learn, make):
+    cb = make(learn.dls)
+    learn.fit_phases(two(), cbs=PerPhase(cb))
+    df = learn.recorder.history
+    assert df.phase.tolist()==['a','b'] and not set(cb.columns) & set(df.columns) and len(df.dropna())==2
+    logged = cb.history if isinstance(cb, WatchErosion) else learn.recorder.evals
+    assert set(logged.phase)=={'a','b'} and logged[cb.columns[0]].notna().all()
 
 def test_per_phase_keeps_its_state():
     a,b = (PerPhase(EarlyStoppingCallback('score', patience=2)) for _ in range(2))

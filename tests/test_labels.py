@@ -3,7 +3,7 @@ import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from torch import nn
 from torch.utils.data import ConcatDataset, Subset
-from torchvision.datasets import ImageFolder
+from torchvision.datasets import QMNIST, ImageFolder
 from torchvision.transforms.v2.functional import to_image
 from fastai.callback.data import PartialDL, WeightedDL
 from fastai.tabular.all import Categorify, TabularDataLoaders
@@ -201,6 +201,13 @@ def test_target_transform(folder):
     joint = ImageFolder(folder)
     joint.transforms = lambda x,y: (x,y)                           # of image and label together
     assert read_labels(joint).tolist()==[0,0,1,1,2,2,3,3]
+
+def test_targets_of_several_columns():
+    "Of QMNIST's eight, items have the first"
+    ds = QMNIST.__new__(QMNIST)
+    ds.data,ds.targets,ds.compat = torch.zeros(6,28,28).byte(),torch.arange(48).view(6,8)%10,True
+    ds.transform = ds.target_transform = ds.transforms = None
+    assert read_labels(ds).tolist()==[0,8,6,4,2,0]==[y for _,y in ds]
 
 @works('labels', "`targets` of somebody's own dataset", 'works: the items are read, since `__getitem__` may change a label')
 @pytest.mark.parametrize('ds,want',

@@ -529,6 +529,20 @@ def test_timm_makes_the_head(make):
     assert m(x).shape==(2,7)
     close(m.forward_features(x), old.forward_features(x))     # nothing else was replaced
 
+@works('models', "A head of one's own on a timm model, or a restricted one", 'works: it stays where it has the outputs wanted')
+def test_a_head_given_to_a_timm_model_stays():
+    "`num_classes` still says how many outputs it was made with"
+    m = timm.create_model('resnet10t', num_classes=1000)
+    some = restrict_outputs(m, [1,5,9])
+    close(create_model(some, 3).fc.weight, m.fc.weight[[1,5,9]])
+    for own in (nn.Linear(512,3), nn.Sequential(nn.Dropout(), nn.Linear(512,3))):
+        m.fc = own
+        for a,b in zip(create_model(m, 3).fc.parameters(), own.parameters(), strict=True): close(a, b)
+        assert create_model(m, 1000).fc.out_features==1000
+    m = timm.create_model('deit_tiny_distilled_patch16_224', img_size=64, num_classes=1000, depth=1)
+    m.head,m.head_dist = nn.Linear(192,3),nn.Linear(192,3)
+    close(create_model(m, 3).head_dist.weight, m.head_dist.weight)
+
 def without(m, name): setattr(m, name, nn.Identity()); return m
 def cut_vgg():
     m = torchvision.models.vgg11(num_classes=10)

@@ -22,6 +22,7 @@ from feature_erosion.measures.probes import dl_labels, layer_probe
 from feature_erosion.measures.plasticity import plasticity_measures
 from feature_erosion.measures.rank import layer_rank
 from feature_erosion.recover import group_accuracy, recover
+from feature_erosion.unlearning import split_forget
 
 works,loads = partial(pytest.mark.works, kind='labels'),partial(pytest.mark.works, kind='loaders')
 
@@ -653,3 +654,21 @@ def test_a_subclass_that_makes_other_labels(dls):
     assert read_labels(ds).tolist()==[(int(y)+1)%10 for y in dls.train_ds.y]
     easy = tensor_dls(ds, ds, bs=16, pad=0, flip=False).inject(ColorSquare(4))
     assert easy.valid.dataset.stamps.tolist()==torch.cat([b[1] for b in easy.valid]).tolist()
+
+def test_other_data_are_read_whole(dls, tmp_path):
+    "The samples that were chosen for validation are not looked for among those to predict, also after an export"
+    _,retain = split_forget(dls, classes=[0,1,2])
+    learn = Learner(retain, net(), path=tmp_path)
+    images = [o.numpy() for o in dls.valid_ds.x]*2
+    x = (torch.stack([TensorImage(o).permute(2,0,1) for o in images]).float()/255-.5)/.5
+    with torch.no_grad(): want = learn.model.eval()(x.as_subclass(torch.Tensor)).softmax(1)
+    learn.export('e.pkl')
+    for o in (learn, load_learner(tmp_path/'e.pkl')):
+        with o.no_bar():
+            torch.testing.assert_close(o.get_preds(dl=o.dls.test_dl(images))[0], want)
+            torch.testing.assert_close(o.predict(images[-1])[2], want[-1])
+
+def test_a_loader_made_anew_has_the_chosen_samples(dls):
+    for dl in (subset_dl(dls.valid, 9), split_forget(dls, classes=[0,1,2])[1].valid):
+        new = dl.new(bs=4)
+        assert len(new)==-(-dl.n//4) and new.n==dl.n and dl_labels(fixed_dl(new)).tolist()==dl_labels(dl).tolist()

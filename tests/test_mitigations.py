@@ -1,18 +1,20 @@
 "Mitigations in real fits: with mixed precision, with phases, together, stopped and gone on, and against a second, naive implementation."
 from copy import deepcopy
+from functools import partial
 import numpy as np, pytest, torch, torch.nn.functional as F
 import matplotlib.pyplot as plt
 from torch import nn
+from fastai.callback.data import WeightedDL
 from fastai.callback.mixup import MixUp
 from fastai.vision.all import (ActivationStats, CancelBatchException, CancelStepException, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, GradientAccumulation, Learner,
-                               Lookahead, MixedPrecision, SGD, TfmdDL, accuracy, no_random, set_seed)
+                               Lookahead, MixedPrecision, SGD, SkipItemException, TfmdDL, accuracy, no_random, set_seed)
 from stop import Boom, StopAt
 from feature_erosion.batches import TensorAnswer
 from feature_erosion.data import digits_dls
 from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
 from feature_erosion.loaders import subset_dl
 from feature_erosion.mitigations import (DERpp, EWC, Adversarial, ContinualBackprop, Ensemble, GroupDRO, L2Init, L2SP, LwF, Mitigation, Only, Penalty, ReDo, Replay, SAM, SI,
-                                         ShrinkPerturb, SpectralDecoupling, _columns, fisher, grouped, just_train_twice, stamp_groups, unit_chains)
+                                         ShrinkPerturb, SpectralDecoupling, _columns, fisher, fresh, grouped, just_train_twice, stamp_groups, unit_chains)
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase
 from feature_erosion.recover import Ramp, group_accuracy
@@ -635,6 +637,15 @@ def test_groups_without_samples_have_no_weight():
     torch.testing.assert_close(weights(a), weights(b))
     assert np.flatnonzero(cb.q).tolist()==[1,6] and abs(cb.q.sum()-1)<1e-6
 
+@pytest.mark.parametrize('first', [True, False])
+def test_groups_of_a_part_of_the_data(first):
+    "Of a class that was split off, no group has a weight"
+    easy = data().inject(ColorSquare(4), ratio=.5)
+    part = split_forget(grouped(easy), '3')[1] if first else grouped(split_forget(easy, '3')[1])
+    cb,learn = GroupDRO(.5),Learner(part, net(), loss_func=CrossEntropyLossFlat(), lr=.01)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=cb)
+    assert np.flatnonzero(cb.q).tolist()==[i for i in range(20) if i//2!=3]
+
 def test_the_model_sees_valid_pixels_only():
     "Also on the way to an adversarial image, as in the code of Wong et al."
     seen = []
@@ -715,3 +726,42 @@ def test_skipped_batches_leave_no_hooks(make):
     handle = m[0].register_forward_hook(lambda mod, i, o: setattr(mod, 'held', o))   # a tensor with a graph cannot be copied
     small(points(), m, make())
     handle.remove()
+
+@pytest.mark.parametrize('name', ['redo','backprop','only','l2sp_head','shrink','si'])
+def test_compiled_networks_are_treated_alike(name, monkeypatch):
+    "Compiled code would not call hooks, and in a compiled wrapper all names begin with another one"
+    def inside(m): m.compile(backend='eager'); return m
+    plain,res = net,[]
+    for f in (lambda m: m, inside, partial(torch.compile, backend='eager')):
+        torch._dynamo.reset()
+        monkeypatch.setitem(globals(), 'net', lambda: f(plain()))
+        res.append(fit([every[name]()]))
+    assert same(res[0], res[1]) and same(res[0], res[2])
+
+class Scaled(nn.Module):
+    def __init__(self): super().__init__(); self.lin,self.scale = nn.Linear(4,4),nn.Parameter(torch.full((4,), 7.))
+    def reset_parameters(self): self.lin.reset_parameters()
+
+@pytest.mark.parametrize('make,what', [(Scaled, 'scale'), (lambda: nn.utils.weight_norm(nn.Linear(4,4)), 'weight_g, weight_v'),
+                                       (lambda: nn.utils.spectral_norm(nn.Linear(4,4)), 'weight_orig')])
+@pytest.mark.filterwarnings('ignore:.*weight_norm:FutureWarning')
+def test_weights_that_nothing_sets_anew(make, what):
+    "They would stay as they were trained"
+    with torch.no_grad(), pytest.raises(ValueError, match=f'weights of its own, {what}, and no'): fresh(nn.Sequential(make()).eval())
+
+class Gaps:
+    def __len__(self): return 30
+    def __getitem__(self, i):
+        if i%5==4: raise SkipItemException
+        return torch.rand(3,16,16),i%3
+
+def test_old_samples_that_are_skipped():
+    "Which of them remain is not known, so neither are their scores, nor which are wrong"
+    gaps = DataLoaders(*[DataLoader(Gaps(), bs=6, num_workers=0) for _ in range(2)])
+    learn = Learner(gaps, net(), loss_func=CrossEntropyLossFlat(), lr=.01)
+    with learn.no_bar(), learn.no_logging(), pytest.raises(ValueError, match='30 samples, of which 24'): learn.fit(1, cbs=DERpp(gaps, 30))
+    with pytest.raises(ValueError, match='30 samples, of which 24'): just_train_twice(learn, gaps)
+
+def test_weighted_samples_are_not_weighted_anew():
+    weighted = DataLoaders(WeightedDL(dls.train_ds, bs=32, wgts=np.arange(128)+1., num_workers=0), dls.valid)
+    with pytest.raises(ValueError, match='WeightedDL draws samples by weights of its own'): just_train_twice(Learner(weighted, net()), weighted)

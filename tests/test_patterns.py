@@ -2,7 +2,7 @@
 import matplotlib as mpl, numpy as np, pytest, torch
 from itertools import combinations
 from PIL import Image
-from fastai.vision.all import (CategoryBlock, DataBlock, DataLoader, DataLoaders, ImageBlock, IndexSplitter, Learner, Normalize, PILImage, TensorCategory,
+from fastai.vision.all import (CategoryBlock, DataBlock, DataLoader, DataLoaders, ImageBlock, IndexSplitter, Learner, TfmdDL, Normalize, PILImage, TensorCategory,
                                TensorImage, ToTensor, Transform, aug_transforms, imagenet_stats, nn)
 from feature_erosion.data import to_uint8
 from feature_erosion.measures.probes import dl_labels
@@ -176,3 +176,18 @@ def test_one_by_one_images_of_several_sizes():
     dls = DataLoaders(*[DataLoader(ds, bs=1) for _ in range(2)]); dls.c = 3
     for (x,*_),(z,_),i in zip(dls.inject(ColorSquare(4)).valid, dls.valid, range(6)):
         assert x.shape==z.shape==(1,3,8+i,9+i) and torch.equal(x[...,4:,:], z[...,4:,:]) and not torch.equal(x, z)
+
+def test_pictures_for_many_sizes_are_not_all_kept():
+    "Of a border for ten classes and a photo, they are as large as forty photos"
+    tfm = InjectPattern(Border(2), 10)
+    for i in [*range(30),3]:
+        x = torch.rand(3,20+i,24)
+        assert torch.equal(tfm((x, 4))[0], InjectPattern(Border(2), 10)((x, 4))[0])
+        assert len(tfm._made)<=8
+
+@pytest.mark.parametrize('where', ['after_item','after_batch'])
+def test_a_pattern_among_the_transforms_is_not_given_anothers_stamps(where):
+    "It was painted in the place of the new one, which was left out"
+    ds = [(torch.rand(3,16,16), i%3) for i in range(6)]
+    dls = DataLoaders(*[TfmdDL(ds, bs=3, num_workers=0, **{where:[InjectPattern(ColorSquare(4), 3)]}) for _ in range(2)]); dls.c = 3
+    with pytest.raises(ValueError, match='painted already, by an `InjectPattern`'): dls.inject(Border(2))

@@ -411,6 +411,7 @@ def test_comparisons_are_checked_before_training(start):
         with pytest.raises(error, match=text): compare_unlearning(learn, *by_class, retrained=never, **kw)
     for methods in ([partial(scrub, lr=.1), 'scrub'], dict(original=scrub)):
         with pytest.raises(ValueError, match='is the name of two rows'): compare_unlearning(learn, *by_class, methods, retrained=never)
+    with pytest.raises(ValueError, match='forget: 1 training and 80 validation samples'): compare_unlearning(learn, *split_forget(dls, share=.005), retrained=never)
 
 # shares and weights
 
@@ -445,6 +446,9 @@ def test_share_of_noise(start, share):
     forget,retain = by_class
     n = drawn(ready(start), retain, unlearning._BesideNoise(forget.train, .1, share))
     assert n[0]==share*32   # four times as many as there are noisy images
+
+def test_noise_is_no_byte():
+    with pytest.raises(ValueError, match='xs: the input is torch.uint8'): unlearning.worst_noise(net(), (torch.zeros(4,3,16,16).byte(),), torch.arange(4))
 
 def test_weights_below_zero(start):
     for name,kw in (('unsir','share'),('unsir','decay'),('ssd','alpha'),('ssd','lam'),('scrub','alpha'),('scrub','gamma'),('scrub','T')):
