@@ -8,8 +8,9 @@ from torchvision.transforms.v2.functional import to_image
 from fastai.callback.data import PartialDL, WeightedDL
 from fastai.tabular.all import Categorify, TabularDataLoaders
 from fastai.text.data import LMDataLoader, SortedDL
-from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoader, DataLoaders, ImageBlock, IndexSplitter, IntToFloatTensor, Learner,
-                               MaskBlock, MultiCategoryBlock, PointBlock, RegressionBlock, TfmdDL, Transform, get_c, set_seed)
+from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoader, DataLoaders, ImageBlock, IndexSplitter,
+                               IntToFloatTensor, Learner, MaskBlock, MultiCategoryBlock, PointBlock, RegressionBlock, TfmdDL,
+                               Transform, get_c, set_seed)
 from feature_erosion.data import TensorDL, TensorImages, digits_dls
 from feature_erosion.evalsets import evaluate, pattern_sets, train_accuracy
 from feature_erosion.loaders import label_vocab, n_labels, read_labels, same_dl
@@ -274,7 +275,8 @@ class Birds(torch.utils.data.Dataset):
     def __len__(self): return len(self.y)
     def __getitem__(self, i): return torch.full((3,8,8), .5),self.y[i],self.background[i]
 
-@works('labels', '(image, class, background) with `n_inp=1`', 'works: by the class, as accuracy is; the background is another target')
+@works('labels', '(image, class, background) with `n_inp=1`',
+       'works: by the class, as accuracy is; the background is another target')
 def test_what_follows_the_label():
     "A network that goes by the square is right about all; a class is forgotten, not a background"
     dls = DataLoaders.from_dsets(Birds(16), Birds(16), bs=4, num_workers=0)
@@ -390,7 +392,8 @@ def test_the_transform_alone_refuses_the_same(y, said):
 def test_labels_in_a_column_and_enough_accuracy():
     "fastai's tables have labels of shape (batch, 1): an answer is compared with its own sample's label"
     df = pd.DataFrame({'a':np.linspace(-1, 1, 60)}).assign(y=lambda d: np.where(d.a>0, 'p', 'n'))
-    dls = TabularDataLoaders.from_df(df, procs=[], cont_names=['a'], y_names='y', y_block=CategoryBlock(), valid_idx=list(range(0,60,3)), bs=16)
+    dls = TabularDataLoaders.from_df(df, procs=[], cont_names=['a'], y_names='y', y_block=CategoryBlock(),
+                                     valid_idx=list(range(0,60,3)), bs=16)
     class Sign(nn.Module):
         def __init__(self, wrong): super().__init__(); self.p,self.wrong = nn.Parameter(torch.ones(1)),wrong
         def forward(self, cats, x): return torch.stack([-x[:,0],x[:,0]], 1)*self.p*torch.where(x>1-2*self.wrong, -1, 1)

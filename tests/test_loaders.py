@@ -4,10 +4,11 @@ from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, torch, torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from fastai.vision.all import (SGD, BCEWithLogitsLossFlat, Callback, CancelFitException, CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoader,
-                               DataLoaders, DiceMulti, FlipItem, ImageBlock, Learner, MaskBlock, MSELossFlat,
-                               MultiCategoryBlock, Perplexity, RegressionBlock, TensorCategory, TensorImage, TfmdDL, ToTensor, accuracy,
-                               accuracy_multi, get_image_files, load_learner, mae, partial, set_seed, top_k_accuracy, F1Score, Recall)
+from fastai.vision.all import (SGD, BCEWithLogitsLossFlat, Callback, CancelFitException, CategoryBlock, CrossEntropyLossFlat,
+                               DataBlock, DataLoader, DataLoaders, DiceMulti, FlipItem, ImageBlock, Learner, MaskBlock,
+                               MSELossFlat, MultiCategoryBlock, Perplexity, RegressionBlock, TensorCategory, TensorImage, TfmdDL,
+                               ToTensor, accuracy, accuracy_multi, get_image_files, load_learner, mae, partial, set_seed,
+                               top_k_accuracy, F1Score, Recall)
 from fastai.callback.data import PartialDL, WeightedDL
 from fastai.text.data import SortedDL
 from feature_erosion.batches import answered
@@ -95,7 +96,8 @@ def test_torchvision_folders_have_names(tmp_path):
     assert class_names(ImageFolder(tmp_path, target_transform=lambda y: 1-y)) is None
     with pytest.raises(ValueError, match="x has class 'a' as label 0"): check_classes(SimpleNamespace(vocab=['b','a']), ds, 'x')
 
-@loads(what="PyTorch's loaders and parts of torchvision's folders, in which a class has another label", how='refused: names the class')
+@loads(what="PyTorch's loaders and parts of torchvision's folders, in which a class has another label",
+       how='refused: names the class')
 def test_pytorch_loaders_have_the_names_of_their_folders(tmp_path):
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import ToTensor
@@ -107,10 +109,12 @@ def test_pytorch_loaders_have_the_names_of_their_folders(tmp_path):
         def __getitem__(self, i): return self.dataset[i][0],1
         def __getitems__(self, idxs): return [self[i] for i in idxs]
     part = torch.utils.data.Subset(train, range(2, 8))
-    assert class_names(torch.utils.data.DataLoader(part))==class_names(DataLoader(part, bs=2))==['a','b'] and class_names(Other(test, range(4))) is None
+    assert class_names(torch.utils.data.DataLoader(part))==class_names(DataLoader(part, bs=2))==['a','b']
+    assert class_names(Other(test, range(4))) is None
     for kind in (partial(torch.utils.data.DataLoader, batch_size=2),partial(DataLoader, bs=2, num_workers=0)):
         for see in (layer_probe, partial(recover, few=1)):
-            with pytest.raises(ValueError, match="test has class 'b' as label 0, train have it as 1"): see(net(2, 4), kind(part), kind(test), progress=False)
+            with pytest.raises(ValueError, match="test has class 'b' as label 0, train have it as 1"):
+                see(net(2, 4), kind(part), kind(test), progress=False)
 
 # choosing samples
 
@@ -215,7 +219,8 @@ def read(dl): return [int(i) for b in dl for i in b[0][:,0]]
     (data.DistributedSampler(forty, num_replicas=2, rank=1), list(range(40)))], ids=lambda o: type(o).__name__)
 def test_samplers_of_pytorch(sampler, want):
     "Training and validation samples are often two samplers over one dataset; each sample that can be drawn is measured, once"
-    for dl in (data.DataLoader(forty, 8, sampler=sampler), data.DataLoader(forty, batch_sampler=data.BatchSampler(sampler, 8, False))):
+    for dl in (data.DataLoader(forty, 8, sampler=sampler),
+               data.DataLoader(forty, batch_sampler=data.BatchSampler(sampler, 8, False))):
         assert read(fixed_dl(dl))==want and set(read(fixed_dl(dl, 2)))<=set(want)
         assert dl_labels(dl).tolist()==[i%2 for i in want]
     assert layer_rank(nn.Linear(1,2), dl, progress=False, n=None).attrs['n']==len(want)
@@ -235,7 +240,8 @@ def test_samplers_of_ones_own():
 def test_samplers_keep_the_workers_own_start():
     "Such as one that opens a file"
     def start(i): raise OSError('opened')
-    with pytest.raises(OSError, match='opened'): next(iter(fixed_dl(data.DataLoader(forty, 8, num_workers=1, worker_init_fn=start))))
+    with pytest.raises(OSError, match='opened'):
+        next(iter(fixed_dl(data.DataLoader(forty, 8, num_workers=1, worker_init_fn=start))))
 
 def test_the_number_a_loader_was_given():
     assert read(fixed_dl(DataLoader(forty, bs=4, n=10)))==list(range(10))
@@ -278,12 +284,14 @@ def test_evaluation_sets_need_labels(images, dls, which):
     test = d.test_dl(files(images)) if which=='files' else dls.test_dl([dls.valid_ds.x[0].numpy()])
     with pytest.raises(ValueError, match="sets: 'new' has no labels"): EvalSets({'old':d.valid, 'new':test})
 
-@pytest.mark.parametrize('f', [lambda dls,**kw: evaluate(net(), dls.valid, **kw), lambda dls,**kw: EvalSets({'a':dls.valid}, **kw)],
+@pytest.mark.parametrize('f',
+                         [lambda dls,**kw: evaluate(net(), dls.valid, **kw), lambda dls,**kw: EvalSets({'a':dls.valid}, **kw)],
                          ids=['evaluate','EvalSets'])
 def test_metrics_have_names_of_their_own(dls, f):
     top = [partial(top_k_accuracy, k=k) for k in (1,5)]
     for two,said in ((top, 'top_k_accuracy'), ([F1Score(average='macro'), F1Score(average='micro')], 'f1_score')):
-        with pytest.raises(ValueError, match=f"metrics: two are called '{said}', and one would hide the other"): f(dls, metrics=two)
+        with pytest.raises(ValueError, match=f"metrics: two are called '{said}', and one would hide the other"):
+            f(dls, metrics=two)
     with pytest.raises(ValueError, match="metrics: one has no name .*F.cross_entropy"): f(dls, metrics=nn.CrossEntropyLoss())
 
 def test_metrics_of_the_learner(dls):
@@ -309,7 +317,8 @@ def test_accuracy_of_sequences_and_columns():
 
 def off(p, t): return (p.flatten()-t).abs().float().mean()
 
-@works(what='negative labels, such as degrees or -1 by mistake', how='works: they count like any other; only the additional `labels` may leave samples out')
+@works(what='negative labels, such as degrees or -1 by mistake',
+       how='works: they count like any other; only the additional `labels` may leave samples out')
 def test_negative_labels_count():
     "Two of four can be right; the distances of 0 from -30, -20, 1 and 2 are 53/4 on average"
     assert evaluate(nn.Identity(), [(torch.eye(4), torch.tensor([0,1,-1,-1]))])=={'accuracy':.5}
@@ -320,13 +329,15 @@ def test_negative_labels_count():
 def test_more_labels_are_one_for_each_sample():
     b = [(torch.eye(4), torch.arange(4))]*2
     for n,said in ((3, 'at least 4'), (7, 'at least 8'), (9, '8')):
-        with pytest.raises(ValueError, match=f"labels: 'other' has {n} for {said} samples"): evaluate(nn.Identity(), b, labels={'other':torch.zeros(n)})
+        with pytest.raises(ValueError, match=f"labels: 'other' has {n} for {said} samples"):
+            evaluate(nn.Identity(), b, labels={'other':torch.zeros(n)})
     assert np.isnan(evaluate(nn.Identity(), b, labels={'other':[-1]*8})['other_accuracy'])
 
 def test_no_samples_are_refused():
     with pytest.raises(ValueError, match='dl: there are no samples in it'): evaluate(nn.Identity(), [])
 
-@pytest.mark.works(kind='models', what='A network that puts out NaN or infinity: `evaluate`, `EvalSets`, `train_accuracy`', how='works: NaN, never the accuracy of the first class')
+@pytest.mark.works(kind='models', what='A network that puts out NaN or infinity: `evaluate`, `EvalSets`, `train_accuracy`',
+                   how='works: NaN, never the accuracy of the first class')
 def test_a_diverged_network_has_no_accuracy(dls):
     x,y = torch.eye(3),torch.arange(3)
     for bad in (torch.nan, torch.inf):
@@ -362,7 +373,8 @@ def test_a_training_set_is_measured_without_augmentation():
     dl,state = learn.dls.train,learn.dls.train.rng.getstate()
     assert evaluate(learn, dl)['accuracy']==pytest.approx(plain) and dl.rng.getstate()==state and dl.after_batch.split_idx==0
 
-@works(what='a set `conflict` in which some images have no other class\'s picture', how='refused: both shares would not be of the same images')
+@works(what='a set `conflict` in which some images have no other class\'s picture',
+       how='refused: both shares would not be of the same images')
 def test_shares_of_the_same_images(dls):
     for kw in (dict(ratio=.5), dict(classes=['3'])):
         some = stamp_dl(dls.valid, ColorSquare(4), 'conflict', **kw)
@@ -370,17 +382,21 @@ def test_shares_of_the_same_images(dls):
         assert EvalSets({'some':some}).columns==['some','some_picture']
 
 @works(what='an evaluation set called like a column that is there already', how='refused before training: names the column')
-@pytest.mark.parametrize('name', ['accuracy','valid_loss','train_loss','n','epoch','iter','iters','total_iter','phase','when','time'])
+@pytest.mark.parametrize('name',
+                         ['accuracy','valid_loss','train_loss','n','epoch','iter','iters','total_iter','phase','when','time'])
 def test_sets_called_like_columns(dls, name):
     learn = erosion_learner(dls, net())
     start = learn.model[1].weight.detach().clone()
-    with pytest.raises(ValueError, match=f"there would be two columns '{name}'"): quiet(learn, [Phase('a', 1)], cbs=EvalSets({name:dls.valid}))
+    with pytest.raises(ValueError, match=f"there would be two columns '{name}'"):
+        quiet(learn, [Phase('a', 1)], cbs=EvalSets({name:dls.valid}))
     assert torch.equal(learn.model[1].weight, start) and list(learn.metrics.attrgot('name'))==['accuracy']
 
 def test_sets_called_like_each_other(dls):
     sets = pattern_sets(dls, ColorSquare(4))
-    with pytest.raises(ValueError, match="sets: two would have the column 'conflict_picture'"): EvalSets({**sets, 'conflict_picture':dls.valid})
-    with pytest.raises(ValueError, match="two columns 'clean'"): quiet(erosion_learner(dls, net()), [Phase('a', 1)], cbs=[EvalSets(sets), EvalSets({'clean':dls.train})])
+    with pytest.raises(ValueError, match="sets: two would have the column 'conflict_picture'"):
+        EvalSets({**sets, 'conflict_picture':dls.valid})
+    with pytest.raises(ValueError, match="two columns 'clean'"):
+        quiet(erosion_learner(dls, net()), [Phase('a', 1)], cbs=[EvalSets(sets), EvalSets({'clean':dls.train})])
 
 def test_settings_of_evaluation_sets(dls):
     for at in (5, None, [1.5], [-1], 'log '):
@@ -394,7 +410,8 @@ def test_settings_of_evaluation_sets(dls):
 def test_two_patterns_in_one_fit(dls):
     a,b,again = dls.inject(ColorSquare(4)),dls.inject(Stripes(8)),dls.inject(ColorSquare(4), ratio=.5)
     learn = erosion_learner(dls, net())
-    with pytest.raises(ValueError, match="phases: 'a' and 'b' differ in their pattern"): quiet(learn, [Phase('a', 1, a), Phase('b', 1, b)])
+    with pytest.raises(ValueError, match="phases: 'a' and 'b' differ in their pattern"):
+        quiet(learn, [Phase('a', 1, a), Phase('b', 1, b)])
     sets = EvalSets({'clean':dls.valid, 'squares':a.valid, 'stripes':b.valid})
     quiet(learn, [Phase('a', 1, a), Phase('b', 1, b)], cbs=sets)
     assert learn.injected.value is None and 'stripes' in learn.recorder.evals
@@ -402,7 +419,8 @@ def test_two_patterns_in_one_fit(dls):
     assert learn.injected.value is a and 'conflict' in learn.recorder.evals
 
 def test_sets_are_loaders():
-    with pytest.raises(ValueError, match='dl: must be a fastai DataLoader; got builtins.list'): EvalSets({'a':[(torch.rand(2,3), torch.zeros(2))]})
+    with pytest.raises(ValueError, match='dl: must be a fastai DataLoader; got builtins.list'):
+        EvalSets({'a':[(torch.rand(2,3), torch.zeros(2))]})
 
 @works(what='data that name no classes: `n_classes=` of `inject`', how='works: `fit_phases` and `pattern_sets` take it over')
 def test_n_classes_are_handed_on():
@@ -560,7 +578,9 @@ class Padded(nn.Module):
 @loads(what='Texts, from `SortedDL`', how='works: measures read the longest first, as validation does, with as little padding')
 def test_texts_are_padded_as_in_validation():
     items = [(torch.ones(n) if n%2 else torch.full((n,), 2.),n%2) for n in [6,31,9,30,7,28,8,29]]
-    def padded(b): k = max(len(x) for x,_ in b); return torch.stack([F.pad(x, (k-len(x),0)) for x,_ in b]),torch.tensor([y for _,y in b])
+    def padded(b):
+        k = max(len(x) for x,_ in b)
+        return torch.stack([F.pad(x, (k-len(x),0)) for x,_ in b]),torch.tensor([y for _,y in b])
     dl,m = SortedDL(items, sort_func=lambda o: len(o[0]), bs=4, create_batch=padded, num_workers=0),Padded()
     assert (evaluate(m, dl)['accuracy'],evaluate(m, TfmdDL(items, bs=4, create_batch=padded, num_workers=0))['accuracy'])==(1,.75)
     assert dl_labels(dl).tolist()==[1,0,1,0,1,0,1,0] and group_accuracy(m, dl).accuracy.tolist()==[1,1]
@@ -597,21 +617,26 @@ def test_samples_of_pytorch_loaders_are_stratified(n):
 @pytest.mark.parametrize('kind', ['fastai','pytorch'])
 def test_more_labels_need_an_order(kind):
     x,y = torch.randn(40, 4),torch.arange(40)%3
-    def loader(**kwargs): return DataLoader(list(zip(x, y)), bs=8, **kwargs) if kind=='fastai' else torch.utils.data.DataLoader(list(zip(x, y)), 8, **kwargs)
-    with pytest.raises(ValueError, match='labels: the loader shuffles its samples'): evaluate(nn.Linear(4, 3), loader(shuffle=True), labels={'same':y})
+    def loader(**kwargs):
+        return DataLoader(list(zip(x, y)), bs=8, **kwargs) if kind=='fastai' else torch.utils.data.DataLoader(list(zip(x, y)), 8, **kwargs)
+    with pytest.raises(ValueError, match='labels: the loader shuffles its samples'):
+        evaluate(nn.Linear(4, 3), loader(shuffle=True), labels={'same':y})
     res = evaluate(model := nn.Linear(4, 3), fixed_dl(loader(shuffle=True)), labels={'same':pd.Series(y.numpy(), range(9, 49))})
     assert res['same_accuracy']==res['accuracy']==evaluate(model, loader(shuffle=True))['accuracy']
 
-@loads(what='PyTorch, with a generator of its own', how='works: `evaluate` leaves it as it was, and the samples come in the order in which they would have come')
+@loads(what='PyTorch, with a generator of its own',
+       how='works: `evaluate` leaves it as it was, and the samples come in the order in which they would have come')
 def test_evaluation_leaves_a_generator_alone():
     def order(look):
-        dl = torch.utils.data.DataLoader([(torch.full((4,), float(i)),i%3) for i in range(40)], 8, shuffle=True, generator=torch.Generator().manual_seed(3))
+        dl = torch.utils.data.DataLoader([(torch.full((4,), float(i)),i%3) for i in range(40)], 8, shuffle=True,
+                                         generator=torch.Generator().manual_seed(3))
         if look: evaluate(nn.Linear(4, 3), dl)
         return [x[:,0].tolist() for x,_ in dl]
     assert order(True)==order(False)
 
 def test_a_metric_of_several_values_is_refused():
-    with pytest.raises(ValueError, match="'recall_score' has 3 values, and one is needed"): evaluate(nn.Linear(4, 3), [(torch.rand(12, 4),torch.arange(12)%3)], metrics=Recall(average=None))
+    with pytest.raises(ValueError, match="'recall_score' has 3 values, and one is needed"):
+        evaluate(nn.Linear(4, 3), [(torch.rand(12, 4),torch.arange(12)%3)], metrics=Recall(average=None))
 
 @pytest.mark.parametrize('level,enough', [(.25,True), (.3,False), (.99,False)])
 def test_enough_of_the_samples_that_are_read(dls, level, enough):
@@ -626,26 +651,34 @@ def test_enough_of_the_samples_that_are_read(dls, level, enough):
     assert train_accuracy(level)(Learner(DataLoaders(part, dls.valid), model)) is enough
 
 @loads(what='given with fewer samples than a batch, and `drop_last`', how='works: is measured, also by methods of a Learner')
-@pytest.mark.parametrize('measure', ['layer_cka','layer_rank','layer_probe','look_inside','plasticity','group_accuracy','recover'])
+@pytest.mark.parametrize('measure',
+                         ['layer_cka','layer_rank','layer_probe','look_inside','plasticity','group_accuracy','recover'])
 def test_a_short_loader_is_not_replaced(dls, measure):
     short = dls.train.new(dls.train.dataset.take(list(range(12))), bs=16)
     assert len(short)==0
     learn = Learner(dls, net(), opt_func=SGD)
     with learn.no_bar():
         if measure in ('layer_cka','layer_rank'): assert getattr(learn, measure)(dl=short).attrs['n']==12
-        if measure=='plasticity': assert learn.plasticity(dl=short).loc['now'].to_dict()==plasticity_measures(learn.model, short, learn.loss_func)
-        if measure=='layer_probe': assert (r := learn.layer_probe(train=short, test=short, C=1.)).attrs['n']==12 and r.attrs['n_test']==12
-        if measure=='look_inside': assert (r := learn.look_inside(train=short, test=short, C=1.)).rank.attrs['n']==12 and r.probe.attrs['n']==12
+        if measure=='plasticity':
+            assert learn.plasticity(dl=short).loc['now'].to_dict()==plasticity_measures(learn.model, short, learn.loss_func)
+        if measure=='layer_probe':
+            assert (r := learn.layer_probe(train=short, test=short, C=1.)).attrs['n']==12 and r.attrs['n_test']==12
+        if measure=='look_inside':
+            assert (r := learn.look_inside(train=short, test=short, C=1.)).rank.attrs['n']==12 and r.probe.attrs['n']==12
         if measure=='group_accuracy': assert learn.group_accuracy(sets=short).n.sum()==12
-        if measure=='recover': assert learn.recover(train=dls.train.new(dls.train.dataset.take(pick(dls.train.dataset.y, 10, stratify=True)), bs=16), test=short, few=1).attrs['n_test']==12
+        if measure=='recover':
+            assert learn.recover(train=dls.train.new(dls.train.dataset.take(pick(dls.train.dataset.y, 10, stratify=True)), bs=16),
+                                 test=short, few=1).attrs['n_test']==12
 
 @loads(what="fastai's `WeightedDL`, with weights of zero", how='works: samples that are never drawn are not measured')
 def test_samples_of_no_weight():
     items = [(torch.full((4,), float(i)),i%2) for i in range(40)]
     for kind in (lambda w: WeightedDL(items, bs=8, wgts=w, shuffle=True, num_workers=0),
-                 lambda w: torch.utils.data.DataLoader(items, 8, sampler=torch.utils.data.WeightedRandomSampler(torch.tensor(w), 40))):
+                 lambda w: torch.utils.data.DataLoader(items, 8,
+                                                       sampler=torch.utils.data.WeightedRandomSampler(torch.tensor(w), 40))):
         dl = kind(np.where(np.arange(40)<30, 0., 1.))
-        assert [v for x,_ in fixed_dl(dl) for v in x[:,0].tolist()]==list(range(30, 40)) and layer_rank(nn.Linear(4, 2), dl, progress=False).n.item()==10
+        assert [v for x,_ in fixed_dl(dl) for v in x[:,0].tolist()]==list(range(30, 40))
+        assert layer_rank(nn.Linear(4, 2), dl, progress=False).n.item()==10
 
 def test_a_subclass_that_makes_other_labels(dls):
     class Next(TensorImages):

@@ -83,13 +83,15 @@ def test_losses_are_complete_whatever_ends_the_fit():
         return learn.recorder
     a,b = run(FewSyncs(50)),run()
     assert len(a.losses)==len(b.losses) and torch.equal(torch.stack(a.losses), torch.stack(b.losses))
-    assert type(a.smooth_loss) is type(b.smooth_loss) and a.smooth_loss.count==b.smooth_loss.count and a.smooth_loss.value==b.smooth_loss.value
+    assert type(a.smooth_loss) is type(b.smooth_loss) and a.smooth_loss.count==b.smooth_loss.count
+    assert a.smooth_loss.value==b.smooth_loss.value
 
 def test_optimiser_is_fastai_like(dls, tmp_path):
     "Momentum and weight decay under fastai's names, saving and loading with momentum, SaveModel with the optimiser, lr_find"
     learn = erosion_learner(dls, net(), lr=.05, mom=.8, wd=1e-3, path=tmp_path)
     with learn.no_bar(), learn.no_logging():
-        learn.fit_phases([Phase('a', 1, sched='one_cycle'), Phase('b', 1, wd=.01, sched='constant')], cbs=SaveModelCallback(monitor='valid_loss', with_opt=True))
+        learn.fit_phases([Phase('a', 1, sched='one_cycle'), Phase('b', 1, wd=.01, sched='constant')],
+                         cbs=SaveModelCallback(monitor='valid_loss', with_opt=True))
         assert set(torch.load(tmp_path/'models'/'model.pth', weights_only=True))=={'model','opt'}
         assert isinstance(learn.opt, OptimWrapper) and type(learn.opt.opt) is torch.optim.SGD
         h = learn.opt.hypers[0]
@@ -178,8 +180,11 @@ def test_growth_slopes(monkeypatch):
 
 def test_help_does_not_import_torch():
     "The command answers before anything heavy is loaded; no clock needed"
-    out = subprocess.run([sys.executable, '-X', 'importtime', '-m', 'feature_erosion.cli', '--help'], capture_output=True, text=True, check=True)
-    assert 'demo' in out.stdout and not [l for l in out.stderr.splitlines() if l.rsplit('|', 1)[-1].strip() in ('torch','fastai','pandas','numpy','matplotlib')]
+    out = subprocess.run([sys.executable, '-X', 'importtime', '-m', 'feature_erosion.cli', '--help'], capture_output=True,
+                         text=True, check=True)
+    assert 'demo' in out.stdout
+    assert not [l for l in out.stderr.splitlines()
+                if l.rsplit('|', 1)[-1].strip() in ('torch','fastai','pandas','numpy','matplotlib')]
 
 def test_rows_measured_on_another_machine(monkeypatch):
     "They stay, and say where; a row that can't be measured here does not replace one that was measured elsewhere"
@@ -190,4 +195,5 @@ def test_rows_measured_on_another_machine(monkeypatch):
     old = dict(machine=there, rows=[a, b])
     now = run.merged(old, ['a_rows','gpu_rows'], [dict(a, on='here'), dict(b, on='here', skipped='no GPU here')])
     assert now==[dict(a, on='here'), dict(b, on=run.about(there))]
-    assert run.merged(old, ['a_rows'], [dict(a, on='here')])==now and [o for o,_ in run.by_machine(now+[dict(a, on='here')])]==['here',run.about(there)]
+    assert run.merged(old, ['a_rows'], [dict(a, on='here')])==now
+    assert [o for o,_ in run.by_machine(now+[dict(a, on='here')])]==['here',run.about(there)]
