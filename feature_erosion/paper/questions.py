@@ -206,7 +206,8 @@ def _resist_claims(net, ratio, d):
         return ((plain.forgotten-o.forgotten)/plain.forgotten).where((o.pattern>=.9) & (plain.forgotten>0))
     told = f'saves of what plain finetuning forgets, squares on {ratio:.0%} of the images'
     asked = ((plain.forgotten>0) & (plain.pattern>=.9)).any()   # otherwise there was nothing to save
-    return [judged('Plain finetuning forgets clean accuracy', 'all', plain.forgotten, (.9,.5), net=net)] + [
+    forgets = f'Plain finetuning forgets clean accuracy, squares on {ratio:.0%} of the images'
+    return [judged(forgets, 'all', plain.forgotten, (.9,.5), net=net)] + [
         judged(f'{m} {told}', 'left open', saved(m), (.5,.1), net=net,
                none='no squares learned, or nothing forgotten', nothing='no' if asked else 'not clear')
         for m in d.index.unique('method') if m!='plain finetuning']
