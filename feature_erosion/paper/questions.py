@@ -216,7 +216,7 @@ def _resist_claims(net, ratio, d):
 def _holm(p):
     "P values corrected for how many there are (Holm 1979)"
     o = p.sort_values()
-    return (o*range(o.count(), o.count()-len(o), -1)).cummax().clip(upper=1).reindex(p.index)
+    return (o*np.arange(o.count(), o.count()-len(o), -1)).cummax().clip(upper=1).reindex(p.index)
 
 def _paired(diff):
     "95% interval of the mean difference, and its p value"
