@@ -49,12 +49,14 @@ def _set_modes(modes):
 
 @contextmanager
 def evaluating(
-    model # Any module
+    model, # Any module
+    grad:bool=False # Whether to compute gradients, even under `torch.no_grad` and `torch.inference_mode`
 ):
-    "Eval mode without gradients; module modes, random state, and the state that recurrent networks `reset` are restored"
+    "Eval mode; module modes, random state, and the state that recurrent networks `reset` are restored"
     modes = [(m,m.training) for m in model.modules()]
     states = [(m,dict(vars(m))) for m in model.modules() if hasattr(m, 'reset')]   # such as `hidden` of fastai's AWD_LSTM
-    with torch.no_grad(), no_random(reproducible=False):
+    able = torch.inference_mode(False) if grad else nullcontext()
+    with able, torch.set_grad_enabled(grad), no_random(reproducible=False):
         model.eval()
         try: yield model
         finally:

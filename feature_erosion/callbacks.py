@@ -9,7 +9,7 @@ __all__ = ['log_columns', 'TidyCallback', 'trains', 'fit_log', 'last_fit', 'Logg
            'FewSyncs']
 
 # %% ../nbs/05_callbacks.ipynb #fc028178
-import sys, torch
+import sys, torch, warnings
 from array import array
 from collections.abc import MutableSequence
 from contextlib import nullcontext
@@ -93,15 +93,24 @@ def _within_fit():
 class LoggedCallback(TidyCallback):
     "Values measured before training and after each epoch: columns of the Recorder's table, next to the metrics"
     order,run_valid,columns,table = Recorder.order-5,False,(),'logged'   # right before the Recorder, to fill its table
-    def look(self)->dict: "Values by column"
-    def record(self, epoch): self.log(self.look(), epoch)
+    def look(self)->dict: "Values by column; a `ValueError` ends a fit only before it begins, later on it leaves NaN"
+    def record(self, epoch): self.log(self._looked(), epoch)
+
+    def _looked(self):
+        "What `look` gives; if it fails during the fit, a warning and NaN"
+        try: return self.look()
+        except ValueError as e:
+            if self.fresh: raise
+            warnings.warn(f"{self.name}: {e}. Training goes on, with NaN for {', '.join(self.columns)}")
+            return dict.fromkeys(self.columns, float('nan'))
 
     def before_fit(self):
         self.run = trains(self.learn)
         if self.run or not _within_fit(): self.tidy()   # a validation within a fit leaves the columns in place
         if not self.run: return
         self.last,self.fresh,self.done = SimpleNamespace(),True,None
-        self.mine = L(ValueMetric(partial(getattr, self.last, c, None), c) for c in self.columns)
+        new = [] if getattr(self.learn, 'phase', None) else self.columns   # within a fit the table has its columns
+        self.mine = L(ValueMetric(partial(getattr, self.last, c, None), c) for c in new)
         self.learn.metrics = self.learn.metrics + self.mine
         self._check_columns()
 

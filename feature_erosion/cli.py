@@ -311,7 +311,7 @@ def run_paper(
 ):
     "`feature_erosion paper`"
     if a.jobs is not None and a.jobs<1: raise ValueError(f"jobs={a.jobs}: must be at least 1")
-    _check_given(a, 'images')
+    _check_given(a, 'images', 'out')
     _make(a, a.preset, a.figures, a.images)
 
 def run_report(

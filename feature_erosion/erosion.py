@@ -31,14 +31,16 @@ def _check_shares(**named):
             raise ValueError(f"{k}: accuracies must be in 0…1; got {np.nanmin(v):g}…{np.nanmax(v):g}. Divide percentages by 100")
 
 def _paired(**named):
-    "Two arrays of numbers, the second in the order of the first if both are Series"
-    (k,a),(l,b) = named.items()
-    if isinstance(a, pd.Series) and isinstance(b, pd.Series) and not a.index.equals(b.index):
-        if not a.index.is_unique or set(a.index)!=set(b.index) or len(a)!=len(b):
-            raise ValueError(f"{k}, {l}: Series with different indices, {list(a.index)[:5]} and {list(b.index)[:5]}; "
-                             "give both the same, or arrays, which are compared in order")
-        b = b[a.index]
-    return tuple(np.asarray(o, dtype=float) for o in (a, b))
+    "Arrays of numbers, Series in the order of the first of them"
+    k = first(k for k,v in named.items() if isinstance(v, pd.Series))
+    return tuple(np.asarray(_ordered(k, named[k], l, v) if isinstance(v, pd.Series) else v, dtype=float) for l,v in named.items())
+
+def _ordered(k, a, l, b):
+    "Series `b` in the order of Series `a`"
+    if a.index.equals(b.index): return b
+    if a.index.is_unique and set(a.index)==set(b.index) and len(a)==len(b): return b[a.index]
+    raise ValueError(f"{k}, {l}: Series with different indices, {list(a.index)[:5]} and {list(b.index)[:5]}; "
+                     "give both the same, or arrays, which are compared in order")
 
 # %% ../nbs/13_erosion.ipynb #beec2f80
 def forgetting(
@@ -47,9 +49,8 @@ def forgetting(
     chance # Accuracy of guessing, e.g. .1 for ten classes
 ): # A number or an array; NaN where `before` is no better than chance
     "Share of the accuracy above chance that is gone"
-    before,after = _paired(before=before, after=after)
+    before,after,chance = _paired(before=before, after=after, chance=_check_chance(chance))
     _check_shares(before=before, after=after)
-    _check_chance(chance)
     above = before-chance>_more
     with np.errstate(all='ignore'): res = np.where(above, (before-after)/(before-chance), np.nan)
     return res if res.ndim else float(res)

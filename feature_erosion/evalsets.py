@@ -8,6 +8,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/evalsets.html.md"""
 __all__ = ['evaluate', 'pattern_sets', 'log_iters', 'EvalSets', 'train_accuracy']
 
 # %% ../nbs/12_evalsets.ipynb #6d4ecf52
+from contextlib import contextmanager
 from copy import deepcopy
 from numbers import Number
 import numpy as np, pandas as pd, torch
@@ -33,11 +34,11 @@ def evaluate(
 )->dict: # Values by name: `accuracy`, and `name_accuracy` for each of `labels`; NaN if a score is NaN or infinite
     "Metrics of a model on a `DataLoader`, in one pass, without random augmentation"
     if isinstance(dl, DataLoaders): raise ValueError("dl: DataLoaders; give one of them, such as `dls.valid`")
-    labels,i,sound = {k:torch.as_tensor(v) for k,v in (labels or {}).items()},0,True
+    labels,i,sound = {k:_more_labels(v, dl) for k,v in (labels or {}).items()},0,True
     model,dl = model.model if isinstance(model, Learner) else model,own_state(dl)
     mets = {k:[deepcopy(m) for m in _named_metrics(metrics)] for k in ['',*labels]}
     for m in L(mets.values()).concat(): m.reset()
-    with evaluating(model), unaugmented(dl):
+    with evaluating(model), unaugmented(dl), _same_draws(dl):
         for b in dl:
             pred,y = _answer(model, *split_batch(dl, b, model))
             _check_choice(pred, y, mets[''])
@@ -48,7 +49,23 @@ def evaluate(
             for k,v in labels.items(): _accumulate(mets[k], *_known(pred, v[i-len(y):i].to(pred.device)))
     if not i: raise ValueError("dl: there are no samples in it, so there is nothing to measure")
     _check_length(labels, i, exact=True)
-    return {f'{k}_{m.name}'.lstrip('_'):_number(m.value, sound) for k,ms in mets.items() for m in ms}
+    return {f'{k}_{m.name}'.lstrip('_'):_number(m.value, sound, m.name) for k,ms in mets.items() for m in ms}
+
+@contextmanager
+def _same_draws(dl):
+    "Leave the generators that a PyTorch loader was given as they were"
+    given = [getattr(o, 'generator', None) for o in (dl, getattr(dl, 'sampler', None))]
+    states = [(g,g.get_state()) for g in given if isinstance(g, torch.Generator)]
+    try: yield
+    finally:
+        for g,s in states: g.set_state(s)
+
+def _more_labels(v, dl):
+    "Labels besides those of the data, which go by their order"
+    if getattr(dl, 'shuffle', False) is True or isinstance(getattr(dl, 'sampler', None), torch.utils.data.RandomSampler):
+        raise ValueError("labels: the loader shuffles its samples, and these are in one order; give `fixed_dl(dl)`, whose "
+                         "samples are in that of the dataset")
+    return v if isinstance(v, torch.Tensor) else torch.as_tensor(np.array(v))
 
 def _check_length(labels, n, exact=False):
     for k,v in labels.items():
@@ -102,8 +119,11 @@ class _Answers(SimpleNamespace):
         raise AttributeError(f"metrics: one reads `learn.{k}`, which evaluation sets do not have; give one that needs only predictions and "
                              "labels, such as `F.cross_entropy` instead of `Perplexity`")
 
-def _number(v, sound=True):
+def _number(v, sound=True, name=''):
     "A metric's value, NaN if it has none or if scores are not `sound`"
+    if hasattr(v, 'item') and np.ndim(v)>0 and len(v)>1:
+        raise ValueError(f"metrics: {name!r} has {len(v)} values, and one is needed; average them, as by "
+                         "`Recall(average='macro')`, or take one, as by a function around it")
     v = v.item() if hasattr(v, 'item') else v
     return float('nan') if v is None or not sound and isinstance(v, Number) else v
 
@@ -208,9 +228,7 @@ def _check_sets(sets, at, n, n_at):
         raise ValueError(f"sets: got a {type(sets).__name__}; must be a dict of loaders by name, e.g. {{'clean':dls.valid}}")
     if not sets: raise ValueError("sets: name at least one, e.g. `pattern_sets(dls, ColorSquare(4))`")
     if not _are_points(at): raise ValueError(f"at={at!r}: must be 'log' or a list of iterations, whole numbers from 0 up")
-    for k,v in dict(n=n, n_at=n_at).items():
-        if v is not None and (not is_int(v) or v<1):
-            raise ValueError(f"{k}={v}: must be a whole number, at least 1, or None for all")
+    check_whole(1, 'all', n=n, n_at=n_at)
     for dl in sets.values(): check_dl(dl)
     if bare := [k for k,dl in sets.items() if _no_labels(dl.dataset)]:
         raise ValueError(f"sets: {bare[0]!r} has no labels to compare with; leave it out: CKA and rank need none")
@@ -374,8 +392,8 @@ def train_accuracy(
     def until(learn):
         dl = learn.dls.train
         with evaluating(learn.model), precision(learn), unaugmented(dl):
-            dl = dl.new(shuffle=False, drop_last=False) if isinstance(dl, DataLoader) else fixed_dl(dl)
-            left = int((1-level)*len(dl.dataset)+1e-9)   # allowed errors: stop at the first batch that exceeds them
+            dl = fixed_dl(dl)
+            left = int((1-level)*n_samples(dl)+1e-9)   # allowed errors: stop at the first batch that exceeds them
             for b in dl:
                 if (left := left-_n_wrong(learn.model, *split_batch(dl, b)))<0: return False
         return True

@@ -152,7 +152,7 @@ def models_at(self:Learner,
     return res
 
 # %% ../nbs/14_learner.ipynb #15d762fe
-def _clean(learn, ds_idx=1): return clean_of(learn.dls)[ds_idx]
+def _given(dl, learn, ds_idx=1): return clean_of(learn.dls)[ds_idx] if dl is None else dl   # an empty loader is given, too
 
 def _inside(learn, f, phases, *dls, **kwargs):
     "A measure `f` of the models at `phases`, in the Learner's precision"
@@ -170,7 +170,7 @@ def layer_cka(self:Learner,
     **kwargs
 ):
     "CKA of all pairs of layers of the model at different phases: `.plot()` draws Fig. 3 of the paper"
-    return _inside(self, _layer_cka, phases, dl or _clean(self), n=n, progress=_bar(self), **kwargs)
+    return _inside(self, _layer_cka, phases, _given(dl, self), n=n, progress=_bar(self), **kwargs)
 
 # %% ../nbs/14_learner.ipynb #2cea883c
 @patch
@@ -182,7 +182,7 @@ def layer_rank(self:Learner,
     **kwargs
 ):
     "Ranks of the model's layers at different phases"
-    return _inside(self, _layer_rank, phases, dl or _clean(self), n=n, progress=_bar(self), **kwargs)
+    return _inside(self, _layer_rank, phases, _given(dl, self), n=n, progress=_bar(self), **kwargs)
 
 # %% ../nbs/14_learner.ipynb #02c49dd8
 @patch
@@ -194,7 +194,7 @@ def layer_probe(self:Learner,
     **kwargs
 ):
     "Test accuracy of linear probes on the model's layers at different phases"
-    train,test = train or _clean(self, 0),test or _clean(self)
+    train,test = _given(train, self, 0),_given(test, self)
     return _inside(self, _layer_probe, phases, train, test, progress=_bar(self), **kwargs)
 
 # %% ../nbs/14_learner.ipynb #f0a4a764
@@ -207,7 +207,7 @@ def look_inside(self:Learner,
     **kwargs
 )->Inside:
     "CKA, ranks and linear probes of the model at different phases, from one pass"
-    train,test = train or _clean(self, 0),test or _clean(self)
+    train,test = _given(train, self, 0),_given(test, self)
     return _inside(self, _look_inside, phases, train, test, progress=_bar(self), **kwargs)
 
 # %% ../nbs/14_learner.ipynb #536fe13d
@@ -247,7 +247,8 @@ def plasticity(self:Learner,
     **kwargs
 )->Measured: # A row for each phase
     "Dormant units, norms and rank of the model at different phases"
-    def f(models): return {k:plasticity_measures(m, dl or _clean(self), self.loss_func, **kwargs) for k,m in models.items()}
+    data = _given(dl, self)
+    def f(models): return {k:plasticity_measures(m, data, self.loss_func, **kwargs) for k,m in models.items()}
     return Measured.from_dict(_inside(self, f, phases), orient='index').rename_axis('phase')
 
 # %% ../nbs/14_learner.ipynb #23ea9e53

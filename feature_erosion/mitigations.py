@@ -22,10 +22,10 @@ from torch.nn.utils.parametrize import is_parametrized
 from fastcore.all import *
 from fastai.callback.mixup import MixHandler
 from fastai.vision.all import (Callback, DataLoader, DataLoaders, HookCallback, Learner, MixedPrecision, NoneReduce, Normalize,
-                               TensorBase, apply, get_model, no_random, to_device)
+                               TensorBase, apply, no_random, to_device)
 from .batches import *
 from .loaders import *
-from .loaders import _strata
+from .loaders import _own_idxs, _samples, _strata
 from .callbacks import *
 from .patterns import *
 from .phases import *
@@ -46,7 +46,7 @@ class Mitigation(TidyCallback):
         self.tidy()
         old = self.old_data() if self.strength() else None
         if old is not None: check_classes(self.learn.dls, old, f'`old` of {type(self).__name__}')
-        if self.owner is not (model := get_model(self.model)): self.reset()   # what it gathered belongs to another model
+        if self.owner is not (model := unwrapped(self.model)): self.reset()   # what it gathered belongs to another model
         self.owner = model
         schedule = first(o for o in self.learn.cbs if isinstance(o, PhaseSchedule))
         self.wanted = _acting(schedule.phases.attrgot('name'), self.phases) if schedule else None
@@ -81,7 +81,6 @@ def _check(said, ok, **values):
 _check_positive = partial(_check, 'a finite number above 0', lambda v: v>0)
 _check_strength = partial(_check, 'a finite number, 0 or more', lambda v: v>=0)
 _check_share = partial(_check, 'in 0…1', lambda v: 0<=v<=1)
-def _check_whole(least, **values): _check(f'{least} or more, a whole number', lambda v: is_int(v) and v>=least, **values)
 
 # %% ../nbs/15_mitigations.ipynb #883e701a
 @contextmanager
@@ -102,7 +101,7 @@ class Penalty(Mitigation):
         with _hooks_kept(self.learn): term = self.penalty(self.learn.pred)
         self.added,self.learn.loss_grad = torch.as_tensor(term).detach(),self.loss_grad+term
 
-def _weights(model): return {n:p for n,p in get_model(model).named_parameters() if p.requires_grad}
+def _weights(model): return {n:p for n,p in unwrapped(model).named_parameters() if p.requires_grad}
 
 def _loss_scale(learn):
     "What half precision multiplies losses and gradients by"
@@ -187,11 +186,11 @@ def fisher(
     seed:int=0 # Which samples
 )->dict: # A tensor for each trained parameter
     "Diagonal of the empirical Fisher information, in eval mode, one sample at a time"
-    model = get_model(model)
+    model = unwrapped(model)
     ws = _weights(model)
-    res,k = {n:torch.zeros_like(w) for n,w in ws.items()},0
     dl = fixed_dl(dl, n, seed)
-    with evaluating(model), unaugmented(dl), torch.enable_grad():
+    with evaluating(model, grad=True), unaugmented(dl):
+        res,k = {n:torch.zeros_like(w) for n,w in ws.items()},0
         for b in dl:
             xs,ys = split_batch(dl, b, model)
             y = batch_labels(ys)
@@ -219,7 +218,7 @@ class EWC(Penalty):
         super().__init__(phases)
         _check_strength(weight=weight)
         _check_share(decay=decay)
-        if n is not None: _check_whole(1, n=n)
+        check_whole(1, 'all', n=n)
         self.old_dl = _train_dl(old)
         store_attr('weight,decay,n')
 
@@ -259,7 +258,7 @@ class SI(Penalty):
         super()._start(acts)
 
     def _consolidate(self):
-        own = dict(get_model(self.model).named_parameters())   # also those that are frozen by now
+        own = dict(unwrapped(self.model).named_parameters())   # also those that are frozen by now
         for n,start in self.start.items():
             new = self.sums[n]/((own[n].detach()-start).square()+self.xi)
             self.omega[n] = self.omega.get(n, 0)+new.clamp(min=0)
@@ -310,7 +309,7 @@ def _scores(model, xs, state=None):
 
 def _state(model):
     "Copies of all weights and buffers, each once where layers share them"
-    model = get_model(model)
+    model = unwrapped(model)
     return {n:v.detach().clone() for n,v in (*model.named_parameters(), *model.named_buffers())}
 
 def _refuse_changers(cb):
@@ -338,7 +337,7 @@ class LwF(Penalty):
         self.old = _state(self.model)
 
     def penalty(self, pred):
-        old = _scores(get_model(self.model), self.xb, self.old).float()
+        old = _scores(unwrapped(self.model), self.xb, self.old).float()
         _check_choice(old, batch_labels(self.yb))
         return self.alpha*F.cross_entropy(answer_tensor(pred).float()/self.T, (old/self.T).softmax(1))
 
@@ -367,6 +366,11 @@ class _Buffer:
         b = first(dl.create_batches(self.idxs[at.numpy()].tolist()))
         return dl.after_batch(to_device(b, dl.device)),at
 
+def _check_none_skipped(read, idxs):
+    if len(read)==len(idxs): return
+    raise ValueError(f"dl: {len(idxs)} samples, of which {len(read)} were read; its dataset skips some by `SkipItemException`, "
+                     "so it is not known which. Leave them out of the dataset")
+
 class Replay(Mitigation):
     "Experience replay: each batch grows by as many samples of a small buffer of old ones (Chaudhry et al. 2019)"
     _data = 'buffer',
@@ -377,7 +381,7 @@ class Replay(Mitigation):
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
-        _check_whole(0, n=n)
+        check_whole(0, n=n)
         self.n,self.buffer,self.known = n,_Buffer(old, n, seed) if n else None,False
 
     def strength(self): return self.n
@@ -416,7 +420,7 @@ class DERpp(Penalty):
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
-        _check_whole(0, n=n)
+        check_whole(0, n=n)
         _check_strength(alpha=alpha, beta=beta)
         store_attr('n,alpha,beta')
         self.buffer = _Buffer(old, n, seed) if n else None
@@ -425,8 +429,9 @@ class DERpp(Penalty):
     def old_data(self): return self.buffer.dl
     def begin(self):
         _refuse_changers(self)
-        dl,model = same_dl(self.buffer.dl, idxs=self.buffer.idxs.tolist()),get_model(self.model)
+        dl,model = same_dl(self.buffer.dl, idxs=self.buffer.idxs.tolist()),unwrapped(self.model)
         with unaugmented(dl): self.scores = torch.cat([self._old_scores(model, *split_batch(dl, b, model)) for b in dl])
+        _check_none_skipped(self.scores, self.buffer.idxs)
 
     def _old_scores(self, model, xs, ys):
         res = _scores(model, to_model(xs, model))
@@ -553,7 +558,7 @@ class Adversarial(Mitigation):
         super().__init__(phases)
         _check("in 0…1, a share of a pixel's range, such as 8/255", lambda v: 0<=v<=1, eps=eps)
         if alpha is not None: _check_strength(alpha=alpha)
-        _check_whole(1, steps=steps)
+        check_whole(1, steps=steps)
         self.eps,self.alpha,self.steps,self.known = eps,1.25*eps if alpha is None else alpha,steps,False
 
     def strength(self): return self.eps
@@ -599,11 +604,14 @@ def fresh(
     model:nn.Module # All its layers have `reset_parameters`, as PyTorch's do
 )->nn.Module: # A copy with new random weights, drawn as by PyTorch's layers, not by `create_model`
     "The same network before any training"
-    res = deepcopy(get_model(model))
+    res = deepcopy(unwrapped(model))
     for n,m in res.named_modules():
+        own = {k:p for k,p in m.named_parameters(recurse=False) if p.is_floating_point()}
+        for p in own.values(): nn.init.constant_(p, float('nan'))
         if hasattr(m, 'reset_parameters'): m.reset_parameters()
-        elif any(True for _ in m.parameters(recurse=False)):
-            raise ValueError(f"model: {n or 'it'} ({type(m).__name__}) has weights of its own and no `reset_parameters`")
+        if old := [k for k,p in own.items() if p.isnan().any()]:
+            raise ValueError(f"model: {n or 'it'} ({type(m).__name__}) has weights of its own, {', '.join(old)}, and no "
+                             "`reset_parameters` that sets them")
     return res
 
 class ShrinkPerturb(Mitigation):
@@ -651,7 +659,7 @@ class Only(Mitigation):
 
     def before_train(self):
         if self.acts:
-            for n,m in get_model(self.model).named_modules():
+            for n,m in unwrapped(self.model).named_modules():
                 if isinstance(m, nn.modules.batchnorm._BatchNorm) and not self._learns(n, m): m.eval()
 
     def _learns(self, n, m):
@@ -659,7 +667,7 @@ class Only(Mitigation):
         return any(p.requires_grad for p in ps) if ps else f'{n}.'.startswith(self.names)
 
     def _set(self, on):
-        own = dict(get_model(self.model).named_parameters())
+        own = dict(unwrapped(self.model).named_parameters())
         for n in self.frozen:
             own[n].requires_grad_(on)
             own[n].grad = None
@@ -701,7 +709,7 @@ class Ensemble(nn.Module):
         models:list # Modules or Learners that answer with scores of the same classes
     ):
         super().__init__()
-        models = [get_model(o.model) if isinstance(o, Learner) else o for o in models]
+        models = [unwrapped(o.model) if isinstance(o, Learner) else o for o in models]
         if not models: raise ValueError("models=[]: give one or more")
         if bad := [o for o in models if not isinstance(o, nn.Module)]:
             raise ValueError(f"models: one is a {type(bad[0]).__name__}; must be modules or Learners")
@@ -765,7 +773,7 @@ def unit_chains(
     model:nn.Module # That `torch.fx` can trace
 )->dict: # By name of a layer: its norms, and the layers that take its output
     "Layers whose units can be renewed"
-    graph,mods = _traced(get_model(model)),dict(get_model(model).named_modules())
+    graph,mods = _traced(unwrapped(model)),dict(unwrapped(model).named_modules())
     calls = Counter(o.target for o in graph.nodes if o.op=='call_module')
     nodes = [o for o in graph.nodes if o.op=='call_module' and _is_weighted(mods[o.target])]
     found = {o.target:_followed(o, mods, not isinstance(mods[o.target], nn.Linear)) for o in nodes}
@@ -805,7 +813,7 @@ def _forget(opt, p, at):
 class _Renewal(Mitigation):
     "What `ReDo` and `ContinualBackprop` share: how much of each unit the next layers get, and new beginnings"
     def begin(self):
-        model = get_model(self.model)
+        model = unwrapped(self.model)
         self.chains = unit_chains(model)
         if not self.chains:
             raise ValueError(f"{type(self).__name__}: this model has no layer whose output goes to layers with weights of "
@@ -816,15 +824,18 @@ class _Renewal(Mitigation):
         self.tidy()
         self.use = {}
         if not self.acts or not self.looks(): return
-        mods = dict(get_model(self.model).named_modules())
+        mods = dict(unwrapped(self.model).named_modules())
         ends = {k:e[0] for k,(n,e) in self.chains.items() if _learn(*map(mods.get, (k,*n,*e)))}   # frozen layers stay as they are
         self.hooks = [mods[o].register_forward_pre_hook(partial(self._see, k, mods[k])) for k,o in ends.items()]
+        self.eager = as_written()
+        self.eager.__enter__()   # compiled code would not call them
 
     def _see(self, k, layer, m, xs):
         self.use[k] = _of_units(xs[0].detach().float().abs().flatten(1).mean(0), layer).mean(0)
     def tidy(self):
         for h in getattr(self, 'hooks', ()): h.remove()
-        self.hooks = []
+        if getattr(self, 'eager', None): self.eager.__exit__(None, None, None)
+        self.hooks,self.eager = [],None
 
     def after_pred(self): self.tidy()
     def after_batch(self): self.tidy()   # also of one that was cancelled
@@ -849,7 +860,7 @@ def _reset(layer):
 def _renew(self:_Renewal, k, units):
     "Fresh weights in, none out"
     if not len(units): return
-    mods,(norms,ends) = dict(get_model(self.model).named_modules()),self.chains[k]
+    mods,(norms,ends) = dict(unwrapped(self.model).named_modules()),self.chains[k]
     layer,new = mods[k],_reset(mods[k])
     with torch.no_grad():
         for a in ('weight','bias'):
@@ -880,7 +891,7 @@ class ReDo(_Renewal):
     ):
         super().__init__(phases)
         _check_strength(tau=tau)
-        _check_whole(1, every=every)
+        check_whole(1, every=every)
         store_attr('tau,every')
     def strength(self): return self.tau
     def looks(self): return (self.steps+1)%self.every==0
@@ -896,7 +907,7 @@ class ContinualBackprop(_Renewal):
     ):
         super().__init__(phases)
         _check_share(rate=rate)
-        _check_whole(0, maturity=maturity)
+        check_whole(0, maturity=maturity)
         _check('0 or more, and below 1', lambda v: 0<=v<1, decay=decay)
         store_attr('rate,maturity,decay')
 
@@ -919,7 +930,7 @@ class ContinualBackprop(_Renewal):
 
     def _out(self, k):
         "For each unit the sum of |weights out|, to all layers that take its output"
-        mods = dict(get_model(self.model).named_modules())
+        mods = dict(unwrapped(self.model).named_modules())
         each = [mods[o].weight.detach().abs().transpose(0, 1).flatten(1).sum(1) for o in self.chains[k][1]]
         return sum(_of_units(o, mods[k]).sum(0) for o in each)
 
@@ -967,11 +978,19 @@ def grouped(
         raise ValueError(f"groups: {g.dtype}, shape {g.shape}; must be {n} integers from 0, one for each training sample")
     dl,res = same_dl(dls.train, GroupedDataset(dls.train_ds, torch.as_tensor(g.astype(np.int64)))),copy(dls)
     if not hasattr(dl, 'n_inp'): dl.n_inp = _n_inputs(dls.train_ds)   # else Learners take all parts but the last for inputs
-    dl.group_sizes = torch.as_tensor(np.bincount(g))
     res.loaders = [dl, *dls.loaders[1:]]
     return res
 
 # %% ../nbs/15_mitigations.ipynb #ee9a2b74
+def _group_sizes(dl):
+    "How many samples of each group a loader reads, or `None` where there are no groups"
+    ds = getattr(dl, 'dataset', None)
+    while not isinstance(ds, GroupedDataset):
+        if not hasattr(type(ds), 'labels_from'): return
+        ds = ds.labels_from
+    some = ds.groups if _own_idxs(dl) else ds.groups[_samples(dl)]   # a loader may read a part only
+    return some.bincount(minlength=int(ds.groups.max())+1)
+
 def _reduces(loss_func):
     "Whether a loss can leave out its mean"
     if hasattr(loss_func, 'reduction'): return True
@@ -999,7 +1018,7 @@ class GroupDRO(Mitigation):
         self.run = True   # groups come off the batch wherever it is used, also by `lr_find`
 
     def begin(self):
-        sizes = getattr(self.learn.dls.train, 'group_sizes', None)
+        sizes = _group_sizes(self.learn.dls.train)
         if sizes is None: raise ValueError("GroupDRO: the data of this phase have no groups; train on `grouped(dls)`")
         if not _reduces(self.loss_func):
             name = getattr(self.loss_func, '__name__', type(self.loss_func).__name__)
@@ -1042,7 +1061,7 @@ class _Drawn:
 
 def _wrong(model, dl):
     "Which samples of a loader a model gets wrong, in order"
-    model = get_model(model)
+    model = unwrapped(model)
     def one(b):
         xs,ys = split_batch(dl, b, model)
         return answered(_scores(model, to_model(xs, model))).cpu()!=batch_labels(ys).cpu()
@@ -1054,8 +1073,13 @@ def just_train_twice(
     upweight:int=50 # How many times as often samples that it gets wrong are drawn
 )->DataLoaders: # For the second training, from the weights before the first
     "Data in which samples that the model gets wrong appear `upweight` times (Liu et al. 2021, algorithm 1)"
-    if not is_int(upweight) or upweight<1: raise ValueError(f"upweight={upweight!r}: must be an integer from 1")
+    check_whole(1, upweight=upweight)
+    if hasattr(dls.train, 'wgts'):
+        raise ValueError(f"dls: {type(dls.train).__name__} draws samples by weights of its own, which would be lost; give plain "
+                         "loaders, e.g. `DataLoaders.from_dsets(train, valid)`")
     dl,res = subset_dl(dls.train, None),copy(dls)
-    idxs = np.repeat(dl.chosen, np.where(_wrong(learn.model, dl), upweight, 1))
+    wrong = _wrong(learn.model, dl)
+    _check_none_skipped(wrong, dl.chosen)
+    idxs = np.repeat(dl.chosen, np.where(wrong, upweight, 1))
     res.loaders = [same_dl(dls.train, get_idxs=_Drawn(idxs), n=len(idxs)), *dls.loaders[1:]]
     return res

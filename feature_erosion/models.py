@@ -363,8 +363,14 @@ def _with_outputs(model, n):
     _set_linear(lin, new.weight.data, None if new.bias is None else new.bias.data)
     return model
 
+def _n_outputs(model):
+    "How many outputs a timm model has now: `num_classes` is what it was made with, whatever head it was given since"
+    head = model.get_classifier() if model.num_classes and hasattr(model, 'get_classifier') else None
+    if isinstance(head, tuple): head = head[0]
+    return ifnone(head and _outputs(_last_weights(head)[1]), model.num_classes)
+
 def _reset(model, n):
-    if model.num_classes!=n: model.reset_classifier(n)
+    if _n_outputs(model)!=n: model.reset_classifier(n)
     return model.to(next(model.parameters()).device)
 
 # %% ../nbs/10_models.ipynb #8f717f14

@@ -70,7 +70,7 @@ def class_colors(
     palette=None # A list of colours (names, hex, RGB in 0…1) or the name of a colormap; by default as far apart as possible
 )->torch.Tensor: # Values in 0…1, shape `(n, channels)`
     "One colour (or grey level) per class"
-    if n<1: raise ValueError(f"n={n}: the number of classes must be at least 1")
+    check_whole(1, n=n)
     if channels not in (1,3): raise ValueError(f"channels={channels}: images must be grey (1) or RGB (3); convert them first")
     if palette is None: return torch.linspace(0, 1, n)[:,None] if channels==1 else _spread(n)
     cols = _named_colors(palette, n)
@@ -232,7 +232,7 @@ class Texture(Pattern):
         self.seed = seed
 
     def draw(self, c, n, shape):
-        noise = np.random.RandomState([self.seed,c]).randint(256, size=shape)   # depends only on the class, not on their number
+        noise = np_rng([self.seed,c]).randint(256, size=shape)   # depends only on the class, not on their number
         return torch.tensor(noise/255)
 
 # %% ../nbs/08_patterns.ipynb #73a32e45
@@ -498,7 +498,7 @@ def assign_stamps(
     able = np.arange(len(labels)) if classes is None else np.flatnonzero(np.isin(labels, classes))
     worn = able[pick(labels[able], int(ratio*len(able)+.5), seed, stratify)]
     own = worn[pick(worn, int(strength*len(worn)+.5), seed+[2])]
-    rng = np.random.RandomState(seed+[1])
+    rng = np_rng(seed+[1])
     stamps[worn] = _others(labels, n_classes, rng)[worn]
     if variant!='conflict': stamps[own] = labels[own]
     if variant=='shuffled': stamps[worn] = rng.permutation(stamps[worn])
@@ -597,6 +597,7 @@ def _pictures(self:InjectPattern, x):
 @patch
 def _check(self:InjectPattern, x):
     "Run once per size and type of images, to find a wrong pipeline at the first batch"
+    if len(self._made)>=8: self._made.clear()   # of images in many sizes, only the newest pictures are kept
     if self.n_classes is None:
         raise ValueError("n_classes=None: pass the number of classes to InjectPattern, or use `dls.inject`")
     if x.shape[1] not in (1,3):
@@ -652,6 +653,9 @@ def _stamped(dl, pattern, dls, variant='pattern', n_classes=None, classes=None, 
     ds = getattr(dl, 'dataset', None)
     if stamped(ds):
         raise ValueError("these DataLoaders are painted already; inject into the originals, `dls.clean`")
+    if any(isinstance(o, InjectPattern) for k in ('after_item','after_batch') for o in getattr(getattr(dl, k, None), 'fs', ())):
+        raise ValueError("these DataLoaders are painted already, by an `InjectPattern` among their transforms, which would take "
+                         "the stamps for its own; leave it out")
     _check_pattern(pattern)
     _check_images(dl)
     y = read_labels(ds)

@@ -10,7 +10,7 @@ __all__ = ['schedules', 'constant', 'multi_step', 'one_cycle', 'Phase', 'CancelP
 
 # %% ../nbs/11_phases.ipynb #a565a0b0
 import warnings
-import numpy as np, pandas as pd
+import numpy as np, pandas as pd, torch
 from contextlib import contextmanager
 from copy import copy
 from math import ceil
@@ -98,7 +98,7 @@ class Phase:
         dls:DataLoaders|None=None, # Data to train on; by default the Learner's own
         lr:float|slice|None=None, # Learning rate; by default that of the fit, which is the Learner's unless given
         sched='multi_step', # One of `schedules` (the paper's by default), a fastai scheduler, or a dict by hyper-parameter
-        opt:str='reset', # 'reset': a fresh optimiser, without the previous phase's momentum; 'keep': continue with the same one
+        opt:str='reset', # 'reset': a fresh optimiser; 'keep': the same one, its momentum as the last phase's schedule left it
         iters:int|None=None, # Length in iterations (batches), which may span epochs or end inside one
         until:callable=None, # `f(learn) -> bool`, called after each epoch: ends the phase when true, before its full length
         wd:float|None=None # Weight decay; by default that of the fit, too
@@ -497,8 +497,13 @@ def class_names(
 )->list|None: # `None` if they have no names
     "Class names in the order of their labels, from fastai's `vocab` or torchvision's `class_to_idx`"
     if (vocab := label_vocab(dls)) is not None: return [str(o) for o in vocab]
-    idx = getattr(dls, 'class_to_idx', None)
+    if (idx := getattr(dls, 'class_to_idx', None)) is None: return class_names(dls.dataset) if _passes_on(dls) else None
     return sorted(idx, key=idx.get) if isinstance(idx, dict) and getattr(dls, 'target_transform', None) is None else None
+
+def _passes_on(o):
+    "Whether it reads samples of its `dataset` as they are"
+    part,kinds = torch.utils.data.Subset,(DataLoader,torch.utils.data.DataLoader)
+    return isinstance(o, kinds) or getattr(type(o), '__getitem__', None) is part.__getitem__
 
 # %% ../nbs/11_phases.ipynb #c1a55002
 def check_classes(
@@ -579,6 +584,8 @@ class PerPhase(Callback):
         cb:Callback # E.g. an `EarlyStoppingCallback`; in a fit without phases it works as usual
     ):
         if isinstance(cb, type): cb = cb()   # as `Learner.add_cb` does
+        if not isinstance(cb, LoggedCallback) and any(hasattr(cb, o) for o in ('before_phase','after_phase')):
+            raise ValueError(f"cb: {cb.name} knows about phases, and would not be told of them; give it without `PerPhase`")
         self.watcher,self.order,self.fname = cb,cb.order,getattr(cb, 'fname', None)
         self.cb = dict(vars(cb), name=cb.name)   # its settings, for comparing runs
         for k in ('remove_on_fetch','_only_train_loop'):

@@ -25,6 +25,7 @@ from .patterns import *
 from .phases import *
 from .erosion import *
 from .learner import *   # `models_at`
+from .learner import _given
 from .measures.layers import *
 from .measures.layers import _NotFinite
 from .measures.probes import *
@@ -59,7 +60,7 @@ def _balanced(g, rng, y, classes):
 
 def _strength(X, y, g, by_group, seed):
     "The `C` that does best on the half that was not trained on"
-    h,rng = _halves(g, np.random.RandomState([seed,0])),np.random.RandomState([seed,1])
+    h,rng = _halves(g, np_rng([seed,0])),np_rng([seed,1])
     if h.all(): return strengths[0]
     i = np.flatnonzero(h)[_balanced(g[h], rng, y[h], y.max()+1)]
     scale = StandardScaler().fit(X[i])
@@ -84,7 +85,7 @@ def dfr(
     classes,y = np.unique(y, return_inverse=True)
     g = y if groups is None else np.unique(_each_named('groups', groups), return_inverse=True)[1]
     _check_dfr(X, y, classes, g, retrain)
-    C,rng,scale = _strength(X, y, g, groups is not None, seed),np.random.RandomState([seed,2]),StandardScaler().fit(X)
+    C,rng,scale = _strength(X, y, g, groups is not None, seed),np_rng([seed,2]),StandardScaler().fit(X)
     subsets = [_balanced(g, rng, y, len(classes)) for _ in range(retrain if len(set(np.bincount(g)))>1 else 1)]
     Ws,bs,ok = zip(*(_regress(scale.transform(X[i]), y[i], C, seed) for i in subsets))
     W = np.mean(Ws, 0)/scale.scale_
@@ -106,7 +107,7 @@ def _check_dfr(X, y, classes, g, retrain):
     if len(classes)<2: raise ValueError(f"y: all {len(y)} labels are the same; want two classes or more")
     if (bad := (~np.isfinite(X)).sum()):
         raise _NotFinite(f"X: {bad} of {X.size} features are NaN or infinite; has the network diverged?")
-    if retrain<1: raise ValueError(f"retrain={retrain!r}: must be at least 1")
+    check_whole(1, retrain=retrain)
 
 # %% ../nbs/16_recover.ipynb #8b1a0a52
 def _in_dataset(dl):
@@ -130,7 +131,7 @@ def _check_apart(train, test):
 
 def _draw(y, most, seed):
     "`most` samples of each class in random order, shape `(most, classes)`, so that the first `k` rows are `k` of each"
-    rng = np.random.RandomState(seed)
+    rng = np_rng(seed)
     return np.stack([rng.permutation(np.flatnonzero(y==c))[:most] for c in np.unique(y)], 1)
 
 def _check_enough(k, y, y_test, names):
@@ -140,13 +141,28 @@ def _check_enough(k, y, y_test, names):
                              "choose fewer, or give more images")
 
 # %% ../nbs/16_recover.ipynb #4bf31a32
+def _scores(model, dl):
+    "What a model answers to two samples"
+    with evaluating(model): return answer_tensor(model(*to_model(_two_inputs(model, dl), model)))
+
 def _check_last(model, dl):
-    with evaluating(model): k = answer_tensor(model(*_two_inputs(model, dl))).shape[-1]
+    k = _scores(model, dl).shape[-1]
     width = getattr(ls[-1][1], 'out_features', k) if (ls := _linears(model, dl)) else None
     if width!=k and (width,k)!=(1,2):   # one score z may be given as (-z, z)
         found = f'has {width} outputs' if ls else 'is missing'
         raise ValueError(f"features='last': {type(model).__name__} answers with {k} scores, and its last linear layer {found}, "
                          "so it has no last layer to train anew; use features='all'")
+    if ls: _check_alone(model, dl, *ls[-1])
+
+def _check_alone(model, dl, name, last):
+    "Refuse a last layer beside others, as of an `Ensemble`: without what it says, the answers still differ"
+    hook = last.register_forward_hook(lambda m, _, out: torch.zeros_like(out))
+    try:
+        with as_written(): a = _scores(model, dl)
+    finally: hook.remove()
+    if torch.allclose(a[0], a[-1], atol=1e-6, equal_nan=True): return
+    raise ValueError(f"features='last': the answers of {type(model).__name__} do not go by {name!r}, its last linear layer, "
+                     "alone, as in an ensemble or with several heads; use features='all', or give its parts one by one")
 
 def _last(model, dl, layers):
     _check_last(model, dl)
@@ -165,6 +181,13 @@ def _check_args(few, features, seeds):
     if bad := [o for o in features if o not in _kinds]: raise ValueError(f"features={bad}: must be among {', '.join(_kinds)}")
     if not is_int(seeds) or seeds<1: raise ValueError(f"seeds={seeds!r}: must be 1 or more draws of images")
 
+def _check_known(y, n=None):
+    "Refuse labels that are no class"
+    if (bad := y[(y<0) | (y>=(n or np.inf))]).size:
+        raise ValueError(f"dl: {len(bad)} of {len(y)} samples have labels such as {bad[0]}, which is none of the classes; "
+                         "leave them out")
+    return y
+
 def _answers(model, name, dl):
     "Labels that a model gives, and those of the data"
     got = []
@@ -177,7 +200,8 @@ def _answers(model, name, dl):
                 raise _NotFinite(f"models: {name!r} answers with NaN or infinite scores; it has diverged")
             got.append((answered(scores).cpu(), y.cpu()))
     if not got: raise ValueError("dl: there are no samples in it")
-    return tuple(int_labels(torch.cat(o)) for o in zip(*got))
+    pred,y = (int_labels(torch.cat(o)) for o in zip(*got))
+    return pred,_check_known(y)
 
 # %% ../nbs/16_recover.ipynb #26034b64
 class Recovered(Measured):
@@ -272,8 +296,9 @@ def _checked(train, test, few, features, seeds, n_test):
     check_classes(train, test, 'test', 'train')
     _check_apart(train, test)
     test = fixed_dl(test, n_test)
-    y,y_test = (int_labels(dl_labels(o)) for o in (train, test))
-    _check_enough(few[-1], y, y_test, class_names(train))
+    names = class_names(train)
+    y,y_test = (_check_known(int_labels(dl_labels(o)), names and len(names)) for o in (train, test))
+    _check_enough(few[-1], y, y_test, names)
     return test,y,y_test
 
 def _sets(y, few, seeds):
@@ -297,7 +322,7 @@ def recover(self:Learner,
     **kwargs
 )->Recovered:
     "Recoverable accuracy of the model at different phases: what a new last layer finds with a few clean images"
-    train,test = train or clean_of(self.dls).train,test or clean_of(self.dls).valid
+    train,test = _given(train, self, 0),_given(test, self)
     check_classes(self.dls, test, 'test')
     with precision(self): return recover(self.models_at(*phases), train, test, progress=hasattr(self, 'progress'), **kwargs)
 
@@ -375,7 +400,7 @@ def _stamps(dl): return getattr(getattr(dl, 'dataset', None), 'stamps', None)
 
 def _by_class(dl, y):
     names = class_names(dl)
-    return [names[c] if names else str(c) for c in y]
+    return [names[c] for c in _check_known(y, len(names))] if names else [str(c) for c in y]
 
 def _by_picture(dl, y):
     if (stamps := _stamps(dl)) is None: return ['no picture']*len(y)
@@ -457,7 +482,7 @@ def group_accuracy(
     found = {(m,k):_by_group(model, m, dl, names, level) for m,model in models.items() for k,dl in fixed.items()}
     single = ['model']*(len(models)==1)+['set']*(not isinstance(sets, dict))
     res = GroupAccuracy(pd.concat(found, names=['model','set'])).droplevel(single)
-    res.attrs.update(level=level, chance=1/max(_n_classes(dl) for dl in fixed.values()))
+    res.attrs.update(level=level, chance=1/max(_n_classes(dl, m) for dl in fixed.values() for m in models.values()))
     return res
 
 # %% ../nbs/16_recover.ipynb #7ff68b99
@@ -471,7 +496,7 @@ def _share(k, n, level):
     ci = binomtest(k, n).proportion_ci(level, 'wilson')
     return dict(accuracy=k/n, n=n, low=ci.low, high=ci.high)
 
-def _n_classes(dl): return len(class_names(dl) or dl_labels(dl).unique())
+def _n_classes(dl, model): return len(class_names(dl) or _scores(model, dl)[0])   # a sample of the data may lack classes
 
 # %% ../nbs/16_recover.ipynb #ecdf922c
 @patch
@@ -482,7 +507,7 @@ def group_accuracy(self:Learner,
     **kwargs
 )->GroupAccuracy:
     "Accuracy of the model on each group, at different phases"
-    sets = sets or clean_of(self.dls).valid
+    sets = _given(sets, self)
     for k,dl in (sets if isinstance(sets, dict) else {'':sets}).items(): check_classes(self.dls, dl, f'set {k!r}' if k else 'sets')
     with precision(self): return group_accuracy(self.models_at(*phases), sets, **kwargs)
 

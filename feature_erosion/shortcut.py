@@ -247,7 +247,7 @@ class Trace(Part):
     ):
         super().__init__('global', where, 0., lambda own, others: add(others, level(others), level(own)), name, where)
         self.level = level(images.x)
-        self.own,self.others = self._pairs(images.y, np.random.RandomState(seed))
+        self.own,self.others = self._pairs(images.y, np_rng(seed))
 
     def _pairs(self, y, rng):
         "Indices of the third that has most, and for each one of another class from the third that has least"
@@ -423,6 +423,7 @@ def find_shortcut(
 )->Shortcut:
     "Which part of the image does a model rely on? A place, a statistic of the image, a colour channel or a band of frequencies"
     if not 0<max_share<1: raise ValueError(f"max_share={max_share!r}: must be in 0…1; .25 is a quarter of the image")
+    check_whole(1, bs=bs)
     model,dl = _the_model(learn),dl.valid if isinstance(dl, DataLoaders) else dl
     cast = precision(learn) if isinstance(learn, Learner) else nullcontext()
     if isinstance(learn, Learner): check_classes(learn.dls, dl, 'dl')

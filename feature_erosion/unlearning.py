@@ -151,7 +151,7 @@ class Beside(Callback):
         labels=None, # A label for each of its samples, in the order of `dl.chosen`; by default their own
         n:int=None # How many at a time; by default as many as make an epoch a pass over both loaders
     ):
-        if n is not None and (not is_int(n) or n<1): raise ValueError(f"n={n!r}: must be 1 or more samples at a time, or None")
+        check_whole(1, 'as many as make an epoch', n=n)
         self.buffer,self.n = _Buffer(dl, None),n
         self.labels = None if labels is None else torch.as_tensor(labels)
         if labels is not None and len(self.labels)!=self.size:
@@ -186,7 +186,7 @@ def other_labels(
     y,n = _labels(forget.train, 'forget'),n_labels(forget)
     if n<2: raise ValueError(f"forget: {n} class; a wrong label needs another one")
     if to is not None: return torch.full((len(y),), _forget_ids(to, forget)[0])
-    return torch.as_tensor(_others(y, n, np.random.RandomState(seed)))
+    return torch.as_tensor(_others(y, n, np_rng(seed)))
 
 def _rarest(forget):
     "The class that the fewest of the samples have"
@@ -286,9 +286,10 @@ def worst_noise(
     "Inputs that maximise the loss of their labels, with a penalty on their size (Tarun et al. 2023)"
     _check_weights(decay=decay)
     (x,*more),y = to_model(xs, model),y.to(first(model.parameters()).device)
+    if not x.is_floating_point(): raise ValueError(f"xs: the input is {x.dtype}; noise is made for images given as floats")
     noise = torch.randn_like(x).requires_grad_()
     opt = torch.optim.Adam([noise], lr)
-    with evaluating(model), torch.enable_grad():
+    with evaluating(model, grad=True):
         for _ in range(steps):
             loss = decay*noise.square().sum()/len(noise) - F.cross_entropy(answer_tensor(model(noise, *more)).float(), y)
             noise.grad, = torch.autograd.grad(loss, noise)
@@ -381,7 +382,7 @@ class Scrub(Callback):
 
     def before_fit(self): self.old = _state(self.model)
     def after_loss(self):
-        old = _scores(get_model(self.model), self.xb, self.old).float()
+        old = _scores(unwrapped(self.model), self.xb, self.old).float()
         far = distil_loss(answer_tensor(self.learn.pred).float(), old, self.T)
         up = self.learn.phase.name.startswith('max')
         self.learn.loss_grad = -far if up else self.alpha*far + self.gamma*self.learn.loss_grad
@@ -410,7 +411,7 @@ def _each_batch(model, dl, f, grad=False):
         xs,ys = split_batch(dl, b, model)
         pred = answer_tensor(model(*to_model(xs, model))).float()
         return f(pred, batch_labels(ys).to(pred.device))
-    with evaluating(model), unaugmented(dl), torch.set_grad_enabled(grad): return [one(b) for b in dl]
+    with evaluating(model, grad), unaugmented(dl): return [one(b) for b in dl]
 
 # %% ../nbs/17_unlearning.ipynb #f5dfbdb5
 def saliency(
@@ -421,11 +422,10 @@ def saliency(
     "The weights with the largest |gradient| of the loss of `dl`, all parameters taken together (Fan et al. 2024)"
     if not 0<share<=1: raise ValueError(f"share={share!r}: must be above 0 and at most 1")
     ws = _weights(model)
-    total = {k:torch.zeros_like(w) for k,w in ws.items()}
+    total = dict.fromkeys(ws, 0)
     def add(pred, y):
         grads = torch.autograd.grad(F.cross_entropy(pred, y, reduction='sum'), list(ws.values()), allow_unused=True)
-        for t,g in zip(total.values(), grads):
-            if g is not None: t += g
+        for (k,w),g in zip(ws.items(), grads): total[k] = total[k] + (torch.zeros_like(w) if g is None else g)
     _each_batch(get_model(model), dl, add, grad=True)
     return _largest({k:t.abs() for k,t in total.items()}, share)
 
@@ -481,7 +481,7 @@ def retrain(
     sched='constant' # As in `Phase`: give the one that the network was trained with
 ):
     "Train anew without what is to be forgotten, from fresh weights as in `fresh`"
-    _renew(get_model(learn.model))
+    _renew(unwrapped(learn.model))
     train_on(learn, Phase('retrain', epochs, retain, lr, sched))
 
 # %% ../nbs/17_unlearning.ipynb #04cf056c
@@ -564,11 +564,11 @@ def membership_attack(
     groups = [np.asarray(o, dtype=float) for o in (members,others)]
     if bad := [o.shape for o in groups if o.ndim!=1]:
         raise ValueError(f"members, others: of shape {bad[0]}; must be one loss for each sample, shape (samples,)")
-    if not is_int(folds) or folds<2: raise ValueError(f"folds={folds!r}: must be 2 or more, of which one is left out in turn")
+    check_whole(2, folds=folds)
     n = min(map(len, groups))
     if n<2: raise ValueError(f"members, others: {len(groups[0])} and {len(groups[1])} losses; need two or more of each")
     if not all(np.isfinite(o).all() for o in groups): raise ValueError("members, others: losses must be finite")
-    rng = np.random.RandomState(seed)
+    rng = np_rng(seed)
     X = np.concatenate([rng.permutation(o)[:n] for o in groups])[:,None]
     cv = StratifiedKFold(min(folds, n), shuffle=True, random_state=seed)
     return float(cross_val_score(make_pipeline(StandardScaler(), LogisticRegression()), X, np.repeat([1,0], n), cv=cv).mean())
@@ -576,7 +576,7 @@ def membership_attack(
 # %% ../nbs/17_unlearning.ipynb #cc267b6d
 def _check_relearn(level, most):
     if not 0<level<=1: raise ValueError(f"level={level!r}: must be above 0 and at most 1, a share of the samples")
-    if not is_int(most) or most<1: raise ValueError(f"most={most!r}: must be 1 or more iterations, a whole number")
+    check_whole(1, most=most)
 
 class _Relearnt(Callback):
     "End the fit when enough of the samples are right, looking at logarithmically spaced iterations"
@@ -637,6 +637,8 @@ def _check_tests(forget, retain):
         if not n_samples(d.valid):
             raise ValueError(f"{k}: no validation samples go with it, so its accuracy on new images is unknown; "
                              "split DataLoaders whose validation set has all classes")
+    n,k = forget.train.n,n_samples(forget.valid)
+    if min(n, k)<2: raise ValueError(f"forget: {n} training and {k} validation samples; the attack compares two or more of each")
 
 # %% ../nbs/17_unlearning.ipynb #75ffebbc
 def unlearning_scores(
@@ -658,7 +660,8 @@ def unlearning_scores(
     row = {**_accuracies(learn, model, forget, retain), **dict(zip(('attack','attack_retrained'), attacks))}
     with no_random(seed, reproducible=False): row['relearn'] = relearn_iters(learn, forget, retain, level, most)
     with no_random(seed, reproducible=False), precision(learn):
-        cka = layer_cka(dict(now=model, retrained=ref), dl or learn.dls.valid, layers, n=n, seed=seed, progress=False)
+        dl = learn.dls.valid if dl is None else dl
+        cka = layer_cka(dict(now=model, retrained=ref), dl, layers, n=n, seed=seed, progress=False)
     res = Unlearning([{**row, **{f'cka {k}':v for k,v in cka.same_layer().items()}}], index=['now'])
     res.attrs.update(level=level, most=most, n_forget=forget.train.n, n_test=n_samples(forget.valid), seed=seed)
     return res
@@ -690,7 +693,7 @@ def _check_scores(learn, level=.9, most=100, layers=None, dl=None, n=2000, **kwa
     _check_relearn(level, most)
     model = get_model(learn.model)
     with no_random(reproducible=False), precision(learn):
-        dl = fixed_dl(dl or learn.dls.valid, n)
+        dl = fixed_dl(learn.dls.valid if dl is None else dl, n)
         if n_samples(dl)<4: raise ValueError(f"n={n}: CKA needs at least 4 samples; give more")
         find_layers(model, _two_inputs(model, dl), layers)
 

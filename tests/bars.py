@@ -14,7 +14,8 @@ def train(folder, stop=None):
     set_seed(0)
     dls = digits_dls(n=160, n_valid=50, bs=32)
     learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(768,10)), opt_func=SGD, metrics=accuracy, lr=.05)
-    learn.fit_phases([Phase('pretrain', 3, dls), Phase('erode', 3, dls.inject(ColorSquare(4)))], run=RunStore(folder).run('a'), cbs=CtrlC())
+    learn.fit_phases([Phase('pretrain', 3, dls), Phase('erode', 3, dls.inject(ColorSquare(4)))], run=RunStore(folder).run('a'),
+                     cbs=CtrlC())
     print('sum', float(sum(p.detach().double().sum() for p in learn.model.parameters())))
 
 def train_to(out, *args):

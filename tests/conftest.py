@@ -7,7 +7,9 @@ from filelock import FileLock
 
 root = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(root/'nbs/_tools'))
-for o in 'OMP_NUM_THREADS','LOKY_MAX_CPU_COUNT': os.environ.setdefault(o, '1')   # one thread in each process: on busy cores two wait for each other
+# one thread in each process: on busy cores two wait for each other
+for o in 'OMP_NUM_THREADS','LOKY_MAX_CPU_COUNT':
+    os.environ.setdefault(o, '1')
 
 def pytest_addoption(parser): parser.addoption('--quick', action='store_true', help='leave out the tests marked slow')
 
@@ -78,7 +80,8 @@ def resnet20(): return require('resnet20')[0]
 def python(*args, cwd=root):
     "Run Python with `args` in `cwd`, where its `feature_erosion` is the one of `cwd`; what it printed"
     env = {k:v for k,v in os.environ.items() if k!='IN_TEST'} | dict(PYTHONPATH=os.pathsep.join([str(cwd), os.environ.get('PYTHONPATH', '')]))
-    r = subprocess.run([sys.executable, *map(str, args)], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    r = subprocess.run([sys.executable, *map(str, args)], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                       text=True)
     assert not r.returncode, r.stdout
     return r.stdout
 
@@ -89,7 +92,8 @@ def shared(factory, name):
     out = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base)/name
     with FileLock(f'{out}.lock'): yield out
 
-def snapshot(): return {f: f.stat().st_mtime_ns for d in (root, root/'nbs', root/'feature_erosion') for f in d.glob('*') if f.name[0]!='.'}
+def snapshot():
+    return {f: f.stat().st_mtime_ns for d in (root, root/'nbs', root/'feature_erosion') for f in d.glob('*') if f.name[0]!='.'}
 
 @pytest.fixture(scope='session')
 def site(tmp_path_factory):
@@ -149,7 +153,8 @@ class Page:
         "The same page at another width, in another scheme"
         self.page.set_viewport_size(dict(width=width, height=900))
         self.page.emulate_media(color_scheme=scheme)
-        self.page.wait_for_function("dark => document.documentElement.classList.contains('quarto-dark')===dark", arg=scheme=='dark')
+        self.page.wait_for_function("dark => document.documentElement.classList.contains('quarto-dark')===dark",
+                                    arg=scheme=='dark')
     def __enter__(self): return self
     def __exit__(self, *args): self.page.close()
     def js(self, code): return self.page.evaluate(code)

@@ -23,8 +23,12 @@ def line(n):
         p.write_text(''.join(rows[:len(rows)//2]) if n is None else ''.join(rows[:n]+rows[n+1:]))
     return f
 
-ways = {'gone':Path.unlink, 'empty':lambda p: p.write_bytes(b''), 'cut in half':lambda p: p.write_bytes(p.read_bytes()[:p.stat().st_size//2]), 'a bit in the middle':bit(.5), 'a bit in the first quarter':bit(.25),
-        'more at the end':lambda p: p.write_bytes(p.read_bytes()+b'\0garbage'), 'all zeros':lambda p: p.write_bytes(bytes(p.stat().st_size)), "another file's contents":lambda p: p.write_bytes(b'{"a": 1}\n'),
+ways = {'gone':Path.unlink, 'empty':lambda p: p.write_bytes(b''),
+        'cut in half':lambda p: p.write_bytes(p.read_bytes()[:p.stat().st_size//2]), 'a bit in the middle':bit(.5),
+        'a bit in the first quarter':bit(.25),
+        'more at the end':lambda p: p.write_bytes(p.read_bytes()+b'\0garbage'),
+        'all zeros':lambda p: p.write_bytes(bytes(p.stat().st_size)),
+        "another file's contents":lambda p: p.write_bytes(b'{"a": 1}\n'),
         'a folder in its place':lambda p: (p.unlink(), p.mkdir())}
 text_ways = {'a digit':digit, 'its first line gone':line(0), 'its second half of lines gone':line(None)}
 texts = '.json','.jsonl','.csv'
@@ -43,7 +47,8 @@ def train(folder, stop=None):
     learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(768,10)), opt_func=SGD, metrics=accuracy, lr=.05, path=folder)
     run = RunStore(folder).run('a')
     with learn.no_bar(), learn.no_logging():
-        learn.fit_phases([Phase('pretrain', 2, dls), Phase('erode', 2, dls.inject(ColorSquare(4)))], cbs=[KeepRun(run, minutes=0), Stop()])
+        learn.fit_phases([Phase('pretrain', 2, dls), Phase('erode', 2, dls.inject(ColorSquare(4)))],
+                         cbs=[KeepRun(run, minutes=0), Stop()])
     run.save_table('numbers', learn.recorder.evals[['clean','pattern']])
     return learn
 
@@ -64,28 +69,33 @@ def make_images(folder):
     import numpy as np
     from PIL import Image
     (folder/'images').mkdir(parents=True)
-    for i in range(3): Image.fromarray(np.random.RandomState(i).randint(256, size=(8,8,3), dtype=np.uint8)).save(folder/'images'/f'{i}.png')
+    for i in range(3):
+        Image.fromarray(np.random.RandomState(i).randint(256, size=(8,8,3), dtype=np.uint8)).save(folder/'images'/f'{i}.png')
     return images(folder)
 
 def result(learn):
     "All that a run gave, in numbers"
-    return dict(weights=[p.detach().tolist() for p in learn.model.parameters()], history=learn.recorder.history.to_dict('list'), evals=learn.recorder.evals.to_dict('list'))
+    return dict(weights=[p.detach().tolist() for p in learn.model.parameters()], history=learn.recorder.history.to_dict('list'),
+                evals=learn.recorder.evals.to_dict('list'))
 
 def reads(folder):
     "What a run's folder says, part by part"
     import hashlib
     from feature_erosion.all import RunStore
     run = RunStore(folder)['a']
-    return dict(history=lambda: run.history.to_dict('list'), evals=lambda: run.evals.to_dict('list'), metrics=lambda: run.metrics, numbers=lambda: run.table('numbers').to_dict('list'),
+    return dict(history=lambda: run.history.to_dict('list'), evals=lambda: run.evals.to_dict('list'), metrics=lambda: run.metrics,
+                numbers=lambda: run.table('numbers').to_dict('list'),
                 weights=lambda: {k:v.tolist() for k,v in sorted(run.weights('pretrain').items())}, status=lambda: run.status,
-                figure=lambda: [run.damaged(f) or hashlib.sha256((run.path/f).read_bytes()).hexdigest() for f in ('figures/phases.png','figures/phases.svg') if run.info['files']])
+                figure=lambda: [run.damaged(f) or hashlib.sha256((run.path/f).read_bytes()).hexdigest()
+                                for f in ('figures/phases.png','figures/phases.svg') if run.info['files']])
 
 def outcome(f, want, name):
     "What happens: 'the same', 'the same, with a word', 'named'; anything else is a fault"
     with warnings.catch_warnings(record=True) as w:
         warnings.simplefilter('always')
         try: got = f()
-        except Exception as e: return 'named' if name in str(e) or Path(name).parent.name in str(e) else f'FAULT: {type(e).__name__}: {e}'
+        except Exception as e:
+            return 'named' if name in str(e) or Path(name).parent.name in str(e) else f'FAULT: {type(e).__name__}: {e}'
     told = [o for o in w if name in str(o.message) or Path(name).parent.name in str(o.message)]
     same = str(got)==str(want) or name in str(got)
     return ('the same, with a word' if told else 'the same') if same else f'FAULT: {str(got)[:200]}'
@@ -105,15 +115,22 @@ def damages(tmp, every=1):
     cache = next(p for p in (finished/'.images.decoded').iterdir() if p.suffix!='.lock').name
     newest = max((stopped/'a'/'last').iterdir(), key=lambda p: int(p.name)).name
     checkpoint = 'about.json','state.pt','model.safetensors'
-    cases = [*((stopped, f'a/{o}') for o in ('run.json','history.jsonl', *(f'{d}/{f}' for d in (f'last/{newest}','phases/pretrain') for f in checkpoint))),
-             *((finished, f'a/{o}') for o in ('run.json','history.jsonl','metrics.json','tables/numbers.csv','figures/phases.png','figures/phases.svg', *(f'phases/{p}/{f}' for p in ('pretrain','erode') for f in checkpoint))),
+    cases = [*((stopped, f'a/{o}')
+               for o in ('run.json','history.jsonl',
+                         *(f'{d}/{f}' for d in (f'last/{newest}','phases/pretrain') for f in checkpoint))),
+             *((finished, f'a/{o}')
+               for o in ('run.json','history.jsonl','metrics.json','tables/numbers.csv','figures/phases.png','figures/phases.svg',
+                         *(f'phases/{p}/{f}' for p in ('pretrain','erode') for f in checkpoint))),
              *((finished, f'sweep/{point}/{o}') for o in ('run.json','metrics.json')), (finished, f'.images.decoded/{cache}')]
-    todo = [(home, name, way, f) for home,name in cases for way,f in {**ways, **(text_ways if name.endswith(texts) else {})}.items()]
+    todo = [(home, name, way, f) for home,name in cases
+            for way,f in {**ways, **(text_ways if name.endswith(texts) else {})}.items()]
     for i,(home,name,way,f) in enumerate(todo[::every]):
         there = tmp/f'damaged{i}'
         shutil.copytree(home, there, copy_function=shutil.copy2)
         f(there/name)
-        with contextlib.redirect_stdout(io.StringIO()): yield dict(run=home.name, file=name.replace(point, 'POINT').replace(cache, 'CACHE'), damage=way, **looks(there, name, home==finished, said, whole, points, pixels))
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield dict(run=home.name, file=name.replace(point, 'POINT').replace(cache, 'CACHE'), damage=way,
+                       **looks(there, name, home==finished, said, whole, points, pixels))
         shutil.rmtree(there)
 
 def looks(there, name, finished, said, whole, points, pixels):
@@ -123,7 +140,8 @@ def looks(there, name, finished, said, whole, points, pixels):
     try: parts = reads(there) if finished else {}
     except Exception as e: parts = {'run':lambda e=e: (_ for _ in ()).throw(e)}
     res = {outcome(f, said.get(k), file) for k,f in parts.items()}
-    worst = next((o for o in sorted(res, reverse=True) if o.startswith('FAULT')), None) or next((o for o in ('named','the same, with a word','the same') if o in res), '')
+    worst = next((o for o in sorted(res, reverse=True) if o.startswith('FAULT')),
+                 None) or next((o for o in ('named','the same, with a word','the same') if o in res), '')
     return dict(reading=worst, going_on=outcome(lambda: result(train(there)), whole, file))
 
 if __name__=='__main__':

@@ -52,7 +52,8 @@ def few(folder):
     model = nn.Sequential(nn.Conv2d(3,4,3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(.2), nn.Linear(784,10))
     learn = Learner(dls, model, opt_func=lambda p, **kw: SGD(p, mom=.9, **kw), metrics=accuracy, lr=.02, path=folder)
     easy = dls.inject(ColorSquare(4), ratio=.8)
-    return learn,[Phase('pretrain', 3, dls), Phase('erode', iters=25, dls=easy), Phase('relearn', 2, dls, until=lambda learn: False)],[]
+    return learn,[Phase('pretrain', 3, dls), Phase('erode', iters=25, dls=easy),
+                  Phase('relearn', 2, dls, until=lambda learn: False)],[]
 
 def many(folder):
     "Real callbacks, layers left out at random, and loaders with worker processes"
@@ -79,8 +80,10 @@ def many(folder):
     dls = DataLoaders.from_dsets(*items, bs=32, num_workers=2, n_inp=1)
     dls.vocab = images.vocab
     model = nn.Sequential(nn.Flatten(), nn.Linear(768,32), Block(), Block(), nn.Linear(32,10))
-    learn = Learner(dls, model, loss_func=images.loss_func, opt_func=lambda p, **kw: SGD(p, mom=.9, **kw), metrics=accuracy, lr=.02, path=folder)
-    cbs = [SaveModelCallback(), CSVLogger(), Average(), MixUp(.4), GradientAccumulation(64), EarlyStoppingCallback(patience=50), ReduceLROnPlateau(patience=1, factor=2.)]
+    learn = Learner(dls, model, loss_func=images.loss_func, opt_func=lambda p, **kw: SGD(p, mom=.9, **kw), metrics=accuracy,
+                    lr=.02, path=folder)
+    cbs = [SaveModelCallback(), CSVLogger(), Average(), MixUp(.4), GradientAccumulation(64), EarlyStoppingCallback(patience=50),
+           ReduceLROnPlateau(patience=1, factor=2.)]
     return learn,[Phase('pretrain', 3, dls), Phase('erode', 2, dls.inject(ColorSquare(4)))],cbs
 
 recipes = dict(few=few, many=many)
@@ -94,8 +97,10 @@ def train(what, folder, die=None, n=1, seen=None):
     tell = watch(passing(die, n, seen))
     set_seed(3)
     learn,phases,cbs = recipes[what](folder)
-    learn.fit_phases(phases, cbs=[KeepRun(RunStore(folder).run('digits', seed=3), minutes=.0008), tell, *cbs])   # with progress bars
-    if 'average' in [o.name for o in cbs]: torch.save(next(o for o in cbs if o.name=='average').avg.state_dict(), Path(folder)/'average.pth')
+    # with progress bars
+    learn.fit_phases(phases, cbs=[KeepRun(RunStore(folder).run('digits', seed=3), minutes=.0008), tell, *cbs])
+    if 'average' in [o.name for o in cbs]:
+        torch.save(next(o for o in cbs if o.name=='average').avg.state_dict(), Path(folder)/'average.pth')
 
 def values(o):
     "State without references to other parts of the fit, which each start makes anew"
@@ -109,14 +114,19 @@ def fingerprint(folder):
     from feature_erosion.runs.store import RunStore, unpack
     run = RunStore(folder)['digits']
     assert run.status=='finished' and not run.damaged(), run.info
-    res = {str(f.relative_to(run.path)):hashlib.sha256(f.read_bytes()).hexdigest() for f in [run.path/'history.jsonl', run.path/'metrics.json', *sorted((run.path/'figures').iterdir())]}
+    res = {str(f.relative_to(run.path)):hashlib.sha256(f.read_bytes()).hexdigest()
+           for f in [run.path/'history.jsonl', run.path/'metrics.json', *sorted((run.path/'figures').iterdir())]}
     for p in ('start', *run.info['phases']):
         weights,state = unpack(run.path/'phases'/p)
         for o in ('csv_logger','_phase_column'): state['callbacks'].pop(o, None)   # a text with times, and who writes it
-        if 'save_model' in state['callbacks']: state['callbacks']['save_model']['attrs'].pop('last_saved_path')   # in the folder of this run
-        res |= {p:key_of(describe(dict(sorted(weights.items())))), **{f'{p}: {k}':key_of(describe(values(v), 20)) for k,v in state.items()}}
+        # in the folder of this run
+        if 'save_model' in state['callbacks']:
+            state['callbacks']['save_model']['attrs'].pop('last_saved_path')
+        res |= {p:key_of(describe(dict(sorted(weights.items())))),
+                **{f'{p}: {k}':key_of(describe(values(v), 20)) for k,v in state.items()}}
     if (f := Path(folder)/'history.csv').exists(): res['history.csv'] = pd.read_csv(f).drop(columns='time').to_csv()
-    for f in [*Path(folder).glob('average.pth'), *Path(folder).glob('models/*.pth')]: res[f.name] = key_of(describe(dict(torch.load(f, weights_only=True))))
+    for f in [*Path(folder).glob('average.pth'), *Path(folder).glob('models/*.pth')]:
+        res[f.name] = key_of(describe(dict(torch.load(f, weights_only=True))))
     return res
 
 def start(folder, log, *args):

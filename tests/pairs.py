@@ -38,8 +38,11 @@ def point(seed, run{argument}):
     return dict(weights=float(sum((p.detach().double()*(i+1)).sum() for i,p in enumerate(learn.model.parameters()))), **{{k:float(v) for k,v in zip(learn.recorder.metric_names[1:-1], learn.recorder.values[-1])}})
 '''
 
-base = dict(before='', after='', buffer='1.', forward='(self.one(self.flat(x))*self.gain).relu()', factor='1.', method='self.learn.loss_grad *= self.factor', enough='99', globals='0.,.05,(16,)',
-            argument='', data='digits_dls(n=64, n_valid=32, bs=16)', change_data='pass', easy='dls.inject(ColorSquare(4), ratio=.5)', model='Net()', change_model='pass', loss='loss_func', opt='SGD', lr='rate',
+base = dict(before='', after='', buffer='1.', forward='(self.one(self.flat(x))*self.gain).relu()', factor='1.',
+            method='self.learn.loss_grad *= self.factor', enough='99', globals='0.,.05,(16,)',
+            argument='', data='digits_dls(n=64, n_valid=32, bs=16)', change_data='pass',
+            easy='dls.inject(ColorSquare(4), ratio=.5)', model='Net()', change_model='pass', loss='loss_func', opt='SGD',
+            lr='rate',
             wd='None', metrics='accuracy', phases="[Phase('pretrain', 1, dls), Phase('erode', 1, easy)]", cbs='Scale()')
 
 def P(*ps): return f'[{", ".join(ps)}]'
@@ -59,7 +62,8 @@ pairs = [
     ('order', 'not shuffled', dict(change_data='dls.train.shuffle = False')),
     ('order', 'another state of the loader', dict(change_data='dls.train.rng.random()')),
     ('order', 'the last batch kept', dict(change_data='dls.train.drop_last = False; dls.train.bs = 17')),
-    ('order', 'reversed', dict(change_data='dls.train_ds.x[:], dls.train_ds.y[:] = dls.train_ds.x.flip(0), dls.train_ds.y.flip(0)')),
+    ('order', 'reversed',
+     dict(change_data='dls.train_ds.x[:], dls.train_ds.y[:] = dls.train_ds.x.flip(0), dls.train_ds.y.flip(0)')),
     ('transforms', 'random crops', dict(change_data='dls.train.after_batch.fs[0].pad = 1')),
     ('transforms', 'flips', dict(change_data='dls.train.after_batch.fs[0].flip = True')),
     ('transforms', 'one that is added', dict(change_data='dls.train.after_batch.add(RandomErasing(p=.5))')),
@@ -75,13 +79,17 @@ pairs = [
     ('pattern', 'strength', dict(easy='dls.inject(ColorSquare(4), ratio=.5, strength=.5)')),
     ('pattern', 'who wears it', dict(easy='dls.inject(ColorSquare(4), ratio=.5, seed=1)')),
     ('pattern', 'classes', dict(easy='dls.inject(ColorSquare(4), ratio=.5, classes=[1,2])')),
-    ('pattern', 'how a class of its own draws', dict(before='class Mine(ColorSquare):\n    def draw(self, c, n, shape): return super().draw(n-1-c, n, shape)', easy='dls.inject(Mine(4), ratio=.5)')),
+    ('pattern', 'how a class of its own draws',
+     dict(before='class Mine(ColorSquare):\n    def draw(self, c, n, shape): return super().draw(n-1-c, n, shape)',
+          easy='dls.inject(Mine(4), ratio=.5)')),
     ('model', 'relu changed to tanh in forward', dict(forward='(self.one(self.flat(x))*self.gain).tanh()')),
     ('model', 'a constant in forward', dict(forward='(self.one(self.flat(x))*self.gain*1.01).relu()')),
-    ('model', 'a method that is replaced afterwards', dict(after='Net.forward = lambda self, x: self.two(self.one(self.flat(x)).sigmoid())')),
+    ('model', 'a method that is replaced afterwards',
+     dict(after='Net.forward = lambda self, x: self.two(self.one(self.flat(x)).sigmoid())')),
     ('model', 'a layer', dict(model='nn.Sequential(Net(), nn.Linear(10,10))')),
     ('model', 'its initial weights', dict(change_model='model.one.weight.data.mul_(1.01)')),
-    ('model', 'a global that forward reads', dict(before='slope = .1', forward='F.leaky_relu(self.one(self.flat(x))*self.gain, slope)')),
+    ('model', 'a global that forward reads',
+     dict(before='slope = .1', forward='F.leaky_relu(self.one(self.flat(x))*self.gain, slope)')),
     ('model', 'that global', dict(before='slope = .2', forward='F.leaky_relu(self.one(self.flat(x))*self.gain, slope)')),
     ('buffers', 'the value of a buffer', dict(buffer='1.1')),
     ('buffers', 'one that is set later', dict(change_model='model.gain.fill_(.9)')),
@@ -186,7 +194,9 @@ def compare(tmp, patch):
             (folder/'labels.csv').write_text('1,2,3')
             if isinstance(change, str): surroundings(change, folder, p.setattr)
             run = once(store, folder, {} if isinstance(change, str) else change)
-        yield dict(part=part, changed=what, run=run.path.name, weights=run.metrics['weights'], accuracy=run.metrics['accuracy'], unchanged=first.metrics['weights'], own=run.path not in runs and run.path!=first.path, outside=isinstance(change, str))
+        yield dict(part=part, changed=what, run=run.path.name, weights=run.metrics['weights'], accuracy=run.metrics['accuracy'],
+                   unchanged=first.metrics['weights'], own=run.path not in runs and run.path!=first.path,
+                   outside=isinstance(change, str))
         runs[run.path] = what
 
 if __name__=='__main__':

@@ -3,7 +3,8 @@ import inspect, random
 import numpy as np, pytest, torch, torchvision
 from hypothesis import given, settings, strategies as st
 from torch import nn
-from fastai.vision.all import TensorImage, Transform, set_seed
+from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, IndexSplitter, TensorImage, Transform, set_seed
+from PIL import Image
 from feature_erosion.measures.attribution import attention_share, cam_layer, compare_cams, grad_cam, max_share, pattern_attention, pattern_mask
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import pattern_sets
@@ -36,7 +37,10 @@ def randomise(model):
     "BatchNorm statistics and weights as after some training, in eval mode"
     for m in model.modules():
         if isinstance(m, nn.BatchNorm2d):
-            nn.init.normal_(m.running_mean, std=.3); nn.init.uniform_(m.running_var, .5, 2); nn.init.normal_(m.weight, 1, .3); nn.init.normal_(m.bias, std=.3)
+            nn.init.normal_(m.running_mean, std=.3)
+            nn.init.uniform_(m.running_var, .5, 2)
+            nn.init.normal_(m.weight, 1, .3)
+            nn.init.normal_(m.bias, std=.3)
     return model.eval()
 
 def close(a, b, tol=1e-5): np.testing.assert_allclose(a.double().numpy(), b, atol=tol*max(1e-30, np.abs(b).max()), rtol=0)
@@ -47,7 +51,9 @@ def nets(draw):
     torch.manual_seed(draw(st.integers(0, 10**6)))
     ni,c,side,inplace = draw(st.sampled_from([1,3])),draw(st.integers(2, 6)),draw(st.integers(13, 16)),draw(st.booleans())
     body = [nn.Conv2d(ni, c, 3, draw(st.integers(1,2)), 1)]
-    for _ in range(draw(st.integers(0, 2))): body += [nn.BatchNorm2d(c), nn.ReLU(inplace), nn.Conv2d(c, c, draw(st.sampled_from([1,3])), padding=draw(st.integers(0, 1)))]
+    for _ in range(draw(st.integers(0, 2))):
+        body += [nn.BatchNorm2d(c), nn.ReLU(inplace),
+                 nn.Conv2d(c, c, draw(st.sampled_from([1,3])), padding=draw(st.integers(0, 1)))]
     body += draw(st.sampled_from([[nn.BatchNorm2d(c), nn.ReLU(inplace)], [nn.ReLU(inplace)], [nn.Tanh()], []]))
     k = draw(st.integers(1, 2))
     head = [nn.AdaptiveAvgPool2d(k), nn.Flatten(), nn.Linear(c*k*k, 7), nn.ReLU(inplace), nn.Linear(7, 4)]
@@ -80,18 +86,26 @@ def test_torchvision():
     want = reference(nn.Sequential(*parts[:8]), nn.Sequential(parts[8], nn.Flatten(), parts[9]), x)
     close(grad_cam(r, x), want)
     close(grad_cam(r.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)), want, 1e-4)
-    close(grad_cam(r, x, [1,2,3], 'layer3'), reference(nn.Sequential(*parts[:7]), nn.Sequential(*parts[7:9], nn.Flatten(), parts[9]), x, [1,2,3]), 1e-4)
+    close(grad_cam(r, x, [1,2,3], 'layer3'),
+          reference(nn.Sequential(*parts[:7]), nn.Sequential(*parts[7:9], nn.Flatten(), parts[9]), x, [1,2,3]), 1e-4)
     close(grad_cam(nn.DataParallel(r), x), want, 1e-4)
     close(grad_cam(v, x), reference(v.features[:20], nn.Sequential(v.features[20], v.avgpool, nn.Flatten(), v.classifier), x))
-    close(grad_cam(v, x, layer='features.18'), reference(v.features[:19], nn.Sequential(*v.features[19:], v.avgpool, nn.Flatten(), v.classifier), x))
+    close(grad_cam(v, x, layer='features.18'),
+          reference(v.features[:19], nn.Sequential(*v.features[19:], v.avgpool, nn.Flatten(), v.classifier), x))
 
-@pytest.mark.parametrize('arch,layer', [('resnet20','layer3'), ('resnet18','layer4'), ('vgg19','feature'), ('torchvision/resnet50','layer4'), ('torchvision/densenet121','features'),
-    ('torchvision/efficientnet_b0','features'), ('torchvision/shufflenet_v2_x0_5','conv5'), ('torchvision/squeezenet1_1','classifier.2'), ('torchvision/alexnet','features.11')])
+@pytest.mark.parametrize('arch,layer',
+                         [('resnet20','layer3'), ('resnet18','layer4'), ('vgg19','feature'), ('torchvision/resnet50','layer4'),
+                          ('torchvision/densenet121','features'),
+    ('torchvision/efficientnet_b0','features'), ('torchvision/shufflenet_v2_x0_5','conv5'),
+    ('torchvision/squeezenet1_1','classifier.2'), ('torchvision/alexnet','features.11')])
 def test_default_layer(arch, layer):
     with torch.device('meta'): assert cam_layer(create_model(arch, 10), torch.rand(2, 3, 96, 96))[0]==layer
 
-@pytest.mark.parametrize('arch,layer,size', [('torchvision/vit_b_32','encoder.layers.encoder_layer_11.ln_1',(7,7)), ('torchvision/swin_t','permute',(7,7)), ('timm/mixer_s32_224','norm',(7,7)),
-    ('timm/deit_tiny_distilled_patch16_224','blocks.11.norm1',(14,14)), ('timm/levit_128','stages',(4,4)), ('timm/cait_xxs24_224','blocks_token_only.1.norm1',(14,14)), ('timm/vit_base_patch16_gap_224','norm',(14,14))])
+@pytest.mark.parametrize('arch,layer,size',
+                         [('torchvision/vit_b_32','encoder.layers.encoder_layer_11.ln_1',(7,7)),
+                          ('torchvision/swin_t','permute',(7,7)), ('timm/mixer_s32_224','norm',(7,7)),
+    ('timm/deit_tiny_distilled_patch16_224','blocks.11.norm1',(14,14)), ('timm/levit_128','stages',(4,4)),
+    ('timm/cait_xxs24_224','blocks_token_only.1.norm1',(14,14)), ('timm/vit_base_patch16_gap_224','norm',(14,14))])
 def test_default_layer_of_transformers(arch, layer, size):
     with torch.device('meta'): assert cam_layer(create_model(arch, 10), torch.rand(2, 3, 224, 224))[::2]==(layer,size)
 
@@ -104,7 +118,8 @@ def test_windows_side_by_side_are_no_map():
 
 def test_ties():
     "Equal scores: the explained class is the predicted one, not a mixture"
-    m,x = nn.Sequential(nn.Conv2d(2,2,1,bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2,2,bias=False)),torch.zeros(1, 2, 2, 2)
+    m,x = nn.Sequential(nn.Conv2d(2,2,1,bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                        nn.Linear(2,2,bias=False)),torch.zeros(1, 2, 2, 2)
     m[0].weight.data,m[3].weight.data = torch.eye(2)[...,None,None],4*torch.eye(2)
     x[0,0,0,0] = x[0,1,1,1] = 1
     assert grad_cam(m, x).tolist()==[[[1,0],[0,0]]] and grad_cam(m, x, 1).tolist()==[[[0,0],[0,1]]]
@@ -121,10 +136,14 @@ class Fussy(nn.Module):
         return self.head(f)
 
 def trace(m):
-    hooks = [getattr(o, k) for o in m.modules() for k in ('_forward_hooks','_forward_pre_hooks','_backward_hooks','_backward_pre_hooks')]
-    return dict(modes=[o.training for o in m.modules()], hooks=sum(map(len, hooks)), flags=[p.requires_grad for p in m.parameters()],
-                grads=[None if p.grad is None else p.grad.tolist() for p in m.parameters()], weights=[v.tolist() for v in m.state_dict().values()],
-                rng=(torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()), grad=torch.is_grad_enabled(), inference=torch.is_inference_mode_enabled())
+    hooks = [getattr(o, k) for o in m.modules()
+             for k in ('_forward_hooks','_forward_pre_hooks','_backward_hooks','_backward_pre_hooks')]
+    return dict(modes=[o.training for o in m.modules()], hooks=sum(map(len, hooks)),
+                flags=[p.requires_grad for p in m.parameters()],
+                grads=[None if p.grad is None else p.grad.tolist() for p in m.parameters()],
+                weights=[v.tolist() for v in m.state_dict().values()],
+                rng=(torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()),
+                grad=torch.is_grad_enabled(), inference=torch.is_inference_mode_enabled())
 
 @pytest.mark.parametrize('context', [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_leaves_no_trace(context):
@@ -137,7 +156,8 @@ def test_leaves_no_trace(context):
         before = trace(m)
         got = grad_cam(m, x)
         assert trace(m)==before and torch.equal(x, copy) and not got.requires_grad and not x.requires_grad
-        for f,msg in ((lambda: grad_cam(m, bad, bs=2),'a nine'), (lambda: grad_cam(m, x, 5),'target'), (lambda: grad_cam(m, x, layer='head'),'layer=')):
+        for f,msg in ((lambda: grad_cam(m, bad, bs=2),'a nine'), (lambda: grad_cam(m, x, 5),'target'),
+                      (lambda: grad_cam(m, x, layer='head'),'layer=')):
             with pytest.raises((RuntimeError,ValueError), match=msg): f()
             assert trace(m)==before
         assert torch.equal(grad_cam(m, x.clone()), want)
@@ -177,10 +197,12 @@ def test_max_share(rand, level, rows, cols):
         shares.append((place*mask.numpy()).sum((1,2))/place.sum())
     np.testing.assert_allclose(max_share(mask, (rows,cols)), np.max(shares, 0), atol=1e-12)
 
-def subclasses(cls): return {o for c in cls.__subclasses__() if c.__module__=='feature_erosion.patterns' for o in {c,*subclasses(c)}}
+def subclasses(cls):
+    return {o for c in cls.__subclasses__() if c.__module__=='feature_erosion.patterns' for o in {c,*subclasses(c)}}
 
 @settings(max_examples=15, deadline=None)
-@given(st.sampled_from(corners), st.integers(3, 7), st.integers(0, 2), st.floats(.02, 1), st.sampled_from([1,3]), st.integers(0, 5))
+@given(st.sampled_from(corners), st.integers(3, 7), st.integers(0, 2), st.floats(.02, 1), st.sampled_from([1,3]),
+       st.integers(0, 5))
 def test_masks(corner, size, margin, opacity, channels, extra):
     "All patterns there are: a pixel is in the mask if paint changes it on a black or on a white image"
     shape,stamps = (channels,30,30+extra),torch.tensor([2,-1,0,5,5,1])
@@ -193,11 +215,13 @@ def test_masks(corner, size, margin, opacity, channels, extra):
         assert torch.equal(pattern_mask(p, stamps, 6, shape), changed), p
         assert changed[0].any() and not changed[1].any()
 
-def test_all_patterns_are_tested(): assert {ColorSquare,CornerSquare,Stripes,Texture,Watermark,Tint,Border,Ruler}<=subclasses(Pattern)-subclasses(Effect)
+def test_all_patterns_are_tested():
+    assert {ColorSquare,CornerSquare,Stripes,Texture,Watermark,Tint,Border,Ruler}<=subclasses(Pattern)-subclasses(Effect)
 
 def test_masks_of_effects():
     "They change all of an image, or nothing"
-    for cls in subclasses(Effect): assert pattern_mask(cls(), torch.tensor([0,-1,1]), 6, (3,30,35)).float().mean((1,2)).tolist()==[1,0,1]
+    for cls in subclasses(Effect):
+        assert pattern_mask(cls(), torch.tensor([0,-1,1]), 6, (3,30,35)).float().mean((1,2)).tolist()==[1,0,1]
 
 @pytest.fixture(scope='module')
 def digits():
@@ -207,7 +231,8 @@ def digits():
 def test_batches_do_not_matter(digits):
     dls,m = digits
     m.train()
-    a,b = (pattern_attention({'m':m}, dls.valid.new(bs=bs), CornerSquare(4), variant='conflict', layer='layer2', progress=bs==7) for bs in (7,60))
+    a,b = (pattern_attention({'m':m}, dls.valid.new(bs=bs), CornerSquare(4), variant='conflict', layer='layer2', progress=bs==7)
+           for bs in (7,60))
     np.testing.assert_allclose(a.values.astype(float), b.values.astype(float), rtol=1e-5)
     assert a.attrs==b.attrs and m.training and a.attrs['layers']=={'m':'layer2'} and a.n.item()==60
 
@@ -253,3 +278,14 @@ def test_images_that_are_enlarged_after_painting(digits):
                 continue
             for f in (pattern_attention, compare_cams):
                 with pytest.raises(ValueError, match='painted at 16×16 and come out as 32×32'): f(m, d, p)
+
+def test_pictures_name_the_first_of_several_targets(tmp_path):
+    for i in range(12): Image.new('RGB', (16,16), (20*i,0,0)).save(tmp_path/f'{i}.png')
+    block = DataBlock((ImageBlock,CategoryBlock,CategoryBlock), n_inp=1, get_items=lambda p: [p/f'{i}.png' for i in range(12)],
+                      splitter=IndexSplitter(range(6)),
+                      get_y=[lambda f: 'abc'[int(f.stem)%3],lambda f: ['land','water'][int(f.stem)%2]])
+    dls = block.dataloaders(tmp_path, bs=4, num_workers=0)
+    net = nn.Sequential(nn.Conv2d(3,4,3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4,3))
+    cams = compare_cams(net, dls, ColorSquare(4), n=3)
+    fig = cams.plot()
+    assert cams.vocab==['a','b','c'] and [o.get_title() for o in fig.axes[:3]]==['abc'[int(i)] for i in cams.share.label]

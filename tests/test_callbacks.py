@@ -9,8 +9,10 @@ from fastai.vision.all import SGD, Callback, CancelEpochException, CancelTrainEx
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import EvalSets, pattern_sets, train_accuracy
 from feature_erosion.learner import erosion_learner
+from feature_erosion.mitigations import Replay
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase, PhaseSchedule, PerPhase
+from feature_erosion.watch import WatchErosion
 
 works = partial(pytest.mark.works, kind='callbacks')
 
@@ -60,13 +62,17 @@ class Seen(Callback):
 def test_phases_train_as_fit_says(learn):
     "A phase of its own keeps what it was given; the next has the fit's again"
     seen = Seen()
-    learn.fit(3, lr=.003, wd=.5, cbs=[PhaseSchedule([Phase('a', 1, sched='constant'), Phase('b', 1, lr=.02, wd=.1, sched='constant'), Phase('c', 1, opt='keep', sched='constant')]), seen])
+    learn.fit(3, lr=.003, wd=.5,
+              cbs=[PhaseSchedule([Phase('a', 1, sched='constant'), Phase('b', 1, lr=.02, wd=.1, sched='constant'),
+                                  Phase('c', 1, opt='keep', sched='constant')]), seen])
     assert seen.rates==dict(a=([.003],[.5]), b=([.02],[.1]), c=([.003],[.5]))
 
 def test_parameter_groups_train_as_fit_says(dls):
-    learn,seen = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(768,10), nn.Linear(10,10)), splitter=lambda m: [list(m[1].parameters()), list(m[2].parameters())], opt_func=SGD),Seen()
+    learn,seen = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(768,10), nn.Linear(10,10)),
+                         splitter=lambda m: [list(m[1].parameters()), list(m[2].parameters())], opt_func=SGD),Seen()
     with learn.no_bar(), learn.no_logging():
-        learn.fit(2, lr=slice(.001,.1), cbs=[PhaseSchedule([Phase('a', 1, sched='constant'), Phase('b', 1, lr=[.02,.03], sched='constant')]), seen])
+        learn.fit(2, lr=slice(.001,.1),
+                  cbs=[PhaseSchedule([Phase('a', 1, sched='constant'), Phase('b', 1, lr=[.02,.03], sched='constant')]), seen])
     assert {k:v[0] for k,v in seen.rates.items()}==dict(a=[.001,.1], b=[.02,.03])
 
 @works(what='`PerPhase(ParamScheduler(…))`', how='refused: a phase has its own schedule, Phase(…, sched={…})')
@@ -77,8 +83,11 @@ def test_a_scheduler_is_not_per_phase(learn, k):
     learn.fit(1, cbs=PerPhase(ParamScheduler({'lr':SchedLin(.1, 0)})))   # without phases it works as usual
     assert lrs(learn)==pytest.approx([.1,.075,.05,.025])
 
-@pytest.mark.parametrize('kw,said', [(dict(lr=[.1,.2,.3]), "phase 'b' has 3 values, the optimiser 1"), (dict(wd=[.1,.2]), "phase 'b' has 2 values"), (dict(sched={'lrr':SchedLin(.1, 0)}), "schedules 'lrr'"),
-                                     (dict(sched=lambda pct: 'low'), "sets 'lr' to 'low'"), (dict(sched=lambda pct: [.1,.2]), "sets 'lr' to")])
+@pytest.mark.parametrize('kw,said',
+                         [(dict(lr=[.1,.2,.3]), "phase 'b' has 3 values, the optimiser 1"),
+                          (dict(wd=[.1,.2]), "phase 'b' has 2 values"), (dict(sched={'lrr':SchedLin(.1, 0)}), "schedules 'lrr'"),
+                                     (dict(sched=lambda pct: 'low'), "sets 'lr' to 'low'"),
+                                     (dict(sched=lambda pct: [.1,.2]), "sets 'lr' to")])
 def test_wrong_settings_are_found_before_training(learn, kw, said):
     start = net_weights(learn)
     with pytest.raises(ValueError, match=said): learn.fit_phases([Phase('a', 1), Phase('b', 1, **kw)])
@@ -213,6 +222,20 @@ def test_per_phase_of_a_class(learn):
     with learn.no_logging(): learn.fit_phases([Phase('a', 4, lr=0.), Phase('b', 1)], cbs=PerPhase(EarlyStoppingCallback))
     assert learn.recorder.history.phase.tolist()==['a','a','b']   # nothing improves: its patience is 1
 
+def test_per_phase_of_what_knows_phases(learn):
+    "It would not act"
+    with pytest.raises(ValueError, match='replay knows about phases'): PerPhase(Replay(learn.dls, 8))
+
+@pytest.mark.parametrize('make', [WatchErosion, lambda d: EvalSets({'a':d.valid})])
+@pytest.mark.filterwarnings('ignore::feature_erosion.watch.ErosionWarning')
+def test_per_phase_adds_no_column_in_the_middle_of_a_table(learn, make):
+    cb = make(learn.dls)
+    learn.fit_phases(two(), cbs=PerPhase(cb))
+    df = learn.recorder.history
+    assert df.phase.tolist()==['a','b'] and not set(cb.columns) & set(df.columns) and len(df.dropna())==2
+    logged = cb.history if isinstance(cb, WatchErosion) else learn.recorder.evals
+    assert set(logged.phase)=={'a','b'} and logged[cb.columns[0]].notna().all()
+
 def test_per_phase_keeps_its_state():
     a,b = (PerPhase(EarlyStoppingCallback('score', patience=2)) for _ in range(2))
     a.watcher.best,a.watcher.wait = .75,1
@@ -246,7 +269,8 @@ def test_a_cancelled_epoch_counts(learn):
     "The second phase has its epochs, though none was whole; nothing was measured"
     learn.fit_phases(two(n=2), cbs=EndEpoch(CancelEpochException))
     assert learn.recorder.phases[['start_epoch','stop_epoch','start_iter','stop_iter']].values.tolist()==[[0,2,0,4],[2,4,4,8]]
-    assert list(learn.snapshots)==['start','a','b'] and learn.recorder.history.drop(columns=['phase','iters']).isna().all(axis=None)
+    assert list(learn.snapshots)==['start','a','b']
+    assert learn.recorder.history.drop(columns=['phase','iters']).isna().all(axis=None)
 
 def test_skipped_epochs_count(learn):
     "`start_epoch=1` leaves out the first of the four"
@@ -270,7 +294,8 @@ def test_a_short_epoch_keeps_its_columns(learn, dls, phases, train_metrics):
     h,ev,v = learn.recorder.history,learn.recorder.evals,'valid_' if train_metrics else ''
     loss,acc = learn.validate()[:2]
     if not phases and train_metrics:
-        assert h.drop(columns='iters').isna().all(axis=None)   # as many columns of one as of the other: which they were is not known
+        # as many columns of one as of the other: which they were is not known
+        assert h.drop(columns='iters').isna().all(axis=None)
         return
     assert np.allclose(h[['valid_loss',f'{v}accuracy',f'{v}clean',f'{v}twin']].astype(float), [[loss,acc,acc,acc]]*2, atol=1e-6)
     assert h.train_loss.notna().all()==phases
@@ -291,7 +316,8 @@ def test_validation_within_a_fit(learn, dls):
         learn.model.load_state_dict(start)
         sets = EvalSets(dict(clean=dls.valid))
         learn.fit_phases([Phase('a', 2, lr=.01, sched='cosine'), Phase('b', iters=6, lr=.01)], cbs=[sets, *cbs])
-        got.append([learn.recorder.history.drop(columns=['train_loss','valid_loss','accuracy','clean']), learn.recorder.phases, learn.recorder.evals.drop(columns='clean'), lrs(learn)])
+        got.append([learn.recorder.history.drop(columns=['train_loss','valid_loss','accuracy','clean']), learn.recorder.phases,
+                    learn.recorder.evals.drop(columns='clean'), lrs(learn)])
         assert learn.recorder.history.notna().all(axis=None) and len(learn.recorder.losses)==14
     for a,b in zip(*got): assert a==b if isinstance(a, list) else a.equals(b)
 
@@ -326,7 +352,8 @@ def test_what_phases_cannot_train_is_refused(learn, dls):
     class Half(NonNativeMixedPrecision):
         def __init__(self): pass
     with pytest.raises(ValueError, match='would train nothing; use `to_fp16`'): learn.fit_phases(two(), cbs=Half())
-    with pytest.raises(ValueError, match="schedules 'momentum'; the optimiser has .*mom"): learn.fit_phases([Phase('a', 1, sched={'momentum':SchedLin(.9, 0.)})])
+    with pytest.raises(ValueError, match="schedules 'momentum'; the optimiser has .*mom"):
+        learn.fit_phases([Phase('a', 1, sched={'momentum':SchedLin(.9, 0.)})])
     learn.dls = DataLoaders(dls.train.new(bs=65, drop_last=True), dls.valid)
     with pytest.raises(ValueError, match="phase 'a' has no batch to train on"): learn.fit_phases(two())
 
@@ -411,7 +438,8 @@ def test_a_row_cut_short_keeps_its_columns(dls, tmp_path, capsys):
     assert rows[['valid_loss','accuracy']].isna().any(axis=1).tolist()==[i==1 for i in range(len(rows))]
     assert all(rows.train_loss.notna())
 
-@works(what='`WandbCallback`, offline', how="with fastcore 2.2 it fails for any Learner, and the page 'How do I' has another; with that mended, evaluation sets and the phase's number are in its log")
+@works(what='`WandbCallback`, offline',
+       how="with fastcore 2.2 it fails for any Learner, and the page 'How do I' has another; with that mended, evaluation sets and the phase's number are in its log")
 def test_wandb(learn, dls, monkeypatch):
     wandb = pytest.importorskip('wandb')
     import fastai.callback.wandb as fw

@@ -3,22 +3,26 @@ import warnings
 from copy import copy, deepcopy
 import numpy as np, pandas as pd, pytest, torch
 from torch import nn
-from fastai.callback.all import (AMPMode, ChannelsLast, CSVLogger, EarlyStoppingCallback, GradientAccumulation, GradientClip, MixedPrecision,
-                                 SaveModelCallback)
+from fastai.callback.all import (AMPMode, ChannelsLast, CSVLogger, EarlyStoppingCallback, GradientAccumulation, GradientClip,
+                                 MixedPrecision, SaveModelCallback)
 from fastai.vision.all import Learner, accuracy, load_learner, partial, set_seed
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import EvalSets, evaluate, pattern_sets
 from feature_erosion.learner import erosion_learner
-from feature_erosion.measures.plasticity import PlasticityLog
-from feature_erosion.mitigations import DERpp, EWC, Replay
+from feature_erosion.measures.attribution import grad_cam
+from feature_erosion.measures.plasticity import PlasticityLog, grad_norm, hessian_rank
+from feature_erosion.mitigations import DERpp, EWC, Replay, fisher
 from feature_erosion.patterns import ColorSquare, CornerSquare, Stripes
 from feature_erosion.phases import Phase
 from feature_erosion.recover import Recovery
+from feature_erosion.unlearning import saliency
 from feature_erosion.watch import WatchErosion
 
 works = partial(pytest.mark.works, kind='callbacks')
 
-def net(): return nn.Sequential(nn.Conv2d(3,8,3,padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128,10))
+def net():
+    return nn.Sequential(nn.Conv2d(3,8,3,padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(),
+                         nn.Linear(128,10))
 
 @pytest.fixture
 def dls():
@@ -30,7 +34,8 @@ def learn(dls, tmp_path):
     "A plain fastai Learner"
     return Learner(dls, net(), metrics=accuracy, path=tmp_path)
 
-def phases(dls): return [Phase('pretrain', 2, dls), Phase('erode', iters=7, dls=dls.inject(ColorSquare(4))), Phase('relearn', 1, dls)]
+def phases(dls):
+    return [Phase('pretrain', 2, dls), Phase('erode', iters=7, dls=dls.inject(ColorSquare(4))), Phase('relearn', 1, dls)]
 
 def check(learn, dls):
     "Four whole rows, three phases, and a Learner as it was before"
@@ -85,9 +90,11 @@ def test_save_model(learn, dls):
 
 def test_early_stopping(learn, dls):
     "It ends the fit, not the phase; what was done is kept"
-    learn.fit_phases([Phase('a', 2, lr=0.), Phase('b', 9, lr=0.), Phase('c', 2)], cbs=EarlyStoppingCallback(monitor='train_loss', patience=3, min_delta=10.))
+    learn.fit_phases([Phase('a', 2, lr=0.), Phase('b', 9, lr=0.), Phase('c', 2)],
+                     cbs=EarlyStoppingCallback(monitor='train_loss', patience=3, min_delta=10.))
     h = learn.recorder.history
-    assert h.phase.tolist()==['a']*2+['b']*2 and learn.recorder.phases.stop_epoch.tolist()==[2,4] and list(learn.snapshots)==['start','a','b']
+    assert h.phase.tolist()==['a']*2+['b']*2 and learn.recorder.phases.stop_epoch.tolist()==[2,4]
+    assert list(learn.snapshots)==['start','a','b']
 
 @works(what='the progress bar', how='works: one bar for all phases')
 def test_progress(learn, dls, capsys):
@@ -110,7 +117,8 @@ def test_lr_find_before(learn, dls):
 def test_second_fit_phases(learn, dls):
     learn.fit_phases(phases(dls))
     learn.fit_phases([Phase('again', 1, dls.inject(Stripes(4)))])
-    assert learn.recorder.history.phase.tolist()==['again'] and list(learn.snapshots)==['start','pretrain','erode','relearn','again']
+    assert learn.recorder.history.phase.tolist()==['again']
+    assert list(learn.snapshots)==['start','pretrain','erode','relearn','again']
     learn.fit_one_cycle(1)
     assert len(learn.recorder.phases)==0 and 'clean' not in learn.recorder.history
 
@@ -156,8 +164,10 @@ def test_export(learn, dls, inject):
     assert len(loaded.dls.train_ds)==0 and len(learn.dls.train_ds)==320
     assert torch.equal(loaded.predict(im)[2], learn.predict(im)[2])
 
-holders = dict(evalsets=lambda d: EvalSets(dict(clean=d.valid)), replay=lambda d: Replay(d, 40), derpp=lambda d: DERpp(d, 40), ewc=lambda d: EWC(d, n=8), watch=lambda d: WatchErosion(d),
-               recovery=lambda d: Recovery(d.train, d.valid, few=(1,), at=(0,), seeds=1, features='last'), plasticity=lambda d: PlasticityLog())
+holders = dict(evalsets=lambda d: EvalSets(dict(clean=d.valid)), replay=lambda d: Replay(d, 40), derpp=lambda d: DERpp(d, 40),
+               ewc=lambda d: EWC(d, n=8), watch=lambda d: WatchErosion(d),
+               recovery=lambda d: Recovery(d.train, d.valid, few=(1,), at=(0,), seeds=1, features='last'),
+               plasticity=lambda d: PlasticityLog())
 
 @pytest.mark.parametrize('name', holders)
 @pytest.mark.filterwarnings('ignore:load_learner')
@@ -167,7 +177,8 @@ def test_export_with_callbacks_that_hold_data(name, tmp_path):
     for ds in (data.train_ds,data.valid_ds): ds.x.random_(256, generator=torch.Generator().manual_seed(0))
     seen = [ds.x[i].flatten()[:64].numpy().tobytes() for ds in (data.train_ds,data.valid_ds) for i in range(len(ds))]
     cb = holders[name](data)
-    learn = Learner(data, nn.Sequential(nn.Flatten(), nn.Linear(768,16), nn.ReLU(), nn.Linear(16,10)), metrics=accuracy, cbs=cb, path=tmp_path)
+    learn = Learner(data, nn.Sequential(nn.Flatten(), nn.Linear(768,16), nn.ReLU(), nn.Linear(16,10)), metrics=accuracy, cbs=cb,
+                    path=tmp_path)
     with learn.no_bar(), learn.no_logging():
         learn.fit(1)
         learn.export('l.pkl')
@@ -178,5 +189,21 @@ def test_export_with_callbacks_that_hold_data(name, tmp_path):
         for twin in (copy(cb),deepcopy(cb)): assert all(getattr(twin, k) is getattr(cb, k) for k in cb._data)
         loaded.dls = data
         if name!='plasticity':
-            with loaded.no_bar(), loaded.no_logging(), pytest.raises(AttributeError, match='were left out when the Learner was exported'): loaded.fit(1)
+            with loaded.no_bar(), loaded.no_logging(), pytest.raises(AttributeError,
+                                                                     match='were left out when the Learner was exported'):
+                loaded.fit(1)
         learn.fit(1)
+
+@pytest.mark.parametrize('context', [torch.no_grad, torch.inference_mode])
+def test_gradients_where_none_are_recorded(dls, context):
+    "What needs gradients computes them, and the context is left as it was"
+    m,dl = net(),dls.valid
+    def nonzero(d): return [o.sum().item() for o in d.values()]
+    fs = (lambda: grad_norm(m, dl, n=20), lambda: hessian_rank(m, dl, n=20, steps=3), lambda: nonzero(fisher(m, dl, n=20)),
+          lambda: nonzero(saliency(m, dl)), lambda: grad_cam(m, dl.one_batch()[0][:4].clone()).sum().item())
+    want = [f() for f in fs]
+    assert all(np.sum(o)>0 for o in want)
+    with context():
+        before = torch.is_grad_enabled(),torch.is_inference_mode_enabled()
+        assert [f() for f in fs]==want
+        assert (torch.is_grad_enabled(),torch.is_inference_mode_enabled())==before

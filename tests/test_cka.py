@@ -133,7 +133,8 @@ def test_samples_equally_far_apart_give_zero(n, kernel):
     """One-hot features, and a unit that is active on one sample: U-centring leaves nothing of their kernels, by hand: all off-diagonal
     entries are the same, and so are the row sums that are taken away. What was left were rounding errors, whose square root may be imaginary"""
     other = torch.randn(n, 2, generator=torch.Generator().manual_seed(0))
-    for X in (torch.eye(n), 3.7*torch.eye(n)+.3, torch.cat([torch.eye(n)]*2, 1), *([one_active(n), -5*one_active(n)] if kernel=='linear' else [])):
+    for X in (torch.eye(n), 3.7*torch.eye(n)+.3, torch.cat([torch.eye(n)]*2, 1),
+              *([one_active(n), -5*one_active(n)] if kernel=='linear' else [])):
         assert [cka(a, b, kernel) for a,b in ((X, other), (other, X), (X, X), (X.half(), other))]==[0]*4
         assert cka(X, X, kernel, debiased=False)==pytest.approx(1)
         assert cka(other, other, kernel)==pytest.approx(1)
@@ -146,7 +147,8 @@ class Same(nn.Module):
 @pytest.mark.parametrize('kernel', ['linear', 'rbf'])
 def test_layers_whose_samples_are_equally_far_apart(estimator, kernel):
     with pytest.warns(UserWarning, match='all equally far apart, their CKA is given as 0: model/a'):
-        r = layer_cka(Same(), [torch.eye(8), torch.eye(8)[:5]] if estimator=='minibatch' else [torch.eye(8)], 'leaf', estimator=estimator, kernel=kernel, progress=False)
+        r = layer_cka(Same(), [torch.eye(8), torch.eye(8)[:5]] if estimator=='minibatch' else [torch.eye(8)], 'leaf',
+                      estimator=estimator, kernel=kernel, progress=False)
     assert r.attrs['dead']==[('model','a')] and r.values==pytest.approx(np.array([[0,0],[0,1]]), abs=1e-6)
 
 def test_many_features_are_not_empty():

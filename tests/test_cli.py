@@ -19,7 +19,8 @@ def folder(tmp_path):
     for split,n in ('train',20),('val',4):
         for c in range(3):
             (d := tmp_path/'images'/split/f'c{c}').mkdir(parents=True)
-            for i in range(n): Image.fromarray(np.random.RandomState(c*100+i).randint(256, size=(12,12,3), dtype=np.uint8)).save(d/f'{i}.png')
+            for i in range(n):
+                Image.fromarray(np.random.RandomState(c*100+i).randint(256, size=(12,12,3), dtype=np.uint8)).save(d/f'{i}.png')
     return tmp_path/'images'
 
 def weights(path, **kw):
@@ -55,24 +56,32 @@ def test_weights_skip_pretraining(tmp_path):
     assert Run(tmp_path/'o').table('accuracy').phase.tolist()==['start','erode','relearn']
 
 def test_folder(folder, tmp_path, capsys):
-    main(['run','fig1','--data',str(folder),'--image-size','16','--arch','resnet20','--width','.25','--bs','16','--out',str(tmp_path/'o'),'--epochs','1','--size','.25','--pattern','stripes'])
+    main(['run','fig1','--data',str(folder),'--image-size','16','--arch','resnet20','--width','.25','--bs','16','--out',
+          str(tmp_path/'o'),'--epochs','1','--size','.25','--pattern','stripes'])
     run = Run(tmp_path/'o')
-    assert 'chance 33%' in capsys.readouterr().out and run.settings['net']['size']==16 and run.settings['net']['pattern']=='stripes'
+    assert 'chance 33%' in capsys.readouterr().out and run.settings['net']['size']==16
+    assert run.settings['net']['pattern']=='stripes'
 
 @pytest.mark.parametrize('args,words', [
-    (['--arch','resnet21'], "arch='resnet21'"), (['--data','nowhere'], "data='nowhere'"), (['--size','17'], 'the image is 16×16; choose a smaller size'),
-    (['--size','0'], 'size=0'), (['--ratio','1.5'], 'ratio=1.5'), (['--ratio','-1'], 'ratio=-1.0'), (['--strength','2'], 'strength=2.0'), (['--n','5000'], 'n=5000'), (['--bs','0'], 'bs=0'),
+    (['--arch','resnet21'], "arch='resnet21'"), (['--data','nowhere'], "data='nowhere'"),
+    (['--size','17'], 'the image is 16×16; choose a smaller size'),
+    (['--size','0'], 'size=0'), (['--ratio','1.5'], 'ratio=1.5'), (['--ratio','-1'], 'ratio=-1.0'),
+    (['--strength','2'], 'strength=2.0'), (['--n','5000'], 'n=5000'), (['--bs','0'], 'bs=0'),
     (['--weights','none.pth'], "weights='none.pth': there is no such file"),
     (['--epochs','0'], 'at least 1'), (['--epochs','1','2'], 'want 3 lengths'),
     (['--epochs','1','--iters','1'], 'give one of the two'),
-    (['--width','-1'], 'width=-1.0'), (['--pattern','dots'], 'dots'), (['--epochs','x'], "'x'"), (['--lr','1e30'], 'try a lower learning rate')])
+    (['--width','-1'], 'width=-1.0'), (['--pattern','dots'], 'dots'), (['--epochs','x'], "'x'"),
+    (['--lr','1e30'], 'try a lower learning rate')])
 def test_bad_arguments(args, words, tmp_path, capsys):
     assert words in fails(capsys, 'run', 'fig1', *quick, '--out', tmp_path/'o', *args)
 
 @pytest.mark.parametrize('args,words', [
-    (['--lr','-1'], 'lr=-1.0'), (['--lr','nan'], 'lr=nan'), (['--n','0'], 'n=0'), (['--n-valid','0'], 'n_valid=0'), (['--bs','0'], 'bs=0'), (['--ratio','2'], 'ratio=2.0'), (['--strength','-1'], 'strength=-1.0'),
-    (['--size','0'], 'size=0'), (['--width','0'], 'width=0.0'), (['--seed','-1'], 'seed=-1'), (['--data','digits','--n-classes','3'], 'n_classes=3: only for a folder'),
-    (['--size','33'], 'the image is 32×32'), (['--size','1.5'], 'a fraction'), (['--data','digits','--size','17'], 'the image is 16×16')])
+    (['--lr','-1'], 'lr=-1.0'), (['--lr','nan'], 'lr=nan'), (['--n','0'], 'n=0'), (['--n-valid','0'], 'n_valid=0'),
+    (['--bs','0'], 'bs=0'), (['--ratio','2'], 'ratio=2.0'), (['--strength','-1'], 'strength=-1.0'),
+    (['--size','0'], 'size=0'), (['--width','0'], 'width=0.0'), (['--seed','-1'], 'seed=-1'),
+    (['--data','digits','--n-classes','3'], 'n_classes=3: only for a folder'),
+    (['--size','33'], 'the image is 32×32'), (['--size','1.5'], 'a fraction'),
+    (['--data','digits','--size','17'], 'the image is 16×16')])
 def test_numbers_are_checked_before_anything_is_imported(args, words, tmp_path):
     code = "import sys; from feature_erosion.cli import main; code = main(sys.argv[1:]); assert code==2 and 'torch' not in sys.modules, sorted(sys.modules)"
     p = subprocess.run([sys.executable,'-c',code,'run','fig1','--out',str(tmp_path/'o'),*args], capture_output=True, text=True)
@@ -86,11 +95,14 @@ def test_threads_wait_without_spinning(given, want):
     assert subprocess.run([sys.executable,'-c',code], capture_output=True, text=True, env=env).stdout.strip()==want
 
 def test_images_are_for_networks_trained_on_imagenet(tmp_path, capsys):
-    assert "images='nowhere': none of fig1" in fails(capsys, 'paper', 'fig1', '--preset', 'smoke', '--images', 'nowhere', '--out', tmp_path/'o')
+    assert "images='nowhere': none of fig1" in fails(capsys, 'paper', 'fig1', '--preset', 'smoke', '--images', 'nowhere', '--out',
+                                                     tmp_path/'o')
     line = fails(capsys, 'run', 'fig1', '--data', 'nowhere', '--out', tmp_path/'o')
     assert '--images' not in line and 'the path of yours' in line
 
-@pytest.mark.parametrize('error,words', [(KeyboardInterrupt(), 'stopped; run the same command again'), (KeyboardInterrupt("run 'a' stopped"), "run 'a' stopped")])
+@pytest.mark.parametrize('error,words',
+                         [(KeyboardInterrupt(), 'stopped; run the same command again'),
+                          (KeyboardInterrupt("run 'a' stopped"), "run 'a' stopped")])
 def test_ctrl_c(monkeypatch, capsys, error, words):
     def stop(a): raise error
     monkeypatch.setattr(cli, 'run_demo', stop)
@@ -141,6 +153,14 @@ def test_out_is_checked_first(tmp_path, capsys):
     assert 'neither empty nor a run' in fails(capsys, 'run', 'fig1', *quick, '--out', tmp_path/'file')
     assert 'cannot write there' in fails(capsys, 'demo', '--out', tmp_path/'file'/'sub')
 
+@pytest.mark.parametrize('figure', ['fig1','fig2'])
+def test_runs_do_not_lie_among_the_images(folder, capsys, monkeypatch, figure):
+    "Where they would be a class; as by default, in the folder itself"
+    monkeypatch.chdir(folder/'train')
+    args = ['run',figure,'--data','.','--image-size','16','--arch','resnet20','--width','.25','--epochs','1']
+    assert f"out='runs/{figure}': lies in the folder of the images, {folder/'train'}, and would change it" in fails(capsys, *args)
+    assert sorted(o.name for o in Path().iterdir())==['c0','c1','c2']
+
 def test_a_folder_of_somebody_else_is_refused(tmp_path, capsys):
     (tmp_path/'.git').mkdir()
     line = fails(capsys, 'demo', '--out', tmp_path)
@@ -162,14 +182,16 @@ def test_a_finished_run_is_only_read(tmp_path):
     was = files()
     assert main(run)==0 and files()==was
     (folder/'tables'/'evals.csv').unlink(), (folder/'tables'/'accuracy.csv').write_text('phase,clean\nerode,1\n')
-    assert main(run)==0 and {f:o for f,(_,o) in files().items() if f.suffix=='.csv'}=={f:o for f,(_,o) in was.items() if f.suffix=='.csv'}
+    assert main(run)==0
+    assert {f:o for f,(_,o) in files().items() if f.suffix=='.csv'}=={f:o for f,(_,o) in was.items() if f.suffix=='.csv'}
 
 def test_same_words_in_python():
     from feature_erosion.all import ColorSquare, digits_dls, erosion_learner
     dls = digits_dls(n=64, n_valid=20)
     with pytest.raises(ValueError, match='the image is 16×16; choose a smaller size'): dls.inject(ColorSquare(17))
     with pytest.raises(ValueError, match='ratio=1.5'): dls.inject(ColorSquare(4), ratio=1.5)
-    with pytest.raises(ValueError, match='palette has 2 colours for 10 classes'): dls.inject(ColorSquare(4, palette=['red','blue']))
+    with pytest.raises(ValueError, match='palette has 2 colours for 10 classes'):
+        dls.inject(ColorSquare(4, palette=['red','blue']))
     with pytest.raises(ValueError, match="arch='resnet21'"): erosion_learner(dls, 'resnet21')
     with pytest.raises(FileNotFoundError, match="no file 'none.pth'"): erosion_learner(dls, 'resnet20', weights='none.pth')
 
@@ -181,14 +203,18 @@ def test_help():
 @pytest.mark.slow('CIFAR-10 on the command line; on digits it is tested above')
 def test_main_job_on_cifar(tmp_path, cifar10, resnet20):
     "The public ResNet-20 forgets CIFAR-10 within sixty iterations"
-    assert main(['run','fig1','--data','cifar10','--arch','resnet20','--weights',str(resnet20),'--stats','imagenet','--bs','128','--n-valid','500','--sched','constant',
+    assert main(['run','fig1','--data','cifar10','--arch','resnet20','--weights',str(resnet20),'--stats','imagenet','--bs','128',
+                 '--n-valid','500','--sched','constant',
                  '--iters','60','5','--out',str(tmp_path/'o')])==0
     acc = Run(tmp_path/'o').table('accuracy').set_index('phase')
     assert acc.clean.start>.75 and acc.clean.erode<.4 and acc.pattern.erode>.9 and acc.conflict_picture.erode>.4
 
-tiny = ['--image-size','16','--arch','resnet20','--width','.25','--bs','30','--epochs','1','--lr','.05','--seeds','1','--jobs','1','--n','30']
+tiny = ['--image-size','16','--arch','resnet20','--width','.25','--bs','30','--epochs','1','--lr','.05','--seeds','1','--jobs',
+        '1','--n','30']
 
-@pytest.mark.parametrize('figure,nets', [pytest.param('fig3', 2, marks=pytest.mark.slow('two networks')), pytest.param('fig6', 8, marks=pytest.mark.slow('eight networks')),
+@pytest.mark.parametrize('figure,nets',
+                         [pytest.param('fig3', 2, marks=pytest.mark.slow('two networks')),
+                          pytest.param('fig6', 8, marks=pytest.mark.slow('eight networks')),
     pytest.param('gradcam', 2, marks=pytest.mark.slow('Grad-CAM of two networks'))])
 def test_another_figure_on_a_folder(folder, tmp_path, capsys, figure, nets):
     "All that the figure compares, with the network and the data that were asked for"
@@ -201,9 +227,13 @@ def test_another_figure_on_a_folder(folder, tmp_path, capsys, figure, nets):
     assert run.status=='finished' and (run.path/'figures'/f'{figure}.png').is_file()
     assert f'{figure} ' in capsys.readouterr().out
 
-@pytest.mark.parametrize('args,words', [(['fig3','--seed','2'], 'seed=2: fig3 has seeds 0, 1'), (['fig1','--seeds','2'], 'seeds=2: fig1 trains one network'),
-    (['fig3','--seeds','0'], 'seeds=0: must be at least 1'), (['fig5','--weights','w.pth'], 'fig5 compares with training from scratch'),
-    (['fig3','--ratio','0'], 'ratio=0: that is the control'), (['fig6','--ratio','.5'], 'ratio=0.5: fig6 compares the ratios 0, 0.01'), (['fig9'], "invalid choice: 'fig9'")])
+@pytest.mark.parametrize('args,words',
+                         [(['fig3','--seed','2'], 'seed=2: fig3 has seeds 0, 1'),
+                          (['fig1','--seeds','2'], 'seeds=2: fig1 trains one network'),
+    (['fig3','--seeds','0'], 'seeds=0: must be at least 1'),
+    (['fig5','--weights','w.pth'], 'fig5 compares with training from scratch'),
+    (['fig3','--ratio','0'], 'ratio=0: that is the control'),
+    (['fig6','--ratio','.5'], 'ratio=0.5: fig6 compares the ratios 0, 0.01'), (['fig9'], "invalid choice: 'fig9'")])
 def test_other_figures_errors(tmp_path, capsys, args, words):
     assert words in fails(capsys, 'run', *args, *quick, '--out', tmp_path/'o')
     assert not (tmp_path/'o').exists()
@@ -211,11 +241,15 @@ def test_other_figures_errors(tmp_path, capsys, args, words):
 @pytest.mark.parametrize('terminal', [False,True])
 def test_bars_are_for_a_terminal(terminal, monkeypatch, capsys):
     from fastprogress import fastprogress
-    monkeypatch.setattr(cli, '_parsed', lambda args: SimpleNamespace(json=False, do=lambda a: list(fastprogress.progress_bar(range(3)))))
+    monkeypatch.setattr(cli, '_parsed',
+                        lambda args: SimpleNamespace(json=False, do=lambda a: list(fastprogress.progress_bar(range(3)))))
     monkeypatch.setattr(sys.stdout, 'isatty', lambda: terminal)
     assert main([])==0 and ('100.00%' in (out := capsys.readouterr().out))==terminal==bool(out) and fastprogress.NO_BAR is False
 
-@pytest.mark.parametrize('args,words', [(['run','fig1','--data','nowhere'], "data='nowhere'"), (['run','fig1','--weights','none.pth'], "weights='none.pth'"), (['report','nowhere'], "path='nowhere'")])
+@pytest.mark.parametrize('args,words',
+                         [(['run','fig1','--data','nowhere'], "data='nowhere'"),
+                          (['run','fig1','--weights','none.pth'], "weights='none.pth'"),
+                          (['report','nowhere'], "path='nowhere'")])
 def test_paths_are_checked_before_anything_is_imported(args, words, tmp_path):
     code = "import sys; from feature_erosion.cli import main; code = main(sys.argv[1:]); assert code==2 and 'torch' not in sys.modules, sorted(sys.modules)"
     p = subprocess.run([sys.executable,'-c',code,*args], capture_output=True, text=True, cwd=tmp_path)
@@ -227,21 +261,25 @@ def test_where_data_and_weights_are_looked_for(monkeypatch, tmp_path):
     assert cli._data_home()==fastai_path('data') and cli._weights_home()==Path(torch.hub.get_dir())/'checkpoints'
     (tmp_path/'config.ini').write_text('[DEFAULT]\ndata = /elsewhere\n')
     monkeypatch.setenv('FASTAI_HOME', str(tmp_path)); assert cli._data_home()==Path('/elsewhere')
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path)); assert cli._weights_home()==tmp_path/'hub'/'checkpoints'==Path(torch.hub.get_dir())/'checkpoints'
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    assert cli._weights_home()==tmp_path/'hub'/'checkpoints'==Path(torch.hub.get_dir())/'checkpoints'
 
 def test_images_that_are_asked_for_must_be_there(tmp_path, capsys):
     "Not left out, with hours of the other figures before them"
-    assert "data='nowhere'" in fails(capsys, 'paper', 'fig1', 'fig2', '--images', 'nowhere', '--out', tmp_path/'o') and not (tmp_path/'o').exists()
+    assert "data='nowhere'" in fails(capsys, 'paper', 'fig1', 'fig2', '--images', 'nowhere', '--out', tmp_path/'o')
+    assert not (tmp_path/'o').exists()
 
 def test_json_is_alone_on_stdout(tmp_path, capsys):
     run = ['run','fig1',*quick,'--out',str(tmp_path/'o'),'--epochs','1','--json']
     assert main(run)==0
     out,err = capsys.readouterr()
     got = json.loads(out)
-    assert got['run']==str(tmp_path/'o') and got['n']==40 and got['chance']==pytest.approx(.1) and {*got['phases']}=={'start','pretrain','erode','relearn'}
+    assert got['run']==str(tmp_path/'o') and got['n']==40 and got['chance']==pytest.approx(.1)
+    assert {*got['phases']}=={'start','pretrain','erode','relearn'}
     assert 'conflict_picture' in err and 'train_loss' in err and not set('█\r')&set(err)   # in a pipe no trace of bars
     assert main(run)==0 and json.loads(capsys.readouterr().out)==got
-    assert main(['report',str(tmp_path/'o'),'--json'])==0 and json.loads(capsys.readouterr().out)=={'page': str(tmp_path/'o'/'report.html')}
+    assert main(['report',str(tmp_path/'o'),'--json'])==0
+    assert json.loads(capsys.readouterr().out)=={'page': str(tmp_path/'o'/'report.html')}
 
 def test_lengths_on_the_command_line_replace_those_of_a_configuration(tmp_path):
     (tmp_path/'c.json').write_text('{"iters": [3, 3, 3], "lr": 1}')
@@ -256,8 +294,13 @@ def test_null_in_a_configuration_is_not_a_name(tmp_path, capsys):
         (tmp_path/'c.json').write_text(text)
         assert 'must be a word or a number' in fails(capsys, 'run', 'fig1', '--config', tmp_path/'c.json')
 
-@pytest.mark.parametrize('args,says', [(['demo','--seed','99999999999999999999'],'seed=99999999999999999999: must be from 0 to 4294967295'), (['run','fig1','--seed','-1'],'seed=-1: must be from 0'), (['run','fig1','--data',''],"data='': is empty"),
-                                       (['run','fig1','--weights',''],"weights='': is empty"), (['report',''],"path='': is empty"), (['paper','--images',''],"images='': is empty")])
+@pytest.mark.parametrize('args,says',
+                         [(['demo','--seed','99999999999999999999'],'seed=99999999999999999999: must be from 0 to 4294967295'),
+                          (['run','fig1','--seed','-1'],'seed=-1: must be from 0'),
+                          (['run','fig1','--data',''],"data='': is empty"),
+                                       (['run','fig1','--weights',''],"weights='': is empty"),
+                                       (['report',''],"path='': is empty"), (['paper','--images',''],"images='': is empty"),
+                                       (['paper','--out',''],"out='': is empty")])
 def test_what_is_empty_or_too_large_is_named(capsys, tmp_path, monkeypatch, args, says):
     monkeypatch.chdir(tmp_path)
     assert says in fails(capsys, *args) and not list(tmp_path.iterdir())

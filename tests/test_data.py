@@ -3,8 +3,8 @@ import os, random, time
 import numpy as np, pytest, torch
 from PIL import Image
 from fastai.vision.all import ImageDataLoaders, Normalize, aug_transforms, imagenet_stats
-from feature_erosion.data import (CropFlip, NormalizeRows, TensorImages, cached_images, cifar10_dls, cifar100_dls, digits_dls, image_folder_dls,
-                                  keep_on, tensor_dls)
+from feature_erosion.data import (CropFlip, NormalizeRows, TensorImages, cached_images, cifar10_dls, cifar100_dls, digits_dls,
+                                  image_folder_dls, keep_on, tensor_dls)
 from feature_erosion.files import save_atomic
 from feature_erosion.patterns import ColorSquare, class_colors
 from run_notebooks import forked
@@ -64,11 +64,13 @@ def test_photographs(tiny_imagenet):
     assert np.bincount(dls.train_ds.y).tolist()==[20]*10 and all(o.startswith('n') for o in dls.vocab)
     x,y = dls.inject(ColorSquare(.125, 'bottom_right')).valid.one_batch()
     raw = x*torch.tensor(imagenet_stats[1])[:,None,None]+torch.tensor(imagenet_stats[0])[:,None,None]
-    assert torch.allclose(raw[:,:,-8:,-8:].as_subclass(torch.Tensor), class_colors(10)[y.tolist()][:,:,None,None].expand(-1,-1,8,8), atol=1e-5)
+    assert torch.allclose(raw[:,:,-8:,-8:].as_subclass(torch.Tensor),
+                          class_colors(10)[y.tolist()][:,:,None,None].expand(-1,-1,8,8), atol=1e-5)
 
 def test_photographs_by_fastai(tiny_imagenet):
     "Plain `ImageDataLoaders` with two worker processes; painted after augmentation, the originals untouched"
-    dls = ImageDataLoaders.from_folder(tiny_imagenet, valid='val', bs=32, num_workers=2, batch_tfms=[*aug_transforms(), Normalize.from_stats(*imagenet_stats)])
+    dls = ImageDataLoaders.from_folder(tiny_imagenet, valid='val', bs=32, num_workers=2,
+                                       batch_tfms=[*aug_transforms(), Normalize.from_stats(*imagenet_stats)])
     easy = dls.inject(ColorSquare(8), ratio=.1)
     assert int((easy.train_ds.stamps>=0).sum())==1000 and easy.train.fake_l.num_workers==2
     n = 0
@@ -111,7 +113,8 @@ def test_images_move_to_the_gpu_once(monkeypatch):
 def test_images_that_do_not_fit_stay(monkeypatch):
     "Twice their size must be free; otherwise a warning with both sizes, and training goes on from main memory"
     dls = on_meta(monkeypatch, free=200*16*16*3*2-1)
-    with pytest.warns(UserWarning, match=r'0\.00 GB of images stay in main memory.*choose a smaller `n` or `size`'): dls.train.to('meta')
+    with pytest.warns(UserWarning, match=r'0\.00 GB of images stay in main memory.*choose a smaller `n` or `size`'):
+        dls.train.to('meta')
     assert dls.train_ds.x.device.type=='cpu'
     monkeypatch.setattr('feature_erosion.data._free', lambda device: 200*16*16*3*2)
     assert keep_on(dls.train_ds, torch.device('meta')) and dls.train_ds.x.device.type=='meta'
@@ -176,17 +179,23 @@ def test_classes_in_another_order():
         tensor_dls(TensorImages(x, [0,1]*4, ['a','b']), TensorImages(x, [0,1]*4, ['b','a']), bs=4)
     tensor_dls(TensorImages(x, [0,1]*4, ['a','b']), TensorImages(x, [0,1]*4), bs=4)
 
-@pytest.mark.parametrize('kw,said', [(dict(channels=4), 'channels=4: must be 3'), (dict(size=0), 'size=0: must be 1 pixel'), (dict(size=7.5), 'size=7.5'),
-                                     (dict(valid_pct=20), 'valid_pct=20: .*a share'), (dict(valid_pct=-.1), 'valid_pct=-0.1'), (dict(classes=[]), r'classes=\[\]'),
+@pytest.mark.parametrize('kw,said',
+                         [(dict(channels=4), 'channels=4: must be 3'), (dict(size=0), 'size=0: must be 1 pixel'),
+                          (dict(size=7.5), 'size=7.5'),
+                                     (dict(valid_pct=20), 'valid_pct=20: .*a share'), (dict(valid_pct=-.1), 'valid_pct=-0.1'),
+                                     (dict(classes=[]), r'classes=\[\]'),
                                      (dict(classes=['a','b','a']), 'each once')], ids=str)
 def test_wrong_arguments_of_folders(tmp_path, kw, said):
     for i,p in enumerate(pixels(4)): write(tmp_path/'ab'[i%2]/f'{i}.png', p)
     with pytest.raises(ValueError, match=said): image_folder_dls(tmp_path, **{'bs':1, **kw})
 
-@pytest.mark.parametrize('channels,stats', [(1, ((.5,)*3,)*2), (1, ((.5,),(0.,))), (1, ((125.,),(60.,))), (1, ((.5,.5),(.2,.2))), (1, (.5,.2)), (3, ((.5,),(.5,))), (3, ((.5,)*3,))], ids=str)
+@pytest.mark.parametrize('channels,stats',
+                         [(1, ((.5,)*3,)*2), (1, ((.5,),(0.,))), (1, ((125.,),(60.,))), (1, ((.5,.5),(.2,.2))), (1, (.5,.2)),
+                          (3, ((.5,),(.5,))), (3, ((.5,)*3,))], ids=str)
 def test_statistics_that_do_not_fit(channels, stats):
     ds = TensorImages(np.zeros((8,4,4,channels), np.uint8), np.arange(8)%2)
-    with pytest.raises(ValueError, match=f'each with {channels} values, one for each channel'): tensor_dls(ds, ds, bs=4, stats=stats)
+    with pytest.raises(ValueError, match=f'each with {channels} values, one for each channel'):
+        tensor_dls(ds, ds, bs=4, stats=stats)
 
 def test_the_number_of_validation_samples_is_named():
     with pytest.raises(ValueError, match='^n_valid=999: must be between 0 and the 360 samples there are'): digits_dls(n_valid=999)

@@ -45,18 +45,21 @@ def test_a_default_of_none_is_no_type(pages):
 
 def test_names_in_backticks_are_links(pages):
     assert any(re.search(r'<a href="\S*patterns\.html#\S+"><code>', html) for name,html in pages.items() if name!='patterns.html')
-    assert not [name for name,html in pages.items() if re.search(rf'<a href="{re.escape(doc_url)}', html)]  # they stay within the site
+    # they stay within the site
+    assert not [name for name,html in pages.items() if re.search(rf'<a href="{re.escape(doc_url)}', html)]
 
 def test_no_markdown_is_left_over(pages):
     "As of a link around a name in backticks, which becomes a link of its own"
-    def text(html): return re.sub(r'<[^>]+>', '', re.sub(r'<(pre|script|style)\b.*?</\1>', '', html[html.find('<main'):], flags=re.S))
+    def text(html):
+        return re.sub(r'<[^>]+>', '', re.sub(r'<(pre|script|style)\b.*?</\1>', '', html[html.find('<main'):], flags=re.S))
     assert not [(name, m[0]) for name,html in pages.items() for m in re.finditer(r'.{30}\]\([\w./#:-]+\)', text(html))]
 
 def test_a_wrong_address_leads_home(site, pages):
     "The page for it is shown at any address, so its links begin at the site's root; search leaves it out"
     page = pages['404.html']
     assert f'<base href="{urlsplit(doc_url).path}">' in page
-    assert all((site/o).is_file() for o in re.findall(r'<li><a href="([^"#]+)"', page.split('<main')[1])) and 'href="index.html"' in page
+    assert all((site/o).is_file() for o in re.findall(r'<li><a href="([^"#]+)"', page.split('<main')[1]))
+    assert 'href="index.html"' in page
     assert not [o for o in json.loads((site/'search.json').read_text('utf-8')) if o['href'].startswith('404')]
 
 def test_links_resolve(site, tmp_path):
@@ -67,21 +70,25 @@ def test_links_resolve(site, tmp_path):
 
 def test_pictures_have_alt_texts(site, tmp_path):
     assert not without_alt(site)
-    for n,alt in enumerate(['alt="a digit"', 'alt="png"', 'alt=""', '']): (tmp_path/f'{n}.html').write_text(f'<img {alt} src="x.png">')
+    for n,alt in enumerate(['alt="a digit"', 'alt="png"', 'alt=""', '']):
+        (tmp_path/f'{n}.html').write_text(f'<img {alt} src="x.png">')
     assert [o.partition(':')[0] for o in without_alt(tmp_path)] == ['1.html','2.html','3.html']
 
 def test_each_figure_of_a_cell_has_its_own_alt_text(site, pages):
     page = (site/'patterns.html.md').read_text('utf-8')
-    for word in 'clean','conflict','shuffled','pattern_only': assert f'alt="{word}, ' in pages['patterns.html'] and f'![{word}, ' in page
+    for word in 'clean','conflict','shuffled','pattern_only':
+        assert f'alt="{word}, ' in pages['patterns.html'] and f'![{word}, ' in page
 
 def test_labels_of_cells():
     "A cell that reaches over two rows is there for each, and labels join the rows of the head"
-    df = pd.DataFrame({('rank','before'):[1,2,3], ('rank','after'):['a short text','a text that is longer than a number','x']}, index=pd.MultiIndex.from_tuples([('a',1),('a',2),('b',1)], names=['net','seed']))
+    df = pd.DataFrame({('rank','before'):[1,2,3], ('rank','after'):['a short text','a text that is longer than a number','x']},
+                      index=pd.MultiIndex.from_tuples([('a',1),('a',2),('b',1)], names=['net','seed']))
     html = re.sub(r'<table.*</table>', docs.labelled, df.to_html(), flags=re.S)
     rows = BeautifulSoup(html, 'html.parser').tbody.find_all('tr')
     assert [[c.get_text() for c in r.find_all(['th','td'])][:2] for r in rows]==[['a','1'],['a','2'],['b','1']]
     assert [[c.get('class')==['again'] for c in r.find_all(['th','td'])] for r in rows]==[4*[False],[True]+3*[False],4*[False]]
-    assert [c.get('data-label') for c in rows[1].find_all(['th','td'])]==['net','seed','rank, before','rank, after'] and 'class="dataframe cards"' in html
+    assert [c.get('data-label') for c in rows[1].find_all(['th','td'])]==['net','seed','rank, before','rank, after']
+    assert 'class="dataframe cards"' in html
     assert 'numbers' in re.sub(r'<table.*</table>', docs.labelled, df[[('rank','before')]].to_html(), flags=re.S)
 
 def test_heads_and_kinds_of_tables():
@@ -91,11 +98,13 @@ def test_heads_and_kinds_of_tables():
         BeautifulSoup(re.sub(r'<table.*</table>', docs.labelled, d.to_html(), flags=re.S), 'html.parser').thead.find_all('tr')]
     def kind(d): return re.search(r'dataframe (\w+)', re.sub(r'<table.*</table>', docs.labelled, d.to_html(), flags=re.S))[1]
     long = pd.Index(['a name that is longer than a column of numbers'], name='method')
-    assert kind(pd.DataFrame(dict(now=[.5], then=[.25]), long))=='numbers' and kind(pd.DataFrame(dict(now=[.5], then=['yes']), long))=='cards'
+    assert kind(pd.DataFrame(dict(now=[.5], then=[.25]), long))=='numbers'
+    assert kind(pd.DataFrame(dict(now=[.5], then=['yes']), long))=='cards'
     assert heads(df)==[['claim','ours']] and heads(df.rename_axis(columns='what'))==[['what','ours'],['claim','']]
 
 def test_address_in_each_docstring_exists(site):
-    urls = [u for f in (root/'feature_erosion').rglob('*.py') for u in re.findall(rf'^Docs: {re.escape(doc_url)}(\S+?)"*$', f.read_text('utf-8'), re.M)]
+    urls = [u for f in (root/'feature_erosion').rglob('*.py')
+            for u in re.findall(rf'^Docs: {re.escape(doc_url)}(\S+?)"*$', f.read_text('utf-8'), re.M)]
     assert urls and not [u for u in urls if not (site/u).is_file()]
 
 def test_site_needs_no_network(site, pages):

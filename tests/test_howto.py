@@ -38,7 +38,8 @@ def test_pattern(tmp_path):
 
 @pytest.mark.slow('installs a package and trains nine networks')
 def test_recipe(tmp_path):
-    said = run(installed('recipe', tmp_path), tmp_path, '-m', 'feature_erosion.cli', 'paper', 'sizes', '--preset', 'smoke', '--jobs', '1')
+    said = run(installed('recipe', tmp_path), tmp_path, '-m', 'feature_erosion.cli', 'paper', 'sizes', '--preset', 'smoke',
+               '--jobs', '1')
     assert 'A square of 8 pixels' in said
     assert sorted(pd.read_csv(tmp_path/'runs/paper-smoke/sizes/tables/erosion.csv')['size'].unique())==[2,4,8]
 
@@ -46,7 +47,8 @@ def test_measure(tmp_path):
     (tmp_path/'zeros.py').write_text(files('measure')['zeros.py'])
     code = ("import torch; from torch import nn; from zeros import layer_zeros; m = nn.Sequential(nn.Flatten(), nn.ReLU());"
             "x = torch.tensor([[-1.,2.,3.,-4.]]*3); print(layer_zeros(m, [(x,torch.zeros(3))]).zeros.item())")
-    assert run(os.environ | dict(PYTHONPATH=os.pathsep.join([str(tmp_path), str(root)])), tmp_path, '-W', 'ignore', '-c', code).strip().endswith('0.5')
+    assert run(os.environ | dict(PYTHONPATH=os.pathsep.join([str(tmp_path), str(root)])), tmp_path, '-W', 'ignore', '-c',
+               code).strip().endswith('0.5')
 
 def shown_code(nb):
     "The code that a page shows, cell by cell; blocks of Python in its text included"
@@ -67,7 +69,8 @@ def unknown(blocks):
             known |= {*getattr(m := import_module(o.module), '__all__', vars(m))} if names==['*'] else {*names}
     return used-known
 
-of_others = {'index.ipynb': {'old_dls'}, 'howdoi.ipynb': {'Client','SLURMCluster','joblib','mlflow','wandb'}, 'faq.ipynb': {'default_device'}}
+of_others = {'index.ipynb': {'old_dls'}, 'howdoi.ipynb': {'Client','SLURMCluster','joblib','mlflow','wandb'},
+             'faq.ipynb': {'default_device'}}
 
 @pytest.mark.parametrize('page', ['index','concept','howdoi','faq','gallery','tutorials/*','howto/*'])
 def test_code_can_be_copied(page):

@@ -3,13 +3,14 @@ import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from torch import nn
 from torch.utils.data import ConcatDataset, Subset
-from torchvision.datasets import ImageFolder
+from torchvision.datasets import QMNIST, ImageFolder
 from torchvision.transforms.v2.functional import to_image
 from fastai.callback.data import PartialDL, WeightedDL
 from fastai.tabular.all import Categorify, TabularDataLoaders
 from fastai.text.data import LMDataLoader, SortedDL
-from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoader, DataLoaders, ImageBlock, IndexSplitter, IntToFloatTensor, Learner,
-                               MaskBlock, MultiCategoryBlock, PointBlock, RegressionBlock, TfmdDL, Transform, get_c, set_seed)
+from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoader, DataLoaders, ImageBlock, IndexSplitter,
+                               IntToFloatTensor, Learner, MaskBlock, MultiCategoryBlock, PointBlock, RegressionBlock, TfmdDL,
+                               Transform, get_c, set_seed)
 from feature_erosion.data import TensorDL, TensorImages, digits_dls
 from feature_erosion.evalsets import evaluate, pattern_sets, train_accuracy
 from feature_erosion.loaders import label_vocab, n_labels, read_labels, same_dl
@@ -202,6 +203,13 @@ def test_target_transform(folder):
     joint.transforms = lambda x,y: (x,y)                           # of image and label together
     assert read_labels(joint).tolist()==[0,0,1,1,2,2,3,3]
 
+def test_targets_of_several_columns():
+    "Of QMNIST's eight, items have the first"
+    ds = QMNIST.__new__(QMNIST)
+    ds.data,ds.targets,ds.compat = torch.zeros(6,28,28).byte(),torch.arange(48).view(6,8)%10,True
+    ds.transform = ds.target_transform = ds.transforms = None
+    assert read_labels(ds).tolist()==[0,8,6,4,2,0]==[y for _,y in ds]
+
 @works('labels', "`targets` of somebody's own dataset", 'works: the items are read, since `__getitem__` may change a label')
 @pytest.mark.parametrize('ds,want',
                          [(Kept([3,2,1]), [3,2,1]), (Kept([3,2,1], lambda y: y%2), [1,0,1]),
@@ -267,7 +275,8 @@ class Birds(torch.utils.data.Dataset):
     def __len__(self): return len(self.y)
     def __getitem__(self, i): return torch.full((3,8,8), .5),self.y[i],self.background[i]
 
-@works('labels', '(image, class, background) with `n_inp=1`', 'works: by the class, as accuracy is; the background is another target')
+@works('labels', '(image, class, background) with `n_inp=1`',
+       'works: by the class, as accuracy is; the background is another target')
 def test_what_follows_the_label():
     "A network that goes by the square is right about all; a class is forgotten, not a background"
     dls = DataLoaders.from_dsets(Birds(16), Birds(16), bs=4, num_workers=0)
@@ -383,7 +392,8 @@ def test_the_transform_alone_refuses_the_same(y, said):
 def test_labels_in_a_column_and_enough_accuracy():
     "fastai's tables have labels of shape (batch, 1): an answer is compared with its own sample's label"
     df = pd.DataFrame({'a':np.linspace(-1, 1, 60)}).assign(y=lambda d: np.where(d.a>0, 'p', 'n'))
-    dls = TabularDataLoaders.from_df(df, procs=[], cont_names=['a'], y_names='y', y_block=CategoryBlock(), valid_idx=list(range(0,60,3)), bs=16)
+    dls = TabularDataLoaders.from_df(df, procs=[], cont_names=['a'], y_names='y', y_block=CategoryBlock(),
+                                     valid_idx=list(range(0,60,3)), bs=16)
     class Sign(nn.Module):
         def __init__(self, wrong): super().__init__(); self.p,self.wrong = nn.Parameter(torch.ones(1)),wrong
         def forward(self, cats, x): return torch.stack([-x[:,0],x[:,0]], 1)*self.p*torch.where(x>1-2*self.wrong, -1, 1)

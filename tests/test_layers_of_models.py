@@ -3,7 +3,8 @@ import io, json, resource, struct, warnings, zipfile
 from collections import OrderedDict, namedtuple
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, timm, torch, torchvision
-from fastai.vision.all import (Adam, CrossEntropyLossFlat, DataLoader, DataLoaders, LabelSmoothingCrossEntropyFlat, Learner, SGD, accuracy, set_seed)
+from fastai.vision.all import (Adam, CrossEntropyLossFlat, DataLoader, DataLoaders, LabelSmoothingCrossEntropyFlat, Learner, SGD,
+                               accuracy, set_seed)
 from torch import nn
 from torch.nn import functional as F
 from feature_erosion.measures.attribution import cam_layer, grad_cam
@@ -37,7 +38,8 @@ class Recurrent(nn.Module):
     def forward(self, x): return self.lin(self.rnn(x)[0][:,-1])
 
 def conv1d(): return nn.Sequential(nn.Conv1d(5, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6*10, 3))
-def whole_norm(): return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.LayerNorm([6,8,8]), nn.ReLU(), nn.Flatten(), nn.Linear(6*64, 3))
+def whole_norm():
+    return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.LayerNorm([6,8,8]), nn.ReLU(), nn.Flatten(), nn.Linear(6*64, 3))
 def gmlp(): return timm.create_model('gmlp_ti16_224', img_size=64, num_classes=3)
 def by_hand_gmlp(m, x):
     got = []
@@ -189,7 +191,8 @@ def test_padded_sequences():
     for dl in ([(x,y)], [(x[:9],y[:9]),(x[9:],y[9:])]): close(features(m, dl, 'enc.layers.0'), want.mean(1))
     got = penultimate(m, [(x,y)])
     with evaluating(m): close(m.head(got), m(x))
-    learn = Learner(DataLoaders.from_dsets(list(zip(x,y)), list(zip(x,y)), bs=8, num_workers=0), m, loss_func=nn.CrossEntropyLoss())
+    learn = Learner(DataLoaders.from_dsets(list(zip(x,y)), list(zip(x,y)), bs=8, num_workers=0), m,
+                    loss_func=nn.CrossEntropyLoss())
     w = WatchErosion({'old':[(x,y)]}, budget=1e6, n_layers=8)
     with learn.no_bar(), learn.no_logging(), warnings.catch_warnings(action='ignore'): learn.fit(1, 0., cbs=w)
     assert w.history.cka.tolist()==pytest.approx([1.]*len(w.history)) and torch.backends.mha.get_fastpath_enabled()
@@ -225,9 +228,11 @@ def test_parametrised_layers():
     norm = nn.utils.parametrizations
     m = nn.Sequential(norm.spectral_norm(nn.Conv2d(3, 2, 3)), nn.ReLU(), nn.Flatten(), norm.weight_norm(nn.Linear(72, 2)))
     x = torch.randn(2, 3, 8, 8)
-    assert list(layer_calls(m, x))==['0','1','2','3'] and layer_rank(m, [x], 'leaf', progress=False).index.get_level_values(1).tolist()==['1','2']
+    assert list(layer_calls(m, x))==['0','1','2','3']
+    assert layer_rank(m, [x], 'leaf', progress=False).index.get_level_values(1).tolist()==['1','2']
 
-@works('models', 'Compiled by torch.jit', 'refused for layers: give the original module; works as a part of another module, without its layers')
+@works('models', 'Compiled by torch.jit',
+       'refused for layers: give the original module; works as a part of another module, without its layers')
 def test_compiled_by_jit():
     set_seed(0)
     m,x = turned().eval(),torch.randn(9, 3, 8, 8)
@@ -241,7 +246,8 @@ def test_no_module_is_called():
     class Functional(nn.Module):
         def __init__(self): super().__init__(); self.lin = nn.Linear(5, 3)
         def forward(self, x): return F.linear(x, self.lin.weight)
-    with pytest.raises(ValueError, match='layers=None: no convolution'): layer_rank(Functional(), [torch.randn(8, 5)], progress=False)
+    with pytest.raises(ValueError, match='layers=None: no convolution'):
+        layer_rank(Functional(), [torch.randn(8, 5)], progress=False)
 
 # Grad-CAM
 
@@ -423,7 +429,8 @@ def test_sharded(tmp_path):
         for shard in (lambda m: FullyShardedDataParallel(m, device_id=torch.device('cpu')), lambda m: fully_shard(m, mesh=mesh)):
             m = shard(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(3600, 10)))
             for measure in (layer_rank, layer_cka):
-                with pytest.raises(ValueError, match='sharded over several processes. Gather them'): measure(m, data(), progress=False)
+                with pytest.raises(ValueError, match='sharded over several processes. Gather them'):
+                    measure(m, data(), progress=False)
     finally: dist.destroy_process_group()
 
 @works('models', 'A block inside that was compiled', 'works: its layers are seen')
@@ -472,7 +479,8 @@ def test_head_called_by_keyword():
     m,(x,y,_) = ByName().eval(),samples()
     got = penultimate(m, [(x,y)])
     with evaluating(m): close(got, m.body(x.flatten(1)).relu())
-    learn = Learner(DataLoaders.from_dsets(list(zip(x,y)), list(zip(x,y)), bs=8, num_workers=0), m, loss_func=nn.CrossEntropyLoss())
+    learn = Learner(DataLoaders.from_dsets(list(zip(x,y)), list(zip(x,y)), bs=8, num_workers=0), m,
+                    loss_func=nn.CrossEntropyLoss())
     w = WatchErosion({'old':[(x,y)]}, budget=1e6, n_layers=8)
     with learn.no_bar(), learn.no_logging(), warnings.catch_warnings(action='ignore'): learn.fit(1, 0., cbs=w)
     assert w.history['rank'].tolist()==pytest.approx([effective_rank(got)]*len(w.history), rel=1e-4)
@@ -528,6 +536,20 @@ def test_timm_makes_the_head(make):
     m,x = create_model(old, 7).eval(),torch.randn(2, 3, 64, 64)
     assert m(x).shape==(2,7)
     close(m.forward_features(x), old.forward_features(x))     # nothing else was replaced
+
+@works('models', "A head of one's own on a timm model, or a restricted one", 'works: it stays where it has the outputs wanted')
+def test_a_head_given_to_a_timm_model_stays():
+    "`num_classes` still says how many outputs it was made with"
+    m = timm.create_model('resnet10t', num_classes=1000)
+    some = restrict_outputs(m, [1,5,9])
+    close(create_model(some, 3).fc.weight, m.fc.weight[[1,5,9]])
+    for own in (nn.Linear(512,3), nn.Sequential(nn.Dropout(), nn.Linear(512,3))):
+        m.fc = own
+        for a,b in zip(create_model(m, 3).fc.parameters(), own.parameters(), strict=True): close(a, b)
+        assert create_model(m, 1000).fc.out_features==1000
+    m = timm.create_model('deit_tiny_distilled_patch16_224', img_size=64, num_classes=1000, depth=1)
+    m.head,m.head_dist = nn.Linear(192,3),nn.Linear(192,3)
+    close(create_model(m, 3).head_dist.weight, m.head_dist.weight)
 
 def without(m, name): setattr(m, name, nn.Identity()); return m
 def cut_vgg():
@@ -754,7 +776,9 @@ def test_batches_that_are_refused(dl):
 def without_broken(b): return torch.utils.data.default_collate([o for o in b if o[1]!=1])
 def flipped_too(b): return torch.utils.data.default_collate([*b, *((o.flip(-1),k) for o,k in b)])
 
-@pytest.mark.parametrize('collate,count', [case(f, k, what=what, kind='loaders', how='works for sums over samples, refused where each must be kept; '
+@pytest.mark.parametrize('collate,count',
+                         [case(f, k, what=what, kind='loaders',
+                               how='works for sums over samples, refused where each must be kept; '
     'a list of batches works') for f,k,what in [(without_broken, 18, 'A collate_fn that leaves out some samples'),
                                                 (flipped_too, 48, 'A collate_fn that adds copies of samples')]])
 @pytest.mark.parametrize('targets', [False,True])
@@ -769,7 +793,8 @@ def test_loaders_that_leave_out_samples(collate, count, targets):
     whole = [tuple(torch.cat(o) for o in zip(*dl))]
     wide = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))   # few features: moments are added up
     for f in (lambda dl: layer_rank(m, dl, progress=False), lambda dl: layer_rank(wide, dl, progress=False),
-              lambda dl: layer_cka(m, dl, estimator='full', progress=False), lambda dl: layer_probe(m, dl, dl, C=1., progress=False)):
+              lambda dl: layer_cka(m, dl, estimator='full', progress=False),
+              lambda dl: layer_probe(m, dl, dl, C=1., progress=False)):
         with pytest.raises(ValueError, match=f'dl: its batches hold {count} samples, its dataset 24'): f(dl)
         assert len(f(list(dl)))==len(f(whole))
     pd.testing.assert_frame_equal(layer_probe(m, list(dl), list(dl), C=1., progress=False),
@@ -779,10 +804,12 @@ def test_loaders_that_leave_out_samples(collate, count, targets):
 
 @pytest.mark.parametrize('make', [
     case(lambda: [(a.numpy(),b.numpy()) for a,b in batches], what='Batches of NumPy arrays', how='works', kind='loaders'),
-    case(lambda: [(a,b.tolist()) for a,b in batches], what='Labels as a list of integers', how='works, but for losses', kind='loaders')])
+    case(lambda: [(a,b.tolist()) for a,b in batches], what='Labels as a list of integers', how='works, but for losses',
+         kind='loaders')])
 def test_batches_that_are_no_tensors(make):
     m,want = flat_net(),[(x,y)]
-    assert dl_labels(make()).tolist()==y.tolist() and evaluate(m, make())['accuracy']==pytest.approx(evaluate(m, want)['accuracy'])
+    assert dl_labels(make()).tolist()==y.tolist()
+    assert evaluate(m, make())['accuracy']==pytest.approx(evaluate(m, want)['accuracy'])
     assert hangs_on(m, make(), n=None)==hangs_on(m, want, n=None)
     same_ranks(m, make(), want)
     if isinstance(make()[0][1], np.ndarray): assert grad_norm(m, make())==pytest.approx(grad_norm(m, want), rel=1e-5)
@@ -841,7 +868,8 @@ def test_inputs_in_inputs():
     assert evaluate(m, nested)==evaluate(apart, plain)
     Images = namedtuple('Images', 'left right')
     named = [(Images(*p),k) for p,k in nested]
-    assert evaluate(m, named)==evaluate(m, nested) and layer_rank(m, named, n=11, progress=False).equals(layer_rank(m, nested, n=11, progress=False))
+    assert evaluate(m, named)==evaluate(m, nested)
+    assert layer_rank(m, named, n=11, progress=False).equals(layer_rank(m, nested, n=11, progress=False))
     sets = DataLoader([((i,j),int(k)) for i,j,k in zip(a, b, y)], bs=8)
     assert layer_rank(m, sets, progress=False).equals(layer_rank(m, nested, progress=False))
 
@@ -884,7 +912,8 @@ def test_probes_of_a_table():
     r = np.random.RandomState(0)
     df = pd.DataFrame(dict(a=r.randn(200), k=r.choice(list('xyz'), 200)))
     df['y'] = np.where(df.k=='x', 'p', 'q')
-    dls = TabularDataLoaders.from_df(df, y_names='y', cat_names=['k'], cont_names=['a'], procs=[Categorify,Normalize], y_block=CategoryBlock(),
+    dls = TabularDataLoaders.from_df(df, y_names='y', cat_names=['k'], cont_names=['a'], procs=[Categorify,Normalize],
+                                     y_block=CategoryBlock(),
                                      bs=16, valid_idx=list(range(150,200)))
     learn = tabular_learner(dls, layers=[8,8])
     assert dl_labels(dls.valid).tolist()==[int(o!='p') for o in df.y[150:]]
@@ -911,7 +940,8 @@ class Detached(nn.Module):
     def __init__(self): super().__init__(); self.net = flat_net()
     def forward(self, x): return self.net(x).detach()
 
-@pytest.mark.parametrize('make', [Detached, lambda: torch.ao.quantization.quantize_dynamic(flat_net(), {nn.Linear}, dtype=torch.qint8)],
+@pytest.mark.parametrize('make',
+                         [Detached, lambda: torch.ao.quantization.quantize_dynamic(flat_net(), {nn.Linear}, dtype=torch.qint8)],
                          ids=['detached','quantised'])
 def test_no_gradient_is_not_a_gradient_of_zero(make):
     m = make()
@@ -986,3 +1016,13 @@ def test_dormant_units_of_a_diverged_network(bad):
     for f in (dormant_units, unit_scores):
         with pytest.raises(ValueError, match="layer '2': returns NaN or infinite"): f(m, [(x,y)])
     assert np.isnan(plasticity_measures(m, [(x,y)])['dormant'])
+
+@works('models', "activations of timm's own, as in ConvNeXt", 'works: their units are counted')
+def test_activations_of_timm():
+    "A unit whose activation is zero for all images is dormant; a block's output, the sum of two branches, never is"
+    m = timm.create_model('convnext_atto', num_classes=3).eval()
+    fc = m.stages[0].blocks[0].mlp.fc1
+    with torch.no_grad(): fc.weight[:7],fc.bias[:7] = 0,0
+    d = dormant_units(m, [torch.randn(4, 3, 64, 64)])
+    assert all(type(m.get_submodule(n)).__name__=='GELU' for n in d.index) and d.dormant['stages.0.blocks.0.mlp.act']==7
+    assert d.dormant.sum()==7

@@ -1,26 +1,29 @@
 "Labels and loaders of all kinds: classes that must agree, samples that are chosen with and without labels, looks that read once."
 import warnings
 from types import SimpleNamespace
-import numpy as np, pytest, torch, torch.nn.functional as F
+import numpy as np, pandas as pd, pytest, torch, torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from fastai.vision.all import (SGD, BCEWithLogitsLossFlat, Callback, CancelFitException, CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoader,
-                               DataLoaders, DiceMulti, FlipItem, ImageBlock, Learner, MaskBlock, MSELossFlat,
-                               MultiCategoryBlock, Perplexity, RegressionBlock, TensorImage, TfmdDL, ToTensor, accuracy,
-                               accuracy_multi, get_image_files, load_learner, mae, partial, set_seed, top_k_accuracy, F1Score)
+from fastai.vision.all import (SGD, BCEWithLogitsLossFlat, Callback, CancelFitException, CategoryBlock, CrossEntropyLossFlat,
+                               DataBlock, DataLoader, DataLoaders, DiceMulti, FlipItem, ImageBlock, Learner, MaskBlock,
+                               MSELossFlat, MultiCategoryBlock, Perplexity, RegressionBlock, TensorCategory, TensorImage, TfmdDL,
+                               ToTensor, accuracy, accuracy_multi, get_image_files, load_learner, mae, partial, set_seed,
+                               top_k_accuracy, F1Score, Recall)
 from fastai.callback.data import PartialDL, WeightedDL
 from fastai.text.data import SortedDL
 from feature_erosion.batches import answered
 from feature_erosion.measures.cka import layer_cka
 from feature_erosion.data import TensorImages, digits_dls, tensor_dls
 from feature_erosion.evalsets import EvalSets, evaluate, pattern_sets, train_accuracy
-from feature_erosion.loaders import fixed_dl, same_dl, subset_dl
+from feature_erosion.loaders import fixed_dl, pick, read_labels, same_dl, subset_dl
 from feature_erosion.learner import erosion_learner
 from feature_erosion.patterns import ColorSquare, Stripes, stamp_dl
 from feature_erosion.phases import Phase, check_classes, class_names
-from feature_erosion.measures.probes import dl_labels
+from feature_erosion.measures.probes import dl_labels, layer_probe
+from feature_erosion.measures.plasticity import plasticity_measures
 from feature_erosion.measures.rank import layer_rank
 from feature_erosion.recover import group_accuracy, recover
+from feature_erosion.unlearning import split_forget
 
 works,loads = partial(pytest.mark.works, kind='labels'),partial(pytest.mark.works, kind='loaders')
 
@@ -92,6 +95,26 @@ def test_torchvision_folders_have_names(tmp_path):
     assert class_names(DataLoader(ds, bs=1))==['a','b']
     assert class_names(ImageFolder(tmp_path, target_transform=lambda y: 1-y)) is None
     with pytest.raises(ValueError, match="x has class 'a' as label 0"): check_classes(SimpleNamespace(vocab=['b','a']), ds, 'x')
+
+@loads(what="PyTorch's loaders and parts of torchvision's folders, in which a class has another label",
+       how='refused: names the class')
+def test_pytorch_loaders_have_the_names_of_their_folders(tmp_path):
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import ToTensor
+    for k in ('train/a','train/b','test/b'):
+        (tmp_path/k).mkdir(parents=True)
+        for i in range(4): Image.new('RGB', (4,4), (9*i,0,0)).save(tmp_path/k/f'{i}.png')
+    train,test = (ImageFolder(tmp_path/k, ToTensor()) for k in ('train','test'))
+    class Other(torch.utils.data.Subset):
+        def __getitem__(self, i): return self.dataset[i][0],1
+        def __getitems__(self, idxs): return [self[i] for i in idxs]
+    part = torch.utils.data.Subset(train, range(2, 8))
+    assert class_names(torch.utils.data.DataLoader(part))==class_names(DataLoader(part, bs=2))==['a','b']
+    assert class_names(Other(test, range(4))) is None
+    for kind in (partial(torch.utils.data.DataLoader, batch_size=2),partial(DataLoader, bs=2, num_workers=0)):
+        for see in (layer_probe, partial(recover, few=1)):
+            with pytest.raises(ValueError, match="test has class 'b' as label 0, train have it as 1"):
+                see(net(2, 4), kind(part), kind(test), progress=False)
 
 # choosing samples
 
@@ -196,7 +219,8 @@ def read(dl): return [int(i) for b in dl for i in b[0][:,0]]
     (data.DistributedSampler(forty, num_replicas=2, rank=1), list(range(40)))], ids=lambda o: type(o).__name__)
 def test_samplers_of_pytorch(sampler, want):
     "Training and validation samples are often two samplers over one dataset; each sample that can be drawn is measured, once"
-    for dl in (data.DataLoader(forty, 8, sampler=sampler), data.DataLoader(forty, batch_sampler=data.BatchSampler(sampler, 8, False))):
+    for dl in (data.DataLoader(forty, 8, sampler=sampler),
+               data.DataLoader(forty, batch_sampler=data.BatchSampler(sampler, 8, False))):
         assert read(fixed_dl(dl))==want and set(read(fixed_dl(dl, 2)))<=set(want)
         assert dl_labels(dl).tolist()==[i%2 for i in want]
     assert layer_rank(nn.Linear(1,2), dl, progress=False, n=None).attrs['n']==len(want)
@@ -216,7 +240,8 @@ def test_samplers_of_ones_own():
 def test_samplers_keep_the_workers_own_start():
     "Such as one that opens a file"
     def start(i): raise OSError('opened')
-    with pytest.raises(OSError, match='opened'): next(iter(fixed_dl(data.DataLoader(forty, 8, num_workers=1, worker_init_fn=start))))
+    with pytest.raises(OSError, match='opened'):
+        next(iter(fixed_dl(data.DataLoader(forty, 8, num_workers=1, worker_init_fn=start))))
 
 def test_the_number_a_loader_was_given():
     assert read(fixed_dl(DataLoader(forty, bs=4, n=10)))==list(range(10))
@@ -259,12 +284,14 @@ def test_evaluation_sets_need_labels(images, dls, which):
     test = d.test_dl(files(images)) if which=='files' else dls.test_dl([dls.valid_ds.x[0].numpy()])
     with pytest.raises(ValueError, match="sets: 'new' has no labels"): EvalSets({'old':d.valid, 'new':test})
 
-@pytest.mark.parametrize('f', [lambda dls,**kw: evaluate(net(), dls.valid, **kw), lambda dls,**kw: EvalSets({'a':dls.valid}, **kw)],
+@pytest.mark.parametrize('f',
+                         [lambda dls,**kw: evaluate(net(), dls.valid, **kw), lambda dls,**kw: EvalSets({'a':dls.valid}, **kw)],
                          ids=['evaluate','EvalSets'])
 def test_metrics_have_names_of_their_own(dls, f):
     top = [partial(top_k_accuracy, k=k) for k in (1,5)]
     for two,said in ((top, 'top_k_accuracy'), ([F1Score(average='macro'), F1Score(average='micro')], 'f1_score')):
-        with pytest.raises(ValueError, match=f"metrics: two are called '{said}', and one would hide the other"): f(dls, metrics=two)
+        with pytest.raises(ValueError, match=f"metrics: two are called '{said}', and one would hide the other"):
+            f(dls, metrics=two)
     with pytest.raises(ValueError, match="metrics: one has no name .*F.cross_entropy"): f(dls, metrics=nn.CrossEntropyLoss())
 
 def test_metrics_of_the_learner(dls):
@@ -290,7 +317,8 @@ def test_accuracy_of_sequences_and_columns():
 
 def off(p, t): return (p.flatten()-t).abs().float().mean()
 
-@works(what='negative labels, such as degrees or -1 by mistake', how='works: they count like any other; only the additional `labels` may leave samples out')
+@works(what='negative labels, such as degrees or -1 by mistake',
+       how='works: they count like any other; only the additional `labels` may leave samples out')
 def test_negative_labels_count():
     "Two of four can be right; the distances of 0 from -30, -20, 1 and 2 are 53/4 on average"
     assert evaluate(nn.Identity(), [(torch.eye(4), torch.tensor([0,1,-1,-1]))])=={'accuracy':.5}
@@ -301,13 +329,15 @@ def test_negative_labels_count():
 def test_more_labels_are_one_for_each_sample():
     b = [(torch.eye(4), torch.arange(4))]*2
     for n,said in ((3, 'at least 4'), (7, 'at least 8'), (9, '8')):
-        with pytest.raises(ValueError, match=f"labels: 'other' has {n} for {said} samples"): evaluate(nn.Identity(), b, labels={'other':torch.zeros(n)})
+        with pytest.raises(ValueError, match=f"labels: 'other' has {n} for {said} samples"):
+            evaluate(nn.Identity(), b, labels={'other':torch.zeros(n)})
     assert np.isnan(evaluate(nn.Identity(), b, labels={'other':[-1]*8})['other_accuracy'])
 
 def test_no_samples_are_refused():
     with pytest.raises(ValueError, match='dl: there are no samples in it'): evaluate(nn.Identity(), [])
 
-@pytest.mark.works(kind='models', what='A network that puts out NaN or infinity: `evaluate`, `EvalSets`, `train_accuracy`', how='works: NaN, never the accuracy of the first class')
+@pytest.mark.works(kind='models', what='A network that puts out NaN or infinity: `evaluate`, `EvalSets`, `train_accuracy`',
+                   how='works: NaN, never the accuracy of the first class')
 def test_a_diverged_network_has_no_accuracy(dls):
     x,y = torch.eye(3),torch.arange(3)
     for bad in (torch.nan, torch.inf):
@@ -343,7 +373,8 @@ def test_a_training_set_is_measured_without_augmentation():
     dl,state = learn.dls.train,learn.dls.train.rng.getstate()
     assert evaluate(learn, dl)['accuracy']==pytest.approx(plain) and dl.rng.getstate()==state and dl.after_batch.split_idx==0
 
-@works(what='a set `conflict` in which some images have no other class\'s picture', how='refused: both shares would not be of the same images')
+@works(what='a set `conflict` in which some images have no other class\'s picture',
+       how='refused: both shares would not be of the same images')
 def test_shares_of_the_same_images(dls):
     for kw in (dict(ratio=.5), dict(classes=['3'])):
         some = stamp_dl(dls.valid, ColorSquare(4), 'conflict', **kw)
@@ -351,17 +382,21 @@ def test_shares_of_the_same_images(dls):
         assert EvalSets({'some':some}).columns==['some','some_picture']
 
 @works(what='an evaluation set called like a column that is there already', how='refused before training: names the column')
-@pytest.mark.parametrize('name', ['accuracy','valid_loss','train_loss','n','epoch','iter','iters','total_iter','phase','when','time'])
+@pytest.mark.parametrize('name',
+                         ['accuracy','valid_loss','train_loss','n','epoch','iter','iters','total_iter','phase','when','time'])
 def test_sets_called_like_columns(dls, name):
     learn = erosion_learner(dls, net())
     start = learn.model[1].weight.detach().clone()
-    with pytest.raises(ValueError, match=f"there would be two columns '{name}'"): quiet(learn, [Phase('a', 1)], cbs=EvalSets({name:dls.valid}))
+    with pytest.raises(ValueError, match=f"there would be two columns '{name}'"):
+        quiet(learn, [Phase('a', 1)], cbs=EvalSets({name:dls.valid}))
     assert torch.equal(learn.model[1].weight, start) and list(learn.metrics.attrgot('name'))==['accuracy']
 
 def test_sets_called_like_each_other(dls):
     sets = pattern_sets(dls, ColorSquare(4))
-    with pytest.raises(ValueError, match="sets: two would have the column 'conflict_picture'"): EvalSets({**sets, 'conflict_picture':dls.valid})
-    with pytest.raises(ValueError, match="two columns 'clean'"): quiet(erosion_learner(dls, net()), [Phase('a', 1)], cbs=[EvalSets(sets), EvalSets({'clean':dls.train})])
+    with pytest.raises(ValueError, match="sets: two would have the column 'conflict_picture'"):
+        EvalSets({**sets, 'conflict_picture':dls.valid})
+    with pytest.raises(ValueError, match="two columns 'clean'"):
+        quiet(erosion_learner(dls, net()), [Phase('a', 1)], cbs=[EvalSets(sets), EvalSets({'clean':dls.train})])
 
 def test_settings_of_evaluation_sets(dls):
     for at in (5, None, [1.5], [-1], 'log '):
@@ -375,7 +410,8 @@ def test_settings_of_evaluation_sets(dls):
 def test_two_patterns_in_one_fit(dls):
     a,b,again = dls.inject(ColorSquare(4)),dls.inject(Stripes(8)),dls.inject(ColorSquare(4), ratio=.5)
     learn = erosion_learner(dls, net())
-    with pytest.raises(ValueError, match="phases: 'a' and 'b' differ in their pattern"): quiet(learn, [Phase('a', 1, a), Phase('b', 1, b)])
+    with pytest.raises(ValueError, match="phases: 'a' and 'b' differ in their pattern"):
+        quiet(learn, [Phase('a', 1, a), Phase('b', 1, b)])
     sets = EvalSets({'clean':dls.valid, 'squares':a.valid, 'stripes':b.valid})
     quiet(learn, [Phase('a', 1, a), Phase('b', 1, b)], cbs=sets)
     assert learn.injected.value is None and 'stripes' in learn.recorder.evals
@@ -383,7 +419,8 @@ def test_two_patterns_in_one_fit(dls):
     assert learn.injected.value is a and 'conflict' in learn.recorder.evals
 
 def test_sets_are_loaders():
-    with pytest.raises(ValueError, match='dl: must be a fastai DataLoader; got builtins.list'): EvalSets({'a':[(torch.rand(2,3), torch.zeros(2))]})
+    with pytest.raises(ValueError, match='dl: must be a fastai DataLoader; got builtins.list'):
+        EvalSets({'a':[(torch.rand(2,3), torch.zeros(2))]})
 
 @works(what='data that name no classes: `n_classes=` of `inject`', how='works: `fit_phases` and `pattern_sets` take it over')
 def test_n_classes_are_handed_on():
@@ -541,7 +578,9 @@ class Padded(nn.Module):
 @loads(what='Texts, from `SortedDL`', how='works: measures read the longest first, as validation does, with as little padding')
 def test_texts_are_padded_as_in_validation():
     items = [(torch.ones(n) if n%2 else torch.full((n,), 2.),n%2) for n in [6,31,9,30,7,28,8,29]]
-    def padded(b): k = max(len(x) for x,_ in b); return torch.stack([F.pad(x, (k-len(x),0)) for x,_ in b]),torch.tensor([y for _,y in b])
+    def padded(b):
+        k = max(len(x) for x,_ in b)
+        return torch.stack([F.pad(x, (k-len(x),0)) for x,_ in b]),torch.tensor([y for _,y in b])
     dl,m = SortedDL(items, sort_func=lambda o: len(o[0]), bs=4, create_batch=padded, num_workers=0),Padded()
     assert (evaluate(m, dl)['accuracy'],evaluate(m, TfmdDL(items, bs=4, create_batch=padded, num_workers=0))['accuracy'])==(1,.75)
     assert dl_labels(dl).tolist()==[1,0,1,0,1,0,1,0] and group_accuracy(m, dl).accuracy.tolist()==[1,1]
@@ -561,3 +600,108 @@ def test_measures_read_the_samples_that_were_named():
         some = same_dl(old, idxs=[7,9,8])
         assert torch.cat([b[0] for b in fixed_dl(some)]).flatten().tolist()==[7,9,8] and dl_labels(some).tolist()==[1,1,0]
         assert set(torch.cat([b[0] for b in fixed_dl(some, 2)]).flatten().tolist())<{7,8,9}
+
+@loads(what="`n` samples of a PyTorch loader whose dataset has `targets`, or of a `TensorDataset`", how='works: stratified')
+@pytest.mark.parametrize('n', [8,20,79])
+def test_samples_of_pytorch_loaders_are_stratified(n):
+    class Images(torch.utils.data.Dataset):
+        targets = [0]*40+[1]*20+[2]*20
+        def __len__(self): return 80
+        def __getitem__(self, i): return torch.rand(4),self.targets[i]
+    x,y = torch.rand(80, 4),torch.tensor(Images.targets)
+    for ds in (Images(),torch.utils.data.TensorDataset(x, y)):
+        for dl in (torch.utils.data.DataLoader(ds, 16, shuffle=True),DataLoader(ds, bs=16, num_workers=0)):
+            got = dl_labels(dl, n).bincount()
+            assert got.sum()==n and ((got-n*torch.tensor([.5,.25,.25])).abs()<1).all()
+
+@pytest.mark.parametrize('kind', ['fastai','pytorch'])
+def test_more_labels_need_an_order(kind):
+    x,y = torch.randn(40, 4),torch.arange(40)%3
+    def loader(**kwargs):
+        return DataLoader(list(zip(x, y)), bs=8, **kwargs) if kind=='fastai' else torch.utils.data.DataLoader(list(zip(x, y)), 8, **kwargs)
+    with pytest.raises(ValueError, match='labels: the loader shuffles its samples'):
+        evaluate(nn.Linear(4, 3), loader(shuffle=True), labels={'same':y})
+    res = evaluate(model := nn.Linear(4, 3), fixed_dl(loader(shuffle=True)), labels={'same':pd.Series(y.numpy(), range(9, 49))})
+    assert res['same_accuracy']==res['accuracy']==evaluate(model, loader(shuffle=True))['accuracy']
+
+@loads(what='PyTorch, with a generator of its own',
+       how='works: `evaluate` leaves it as it was, and the samples come in the order in which they would have come')
+def test_evaluation_leaves_a_generator_alone():
+    def order(look):
+        dl = torch.utils.data.DataLoader([(torch.full((4,), float(i)),i%3) for i in range(40)], 8, shuffle=True,
+                                         generator=torch.Generator().manual_seed(3))
+        if look: evaluate(nn.Linear(4, 3), dl)
+        return [x[:,0].tolist() for x,_ in dl]
+    assert order(True)==order(False)
+
+def test_a_metric_of_several_values_is_refused():
+    with pytest.raises(ValueError, match="'recall_score' has 3 values, and one is needed"):
+        evaluate(nn.Linear(4, 3), [(torch.rand(12, 4),torch.arange(12)%3)], metrics=Recall(average=None))
+
+@pytest.mark.parametrize('level,enough', [(.25,True), (.3,False), (.99,False)])
+def test_enough_of_the_samples_that_are_read(dls, level, enough):
+    "5 of 20 samples are right; that the dataset has more makes no difference"
+    part = same_dl(dls.train, idxs=list(range(20)))
+    wanted = torch.cat([y for _,y in part]).as_subclass(torch.Tensor)
+    wanted[5:] = (wanted[5:]+1)%10
+    class Known(nn.Module):
+        def forward(self, x): self.i,i = self.i+len(x),self.i; return F.one_hot(wanted[i:i+len(x)], 10).float()
+    model = Known()
+    model.i = 0
+    assert train_accuracy(level)(Learner(DataLoaders(part, dls.valid), model)) is enough
+
+@loads(what='given with fewer samples than a batch, and `drop_last`', how='works: is measured, also by methods of a Learner')
+@pytest.mark.parametrize('measure',
+                         ['layer_cka','layer_rank','layer_probe','look_inside','plasticity','group_accuracy','recover'])
+def test_a_short_loader_is_not_replaced(dls, measure):
+    short = dls.train.new(dls.train.dataset.take(list(range(12))), bs=16)
+    assert len(short)==0
+    learn = Learner(dls, net(), opt_func=SGD)
+    with learn.no_bar():
+        if measure in ('layer_cka','layer_rank'): assert getattr(learn, measure)(dl=short).attrs['n']==12
+        if measure=='plasticity':
+            assert learn.plasticity(dl=short).loc['now'].to_dict()==plasticity_measures(learn.model, short, learn.loss_func)
+        if measure=='layer_probe':
+            assert (r := learn.layer_probe(train=short, test=short, C=1.)).attrs['n']==12 and r.attrs['n_test']==12
+        if measure=='look_inside':
+            assert (r := learn.look_inside(train=short, test=short, C=1.)).rank.attrs['n']==12 and r.probe.attrs['n']==12
+        if measure=='group_accuracy': assert learn.group_accuracy(sets=short).n.sum()==12
+        if measure=='recover':
+            assert learn.recover(train=dls.train.new(dls.train.dataset.take(pick(dls.train.dataset.y, 10, stratify=True)), bs=16),
+                                 test=short, few=1).attrs['n_test']==12
+
+@loads(what="fastai's `WeightedDL`, with weights of zero", how='works: samples that are never drawn are not measured')
+def test_samples_of_no_weight():
+    items = [(torch.full((4,), float(i)),i%2) for i in range(40)]
+    for kind in (lambda w: WeightedDL(items, bs=8, wgts=w, shuffle=True, num_workers=0),
+                 lambda w: torch.utils.data.DataLoader(items, 8,
+                                                       sampler=torch.utils.data.WeightedRandomSampler(torch.tensor(w), 40))):
+        dl = kind(np.where(np.arange(40)<30, 0., 1.))
+        assert [v for x,_ in fixed_dl(dl) for v in x[:,0].tolist()]==list(range(30, 40))
+        assert layer_rank(nn.Linear(4, 2), dl, progress=False).n.item()==10
+
+def test_a_subclass_that_makes_other_labels(dls):
+    class Next(TensorImages):
+        def __getitem__(self, i): x,y = super().__getitem__(i); return x,TensorCategory((y+1)%10)
+    ds = Next(dls.train_ds.x, dls.train_ds.y, list(dls.vocab))
+    assert read_labels(ds).tolist()==[(int(y)+1)%10 for y in dls.train_ds.y]
+    easy = tensor_dls(ds, ds, bs=16, pad=0, flip=False).inject(ColorSquare(4))
+    assert easy.valid.dataset.stamps.tolist()==torch.cat([b[1] for b in easy.valid]).tolist()
+
+def test_other_data_are_read_whole(dls, tmp_path):
+    "The samples that were chosen for validation are not looked for among those to predict, also after an export"
+    _,retain = split_forget(dls, classes=[0,1,2])
+    learn = Learner(retain, net(), path=tmp_path)
+    images = [o.numpy() for o in dls.valid_ds.x]*2
+    x = (torch.stack([TensorImage(o).permute(2,0,1) for o in images]).float()/255-.5)/.5
+    with torch.no_grad(): want = learn.model.eval()(x.as_subclass(torch.Tensor)).softmax(1)
+    learn.export('e.pkl')
+    for o in (learn, load_learner(tmp_path/'e.pkl')):
+        with o.no_bar():
+            torch.testing.assert_close(o.get_preds(dl=o.dls.test_dl(images))[0], want)
+            torch.testing.assert_close(o.predict(images[-1])[2], want[-1])
+
+def test_a_loader_made_anew_has_the_chosen_samples(dls):
+    for dl in (subset_dl(dls.valid, 9), split_forget(dls, classes=[0,1,2])[1].valid):
+        new = dl.new(bs=4)
+        assert len(new)==-(-dl.n//4) and new.n==dl.n and dl_labels(fixed_dl(new)).tolist()==dl_labels(dl).tolist()

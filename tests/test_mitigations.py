@@ -1,18 +1,22 @@
 "Mitigations in real fits: with mixed precision, with phases, together, stopped and gone on, and against a second, naive implementation."
 from copy import deepcopy
+from functools import partial
 import numpy as np, pytest, torch, torch.nn.functional as F
 import matplotlib.pyplot as plt
 from torch import nn
+from fastai.callback.data import WeightedDL
 from fastai.callback.mixup import MixUp
-from fastai.vision.all import (ActivationStats, CancelBatchException, CancelStepException, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, GradientAccumulation, Learner,
-                               Lookahead, MixedPrecision, SGD, TfmdDL, accuracy, no_random, set_seed)
+from fastai.vision.all import (ActivationStats, CancelBatchException, CancelStepException, Callback, CrossEntropyLossFlat,
+                               DataLoader, DataLoaders, GradientAccumulation, Learner, Lookahead, MixedPrecision, SGD,
+                               SkipItemException, TfmdDL, accuracy, no_random, set_seed)
 from stop import Boom, StopAt
 from feature_erosion.batches import TensorAnswer
 from feature_erosion.data import digits_dls
 from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
 from feature_erosion.loaders import subset_dl
-from feature_erosion.mitigations import (DERpp, EWC, Adversarial, ContinualBackprop, Ensemble, GroupDRO, L2Init, L2SP, LwF, Mitigation, Only, Penalty, ReDo, Replay, SAM, SI,
-                                         ShrinkPerturb, SpectralDecoupling, _columns, fisher, grouped, just_train_twice, stamp_groups, unit_chains)
+from feature_erosion.mitigations import (DERpp, EWC, Adversarial, ContinualBackprop, Ensemble, GroupDRO, L2Init, L2SP, LwF,
+                                         Mitigation, Only, Penalty, ReDo, Replay, SAM, SI, ShrinkPerturb, SpectralDecoupling,
+                                         _columns, fisher, fresh, grouped, just_train_twice, stamp_groups, unit_chains)
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase
 from feature_erosion.recover import Ramp, group_accuracy
@@ -25,15 +29,19 @@ dls = data()
 def net(): return nn.Sequential(nn.Flatten(), nn.Linear(768,32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32,10))
 
 every = dict(
-    l2sp=lambda: L2SP(.1), l2sp_head=lambda: L2SP(.1, .1, head='4'), l2init=lambda: L2Init(.01), ewc=lambda: EWC(dls, 5., n=40), si=lambda: SI(.5), lwf=lambda: LwF(1.),
-    decoupling=lambda: SpectralDecoupling(.01), replay=lambda: Replay(dls, 40), derpp=lambda: DERpp(dls, 40), sam=lambda: SAM(.05), asam=lambda: SAM(.5, adaptive=True),
-    adversarial=lambda: Adversarial(8/255, steps=2), shrink=lambda: ShrinkPerturb(), only=lambda: Only('4'), redo=lambda: ReDo(1., every=2),
+    l2sp=lambda: L2SP(.1), l2sp_head=lambda: L2SP(.1, .1, head='4'), l2init=lambda: L2Init(.01), ewc=lambda: EWC(dls, 5., n=40),
+    si=lambda: SI(.5), lwf=lambda: LwF(1.),
+    decoupling=lambda: SpectralDecoupling(.01), replay=lambda: Replay(dls, 40), derpp=lambda: DERpp(dls, 40),
+    sam=lambda: SAM(.05), asam=lambda: SAM(.5, adaptive=True),
+    adversarial=lambda: Adversarial(8/255, steps=2), shrink=lambda: ShrinkPerturb(), only=lambda: Only('4'),
+    redo=lambda: ReDo(1., every=2),
     backprop=lambda: ContinualBackprop(.02, maturity=2), dro=lambda: GroupDRO(.5))
 
 def fit(cbs, folder=None, stop=None, lengths=(2,2), **kw):
     set_seed(0)
     clean,groups = data(),next((o.phases or ['erode'] for o in cbs if isinstance(o, GroupDRO)), [])
-    learn = Learner(clean, net(), opt_func=lambda p, **k: SGD(p, mom=.9, **k), metrics=accuracy, loss_func=CrossEntropyLossFlat(), lr=.05, **kw)
+    learn = Learner(clean, net(), opt_func=lambda p, **k: SGD(p, mom=.9, **k), metrics=accuracy, loss_func=CrossEntropyLossFlat(),
+                    lr=.05, **kw)
     both = {'pretrain':clean, 'erode':clean.inject(ColorSquare(4), ratio=.7 if groups else 1.)}
     for o in groups: both[o] = grouped(both[o], torch.arange(128)%3)
     keep = [KeepRun(RunStore(folder).run('a'), minutes=0, strict=True)] if folder else []
@@ -44,8 +52,10 @@ def fit(cbs, folder=None, stop=None, lengths=(2,2), **kw):
 def weights(learn): return list(learn.model.state_dict().values())
 def same(a, b): return all(torch.equal(x, y) for x,y in zip(weights(a), weights(b), strict=True))
 
-def test_all_are_tried(): assert {type(f()) for f in every.values()} >= {c for c in _subclasses(Mitigation) if c.__name__[0]!='_' and c.__name__!='Penalty'}
-def _subclasses(cls): return {o for c in cls.__subclasses__() for o in {c,*_subclasses(c)} if o.__module__=='feature_erosion.mitigations'}
+def test_all_are_tried():
+    assert {type(f()) for f in every.values()} >= {c for c in _subclasses(Mitigation) if c.__name__[0]!='_' and c.__name__!='Penalty'}
+def _subclasses(cls):
+    return {o for c in cls.__subclasses__() for o in {c,*_subclasses(c)} if o.__module__=='feature_erosion.mitigations'}
 
 @pytest.fixture(scope='module')
 def plain(): return fit([])
@@ -56,7 +66,8 @@ def test_acts_in_the_second_phase_only(plain, name):
     learn = fit([every[name]()])
     for k,v in plain.snapshots['pretrain'].items(): assert torch.equal(v, learn.snapshots['pretrain'][k]), k
     assert not same(plain, learn)
-    assert all(p.requires_grad for p in learn.model.parameters()) and not any(m._forward_pre_hooks or m._forward_hooks for m in learn.model.modules())
+    assert all(p.requires_grad for p in learn.model.parameters())
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in learn.model.modules())
     assert all(v.isfinite().all() for v in weights(learn))
 
 @pytest.mark.parametrize('name', every)
@@ -149,7 +160,8 @@ def test_fisher_against_autograd_of_each_sample():
     torch.manual_seed(0)
     model,x,y = nn.Sequential(nn.Linear(4,5), nn.ReLU(), nn.Linear(5,3)),torch.randn(7,4),torch.randint(3, (7,))
     got = fisher(model, [(x,y)])
-    per = torch.func.vmap(torch.func.grad(lambda p, a, t: F.cross_entropy(torch.func.functional_call(model, p, a[None]), t[None])), (None,0,0))(dict(model.named_parameters()), x, y)
+    per = torch.func.vmap(torch.func.grad(lambda p, a, t: F.cross_entropy(torch.func.functional_call(model, p, a[None]),
+        t[None])), (None,0,0))(dict(model.named_parameters()), x, y)
     for n,g in per.items(): torch.testing.assert_close(got[n], (g**2).mean(0))
 
 def test_ewc_protects_what_matters():
@@ -175,7 +187,8 @@ def test_sam_refuses_a_loss_that_it_would_not_know(how):
             else: self.learn.loss_grad = self.loss_grad+term(self.model)
     class Decay(Penalty):
         def penalty(self, pred): return term(self.learn.model)
-    with pytest.raises(ValueError, match='SAM: more changes the loss, .* make a `Penalty` of what it adds'): small(points(), layers(), [SAM(), More()])
+    with pytest.raises(ValueError, match='SAM: more changes the loss, .* make a `Penalty` of what it adds'):
+        small(points(), layers(), [SAM(), More()])
     a,b = (small(points(), layers(), cbs, lr=.01) for cbs in ([SAM(1e-6), Decay()], [More()]))
     for p,q in zip(a.model.parameters(), b.model.parameters()): torch.testing.assert_close(p, q, atol=1e-4, rtol=1e-3)
 
@@ -205,7 +218,8 @@ def test_adversarial_images_in_half_precision():
 def test_lookahead_does_not_go_back(what):
     "A second fit: the slow weights of the first one are no place to go back to"
     m = nn.Sequential(nn.Linear(4,8), nn.ReLU(), nn.Linear(8,3))
-    learn = Learner(dls_of(points()), m, loss_func=CrossEntropyLossFlat(), opt_func=lambda p, **k: Lookahead(SGD(p, **k), k=2), lr=0.)
+    learn = Learner(dls_of(points()), m, loss_func=CrossEntropyLossFlat(), opt_func=lambda p, **k: Lookahead(SGD(p, **k), k=2),
+                    lr=0.)
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     was = deepcopy(m.state_dict())
     cb = ShrinkPerturb(.4, 0.) if what=='shrink' else ReDo(1e6, every=4)   # renews all units at the last batch of four
@@ -215,15 +229,17 @@ def test_lookahead_does_not_go_back(what):
 
 def test_arguments_that_would_do_something_else():
     "A name that is misspelt beside others, pixels in 0…255, no iterations between two looks"
-    with pytest.raises(ValueError, match="names=.*: typo begin no parameter's name; there are 0.weight"): small(points(), layers(), Only(['3','typo']))
+    with pytest.raises(ValueError, match="names=.*: typo begin no parameter's name; there are 0.weight"):
+        small(points(), layers(), Only(['3','typo']))
     with pytest.raises(ValueError, match='they begin no parameter'): small(points(), layers(), Only([]))
     with pytest.raises(ValueError, match='eps=8: must be in 0…1'): Adversarial(8)
-    with pytest.raises(ValueError, match='every=0: must be 1 or more'): ReDo(every=0)
+    with pytest.raises(ValueError, match='every=0: must be a whole number, at least 1'): ReDo(every=0)
 
 def test_norms_without_weights_rest_as_well():
     "`Only` leaves their statistics as they are, unless they are in the part that is trained"
     def stats(only):
-        m = nn.Sequential(nn.Linear(4,8), nn.BatchNorm1d(8, affine=False), nn.Sequential(nn.Linear(8,8), nn.BatchNorm1d(8, affine=False), nn.Linear(8,3)))
+        m = nn.Sequential(nn.Linear(4,8), nn.BatchNorm1d(8, affine=False),
+                          nn.Sequential(nn.Linear(8,8), nn.BatchNorm1d(8, affine=False), nn.Linear(8,3)))
         small(points(), m, only)
         return (m[1].running_mean!=0).any(),(m[2][1].running_mean!=0).any()
     assert stats(Only('2'))==(False,True) and stats([])==(True,True)
@@ -237,7 +253,8 @@ def test_validation_and_prediction_are_left_alone(plain):
 
 def small(items, model, cbs=(), bs=8, lr=.1, loss=None, epochs=1, **kw):
     "A Learner after training on `items` in their order"
-    learn = Learner(items if isinstance(items, DataLoaders) else dls_of(items, bs), model, loss_func=loss or CrossEntropyLossFlat(), opt_func=SGD, lr=lr, **kw)
+    learn = Learner(items if isinstance(items, DataLoaders) else dls_of(items, bs), model,
+                    loss_func=loss or CrossEntropyLossFlat(), opt_func=SGD, lr=lr, **kw)
     with learn.no_bar(), learn.no_logging(): learn.fit(epochs, cbs=cbs)
     return learn
 
@@ -263,7 +280,8 @@ def test_an_interrupt_leaves_an_ordinary_network(name):
         handle = model[4].register_forward_hook(stop)
         with pytest.raises(KeyboardInterrupt): small(data(), model, cb, lr=0.)
         handle.remove()
-        assert all(p.requires_grad for p in model.parameters()) and not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+        assert all(p.requires_grad for p in model.parameters())
+        assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
         if name in ('sam','asam'): assert all(torch.equal(a, b) for a,b in zip(was, model.parameters()))
 
 class Overflow(Callback):
@@ -284,7 +302,8 @@ def test_si_does_without_steps_that_were_skipped():
     def run(left_out):
         si,m = SI(.5),nn.Sequential(*[o for o in layers() if not isinstance(o, nn.BatchNorm1d)])
         learn = Learner(dls_of(points()), m, loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=.1)
-        with learn.no_bar(), learn.no_logging(): learn.fit_phases([Phase('a', 2), Phase('b', 2)], cbs=[si, Overflow(left_out), Skip()])
+        with learn.no_bar(), learn.no_logging():
+            learn.fit_phases([Phase('a', 2), Phase('b', 2)], cbs=[si, Overflow(left_out), Skip()])
         return si.omega
     skipped,never = run(False),run(True)
     for k,v in never.items(): torch.testing.assert_close(skipped[k], v)
@@ -317,7 +336,8 @@ def test_another_network_begins_anew(name):
 # Answers and labels of other kinds
 
 @pytest.mark.parametrize('kind', ['one score','several labels'])
-@pytest.mark.parametrize('make', [lambda d: EWC(d, 1e4), lambda d: LwF(100.), lambda d: DERpp(d, 20), lambda d: Adversarial(.5)], ids=['ewc','lwf','derpp','adversarial'])
+@pytest.mark.parametrize('make', [lambda d: EWC(d, 1e4), lambda d: LwF(100.), lambda d: DERpp(d, 20), lambda d: Adversarial(.5)],
+                         ids=['ewc','lwf','derpp','adversarial'])
 def test_what_is_no_choice_of_a_class_is_refused(make, kind):
     "A softmax of one score is always 1: the method would do nothing, without a word"
     n = 1 if kind=='one score' else 3
@@ -330,9 +350,12 @@ def test_shares_of_classes_are_a_choice():
     "Soft labels, which add up to 1, are as good as integers"
     hard = points()
     soft = [(x,F.one_hot(y, 3).float()) for x,y in hard]
-    for a,b in zip(fisher(m := layers(), dls_of(soft).train).values(), fisher(m, dls_of(hard).train).values()): torch.testing.assert_close(a, b)
+    for a,b in zip(fisher(m := layers(), dls_of(soft).train).values(), fisher(m, dls_of(hard).train).values()):
+        torch.testing.assert_close(a, b)
 
-@pytest.mark.parametrize('make', [lambda d: EWC(d, 5.), lambda d: DERpp(d, 20), lambda d: Adversarial(.1), lambda d: Replay(d, 20), lambda d: LwF()], ids=['ewc','derpp','adversarial','replay','lwf'])
+@pytest.mark.parametrize('make',
+                         [lambda d: EWC(d, 5.), lambda d: DERpp(d, 20), lambda d: Adversarial(.1), lambda d: Replay(d, 20),
+                          lambda d: LwF()], ids=['ewc','derpp','adversarial','replay','lwf'])
 def test_labels_in_a_column(make):
     "As in fastai's tables and MedMNIST: shape (batch, 1)"
     def run(items):
@@ -375,12 +398,14 @@ def test_old_samples_of_another_kind():
     new = [(torch.rand(3,8,8),torch.tensor(0)) for _ in range(8)]
     m = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3,3))
     for x in (torch.rand(3,9,9), (255*torch.rand(3,8,8)).byte()):
-        with pytest.raises(ValueError, match='so they must be of one size and transformed in the same way'): small(new, m, Replay(dls_of([(x,torch.tensor(1))]*8), 4))
+        with pytest.raises(ValueError, match='so they must be of one size and transformed in the same way'):
+            small(new, m, Replay(dls_of([(x,torch.tensor(1))]*8), 4))
     small(new, m, DERpp(dls_of([(torch.rand(3,9,9),torch.tensor(1))]*8), 4))
 
 def test_groups_of_samples_that_have_none():
     d = dls_of(points())
-    with pytest.raises(ValueError, match='8 groups for 16 losses; another callback adds samples'): small(grouped(d, torch.arange(32)%2), layers(), [GroupDRO(.5), Replay(d, 8)])
+    with pytest.raises(ValueError, match='8 groups for 16 losses; another callback adds samples'):
+        small(grouped(d, torch.arange(32)%2), layers(), [GroupDRO(.5), Replay(d, 8)])
     learn = small(grouped(d, torch.arange(32)%2), layers(), [GroupDRO(.5), DERpp(d, 8)])
     assert all(v.isfinite().all() for v in weights(learn))
 
@@ -393,14 +418,16 @@ def test_groups_beside_stamps():
     assert torch.equal(ds.stamps, easy.train.dataset.stamps) and ds.groups.tolist()==(np.arange(128)%3).tolist()
     assert group_accuracy(net(), both.train, by='picture').n.to_dict()=={'no picture':64, 'right picture':64}
     assert np.array_equal(stamp_groups(both.train), stamp_groups(easy.train))
-    assert _data_settings(both)['painted']==64 and len({_data_settings(o)['content'] for o in (easy,both,grouped(easy, np.arange(128)%2))})==3
+    assert _data_settings(both)['painted']==64
+    assert len({_data_settings(o)['content'] for o in (easy,both,grouped(easy, np.arange(128)%2))})==3
     with pytest.raises(ValueError, match='painted already'): both.inject(ColorSquare(4))
     later,seen = grouped(clean, np.arange(128)%3).inject(ColorSquare(4), seed=1),[]
     class Look(Callback):
         run_valid = False
         def before_batch(self): seen.append(self.dls.train.dataset.stamps)
     learn = small(later, net(), [Ramp(ratio=(0,1), seed=1), GroupDRO(.5), Look()])
-    assert torch.equal(seen[2], clean.inject(ColorSquare(4), ratio=.5, seed=1).train.dataset.stamps) and (later.train.dataset.stamps>=0).all()
+    assert torch.equal(seen[2], clean.inject(ColorSquare(4), ratio=.5, seed=1).train.dataset.stamps)
+    assert (later.train.dataset.stamps>=0).all()
     learn.add_cb(GroupDRO(.5))
     with learn.no_bar(): assert len(learn.get_preds(0)[0])==128 and learn.validate(0)[0]>0
     for d in (both,later): d.show_batch(max_n=1)
@@ -422,13 +449,16 @@ def test_both_passes_of_sam_see_the_same_old_samples():
     up,norm = deepcopy(start),torch.cat([o.flatten() for o in g]).norm()
     with torch.no_grad():
         for p,o in zip(up.parameters(), g): p += .3*o/norm
-    for p,q,o in zip(m.parameters(), start.parameters(), torch.autograd.grad(loss(up), list(up.parameters()))): torch.testing.assert_close(p, q-.1*o, atol=1e-5, rtol=1e-4)
+    for p,q,o in zip(m.parameters(), start.parameters(), torch.autograd.grad(loss(up), list(up.parameters()))):
+        torch.testing.assert_close(p, q-.1*o, atol=1e-5, rtol=1e-4)
 
 # Which units these are
 
 class Tokens(nn.Module):
     "A perceptron for each token, then their mean, or all of them side by side"
-    def __init__(self, flat): super().__init__(); self.a,self.act,self.b,self.flat = nn.Linear(4,6),nn.ReLU(),nn.Linear(6*5 if flat else 6,3),flat
+    def __init__(self, flat):
+        super().__init__()
+        self.a,self.act,self.b,self.flat = nn.Linear(4,6),nn.ReLU(),nn.Linear(6*5 if flat else 6,3),flat
     def forward(self, x):
         h = self.act(self.a(x))
         return self.b(h.flatten(1)) if self.flat else self.b(h).mean(1)
@@ -438,7 +468,8 @@ def looked(model, x):
     cb = ReDo(.5, every=1)
     seen = {}
     cb.tired = lambda k, u: (seen.update({k:u}), torch.tensor([], dtype=torch.int64))[1]
-    learn = Learner(dls_of([(o,torch.tensor(i%3)) for i,o in enumerate(x)], len(x)), model, loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=0., cbs=cb)
+    learn = Learner(dls_of([(o,torch.tensor(i%3)) for i,o in enumerate(x)], len(x)), model, loss_func=CrossEntropyLossFlat(),
+                    opt_func=SGD, lr=0., cbs=cb)
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     return cb,seen
 
@@ -459,7 +490,8 @@ def test_units_of_tokens(flat):
 def test_renewed_units_count_for_nothing(layout):
     "After a convolution, and after a map laid out flat, with a norm of its places"
     torch.manual_seed(0)
-    m = nn.Sequential(nn.Conv2d(3,4,3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4,5,3), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(5*4), nn.Linear(5*4,3)).to(memory_format=layout)
+    m = nn.Sequential(nn.Conv2d(3,4,3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4,5,3), nn.ReLU(), nn.Flatten(),
+                      nn.BatchNorm1d(5*4), nn.Linear(5*4,3)).to(memory_format=layout)
     x = torch.randn(6,3,6,6)
     assert unit_chains(m)=={'0':(['1'],['3']), '3':(['6'],['7'])}
     cb,_ = looked(m, x)
@@ -475,13 +507,16 @@ def test_layers_whose_units_are_not_clear():
     "Transposed convolutions have their weights the other way round; a layer that is used twice has two outputs"
     assert unit_chains(nn.Sequential(nn.ConvTranspose2d(2,5,3), nn.ReLU(), nn.Conv2d(5,3,3)))=={}
     convs = nn.Conv2d(3,4,3),nn.Conv2d(4,5,3)
-    for flat in (nn.Flatten(2), nn.Flatten(0), nn.Flatten(1, 2)): assert '1' not in unit_chains(nn.Sequential(*convs, flat, nn.Linear(16,3))), flat
+    for flat in (nn.Flatten(2), nn.Flatten(0), nn.Flatten(1, 2)):
+        assert '1' not in unit_chains(nn.Sequential(*convs, flat, nn.Linear(16,3))), flat
     assert unit_chains(nn.Sequential(*convs, nn.Flatten(), nn.Linear(80,3)))=={'0':([],['1']), '1':([],['3'])}
     class Flat(nn.Module):
         def __init__(self, f): super().__init__(); self.a,self.b,self.f = nn.Conv2d(3,4,3),nn.Linear(16,3),f
         def forward(self, x): return self.b(self.f(self.a(x)))
-    for f in (torch.flatten, lambda o: o.flatten(2), lambda o: torch.flatten(o, start_dim=2), lambda o: o.flatten(1, 2)): assert unit_chains(Flat(f))=={}
-    for f in (lambda o: o.flatten(1), lambda o: torch.flatten(o, 1), lambda o: o.flatten(start_dim=1)): assert unit_chains(Flat(f))=={'a':([],['b'])}
+    for f in (torch.flatten, lambda o: o.flatten(2), lambda o: torch.flatten(o, start_dim=2), lambda o: o.flatten(1, 2)):
+        assert unit_chains(Flat(f))=={}
+    for f in (lambda o: o.flatten(1), lambda o: torch.flatten(o, 1), lambda o: o.flatten(start_dim=1)):
+        assert unit_chains(Flat(f))=={'a':([],['b'])}
     class Twice(nn.Module):
         def __init__(self): super().__init__(); self.a,self.b,self.c = nn.Linear(4,4),nn.Linear(4,4),nn.Linear(4,3)
         def forward(self, x): return self.c(F.relu(self.b(F.relu(self.a(x)))))+self.c(F.relu(self.a(x)))
@@ -498,7 +533,9 @@ def test_use_by_all_layers_that_follow():
         def forward(self, x): h = F.relu(self.a(x)); return torch.cat([self.b(h), self.c(h)], 1)
     m = Heads()
     with torch.no_grad():
-        for p,v in ((m.a.weight, torch.ones(2,4)), (m.a.bias, torch.ones(2)), (m.b.weight, torch.tensor([[.1,.2]]*3)), (m.c.weight, torch.tensor([[.5,0.]]*3))): p.copy_(v)
+        for p,v in ((m.a.weight, torch.ones(2,4)), (m.a.bias, torch.ones(2)), (m.b.weight, torch.tensor([[.1,.2]]*3)),
+                    (m.c.weight, torch.tensor([[.5,0.]]*3))):
+            p.copy_(v)
     cb = ContinualBackprop(.5, maturity=0)
     small(points(8), m, cb, lr=0.)
     mean = torch.stack([x for x,_ in points(8)]).sum(1).mean()+1
@@ -532,7 +569,8 @@ def test_a_layer_that_has_never_learnt_has_no_importance():
     with learn.no_bar(), learn.no_logging(): learn.fit_phases([Phase('probe', 1), Phase('all', 1)], cbs=[Only('3',['probe']), si])
     assert '0.weight' not in si.omega and si.omega['3.weight'].max()>0
 
-@pytest.mark.parametrize('make', [lambda d: EWC(d, 1.), lambda d: DERpp(d, 8), lambda d: Replay(d, 8)], ids=['ewc','derpp','replay'])
+@pytest.mark.parametrize('make', [lambda d: EWC(d, 1.), lambda d: DERpp(d, 8), lambda d: Replay(d, 8)],
+                         ids=['ewc','derpp','replay'])
 def test_old_labels_that_mean_something_else(make):
     new,old = dls_of(points()),dls_of(points())
     new.vocab,old.train.vocab = ['a','b','c'],['b','a','c']
@@ -542,7 +580,8 @@ def test_images_that_were_normalised_elsewhere():
     "A share of a pixel's range says nothing there, and cutting off at 0 and 1 would spoil them"
     x = 2*torch.randn(16,3,8,8)
     m = nn.Sequential(nn.Flatten(), nn.Linear(192,3))
-    with pytest.raises(ValueError, match='the loader has no `Normalize` that explains it'): small([(o,torch.tensor(0)) for o in x], m, Adversarial())
+    with pytest.raises(ValueError, match='the loader has no `Normalize` that explains it'):
+        small([(o,torch.tensor(0)) for o in x], m, Adversarial())
     small([(o,torch.tensor(0)) for o in x.sigmoid()], m, Adversarial())
 
 # Beside other callbacks
@@ -554,14 +593,17 @@ class Validates(Callback):
         if self.learn.lock.locked(): return
         with no_random(reproducible=False): self.learn.validate()   # a loader draws a number
 
-@pytest.mark.parametrize('make', [lambda d: GroupDRO(1.), lambda d: L2Init(5.), lambda d: EWC(d, 5.), lambda d: SI(.5), lambda d: LwF(), lambda d: DERpp(d, 8), lambda d: ContinualBackprop(.1, 1)],
+@pytest.mark.parametrize('make',
+                         [lambda d: GroupDRO(1.), lambda d: L2Init(5.), lambda d: EWC(d, 5.), lambda d: SI(.5), lambda d: LwF(),
+                          lambda d: DERpp(d, 8), lambda d: ContinualBackprop(.1, 1)],
                          ids=['dro','l2init','ewc','si','lwf','derpp','backprop'])
 def test_a_validation_within_a_fit_changes_nothing(make):
     def run(*cbs):
         torch.manual_seed(0)
         both,cb = dls_of(points()),make(dls_of(points(seed=1)))
         if isinstance(cb, GroupDRO): both = grouped(both, np.arange(32)%2)
-        learn = Learner(both, nn.Sequential(nn.Linear(4,8), nn.ReLU(), nn.Linear(8,3)), loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=.1)
+        learn = Learner(both, nn.Sequential(nn.Linear(4,8), nn.ReLU(), nn.Linear(8,3)), loss_func=CrossEntropyLossFlat(),
+                        opt_func=SGD, lr=.1)
         with learn.no_bar(), learn.no_logging(): learn.fit_phases([Phase('a', 2), Phase('b', 3)], cbs=[cb, *cbs])
         return learn
     assert same(run(), run(Validates()))
@@ -594,13 +636,15 @@ def test_si_counts_each_step_once():
         def before_fit(self): self.sums,self.last = 0.,None
         def before_step(self): self.last = [(p.detach().clone(),p.grad.clone()) for p in self.model.parameters()]
         def after_step(self):
-            if self.last and self.learn.phase.name=='a': self.sums -= sum((g*(p.detach()-w)).sum() for p,(w,g) in zip(self.model.parameters(), self.last))
+            if self.last and self.learn.phase.name=='a':
+                self.sums -= sum((g*(p.detach()-w)).sum() for p,(w,g) in zip(self.model.parameters(), self.last))
             self.last = None
     for rest in (0,1):
         si,second,seen = SI(.5, xi=1.),Second(),[]
         consolidate = si._consolidate
         si._consolidate = lambda: (seen.append(sum(o.sum() for o in si.sums.values())), consolidate())
-        learn = Learner(dls_of(points()), nn.Sequential(nn.Linear(4,8), nn.ReLU(), nn.Linear(8,3)), loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=.1)
+        learn = Learner(dls_of(points()), nn.Sequential(nn.Linear(4,8), nn.ReLU(), nn.Linear(8,3)),
+                        loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=.1)
         with learn.no_bar(), learn.no_logging(): learn.fit_phases([Phase('a', 2), Phase('b', 1)], cbs=[si, Cancels(rest), second])
         assert seen[0]>0
         torch.testing.assert_close(seen[0], second.sums)
@@ -610,15 +654,20 @@ def test_si_refuses_again():
     learn = Learner(dls_of(points()), layers(), loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=.1)
     si = SI()
     for _ in range(2):
-        with pytest.raises(ValueError, match='nothing was learnt before'), learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=si)
+        with pytest.raises(ValueError, match='nothing was learnt before'), learn.no_bar(), learn.no_logging():
+            learn.fit(1, cbs=si)
 
 # Arguments, labels, losses
 
 @pytest.mark.parametrize('make', [
-    lambda d: L2SP(-1.), lambda d: L2SP(1., beta=float('nan')), lambda d: L2Init(-1.), lambda d: EWC(d, -10.), lambda d: EWC(d, decay=-3.), lambda d: EWC(d, n=0), lambda d: SI(-5.), lambda d: SI(xi=0.),
-    lambda d: SpectralDecoupling(float('inf')), lambda d: LwF(-3.), lambda d: LwF(T=0), lambda d: Replay(d, 2.5), lambda d: Replay(d, -1), lambda d: DERpp(d, 8, alpha=-1., beta=0.), lambda d: SAM(float('nan')),
-    lambda d: Adversarial(.1, alpha=-1.), lambda d: Adversarial(.1, steps=0), lambda d: ShrinkPerturb(float('nan')), lambda d: ReDo(-1.), lambda d: ReDo(every=1.5), lambda d: ContinualBackprop(3.),
-    lambda d: ContinualBackprop(.1, decay=1.), lambda d: ContinualBackprop(.1, maturity=-1), lambda d: GroupDRO(-1.), lambda d: GroupDRO('1')])
+    lambda d: L2SP(-1.), lambda d: L2SP(1., beta=float('nan')), lambda d: L2Init(-1.), lambda d: EWC(d, -10.),
+    lambda d: EWC(d, decay=-3.), lambda d: EWC(d, n=0), lambda d: SI(-5.), lambda d: SI(xi=0.),
+    lambda d: SpectralDecoupling(float('inf')), lambda d: LwF(-3.), lambda d: LwF(T=0), lambda d: Replay(d, 2.5),
+    lambda d: Replay(d, -1), lambda d: DERpp(d, 8, alpha=-1., beta=0.), lambda d: SAM(float('nan')),
+    lambda d: Adversarial(.1, alpha=-1.), lambda d: Adversarial(.1, steps=0), lambda d: ShrinkPerturb(float('nan')),
+    lambda d: ReDo(-1.), lambda d: ReDo(every=1.5), lambda d: ContinualBackprop(3.),
+    lambda d: ContinualBackprop(.1, decay=1.), lambda d: ContinualBackprop(.1, maturity=-1), lambda d: GroupDRO(-1.),
+    lambda d: GroupDRO('1')])
 def test_constants_out_of_range(make):
     with pytest.raises(ValueError, match='=.*: must be '): make(dls_of(points()))
 
@@ -635,6 +684,15 @@ def test_groups_without_samples_have_no_weight():
     torch.testing.assert_close(weights(a), weights(b))
     assert np.flatnonzero(cb.q).tolist()==[1,6] and abs(cb.q.sum()-1)<1e-6
 
+@pytest.mark.parametrize('first', [True, False])
+def test_groups_of_a_part_of_the_data(first):
+    "Of a class that was split off, no group has a weight"
+    easy = data().inject(ColorSquare(4), ratio=.5)
+    part = split_forget(grouped(easy), '3')[1] if first else grouped(split_forget(easy, '3')[1])
+    cb,learn = GroupDRO(.5),Learner(part, net(), loss_func=CrossEntropyLossFlat(), lr=.01)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=cb)
+    assert np.flatnonzero(cb.q).tolist()==[i for i in range(20) if i//2!=3]
+
 def test_the_model_sees_valid_pixels_only():
     "Also on the way to an adversarial image, as in the code of Wong et al."
     seen = []
@@ -646,10 +704,12 @@ def test_the_model_sees_valid_pixels_only():
     assert min(a for a,_ in seen)>=0 and max(b for _,b in seen)<=1 and len(seen)==2*4+2
 
 @pytest.mark.parametrize('shift,label', [(5,7), (-1,-1)])
-@pytest.mark.parametrize('make', [lambda d: EWC(d), lambda d: DERpp(d, 32), lambda d: Replay(d, 32)], ids=['ewc','derpp','replay'])
+@pytest.mark.parametrize('make', [lambda d: EWC(d), lambda d: DERpp(d, 32), lambda d: Replay(d, 32)],
+                         ids=['ewc','derpp','replay'])
 def test_old_labels_without_an_output(make, shift, label):
     old = dls_of([(x,y+shift) for x,y in points()])
-    with pytest.raises(ValueError, match=f'old: has label {label}, and the model 3 outputs, for labels 0…2'): small(points(), layers(), make(old))
+    with pytest.raises(ValueError, match=f'old: has label {label}, and the model 3 outputs, for labels 0…2'):
+        small(points(), layers(), make(old))
 
 def test_groups_on_a_plain_loader():
     "One that does not say how many parts are inputs: labels are none"
@@ -658,7 +718,8 @@ def test_groups_on_a_plain_loader():
         def forward(self, x, more=None): assert more is None; return self.f(x)
     mk = lambda: DataLoaders(*[DataLoader(points(), bs=8, num_workers=0) for _ in range(2)])
     cb = GroupDRO(.5)
-    a,b = small(grouped(mk(), np.arange(32)%2), Optional(), cb),small(grouped(dls_of(points()), np.arange(32)%2), Optional(), GroupDRO(.5))
+    a,b = small(grouped(mk(), np.arange(32)%2), Optional(), cb),small(grouped(dls_of(points()), np.arange(32)%2), Optional(),
+                                                                      GroupDRO(.5))
     assert same(a, b) and cb.q[0]!=cb.q[1]
 
 def test_a_loss_that_only_gives_means():
@@ -674,7 +735,8 @@ def test_ensembles_of_maps_and_what_is_none():
     learn = Learner(dls_of(points()), layers().eval(), loss_func=F.cross_entropy)
     v = torch.rand(3,4)
     torch.testing.assert_close(Ensemble([learn])(v).exp(), learn.model(v).softmax(1))
-    for models,said in (([nn.Linear(4,1)]*2, 'a score for each of two classes'), ([layers(),layers(4)], 'same classes'), ([layers(),'net'], 'one is a str')):
+    for models,said in (([nn.Linear(4,1)]*2, 'a score for each of two classes'), ([layers(),layers(4)], 'same classes'),
+                        ([layers(),'net'], 'one is a str')):
         with pytest.raises(ValueError, match=said): Ensemble([o.eval() if isinstance(o, nn.Module) else o for o in models])(v)
 
 # Units that are not a layer's own, hooks
@@ -715,3 +777,45 @@ def test_skipped_batches_leave_no_hooks(make):
     handle = m[0].register_forward_hook(lambda mod, i, o: setattr(mod, 'held', o))   # a tensor with a graph cannot be copied
     small(points(), m, make())
     handle.remove()
+
+@pytest.mark.parametrize('name', ['redo','backprop','only','l2sp_head','shrink','si'])
+def test_compiled_networks_are_treated_alike(name, monkeypatch):
+    "Compiled code would not call hooks, and in a compiled wrapper all names begin with another one"
+    def inside(m): m.compile(backend='eager'); return m
+    plain,res = net,[]
+    for f in (lambda m: m, inside, partial(torch.compile, backend='eager')):
+        torch._dynamo.reset()
+        monkeypatch.setitem(globals(), 'net', lambda: f(plain()))
+        res.append(fit([every[name]()]))
+    assert same(res[0], res[1]) and same(res[0], res[2])
+
+class Scaled(nn.Module):
+    def __init__(self): super().__init__(); self.lin,self.scale = nn.Linear(4,4),nn.Parameter(torch.full((4,), 7.))
+    def reset_parameters(self): self.lin.reset_parameters()
+
+@pytest.mark.parametrize('make,what', [(Scaled, 'scale'), (lambda: nn.utils.weight_norm(nn.Linear(4,4)), 'weight_g, weight_v'),
+                                       (lambda: nn.utils.spectral_norm(nn.Linear(4,4)), 'weight_orig')])
+@pytest.mark.filterwarnings('ignore:.*weight_norm:FutureWarning')
+def test_weights_that_nothing_sets_anew(make, what):
+    "They would stay as they were trained"
+    with torch.no_grad(), pytest.raises(ValueError, match=f'weights of its own, {what}, and no'):
+        fresh(nn.Sequential(make()).eval())
+
+class Gaps:
+    def __len__(self): return 30
+    def __getitem__(self, i):
+        if i%5==4: raise SkipItemException
+        return torch.rand(3,16,16),i%3
+
+def test_old_samples_that_are_skipped():
+    "Which of them remain is not known, so neither are their scores, nor which are wrong"
+    gaps = DataLoaders(*[DataLoader(Gaps(), bs=6, num_workers=0) for _ in range(2)])
+    learn = Learner(gaps, net(), loss_func=CrossEntropyLossFlat(), lr=.01)
+    with learn.no_bar(), learn.no_logging(), pytest.raises(ValueError, match='30 samples, of which 24'):
+        learn.fit(1, cbs=DERpp(gaps, 30))
+    with pytest.raises(ValueError, match='30 samples, of which 24'): just_train_twice(learn, gaps)
+
+def test_weighted_samples_are_not_weighted_anew():
+    weighted = DataLoaders(WeightedDL(dls.train_ds, bs=32, wgts=np.arange(128)+1., num_workers=0), dls.valid)
+    with pytest.raises(ValueError, match='WeightedDL draws samples by weights of its own'):
+        just_train_twice(Learner(weighted, net()), weighted)

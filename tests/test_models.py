@@ -38,7 +38,9 @@ def random_bn(model):
     "Statistics and factors that no two channels share, so a wrong order shows"
     for m in model.modules():
         if isinstance(m, nn.BatchNorm2d):
-            for p,(lo,hi) in zip((m.weight.data, m.bias.data, m.running_mean, m.running_var), ((.1,.6),(-.5,.5),(-.5,.5),(.5,1.5))): p.uniform_(lo, hi)
+            for p,(lo,hi) in zip((m.weight.data, m.bias.data, m.running_mean, m.running_var),
+                                 ((.1,.6),(-.5,.5),(-.5,.5),(.5,1.5))):
+                p.uniform_(lo, hi)
     return model.eval()
 
 def test_resnet18_is_torchvisions_with_a_small_stem():
@@ -61,7 +63,8 @@ def test_resnet20_is_option_a_by_functions():
     model = random_bn(create_model('resnet20', 10))
     sd = model.state_dict()
     def conv_bn(x, c, b, stride=1):
-        return F.batch_norm(F.conv2d(x, sd[f'{c}.weight'], None, stride, 1), *(sd[f'{b}.{o}'] for o in ('running_mean','running_var','weight','bias')))
+        return F.batch_norm(F.conv2d(x, sd[f'{c}.weight'], None, stride, 1),
+                            *(sd[f'{b}.{o}'] for o in ('running_mean','running_var','weight','bias')))
     x = torch.randn(4,3,32,32)
     y = conv_bn(x, 'conv1', 'bn1').relu()
     for l in (1,2,3):
@@ -78,7 +81,8 @@ def test_vgg19_is_torchvisions_without_the_last_pooling():
     torch.manual_seed(0)
     from torchvision.models.vgg import cfgs, make_layers
     model,ref = random_bn(create_model('vgg19', 10)),make_layers(cfgs['E'][:-1], batch_norm=True).eval()
-    zeros = {k:torch.zeros_like(v) for k,v in ref.state_dict().items() if k.endswith('bias')}    # torchvision's convolutions have a bias
+    # torchvision's convolutions have a bias
+    zeros = {k:torch.zeros_like(v) for k,v in ref.state_dict().items() if k.endswith('bias')}
     ref.load_state_dict({**zeros, **model.feature.state_dict()})
     x = torch.randn(4,3,32,32)
     same(model(x), model.classifier(F.avg_pool2d(ref(x), 2).flatten(1)))
@@ -138,7 +142,8 @@ class Heads(nn.Module):
         if late: self.head,self.aux = nn.Linear(16,10),nn.Linear(16,4)
     def forward(self, x): return self.head(self.body(x))
 
-@pytest.mark.works(kind='models', what='A head that is not the last layer defined', how='works: the layer that the outputs come from, where torch.fx can trace it')
+@pytest.mark.works(kind='models', what='A head that is not the last layer defined',
+                   how='works: the layer that the outputs come from, where torch.fx can trace it')
 @pytest.mark.parametrize('late', [True,False])
 def test_the_head_is_what_the_outputs_come_from(late):
     x,net = torch.rand(2,3,8,8),Heads(late)

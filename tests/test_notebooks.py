@@ -28,7 +28,9 @@ slow = {'tutorials/collapse.ipynb': 'two trainings on CIFAR-10',   # the longest
         'howdoi.ipynb': 'a training for almost every answer; each has a notebook of its own',
         'measures/04_attribution.ipynb': 'many trainings; tests/test_attribution.py has the same functions',
         'howto/recipe.ipynb': 'nine trainings, as test_recipe in tests/test_howto.py',
-        'paper/02_figures.ipynb': 'trains what tests/test_paper.py trains for all figures'}
+        'paper/02_figures.ipynb': 'trains what tests/test_paper.py trains for all figures',
+        'paper/04_questions.ipynb': 'the recipe of tests/test_questions.py, with pictures',
+        'concept.ipynb': 'no code of its own; what it shows, the home page trains as well'}
 
 def required(nb):
     "The names in `requires:` of the front matter of notebook `nb`"

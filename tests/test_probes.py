@@ -1,5 +1,5 @@
 "Linear probes against scikit-learn's converged logistic regression, on random and nasty features, and layer by layer on a network."
-import numpy as np, pytest, torch
+import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, settings, strategies as st
 from sklearn.linear_model import LogisticRegression
 from torch import nn
@@ -59,7 +59,8 @@ def test_scale_and_mean_do_not_matter(problem, scale, mean):
 def digits():
     set_seed(0)
     dls = digits_dls()
-    net = nn.Sequential(nn.Conv2d(3,8,3,2), nn.ReLU(), nn.Conv2d(8,16,3,2), nn.ReLU(), nn.Flatten(), nn.Linear(144,32), nn.ReLU(), nn.Linear(32,10))
+    net = nn.Sequential(nn.Conv2d(3,8,3,2), nn.ReLU(), nn.Conv2d(8,16,3,2), nn.ReLU(), nn.Flatten(), nn.Linear(144,32), nn.ReLU(),
+                        nn.Linear(32,10))
     learn = Learner(dls, net, opt_func=SGD, lr=.1, metrics=accuracy)
     with learn.no_bar(), learn.no_logging(): learn.fit(3)
     return dls,net
@@ -84,7 +85,8 @@ def test_C_is_chosen_without_the_test_set(digits):
     dls,net = digits
     X,y = collect(net, dls.train, 1),dl_labels(dls.train)
     one = probe_features(X, y, collect(net, dls.valid, 1), dl_labels(dls.valid), progress=False)
-    noise = probe_features(X, y, {k:torch.randn_like(v) for k,v in collect(net, dls.valid, 1).items()}, dl_labels(dls.valid), progress=False)
+    noise = probe_features(X, y, {k:torch.randn_like(v) for k,v in collect(net, dls.valid, 1).items()}, dl_labels(dls.valid),
+                           progress=False)
     assert (one.C==noise.C).all() and (one.accuracy>.5).any() and (noise.accuracy<.3).all()
 
 def test_shuffled_labels_are_at_chance(digits):
@@ -111,13 +113,15 @@ def test_batch_size_seed_and_state_do_not_matter(digits):
 def test_errors_name_the_layer(digits):
     dls,net = digits
     X = {('net','a'):torch.full((20,3), float('nan'))}
-    with pytest.raises(ValueError, match="layer 'a' of 'net'"): probe_features(X, torch.arange(20)%2, X, torch.arange(20)%2, progress=False)
+    with pytest.raises(ValueError, match="layer 'a' of 'net'"):
+        probe_features(X, torch.arange(20)%2, X, torch.arange(20)%2, progress=False)
 
 def test_vocabularies_in_another_order():
     "The same classes under other labels would be probed wrongly"
     a,b = digits_dls(n=64, n_valid=32),digits_dls(n=64, n_valid=32)
     b.valid_ds.vocab = CategoryMap([str(o) for o in range(9, -1, -1)], sort=False)
-    with pytest.raises(ValueError, match="test has class '9' as label 0, train have it as 9"): layer_probe(nn.Sequential(nn.Flatten(), nn.Linear(768,4)), a.train, b.valid, progress=False)
+    with pytest.raises(ValueError, match="test has class '9' as label 0, train have it as 9"):
+        layer_probe(nn.Sequential(nn.Flatten(), nn.Linear(768,4)), a.train, b.valid, progress=False)
 
 # what has no meaning is refused
 
@@ -143,16 +147,19 @@ def test_labels_of_other_numbers():
     with pytest.raises(ValueError, match=r'y: labels of shape \(1,\) for 400 samples'): p.accuracy(X, [1])
     k,kw = ('m','a'),dict(C=1., progress=False)
     for test,y_test in (({k:X},[1]),({k:X[:30]},y)):
-        with pytest.raises(ValueError, match="layer 'a' of 'm': test y: labels of shape"): probe_features({k:X}, y, test, y_test, **kw)
+        with pytest.raises(ValueError, match="layer 'a' of 'm': test y: labels of shape"):
+            probe_features({k:X}, y, test, y_test, **kw)
     for test in ({('m','b'):X},{},{k:X,('m','b'):X}):
-        with pytest.raises(ValueError, match=r"\('m', '[ab]'\) is in only one of the two"): probe_features({k:X}, y, test, y, **kw)
+        with pytest.raises(ValueError, match=r"\('m', '[ab]'\) is in only one of the two"):
+            probe_features({k:X}, y, test, y, **kw)
 
 def test_features_given_are_chosen_like_those_of_a_network():
     X,y = separable()
     m,kw = nn.Sequential(nn.Identity()),dict(C=1., max_features=2, seed=3, progress=False)
     got,want = probe_features({('model','0'):X}, y, {('model','0'):X}, y, **kw),layer_probe(m, [(X,y)], [(X,y)], '0', **kw)
     assert got.features.item()==2 and got.accuracy.item()==want.accuracy.item()<.9 and got.attrs['pool'] is None
-    with pytest.raises(ValueError, match='pool: these features have no places'): probe_features({('m','a'):X}, y, {('m','a'):X}, y, pool=3)
+    with pytest.raises(ValueError, match='pool: these features have no places'):
+        probe_features({('m','a'):X}, y, {('m','a'):X}, y, pool=3)
 
 def merged(y): return torch.where(y>=8, 7, y)
 def merge(items):
@@ -165,7 +172,8 @@ class FlipFirst:
 def test_labels_changed_after_the_eighth_class():
     y = torch.arange(100)%10
     ds = list(zip(torch.arange(100.)[:,None].repeat(1, 4), y))
-    for dl in (TorchDL(ds, 20, collate_fn=merge), FastaiDL(ds, bs=20, create_batch=merge), FastaiDL(ds, bs=20, after_batch=lambda b: (b[0],merged(b[1])))):
+    for dl in (TorchDL(ds, 20, collate_fn=merge), FastaiDL(ds, bs=20, create_batch=merge),
+               FastaiDL(ds, bs=20, after_batch=lambda b: (b[0],merged(b[1])))):
         assert torch.equal(dl_labels(dl), merged(y)) and torch.equal(dl_labels(dl), torch.cat([b[1] for b in dl]))
     dl = FastaiDL(ds, bs=20, after_batch=FlipFirst())
     assert dl_labels(dl).tolist()==torch.where((y==0) & (torch.arange(100)>5), 1, y).tolist()
@@ -181,16 +189,27 @@ class Skips(list):
 def test_samples_that_are_skipped(make):
     X,y = separable(40)
     dl = make(Skips(zip(X, y)), 8)
-    with pytest.raises(ValueError, match='left out by `SkipItemException`'): layer_probe(nn.Sequential(nn.Linear(4, 4)), dl, dl, progress=False)
+    with pytest.raises(ValueError, match='left out by `SkipItemException`'):
+        layer_probe(nn.Sequential(nn.Linear(4, 4)), dl, dl, progress=False)
 
 def test_arguments_of_other_types():
     X,y = separable(40)
     m,dl = nn.Sequential(nn.Linear(4, 4)),[(X,y)]
-    with pytest.raises(ValueError, match='labels: got a Tensor; must be a function'): layer_probe(m, dl, dl, labels=y%2, progress=False)
+    with pytest.raises(ValueError, match='labels: got a Tensor; must be a function'):
+        layer_probe(m, dl, dl, labels=y%2, progress=False)
     with pytest.raises(ValueError, match='labels: got a tuple'): layer_probe(m, dl, dl, labels=(y%2,), progress=False)
     for bad in (['a','b']*20,np.array(['a','b']*20)):
         with pytest.raises(ValueError, match='Number the classes'): fit_probe(X, bad)
     for kw in (dict(pool=0),dict(pool=-1),dict(max_features=2.5),dict(max_features=0)):
         (k,v), = kw.items()
         with pytest.raises(ValueError, match=f'{k}={v}: must be a whole number'): layer_probe(m, dl, dl, progress=False, **kw)
-    with pytest.raises(ValueError, match="'model' has weights on the device 'meta'"): layer_probe(nn.Linear(4, 4, device='meta'), dl, dl, progress=False)
+    with pytest.raises(ValueError, match="'model' has weights on the device 'meta'"):
+        layer_probe(nn.Linear(4, 4, device='meta'), dl, dl, progress=False)
+
+def test_arrays_and_series_are_fitted():
+    rng = np.random.default_rng(0)
+    y = np.arange(60)%3
+    X = rng.normal(size=(60, 5))+np.eye(3, 5)[y]
+    want = fit_probe(torch.tensor(X), torch.tensor(y), 1.)
+    for a,b in ((X,y), (X,pd.Series(y, range(9, 69))), (torch.tensor(X),y.astype(np.uint16)), (X,y.astype(np.uint8))):
+        assert torch.equal(fit_probe(a, b, 1.).weight, want.weight)

@@ -39,8 +39,10 @@ def test_every_dynamic_field_is_set(cfg, proj, copy):
     meta,points = message_from_string((info/'METADATA').read_text('utf-8')), ConfigParser()
     points.read(info/'entry_points.txt')
     found = {'version': meta['Version']==cfg['version'], 'requires-python': meta['Requires-Python']==f">={cfg['min_python']}",
-        'keywords': sorted(re.split('[ ,]', meta['Keywords']))==sorted(cfg['keywords'].split()), 'authors': cfg['author'] in str(meta.items()),
-        'license': cfg['license'] in (meta['License-Expression'], meta['License']), 'classifiers': 'Programming Language :: Python :: 3' in meta.get_all('Classifier'),
+        'keywords': sorted(re.split('[ ,]', meta['Keywords']))==sorted(cfg['keywords'].split()),
+        'authors': cfg['author'] in str(meta.items()),
+        'license': cfg['license'] in (meta['License-Expression'], meta['License']),
+        'classifiers': 'Programming Language :: Python :: 3' in meta.get_all('Classifier'),
         'readme': meta.get_payload().strip()==(root/'README.md').read_text('utf-8').strip(),
         'dependencies': all(o in meta.get_all('Requires-Dist') for o in cfg['requirements'].split()),
         'optional-dependencies': {'dev', 'timm'} <= {*meta.get_all('Provides-Extra')},
@@ -62,7 +64,8 @@ def test_long(): 1/0"""
 def test_what_is_left_out_is_told(tmp_path):
     "With the reason; one that CONTRIBUTING.md does not list is a failure"
     (tmp_path/'test_skips.py').write_text(skips)
-    run = lambda *args: subprocess.run([sys.executable, '-m', 'pytest', '-p', 'conftest', '-c', root/'pyproject.toml', '--rootdir', tmp_path, tmp_path, *args],
+    run = lambda *args: subprocess.run([sys.executable, '-m', 'pytest', '-p', 'conftest', '-c', root/'pyproject.toml',
+                                        '--rootdir', tmp_path, tmp_path, *args],
         env={**os.environ, 'PYTHONPATH':str(root/'tests')}, capture_output=True, text=True).stdout
     quick,whole = run('--quick'),run('-m', 'slow')
     assert 'not listed in CONTRIBUTING.md: no time' in quick and '1 failed, 2 skipped' in quick
@@ -92,7 +95,8 @@ def test_nbdev_yml_follows_pyproject(copy):
     python('-c', 'from nbdev.quarto import refresh_quarto_yml; refresh_quarto_yml()', cwd=copy)
     same(tree(copy/'nbs', '*.yml'), tree(root/'nbs', '*.yml'))
 
-@pytest.mark.parametrize('table', sorted((root/'nbs'/'paper'/'results').rglob('*.csv')), ids=lambda f: f.relative_to(root/'nbs'/'paper'/'results').as_posix())
+@pytest.mark.parametrize('table', sorted((root/'nbs'/'paper'/'results').rglob('*.csv')),
+                         ids=lambda f: f.relative_to(root/'nbs'/'paper'/'results').as_posix())
 def test_no_result_counts_twice(table):
     "A row that is there twice would be a seed more"
     rows = table.read_text('utf-8').splitlines()

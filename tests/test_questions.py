@@ -22,15 +22,20 @@ def test_all_methods_begin_with_the_same_network(tmp_path, few):
     assert list(t.index)==[*some,'WiSE-FT, half way']
     start = load_net(trained(RunStore(tmp_path), replace(tiny, lengths=(4,0,0)), 0)).model
     sets = pattern_sets(net_dls(tiny, 0), net_pattern(tiny), ('clean','pattern'))
-    assert t.before.tolist()==pytest.approx([evaluate(start, sets['clean'])['accuracy']]*7)   # also where a method changes weights at once
-    assert t[['clean','pattern']].stack().between(0,1).all() and t.relearned.isna().tolist()==[False]*6+[True] and t.step['plain finetuning']==1
+    # also where a method changes weights at once
+    assert t.before.tolist()==pytest.approx([evaluate(start, sets['clean'])['accuracy']]*7)
+    assert t[['clean','pattern']].stack().between(0,1).all() and t.relearned.isna().tolist()==[False]*6+[True]
+    assert t.step['plain finetuning']==1
     found = made.tables['recovered']
-    assert found.groupby(['method','features'], sort=False).size().to_dict()=={(m,f):3 for m in ('before',*some) for f in ('last','all')}   # three draws
+    # three draws
+    assert found.groupby(['method','features'], sort=False).size().to_dict()=={(m,f):3 for m in ('before',*some) for f in ('last','all')}
     now = found.groupby('method').now.first()
-    assert now['before']==t.before.iloc[0] and now[list(some)].tolist()==t.clean[list(some)].tolist()   # each method's own network
+    # each method's own network
+    assert now['before']==t.before.iloc[0] and now[list(some)].tolist()==t.clean[list(some)].tolist()
     written = {f:f.stat().st_mtime_ns for f in tmp_path.glob('train_*/run.json')}
     again = run_recipe(recipes['resist'], Scale((tiny,), seeds=1), tmp_path, n_jobs=1, progress=False)
-    assert again.tables['resist'].equals(made.tables['resist']) and written=={f:f.stat().st_mtime_ns for f in tmp_path.glob('train_*/run.json')}
+    assert again.tables['resist'].equals(made.tables['resist'])
+    assert written=={f:f.stat().st_mtime_ns for f in tmp_path.glob('train_*/run.json')}
     plt.close(made.plot())
 
 @pytest.mark.parametrize('method', ['last layer only','last layer first (LP-FT)'])
@@ -39,41 +44,63 @@ def test_what_is_trained(tmp_path, method):
     store,net = RunStore(tmp_path),replace(tiny, lengths=(2,2,0))
     run = store.once(train_resisting, seed=0, net=asdict(net), method=method)
     before,after = trained(store, replace(tiny, lengths=(2,0,0))).weights('pretrain'),run.weights('erode')
-    assert before['1.weight'].equal(after['1.weight'])==(method=='last layer only') and not before['3.weight'].equal(after['3.weight'])
+    assert before['1.weight'].equal(after['1.weight'])==(method=='last layer only')
+    assert not before['3.weight'].equal(after['3.weight'])
 
 def test_methods_that_need_images_without_squares(tmp_path, few, monkeypatch):
     "Where some images have none, there are two more; all methods take as many iterations"
     assert {*questions._methods(replace(tiny, ratio=.9))}-{*questions._methods(tiny)}=={'GroupDRO','JTT'}
     monkeypatch.setattr(questions, 'resisting', {'plain finetuning':resisting['plain finetuning']})
     net = replace(tiny, n=320, ratio=.5, lengths=(2,2,0))
-    t = run_recipe(recipes['resist'], Scale((net,), seeds=1), tmp_path, n_jobs=1, progress=False).tables['resist'].set_index('method')
-    assert [*t.index]==['plain finetuning','GroupDRO','JTT','WiSE-FT, half way'] and t.needs['GroupDRO']=='which images have squares'
+    t = run_recipe(recipes['resist'], Scale((net,), seeds=1), tmp_path, n_jobs=1,
+                   progress=False).tables['resist'].set_index('method')
+    assert [*t.index]==['plain finetuning','GroupDRO','JTT','WiSE-FT, half way']
+    assert t.needs['GroupDRO']=='which images have squares'
     runs = [o for o in RunStore(tmp_path) if 'method' in o.settings]
     assert {o.settings['method']:o.evals.iter.max() for o in runs}==dict.fromkeys(('plain finetuning','GroupDRO','JTT'), 10)
     ends = [o.weights('erode')['1.weight'] for o in runs]
     assert not any(a.equal(b) for i,a in enumerate(ends) for b in ends[:i])
 
+def test_picture_of_two_ratios():
+    "As the presets `cpu` and `paper` have them: two methods are only in the second panel; each row is its method's"
+    def rows(ratio, **clean):
+        return [dict(net='n', ratio=ratio, seed=0, method=m, before=.7, chance=.1, clean=c, pattern=.95) for m,c in clean.items()]
+    t = questions.pd.DataFrame(rows(1., plain=.2, replay=.6)+rows(.9, plain=.65, replay=.5, GroupDRO=.3))
+    one,two = questions.plot_resist(dict(resist=t)).axes
+    names = [o.get_text() for o in one.get_yticklabels()]
+    assert names==['plain','replay','GroupDRO']
+    assert [o.get_title('left') for o in (one,two)]==[f'squares on {o} of the images' for o in ('100%','90%')]
+    def shown(ax): return dict(zip(map(names.__getitem__, ax.lines[1].get_ydata()), ax.lines[1].get_xdata()))
+    assert shown(one)==dict(plain=.2, replay=.6) and shown(two)==dict(plain=.65, replay=.5, GroupDRO=.3)
+
 def test_half_of_one_epoch(tmp_path):
     "Linear probing first, in a phase of one epoch, takes half of its iterations"
-    run = RunStore(tmp_path).once(train_resisting, seed=0, net=asdict(replace(tiny, lengths=(2,1,0))), method='last layer first (LP-FT)')
+    run = RunStore(tmp_path).once(train_resisting, seed=0, net=asdict(replace(tiny, lengths=(2,1,0))),
+                                  method='last layer first (LP-FT)')
     ends = run.evals.groupby('phase', sort=False).iter.max()
     assert ends.to_dict()==dict(probe=1, erode=1)   # two iterations of 64 samples
 
 def test_nothing_to_save_is_not_clear():
     def judged(clean, pattern):
-        rows = [dict(net='n', ratio=1., seed=0, method=m, before=.5, chance=.1, clean=c, pattern=p) for m,c,p in (('plain finetuning',clean,pattern), ('a',.5,.95), ('b',.5,.5))]
+        rows = [dict(net='n', ratio=1., seed=0, method=m, before=.5, chance=.1, clean=c, pattern=p)
+                for m,c,p in (('plain finetuning',clean,pattern), ('a',.5,.95), ('b',.5,.5))]
         return [o['agrees'] for o in questions.resist_claims(dict(resist=questions.pd.DataFrame(rows)))]
     assert judged(.1, 1.)==['yes','yes','no'] and judged(.05, 1.)==['yes','yes','no']   # below chance: all is forgotten, not more
     assert judged(.6, 1.)==['no','not clear','not clear']
-    claims = questions.resist_claims(dict(resist=questions.pd.DataFrame([dict(net='n', ratio=1., seed=0, method='plain finetuning', before=.5, chance=.1, clean=.05, pattern=1.)])))
+    claims = questions.resist_claims(dict(resist=questions.pd.DataFrame([dict(net='n', ratio=1., seed=0,
+        method='plain finetuning', before=.5, chance=.1, clean=.05, pattern=1.)])))
     assert claims[0]['mean']==1
 
 def test_what_is_recovered(tmp_path):
-    made = run_recipe(recipes['recover'], Scale(with_control(replace(tiny, lengths=(4,2,0))), seeds=1), tmp_path, n_jobs=1, progress=False)
+    made = run_recipe(recipes['recover'], Scale(with_control(replace(tiny, lengths=(4,2,0))), seeds=1), tmp_path, n_jobs=1,
+                      progress=False)
     t = made.tables['recover']
-    assert t.groupby(['ratio','seed','features','model']).size().eq(2*3).all() and set(t.model)=={'start','before','after'} and set(t.few)=={1,10}   # three draws
+    # three draws
+    assert t.groupby(['ratio','seed','features','model']).size().eq(2*3).all() and set(t.model)=={'start','before','after'}
+    assert set(t.few)=={1,10}
     before = t[t.model!='after'].drop(columns='ratio').groupby(t.ratio)
-    assert before.get_group(0.).reset_index(drop=True).equals(before.get_group(1.).reset_index(drop=True))   # the same networks, measured twice
+    # the same networks, measured twice
+    assert before.get_group(0.).reset_index(drop=True).equals(before.get_group(1.).reset_index(drop=True))
     assert t.accuracy.between(0,1).all() and len(made.claims())==4
     plt.close(made.plot())
 
@@ -86,7 +113,8 @@ def test_only_when_named(tmp_path):
 def test_command_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(questions, 'resisting', {k:resisting[k] for k in some[:2]})
     monkeypatch.setattr(questions, 'unlearners', {k:questions.unlearners[k] for k in ('pattern','finetune')})
-    for k in cli.questions: monkeypatch.setitem(recipes, k, replace(recipes[k], scales=dict(smoke=replace(recipes[k].scales['smoke'], seeds=1))))
+    for k in cli.questions:
+        monkeypatch.setitem(recipes, k, replace(recipes[k], scales=dict(smoke=replace(recipes[k].scales['smoke'], seeds=1))))
     assert cli.main(['paper','resist','recover','unlearn','--preset','smoke','--out',str(tmp_path/'o'),'--jobs','1'])==0
     said = capsys.readouterr().out
     assert 'WiSE-FT, half way' in said and 'new last layer brings back' in said and 'finetune, a class' in said

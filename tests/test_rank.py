@@ -51,7 +51,8 @@ def test_rank_by_construction(n, d, r, scale, mean, seed):
 @given(sizes, st.integers(1, 20), st.integers(1, 4), st.integers(0, 5), scales, st.sampled_from([0.,100.]), seeds)
 def test_duplicated_and_constant_columns(n, d, times, const, scale, mean, seed):
     x = (randn(n, d, seed)+mean).float()
-    cols = torch.cat([x.repeat(1, times), torch.full((n,const), mean+.1)], 1)[:, torch.randperm(d*times+const, generator=torch.Generator().manual_seed(seed))]*scale
+    cols = torch.cat([x.repeat(1, times), torch.full((n,const), mean+.1)], 1)[:,
+        torch.randperm(d*times+const, generator=torch.Generator().manual_seed(seed))]*scale
     e = exact(x)
     for t in 1e-2,1e-3,1e-4:
         if np.abs(e/e[0]/t-1).min()<1e-3: continue   # a value on the edge
@@ -90,8 +91,11 @@ def test_input_is_left_alone():
     spectrum(x); numerical_rank(x); rankme(x)
     assert torch.equal(x.detach(), y) and x.grad is None
 
-@pytest.mark.parametrize('x,msg', [(torch.ones(3,4,dtype=torch.int64),'dtype torch.int64'), (torch.ones(3,4,dtype=torch.bool),'dtype torch.bool'), (torch.ones(3,4,5),r'shape \(3, 4, 5\)'),
-                                   (torch.ones(1,4),'at least 2'), (torch.ones(0,4),'at least 2'), (torch.ones(4,0),'at least 1 feature'), (torch.tensor(3.),'flatten')])
+@pytest.mark.parametrize('x,msg',
+                         [(torch.ones(3,4,dtype=torch.int64),'dtype torch.int64'),
+                          (torch.ones(3,4,dtype=torch.bool),'dtype torch.bool'), (torch.ones(3,4,5),r'shape \(3, 4, 5\)'),
+                                   (torch.ones(1,4),'at least 2'), (torch.ones(0,4),'at least 2'),
+                                   (torch.ones(4,0),'at least 1 feature'), (torch.tensor(3.),'flatten')])
 def test_refused(x, msg):
     for f in (spectrum,numerical_rank,effective_rank,stable_rank,rankme,srank):
         with pytest.raises(ValueError, match=f'^x: .*{msg}'): f(x)
@@ -110,7 +114,8 @@ def test_not_finite_is_refused(v, shape, at):
 def test_default_tolerance_is_torchs_for_a_covariance(n, d):
     x = known(n, d, 30, n+d, low=-4).float()*100+3
     cov = torch.cov(x.T)
-    assert 1<numerical_rank(x)<30 and numerical_rank(x)==int(torch.linalg.matrix_rank(cov, hermitian=True))==int(torch.linalg.matrix_rank(cov))
+    assert 1<numerical_rank(x)<30
+    assert numerical_rank(x)==int(torch.linalg.matrix_rank(cov, hermitian=True))==int(torch.linalg.matrix_rank(cov))
     assert numerical_rank(x)==numerical_rank(x, tunnel_rtol(d))==numerical_rank(spectrum(x), tunnel_rtol(d))
 
 @quick
@@ -130,15 +135,18 @@ def test_definitions(values):
 
 def test_published_centring():
     x = randn(50, 8, 0)+30                            # one direction is most of it, unless it is taken off
-    assert rankme(x)<1.5 and srank(x, .2)==1 and rankme(x, center=True)>6 and srank(x, .2, center=True)>5 and effective_rank(x)>6 and effective_rank(x, center=False)<1.5
-    np.testing.assert_allclose([rankme(x),effective_rank(x)], [rankme(torch.tensor(exact(x, False))),effective_rank(torch.tensor(exact(x)))], rtol=1e-6)
+    assert rankme(x)<1.5 and srank(x, .2)==1 and rankme(x, center=True)>6 and srank(x, .2, center=True)>5 and effective_rank(x)>6
+    assert effective_rank(x, center=False)<1.5
+    np.testing.assert_allclose([rankme(x),effective_rank(x)],
+                               [rankme(torch.tensor(exact(x, False))),effective_rank(torch.tensor(exact(x)))], rtol=1e-6)
 
 @pytest.mark.parametrize('n,d', [(7,3),(3,7)])
 @pytest.mark.parametrize('v', [0.,.1,1e30,-3e-30])
 @pytest.mark.parametrize('dtype', [torch.float32,torch.float64])
 def test_constant_features_have_rank_zero(n, d, v, dtype):
     x = torch.full((n,d), v, dtype=dtype)
-    assert [f(x) for f in (numerical_rank,effective_rank,stable_rank)]==[0,0,0] and srank(x, center=True)==rankme(x, center=True)==0
+    assert [f(x) for f in (numerical_rank,effective_rank,stable_rank)]==[0,0,0]
+    assert srank(x, center=True)==rankme(x, center=True)==0
     np.testing.assert_allclose([srank(x),rankme(x)], [v!=0]*2, rtol=1e-4)
 
 # Layer by layer
@@ -158,7 +166,8 @@ def fed(x, batch, **kwargs):
 counts = ['rank','rank_1e-2','rank_1e-3','srank']
 def close(a, b):
     assert {k:a[k] for k in counts}=={k:b[k] for k in counts}
-    np.testing.assert_allclose([a[k] for k in ('effective','stable','rankme')], [b[k] for k in ('effective','stable','rankme')], rtol=1e-9)
+    np.testing.assert_allclose([a[k] for k in ('effective','stable','rankme')], [b[k] for k in ('effective','stable','rankme')],
+                               rtol=1e-9)
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.integers(2, 80), st.integers(1, 40), st.integers(1, 80), scales, st.sampled_from([0.,100.]), seeds)
@@ -169,7 +178,8 @@ def test_any_batch_size_and_path(n, d, batch, scale, mean, seed):
     close(row, fed(x.double(), batch))
     e = exact(x)
     if np.abs(e/e[0]/1e-3-1).min()>1e-3: assert row['rank_1e-3']==int((e>1e-3*e[0]).sum())
-    np.testing.assert_allclose([row['effective'],row['stable'],row['rankme']], [effective_rank(x),stable_rank(x),rankme(x)], rtol=1e-5)
+    np.testing.assert_allclose([row['effective'],row['stable'],row['rankme']], [effective_rank(x),stable_rank(x),rankme(x)],
+                               rtol=1e-5)
     assert (row['features'],row['used'],row['n'])==(d,d,n) and row['srank']==srank(x)
 
 @pytest.mark.parametrize('n', [30,60,100])
@@ -206,7 +216,9 @@ class Net(nn.Module):
         self.dead(-1-x.abs())
         return self.wide(self.low(self.drop(x.flatten(1))))
 
-def data(n, bs=16): return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(randn(n, 3*64, 1).view(n,3,8,8), torch.zeros(n)), bs, shuffle=True)
+def data(n, bs=16):
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(randn(n, 3*64, 1).view(n,3,8,8), torch.zeros(n)), bs,
+                                       shuffle=True)
 layers = ['conv','dead','low','wide']
 
 def test_layers_against_a_plain_forward_pass():
@@ -214,8 +226,10 @@ def test_layers_against_a_plain_forward_pass():
     net.bn.eval()
     before,modes,rng = deepcopy(net.state_dict()),[m.training for m in net.modules()],torch.get_rng_state()
     r = layer_rank({'a':net, 'b':deepcopy(net)}, dl, layers, progress=False)
-    assert isinstance(r, LayerRank) and r.index.names==['model','layer'] and r.index.tolist()==[(m,l) for m in 'ab' for l in layers]
-    assert r.attrs['n']==40 and r.attrs['max_features']==8000 and r.attrs['seed']==0 and r.attrs['rtol'] is None and r.attrs['passes']==1
+    assert isinstance(r, LayerRank) and r.index.names==['model','layer']
+    assert r.index.tolist()==[(m,l) for m in 'ab' for l in layers]
+    assert r.attrs['n']==40 and r.attrs['max_features']==8000 and r.attrs['seed']==0 and r.attrs['rtol'] is None
+    assert r.attrs['passes']==1
     assert r.loc['a'].equals(r.loc['b'])
     x = dl.dataset.tensors[0]
     with torch.no_grad():
@@ -228,7 +242,8 @@ def test_layers_against_a_plain_forward_pass():
         np.testing.assert_allclose([row['effective'],row['rankme']], [effective_rank(out),rankme(out)], rtol=1e-4)
     assert r.loc['a','rank'].tolist()[1:]==[0,3,3] and not r.isna().any(axis=None)
     assert [m.training for m in net.modules()]==modes and torch.equal(rng, torch.get_rng_state())
-    assert all(torch.equal(v, before[k]) for k,v in net.state_dict().items()) and not any(m._forward_hooks for m in net.modules()) and all(p.grad is None for p in net.parameters())
+    assert all(torch.equal(v, before[k]) for k,v in net.state_dict().items()) and not any(m._forward_hooks for m in net.modules())
+    assert all(p.grad is None for p in net.parameters())
 
 def test_passes_and_batch_sizes():
     net = Net()
@@ -241,10 +256,14 @@ def test_sampled_features_set_the_tolerance():
     x,idx = torch.zeros(100, 2000),pick_features(2000, 20, 3)
     x[:,idx] = known(100, 20, 20, 0).float()
     row = fed(x, 9, max_features=20, seed=3)
-    assert (row['used'],row['features'],row['rank'])==(20,2000,int((10**(-4*np.arange(20)/19)>(20*2**-23)**.5).sum()))==(20,2000,numerical_rank(x[:,idx]))
+    assert (row['used'],row['features'],row['rank'])==(20,2000,
+                                                       int((10**(-4*np.arange(20)/19)>(20*2**-23)**.5).sum()))==(20,2000,numerical_rank(x[:,idx]))
 
-@pytest.mark.parametrize('rank_,n,used,features,why', [(95,101,200,200,'images'), (94,101,200,200,''), (95,300,100,200,'features'), (94,300,100,200,''), (100,300,100,100,''), (99,300,100,100,''),
-                                                       (99,101,100,100,'images'), (100,101,100,100,''), (19,20,25,40,'images'), (0,2,5,5,''), (1,2,5,5,'images')])
+@pytest.mark.parametrize('rank_,n,used,features,why',
+                         [(95,101,200,200,'images'), (94,101,200,200,''), (95,300,100,200,'features'), (94,300,100,200,''),
+                          (100,300,100,100,''), (99,300,100,100,''),
+                                                       (99,101,100,100,'images'), (100,101,100,100,''), (19,20,25,40,'images'),
+                                                       (0,2,5,5,''), (1,2,5,5,'images')])
 def test_limit(rank_, n, used, features, why): assert rank._limit(rank_, n, used, features)==why
 
 def test_ceilings_are_marked():
@@ -271,14 +290,16 @@ def test_plot():
 def test_sampled_features_are_fixed():
     net = Net()
     a,b,c = (layer_rank(net, data(100), 'conv', max_features=30, seed=s, progress=False) for s in (0,0,1))
-    assert a[counts].equals(b[counts]) and abs(a.effective.item()-b.effective.item())<1e-3<abs(a.effective.item()-c.effective.item())
+    assert a[counts].equals(b[counts])
+    assert abs(a.effective.item()-b.effective.item())<1e-3<abs(a.effective.item()-c.effective.item())
     last = layer_rank(deepcopy(net).to(memory_format=torch.channels_last), data(100), 'conv', max_features=30, progress=False)
     assert abs(a.effective.item()-last.effective.item())<1e-3
 
 def test_errors_name_model_and_layer():
     net = Net()
     with torch.no_grad(): net.low.weight[0,0] = float('inf')
-    with pytest.raises(ValueError, match="layer 'low' of 'broken': has NaN or infinite"): layer_rank({'ok':Net(), 'broken':net}, data(40), layers, progress=False)
+    with pytest.raises(ValueError, match="layer 'low' of 'broken': has NaN or infinite"):
+        layer_rank({'ok':Net(), 'broken':net}, data(40), layers, progress=False)
     assert not any(m._forward_hooks for m in net.modules())
     with pytest.raises(ValueError, match='n=1: a rank needs'): layer_rank(net, data(40), n=1, progress=False)
     with pytest.raises(ValueError, match='rtol=0:'): layer_rank(net, data(40), rtol=0, progress=False)

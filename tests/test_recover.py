@@ -7,11 +7,12 @@ from torch import nn
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from fastai.tabular.all import CategoryBlock, Normalize, TabularPandas, tabular_learner
-from fastai.vision.all import (Callback, CategoryMap, CrossEntropyLossFlat, DataLoader, DataLoaders, IntToFloatTensor, L, Learner, SchedCos, SGD,
-                               TensorCategory, TensorImage, TfmdDL, accuracy, set_seed)
+from fastai.vision.all import (Callback, CategoryMap, CrossEntropyLossFlat, DataLoader, DataLoaders, IntToFloatTensor, L, Learner,
+                               SchedCos, SGD, TensorCategory, TensorImage, TfmdDL, accuracy, set_seed)
 from stop import Boom, StopAt
 from feature_erosion.data import TensorImages, digits_dls, tensor_dls
 from feature_erosion.evalsets import EvalSets, pattern_sets
+from feature_erosion.mitigations import Ensemble
 import feature_erosion.learner   # `fit_phases`, `recover` and others on every Learner
 from feature_erosion.patterns import ColorSquare, Noise
 from feature_erosion.phases import Phase
@@ -119,7 +120,8 @@ class Known(nn.Module):
         super().__init__()
         self.early,self.late,self.head = nn.Linear(16,16),nn.Linear(16,16),nn.Linear(16,4)
         with torch.no_grad():
-            for m,w in ((self.early,torch.eye(16)), (self.late,torch.zeros(16,16) if gone else torch.eye(16)), (self.head,torch.eye(4,16).roll(1, 0))):
+            for m,w in ((self.early,torch.eye(16)), (self.late,torch.zeros(16,16) if gone else torch.eye(16)),
+                        (self.head,torch.eye(4,16).roll(1, 0))):
                 m.weight.copy_(w)
                 m.bias.zero_()
     def forward(self, x): return self.head(self.late(self.early(x.flatten(1))))
@@ -139,7 +141,8 @@ def test_same_images_for_all_models_and_nested():
     dls = digits_dls(n=400, n_valid=100, seed=0)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(768,20), nn.ReLU(), nn.Linear(20,10))
-    r = recover([net, deepcopy(net)], dls.train, dls.valid, few=(1,4), seeds=2, progress=False).set_index(['model','features','few','seed'])
+    r = recover([net, deepcopy(net)], dls.train, dls.valid, few=(1,4), seeds=2,
+                progress=False).set_index(['model','features','few','seed'])
     assert r.accuracy.xs('model0').equals(r.accuracy.xs('model1'))
     alone = recover(net, dls.train, dls.valid, few=1, features='last', seeds=1, progress=False)
     assert alone.accuracy[0]!=0 and (r.accuracy.groupby(level='seed').mean()).nunique()==2
@@ -158,16 +161,20 @@ def test_any_kind_of_data():
     want = see(dls.train, dls.valid)
     lists = [[(x,y) for x,y in dl.new(shuffle=False, drop_last=False)] for dl in dls]
     assert see(*lists)==want
-    sets = [torch.utils.data.TensorDataset(*[torch.cat([b[i].as_subclass(torch.Tensor) for b in l]) for i in (0,1)]) for l in lists]
+    sets = [torch.utils.data.TensorDataset(*[torch.cat([b[i].as_subclass(torch.Tensor) for b in l]) for i in (0,1)])
+            for l in lists]
     assert see(*[torch.utils.data.DataLoader(s, batch_size=32, shuffle=True) for s in sets])==want
 
 def test_missing_classes_are_named():
     dls = spot_dls(200)
     some = TensorImages(dls.train.dataset.x, dls.train.dataset.y, dls.vocab).take(torch.where(dls.train.dataset.y!=2)[0])
     lacks = tensor_dls(some, spots(40, 2), bs=16, pad=0, flip=False)
-    with pytest.raises(ValueError, match="few=1: class 'spot 2' has 0 training images"): recover(Known(), lacks.train, lacks.valid, few=1, progress=False)
-    with pytest.raises(ValueError, match="few=80: class 'spot 0' has 50 training images"): recover(Known(), dls.train, dls.valid, few=(1,80), progress=False)
-    with pytest.raises(ValueError, match='shares images with train'): recover(Known(), dls.train, dls.train, few=1, progress=False)
+    with pytest.raises(ValueError, match="few=1: class 'spot 2' has 0 training images"):
+        recover(Known(), lacks.train, lacks.valid, few=1, progress=False)
+    with pytest.raises(ValueError, match="few=80: class 'spot 0' has 50 training images"):
+        recover(Known(), dls.train, dls.valid, few=(1,80), progress=False)
+    with pytest.raises(ValueError, match='shares images with train'):
+        recover(Known(), dls.train, dls.train, few=1, progress=False)
 
 class Both(nn.Module):
     "Returns a tuple; normalises by batch"
@@ -217,7 +224,8 @@ def test_recovery_does_not_affect_training(tmp_path):
     plain,watched = fit(),fit([watch()])
     assert same(plain, watched) and plain.recorder.metric_names==watched.recorder.metric_names
     w = watched.recorder.recovery
-    assert list(zip(w.phase, w.iter))==[('pretrain',0),('pretrain',2),('pretrain',4),('erode',0),('erode',2),('erode',5),('erode',8)]
+    assert list(zip(w.phase, w.iter))==[('pretrain',0),('pretrain',2),('pretrain',4),('erode',0),('erode',2),('erode',5),
+                                        ('erode',8)]
     for at in (3, 7):
         with pytest.raises(Boom): fit([watch()], tmp_path, stop=at)
     again = fit([watch()], tmp_path)
@@ -256,7 +264,8 @@ def run(cb, dls=None, phases=None, **kw):
     learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(192,2)), loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=.01)
     phases = phases or [dict(epochs=1)]
     with learn.no_bar(), learn.no_logging():
-        learn.fit_phases([Phase('clean', 1, dls)]+[Phase(f'erode{i or ""}', dls=easy, **p) for i,p in enumerate(phases)], cbs=[*L(cb), look])
+        learn.fit_phases([Phase('clean', 1, dls)]+[Phase(f'erode{i or ""}', dls=easy, **p) for i,p in enumerate(phases)],
+                         cbs=[*L(cb), look])
     return look,easy
 
 def counts(stamps): return [int((o>=0).sum()) for o in stamps if o is not None]
@@ -337,7 +346,8 @@ def test_effects_have_no_opacity():
     "What would be ramped without a word is nothing; their ratio is ramped like any pattern's"
     def ramped(**kw):
         look,easy = Look(),grey_dls().inject(Noise(.1, .2))
-        learn = Learner(easy, nn.Sequential(nn.Flatten(), nn.Linear(192,2)), loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=.01)
+        learn = Learner(easy, nn.Sequential(nn.Flatten(), nn.Linear(192,2)), loss_func=CrossEntropyLossFlat(), opt_func=SGD,
+                        lr=.01)
         with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=[Ramp(**kw), look])
         return look.stamps
     with pytest.raises(ValueError, match=r'opacity: Noise\(.*has none; ramp the ratio or the strength'): ramped(opacity=(0,1))
@@ -350,7 +360,8 @@ def test_restored_after_an_error(what):
     easy = dls.inject(ColorSquare(4))
     before = easy.train.dataset.stamps.clone()
     learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(768,10)), opt_func=SGD, loss_func=CrossEntropyLossFlat(), lr=.05)
-    with pytest.raises(Boom), learn.no_bar(), learn.no_logging(): learn.fit_phases([Phase('erode', 2, easy)], cbs=[Ramp(**{what:(0,1)}), StopAt(3)])
+    with pytest.raises(Boom), learn.no_bar(), learn.no_logging():
+        learn.fit_phases([Phase('erode', 2, easy)], cbs=[Ramp(**{what:(0,1)}), StopAt(3)])
     assert torch.equal(easy.train.dataset.stamps, before) and not any('_pictures' in vars(f) for f in easy.train.after_batch.fs)
     assert not any(isinstance(o, Ramp) for o in learn.cbs)
 
@@ -358,7 +369,8 @@ def test_without_phases():
     "Over the whole fit, on the Learner's own data; not while searching a learning rate; export works"
     easy,look = grey_dls().inject(ColorSquare(2)),Look()
     ramp = Ramp(ratio=(0,1))
-    learn = Learner(easy, nn.Sequential(nn.Flatten(), nn.Linear(192,2)), loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=.01, cbs=[ramp, look])
+    learn = Learner(easy, nn.Sequential(nn.Flatten(), nn.Linear(192,2)), loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=.01,
+                    cbs=[ramp, look])
     with learn.no_bar(), learn.no_logging():
         learn.fit(2)
         assert counts(look.stamps)==[0,2,4,6,8,10,12,14]
@@ -373,7 +385,8 @@ class Items:
     def __getitem__(self, i): return TensorImage(torch.full((3,8,8), 100+i, dtype=torch.uint8)),TensorCategory(i%2)
 
 def slow_dls(num_workers=0):
-    dls = DataLoaders(*[TfmdDL(Items(), bs=4, shuffle=s, num_workers=num_workers, after_batch=[IntToFloatTensor()]) for s in (True,False)])
+    dls = DataLoaders(*[TfmdDL(Items(), bs=4, shuffle=s, num_workers=num_workers, after_batch=[IntToFloatTensor()])
+                        for s in (True,False)])
     for dl in dls.loaders: dl.vocab = CategoryMap(['a','b'])
     dls.vocab = CategoryMap(['a','b'])
     return dls
@@ -391,13 +404,16 @@ def test_workers():
     check_faded(look)
 
 def test_refused():
-    for kw,said in ((dict(), 'say what is to change'), (dict(ratio=.5), 'ratio=0.5: must be a pair'), (dict(ratio=(0,2)), 'ratio: its schedule gives 2 after 100%'),
+    for kw,said in ((dict(), 'say what is to change'), (dict(ratio=.5), 'ratio=0.5: must be a pair'),
+                    (dict(ratio=(0,2)), 'ratio: its schedule gives 2 after 100%'),
                     (dict(opacity=(-.1,1)), 'gives -0.1 after 0%')):
         with pytest.raises(ValueError, match=said): Ramp(**kw)
-    with pytest.raises(ValueError, match="no phase 'erase' in this fit; must be among clean, erode"): run(Ramp(ratio=(0,1), phases=['erase']))
+    with pytest.raises(ValueError, match="no phase 'erase' in this fit; must be among clean, erode"):
+        run(Ramp(ratio=(0,1), phases=['erase']))
     with pytest.raises(ValueError, match="of phase 'clean' have no pattern"): run(Ramp(ratio=(0,1), phases=['clean']))
     dls = grey_dls()
-    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(192,2)), loss_func=CrossEntropyLossFlat(), lr=.01, cbs=Ramp(ratio=(0,1)))
+    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(192,2)), loss_func=CrossEntropyLossFlat(), lr=.01,
+                    cbs=Ramp(ratio=(0,1)))
     with pytest.raises(ValueError, match='the training data have no pattern'), learn.no_bar(), learn.no_logging(): learn.fit(1)
     bent = Ramp(ratio=lambda pct: 1+pct*(1-pct))
     with pytest.raises(ValueError, match='after 25% of the phase'): run(bent)
@@ -408,7 +424,8 @@ def test_two_ramps():
     class Second(Ramp): pass
     look,easy = run([Ramp(ratio=(0,1), phases=['erode']), Second(ratio=(1,0), phases=['erode1'])], phases=phases)
     assert counts(look.stamps)==[0,4,8,12]+[16,12,8,4] and counts([easy.train.dataset.stamps])==[16]
-    with pytest.raises(ValueError, match="Ramp: two of them act on the data of phase 'erode'; combine them"): run([Ramp(ratio=(0,1)), Second(opacity=(0,1))])
+    with pytest.raises(ValueError, match="Ramp: two of them act on the data of phase 'erode'; combine them"):
+        run([Ramp(ratio=(0,1)), Second(opacity=(0,1))])
 
 def test_evaluation_sets_stay():
     "They have the full pattern, whatever the ramp does"
@@ -421,7 +438,9 @@ def test_evaluation_sets_stay():
         def after_batch(self):
             if self.training: assert all(torch.equal(a, b[0]) for k,dl in sets.items() for a,b in zip(before[k], dl))
     learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(768,10)), opt_func=SGD, loss_func=CrossEntropyLossFlat(), lr=.05)
-    with learn.no_bar(), learn.no_logging(): learn.fit_phases([Phase('erode', iters=3, dls=easy)], cbs=[EvalSets(sets, at=[]), Ramp(ratio=(0,1), opacity=(0,1)), Check()])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_phases([Phase('erode', iters=3, dls=easy)],
+                         cbs=[EvalSets(sets, at=[]), Ramp(ratio=(0,1), opacity=(0,1)), Check()])
 
 class Cosine(nn.Module):
     "Scores by the angle to a prototype of each class: no linear layer is last, and what the last one sees are the pixels"
@@ -430,8 +449,10 @@ class Cosine(nn.Module):
 
 def test_a_head_that_is_not_linear():
     dls = spot_dls()
-    with pytest.raises(ValueError, match='Cosine answers with 4 scores, and its last linear layer has 8 outputs'): recover(Cosine(), dls.train, dls.valid, few=(1,), progress=False)
-    with pytest.raises(ValueError, match='its last linear layer is missing'): recover(nn.Sequential(nn.Conv2d(1,4,4), nn.Flatten()), dls.train, dls.valid, few=(1,), progress=False)
+    with pytest.raises(ValueError, match='Cosine answers with 4 scores, and its last linear layer has 8 outputs'):
+        recover(Cosine(), dls.train, dls.valid, few=(1,), progress=False)
+    with pytest.raises(ValueError, match='its last linear layer is missing'):
+        recover(nn.Sequential(nn.Conv2d(1,4,4), nn.Flatten()), dls.train, dls.valid, few=(1,), progress=False)
     assert len(recover(Cosine(), dls.train, dls.valid, few=(1,), features='all', seeds=1, progress=False))==1
 
 def test_tables():
@@ -441,7 +462,8 @@ def test_tables():
     splits = list(range(120)),list(range(120,200))
     table = TabularPandas(df, [Normalize], [], list('abc'), 'y', CategoryBlock(), splits=splits).dataloaders(bs=50)
     model = tabular_learner(table, layers=[8]).model
-    batches = [[(torch.tensor(d.conts.values).float(),torch.tensor(d.ys.values[:,0]).long())] for d in (table.train_ds,table.valid_ds)]
+    batches = [[(torch.tensor(d.conts.values).float(),torch.tensor(d.ys.values[:,0]).long())]
+               for d in (table.train_ds,table.valid_ds)]
     class Alone(nn.Module):
         def __init__(self): super().__init__(); self.m = model
         def forward(self, x): return self.m(x.new_zeros(len(x),0).long(), x)
@@ -451,8 +473,10 @@ def test_tables():
 
 def test_classes_in_another_order():
     learn = Learner(spot_dls(), Known(), loss_func=CrossEntropyLossFlat())
-    other = tensor_dls(*(TensorImages(o.x, o.targets, [f'spot {c}' for c in (1,0,2,3)]) for o in (spots(200, 2),spots(120, 3))), bs=16, pad=0, flip=False)
-    for f in (lambda: learn.recover(train=other.train, test=other.valid, few=(1,)), lambda: learn.group_accuracy(sets=other.valid), lambda: learn.group_accuracy(sets=dict(a=other.valid))):
+    other = tensor_dls(*(TensorImages(o.x, o.targets, [f'spot {c}' for c in (1,0,2,3)]) for o in (spots(200, 2),spots(120, 3))),
+                       bs=16, pad=0, flip=False)
+    for f in (lambda: learn.recover(train=other.train, test=other.valid, few=(1,)),
+              lambda: learn.group_accuracy(sets=other.valid), lambda: learn.group_accuracy(sets=dict(a=other.valid))):
         with pytest.raises(ValueError, match="has class 'spot 1' as label 0"): f()
 
 def test_groups_too_small_for_all_classes():
@@ -472,14 +496,17 @@ def digits_fit(lr, *cbs, n_epoch=2):
     with learn.no_bar(), learn.no_logging(): learn.fit(n_epoch, cbs=cbs)
     return learn
 
-@pytest.mark.parametrize('kw,text', [(dict(few=(1,500)), "few=500: class '0' has"), (dict(features='lst'), r"features=\['lst'\]"), (dict(seeds=0), 'seeds=0'),
+@pytest.mark.parametrize('kw,text',
+                         [(dict(few=(1,500)), "few=500: class '0' has"), (dict(features='lst'), r"features=\['lst'\]"),
+                          (dict(seeds=0), 'seeds=0'),
                                      (dict(layers='nope'), "layers='nope'"), (dict(n_test=0), 'n=0')])
 def test_recovery_is_checked_before_training(kw, text):
     class Started(Exception): pass
     class Start(Callback):
         def before_epoch(self): raise Started('now')
     d = digits_dls(n=128, n_valid=40, seed=0)
-    with pytest.raises(ValueError, match=text): digits_fit(.05, Recovery(d.train, d.valid, at=20, **{**dict(few=1), **kw}), Start())
+    with pytest.raises(ValueError, match=text):
+        digits_fit(.05, Recovery(d.train, d.valid, at=20, **{**dict(few=1), **kw}), Start())
     with pytest.raises(Started): digits_fit(.05, Recovery(d.train, d.valid, at=20, few=1), Start())
 
 def test_iterations_of_recovery():
@@ -498,7 +525,8 @@ def test_a_diverged_network_is_logged_as_nan():
 
 def test_numbers_of_classes_in_messages():
     x,y = torch.randn(40, 4),torch.arange(40)%4
-    with pytest.raises(ValueError, match='few=50: class 0 has 10 training'): recover(nn.Linear(4, 4), [(x,y)], [(x+1,y)], few=(50,), progress=False)
+    with pytest.raises(ValueError, match='few=50: class 0 has 10 training'):
+        recover(nn.Linear(4, 4), [(x,y)], [(x+1,y)], few=(50,), progress=False)
 
 @pytest.mark.parametrize('missing', [None,float('nan'),pd.NA,pd.NaT])
 def test_missing_groups(missing):
@@ -513,10 +541,12 @@ def test_missing_groups(missing):
 def test_groups_of_other_shapes():
     x,y = torch.randn(40, 4),torch.arange(40)%4
     for by,shape in (([],r'\(0,\)'),(np.zeros((40,2)),r'\(40, 2\)'),([('a',1)]*40,r'\(40, 2\)')):
-        with pytest.raises(ValueError, match=f'by: of shape {shape}; must be one'): group_accuracy(nn.Linear(4, 4), [(x,y)], by=by)
+        with pytest.raises(ValueError, match=f'by: of shape {shape}; must be one'):
+            group_accuracy(nn.Linear(4, 4), [(x,y)], by=by)
         with pytest.raises(ValueError, match=f'groups: of shape {shape}; must be one'): dfr(x, y, by)
     for level in (0,1.,95,float('nan')):
-        with pytest.raises(ValueError, match=f'level={level}: must be above 0 and below 1'): group_accuracy(nn.Linear(4, 4), [(x,y)], level=level)
+        with pytest.raises(ValueError, match=f'level={level}: must be above 0 and below 1'):
+            group_accuracy(nn.Linear(4, 4), [(x,y)], level=level)
 
 def test_features_of_any_precision():
     X,y = blobs()
@@ -537,3 +567,43 @@ def test_parts_of_one_dataset_share_no_images():
     assert see(loader(first), loader(rest)).attrs['n_test']==15
     dl = DataLoader(items, bs=8, num_workers=0)
     assert see(*[same_dl(dl, idxs=i) for i in (list(range(25)),list(range(25,40)))]).attrs['n_test']==15
+
+class Two(nn.Module):
+    "Two heads, whose answers are added"
+    def __init__(self, a, b): super().__init__(); self.a,self.b = a,b
+    def forward(self, x): return self.a(x)+self.b(x)
+
+def test_a_last_layer_beside_others():
+    "A new one in its place would replace a part of the network only, without a word"
+    set_seed(0)
+    x,y = torch.randn(60, 4),torch.arange(60)%3
+    data,heads = ([(x[:30],y[:30])],[(x[30:],y[30:])]),[nn.Linear(4, 3) for _ in range(2)]
+    def see(model, **kw): return recover(model, *data, few=2, seeds=1, progress=False, **kw)
+    for model in (Ensemble(heads),Two(*heads)):
+        with pytest.raises(ValueError, match="do not go by '.*', its last linear layer, alone"): see(model, features='last')
+        assert len(see(model, features='all'))==1 and not heads[1]._forward_hooks
+    for model in (nn.Sequential(heads[0], nn.Softmax(1)),Ensemble(heads[:1])): see(model, features='last')
+
+@pytest.mark.parametrize('label,named', [(-1,False), (-1,True), (3,True)])
+def test_labels_of_no_class_are_refused(label, named):
+    "-1 was counted as the class that is named last"
+    set_seed(0)
+    items = [(torch.randn(4),[0,1,2,label][i%4]) for i in range(40)]
+    class Items(list): vocab = ['a','b','c'] if named else None
+    dl,test = (DataLoader(Items(o), bs=8, num_workers=0) for o in (items, items[::-1]))
+    said = f'dl: 10 of 40 samples have labels such as {label}, which is none of the classes'
+    with pytest.raises(ValueError, match=said): group_accuracy(nn.Linear(4, 3), dl)
+    with pytest.raises(ValueError, match=said): recover(nn.Linear(4, 3), dl, test, few=1, progress=False)
+
+def test_guessing_goes_by_all_classes():
+    "A part of the data has fewer classes than the model chooses from"
+    x,model = torch.randn(20, 4),nn.Linear(4, 5)
+    for y in (torch.full((20,), 3),torch.arange(20)%2):
+        g = group_accuracy(dict(pretrain=model, erode=model), [(x,y)])
+        assert g.attrs['chance']==.2 and (g.lost().lost==0).all()
+
+def test_a_probe_takes_arrays():
+    X,y = blobs()
+    p = dfr(X, y)
+    assert p.predict(X).tolist()==p.predict(torch.tensor(X)).tolist()
+    assert p.accuracy(X, pd.Series(y, range(5, 95)))==np.mean(p.predict(X).numpy()==y)

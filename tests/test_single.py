@@ -17,7 +17,8 @@ class Flat(nn.Module):
 one = lambda: nn.Sequential(nn.Flatten(), nn.Linear(768,1))
 two = dict(n=80, n_valid=40, bs=16)
 
-@pytest.mark.works(kind='models', what='that answers with a single score, or with none for each class', how='refused where classes are compared; `evaluate` and `EvalSets` take metrics that fit')
+@pytest.mark.works(kind='models', what='that answers with a single score, or with none for each class',
+                   how='refused where classes are compared; `evaluate` and `EvalSets` take metrics that fit')
 @pytest.mark.parametrize('net', [one,Flat])
 @pytest.mark.parametrize('use', ['evaluate','evalsets','recover','watch','find_shortcut','losses','train_accuracy'])
 def test_one_score_is_refused(net, use):
@@ -25,8 +26,10 @@ def test_one_score_is_refused(net, use):
     learn = Learner(dls, model, loss_func=lambda p,y: p.float().sum(), lr=.1)
     def fit(cb):
         with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=cb)
-    calls = dict(evaluate=lambda: evaluate(model, dls.valid), evalsets=lambda: fit(EvalSets({'valid':dls.valid})), recover=lambda: recover({'a':model}, dls.train, dls.valid, few=(1,), progress=False),
-                 watch=lambda: fit(WatchErosion()), find_shortcut=lambda: find_shortcut(model, dls), losses=lambda: sample_losses(model, dls.valid), train_accuracy=lambda: train_accuracy()(learn))
+    calls = dict(evaluate=lambda: evaluate(model, dls.valid), evalsets=lambda: fit(EvalSets({'valid':dls.valid})),
+                 recover=lambda: recover({'a':model}, dls.train, dls.valid, few=(1,), progress=False),
+                 watch=lambda: fit(WatchErosion()), find_shortcut=lambda: find_shortcut(model, dls),
+                 losses=lambda: sample_losses(model, dls.valid), train_accuracy=lambda: train_accuracy()(learn))
     with pytest.raises(ValueError, match='answers with shape'): calls[use]()
 
 def test_a_metric_that_fits_is_computed():
@@ -39,4 +42,5 @@ def test_a_metric_that_fits_is_computed():
 
 def test_an_exported_learner_has_no_samples():
     dls = digits_dls(**two)
-    with pytest.raises(ValueError, match='no samples'): recover({'a':perceptron()}, dls.new_empty().train, dls.valid, few=(1,), progress=False)
+    with pytest.raises(ValueError, match='no samples'):
+        recover({'a':perceptron()}, dls.new_empty().train, dls.valid, few=(1,), progress=False)

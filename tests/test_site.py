@@ -33,10 +33,14 @@ def test_search_finds_a_class(browser, url):
         p.page.wait_for_url('**/patterns.html*')
         assert p.page.locator('#colorsquare').count()==1
 
-@pytest.mark.parametrize('query,first', [('ratio','DataLoaders.inject'), ('wandb','Log to Weights & Biases'), ('rank','Numerical rank'), ('layer_rank','layer_rank'),
+@pytest.mark.parametrize('query,first',
+                         [('ratio','DataLoaders.inject'), ('wandb','Log to Weights & Biases'), ('rank','Numerical rank'),
+                          ('layer_rank','layer_rank'),
     ('probe','Learner.layer_probe'), ('tolerance','WatchErosion'), ('colorsqare','ColorSquare'),
-    ('grad-cam','Grad-CAM: where it looks'), ('figure 1','Figure 1: collapse'), ('custom loss','Use my own loss'), ('multi gpu','Can I use several GPUs'), ('jpeg','JpegQuality'), ('text','Does it work for'),
-    ('phases','Phases'), ('cli','Command line'), ('half-life','Forgetting and half-life'), ('vit','Vision transformers'), ('changelog','Changelog'), ('forgetting','forgetting'), ('own data','Your own data')])
+    ('grad-cam','Grad-CAM: where it looks'), ('figure 1','Figure 1: collapse'), ('custom loss','Use my own loss'),
+    ('multi gpu','Can I use several GPUs'), ('jpeg','JpegQuality'), ('text','Does it work for'),
+    ('phases','Phases'), ('cli','Command line'), ('half-life','Forgetting and half-life'), ('vit','Vision transformers'),
+    ('changelog','Changelog'), ('forgetting','forgetting'), ('own data','Your own data')])
 def test_search_shows_first_what_users_meet(front, query, first):
     "Public names and pages that tell how to come before the inside of the library; a slip of the finger is forgiven"
     field = front.page.locator('.smalldocs-search input').first
@@ -68,7 +72,8 @@ def test_every_page(browser, url, site):
     "On a desk and, dark, on a phone, nothing goes wrong, comes from elsewhere or sticks out at the right, and each picture is there and has an alt text"
     bad = []
     with Page(browser, url) as p:
-        for name in sorted(f.relative_to(site).as_posix() for f in site.rglob('*.html') if f.name!='404.html'):   # which has its files at the published root
+        # which has its files at the published root
+        for name in sorted(f.relative_to(site).as_posix() for f in site.rglob('*.html') if f.name!='404.html'):
             p.look(1280, 'light')
             p.go(url+name)
             for width,scheme in (1280,'light'),(390,'dark'):
@@ -90,7 +95,8 @@ misplaced = """() => [...document.querySelectorAll('main table.dataframe thead t
 @pytest.mark.parametrize('name', ['paper/fig5','paper/claims','paper/resist'])
 def test_heads_stand_above_their_columns(browser, url, name):
     "Numbers to the right, words to the left, also where pandas brings a style of its own"
-    with Page(browser, f'{url}{name}.html') as p: assert p.page.locator('main table.dataframe thead th').count() and p.js(misplaced)==[]
+    with Page(browser, f'{url}{name}.html') as p:
+        assert p.page.locator('main table.dataframe thead th').count() and p.js(misplaced)==[]
 
 too_wide = """() => [...document.querySelectorAll('main table')].filter(t => t.checkVisibility() && Math.max(t.scrollWidth, t.parentElement.scrollWidth)>t.parentElement.clientWidth+1)
   .map(t => [t.className, t.innerText.slice(0, 60)])"""
@@ -106,10 +112,12 @@ def test_tables_on_a_phone(browser, url, name):
 def test_cards_repeat_what_reaches_over_several_rows(browser, url):
     "A row stands alone on a phone; on a desk nothing is there twice"
     for width,shown in ((390,True),(1280,False)):
-        with Page(browser, f'{url}benchmarks.html', width) as p: assert p.js("[...document.querySelectorAll('.again')].every(o => o.checkVisibility()==%s)" % str(shown).lower())
+        with Page(browser, f'{url}benchmarks.html', width) as p:
+            assert p.js("[...document.querySelectorAll('.again')].every(o => o.checkVisibility()==%s)" % str(shown).lower())
     with Page(browser, f'{url}paper/claims.html', 390) as p:
         row = p.page.locator('table.cards tbody tr').first
-        assert row.locator('td').all_inner_texts()[0]=='error-free' and row.locator('td').first.get_attribute('data-label')=='paper'
+        assert row.locator('td').all_inner_texts()[0]=='error-free'
+        assert row.locator('td').first.get_attribute('data-label')=='paper'
 
 def test_dark_mode_stays(browser, url):
     "The switch turns the page dark, and the next page as well"

@@ -83,13 +83,15 @@ def test_losses_are_complete_whatever_ends_the_fit():
         return learn.recorder
     a,b = run(FewSyncs(50)),run()
     assert len(a.losses)==len(b.losses) and torch.equal(torch.stack(a.losses), torch.stack(b.losses))
-    assert type(a.smooth_loss) is type(b.smooth_loss) and a.smooth_loss.count==b.smooth_loss.count and a.smooth_loss.value==b.smooth_loss.value
+    assert type(a.smooth_loss) is type(b.smooth_loss) and a.smooth_loss.count==b.smooth_loss.count
+    assert a.smooth_loss.value==b.smooth_loss.value
 
 def test_optimiser_is_fastai_like(dls, tmp_path):
     "Momentum and weight decay under fastai's names, saving and loading with momentum, SaveModel with the optimiser, lr_find"
     learn = erosion_learner(dls, net(), lr=.05, mom=.8, wd=1e-3, path=tmp_path)
     with learn.no_bar(), learn.no_logging():
-        learn.fit_phases([Phase('a', 1, sched='one_cycle'), Phase('b', 1, wd=.01, sched='constant')], cbs=SaveModelCallback(monitor='valid_loss', with_opt=True))
+        learn.fit_phases([Phase('a', 1, sched='one_cycle'), Phase('b', 1, wd=.01, sched='constant')],
+                         cbs=SaveModelCallback(monitor='valid_loss', with_opt=True))
         assert set(torch.load(tmp_path/'models'/'model.pth', weights_only=True))=={'model','opt'}
         assert isinstance(learn.opt, OptimWrapper) and type(learn.opt.opt) is torch.optim.SGD
         h = learn.opt.hypers[0]
@@ -141,6 +143,35 @@ def test_ratios_of_the_benchmark(monkeypatch):
     assert [run.verdict(dict(seven, target=t)) for t in (1, 2, 8)]==['met','not clear','missed']
     assert run.verdict(dict(ours_s=[1.], low=9, high=9, target=1))=='not clear'   # one turn tells nothing
 
+def test_a_look_of_the_benchmark(monkeypatch, dls):
+    "Both sides evaluate all three sets, with as many forward passes"
+    monkeypatch.syspath_prepend(str(bench))
+    import train_rows
+    model,passes = net(),[]
+    model.register_forward_pre_hook(lambda m,x: passes.append(len(x[0])))
+    fs = train_rows.look(dls, model)
+    for f in fs.values(): f()
+    half = len(passes)//2
+    assert passes[:half]==passes[half:] and sum(passes)==6*min(1000, len(dls.valid_ds))
+
+def test_peers_of_the_benchmark_leave_no_hooks(monkeypatch):
+    "Hooks on shared networks would be timed with whatever comes next"
+    monkeypatch.syspath_prepend(str(bench))
+    import cka_rows
+    m = net()
+    assert cka_rows.bare(lambda: 3, [m])()==3
+    with pytest.raises(AssertionError): cka_rows.bare(lambda: m[1].register_forward_hook(print), [m])()
+
+def test_steps_of_mitigations_in_the_benchmark(monkeypatch):
+    "Steps with squares are timed, as many as are asked for, with their loading"
+    monkeypatch.syspath_prepend(str(bench))
+    import mitigation_rows as m
+    clock = iter(range(10**6))
+    monkeypatch.setattr(m, 'perf_counter', lambda: next(clock)**2)   # the k-th step takes 2k+1
+    for method in 'plain finetuning','replay','last layer first (LP-FT)':
+        clock = iter(range(10**6))
+        assert m.seconds(method, m.few, 4, skip=2)==(5+7+9+11)/4, method
+
 def test_growth_slopes(monkeypatch):
     "A square law has slope 2, whatever its factor"
     monkeypatch.syspath_prepend(str(bench))
@@ -149,8 +180,11 @@ def test_growth_slopes(monkeypatch):
 
 def test_help_does_not_import_torch():
     "The command answers before anything heavy is loaded; no clock needed"
-    out = subprocess.run([sys.executable, '-X', 'importtime', '-m', 'feature_erosion.cli', '--help'], capture_output=True, text=True, check=True)
-    assert 'demo' in out.stdout and not [l for l in out.stderr.splitlines() if l.rsplit('|', 1)[-1].strip() in ('torch','fastai','pandas','numpy','matplotlib')]
+    out = subprocess.run([sys.executable, '-X', 'importtime', '-m', 'feature_erosion.cli', '--help'], capture_output=True,
+                         text=True, check=True)
+    assert 'demo' in out.stdout
+    assert not [l for l in out.stderr.splitlines()
+                if l.rsplit('|', 1)[-1].strip() in ('torch','fastai','pandas','numpy','matplotlib')]
 
 def test_rows_measured_on_another_machine(monkeypatch):
     "They stay, and say where; a row that can't be measured here does not replace one that was measured elsewhere"
@@ -161,4 +195,5 @@ def test_rows_measured_on_another_machine(monkeypatch):
     old = dict(machine=there, rows=[a, b])
     now = run.merged(old, ['a_rows','gpu_rows'], [dict(a, on='here'), dict(b, on='here', skipped='no GPU here')])
     assert now==[dict(a, on='here'), dict(b, on=run.about(there))]
-    assert run.merged(old, ['a_rows'], [dict(a, on='here')])==now and [o for o,_ in run.by_machine(now+[dict(a, on='here')])]==['here',run.about(there)]
+    assert run.merged(old, ['a_rows'], [dict(a, on='here')])==now
+    assert [o for o,_ in run.by_machine(now+[dict(a, on='here')])]==['here',run.about(there)]

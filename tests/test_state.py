@@ -11,10 +11,13 @@ from PIL import Image
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torchvision.ops import StochasticDepth
-from fastai.vision.all import (AvgMetric, CSVLogger, Callback, DataLoader, DataLoaders, EarlyStoppingCallback, GradientAccumulation, ImageDataLoaders, Learner, Normalize, PadMode,
-                               RandomResizedCrop, ReduceLROnPlateau, Resize, ResizeMethod, SGD, SaveModelCallback, accuracy, aug_transforms, imagenet_stats,
-                               load_learner, set_seed)
+from fastai.vision.all import (AvgMetric, CSVLogger, Callback, DataLoader, DataLoaders, EarlyStoppingCallback,
+                               GradientAccumulation, ImageDataLoaders, Lambda, Learner, Normalize, PadMode, RandomResizedCrop,
+                               ReduceLROnPlateau, Resize, ResizeMethod, SGD, SaveModelCallback, accuracy, aug_transforms,
+                               imagenet_stats, load_learner, set_seed)
 from fastai.callback.mixup import CutMix, MixUp
+from fastai.losses import CrossEntropyLossFlat
+from fastai.text.data import LMDataLoader
 from conftest import root
 from stop import Boom, StopAt
 from feature_erosion.data import digits_dls
@@ -22,7 +25,7 @@ from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import PerPhase, Phase
 from feature_erosion.runs.keys import Untold, describe, differences, hash_tensor
-from feature_erosion.runs.resume import KeepRun
+from feature_erosion.runs.resume import KeepRun, fit_settings
 from feature_erosion.runs.store import RunStore, plain, unpack
 
 class Train(Callback):
@@ -159,17 +162,26 @@ def mlp(*layers): return nn.Sequential(nn.Flatten(), nn.Linear(768,32), *layers,
 def fit(folder, cbs=(), layers=(), stop=None, recorder=None, name='a', **kw):
     set_seed(0)
     dls = digits_dls(n=128, n_valid=40, bs=32)
-    learn = Learner(dls, mlp(*(l() for l in layers)), opt_func=lambda p, **k: SGD(p, mom=.9, **k), metrics=accuracy, lr=.05, path=folder)
+    learn = Learner(dls, mlp(*(l() for l in layers)), opt_func=lambda p, **k: SGD(p, mom=.9, **k), metrics=accuracy, lr=.05,
+                    path=folder)
     if recorder: learn.recorder.train_metrics = True
     keep = KeepRun(RunStore(folder).run(name), **{'minutes':0, **kw})
     with learn.no_bar(), learn.no_logging():
-        learn.fit_phases([Phase('pretrain', 2, dls), Phase('erode', 2, dls.inject(ColorSquare(4)))], cbs=[keep, StopAt(stop), *(c() for c in cbs)])
+        learn.fit_phases([Phase('pretrain', 2, dls), Phase('erode', 2, dls.inject(ColorSquare(4)))],
+                         cbs=[keep, StopAt(stop), *(c() for c in cbs)])
     return learn
 
-cases = dict(ema=dict(cbs=[Average]), ema_made_later=dict(cbs=[LateAverage]), averaged_model=dict(cbs=[Swa]), dict_of_tensors=dict(cbs=[Shadow]), deque=dict(cbs=[Queue]), defaultdict=dict(cbs=[Counts]), set=dict(cbs=[Set]),
-             numpy_generator=dict(cbs=[Generator]), torch_generator=dict(cbs=[TorchGenerator]), changed_setting=dict(cbs=[Setting]), helper_object=dict(cbs=[WithHelper]), on_the_learner=dict(cbs=[OnLearner]), own_state_dict=dict(cbs=[Own]),
-             enums=dict(cbs=[Stages]), own_optimiser=dict(cbs=[Perturb]), thawing=dict(cbs=[Freeze]), buffers=dict(layers=[Centre]), zero_gradients=dict(layers=[Skip, Skip]), accumulation=dict(cbs=[lambda: GradientAccumulation(48)]), mixup=dict(cbs=[lambda: MixUp(.4)]), cutmix=dict(cbs=[CutMix]),
-             train_metrics=dict(recorder=True), early_stopping=dict(cbs=[lambda: EarlyStoppingCallback(patience=9)]), plateau=dict(cbs=[lambda: ReduceLROnPlateau(patience=1)]), save_model=dict(cbs=[SaveModelCallback]))
+cases = dict(ema=dict(cbs=[Average]), ema_made_later=dict(cbs=[LateAverage]), averaged_model=dict(cbs=[Swa]),
+             dict_of_tensors=dict(cbs=[Shadow]), deque=dict(cbs=[Queue]), defaultdict=dict(cbs=[Counts]), set=dict(cbs=[Set]),
+             numpy_generator=dict(cbs=[Generator]), torch_generator=dict(cbs=[TorchGenerator]),
+             changed_setting=dict(cbs=[Setting]), helper_object=dict(cbs=[WithHelper]), on_the_learner=dict(cbs=[OnLearner]),
+             own_state_dict=dict(cbs=[Own]),
+             enums=dict(cbs=[Stages]), own_optimiser=dict(cbs=[Perturb]), thawing=dict(cbs=[Freeze]),
+             buffers=dict(layers=[Centre]), zero_gradients=dict(layers=[Skip, Skip]),
+             accumulation=dict(cbs=[lambda: GradientAccumulation(48)]), mixup=dict(cbs=[lambda: MixUp(.4)]),
+             cutmix=dict(cbs=[CutMix]),
+             train_metrics=dict(recorder=True), early_stopping=dict(cbs=[lambda: EarlyStoppingCallback(patience=9)]),
+             plateau=dict(cbs=[lambda: ReduceLROnPlateau(patience=1)]), save_model=dict(cbs=[SaveModelCallback]))
 
 @pytest.mark.parametrize('name', cases)
 def test_stopped_and_on(tmp_path, name):
@@ -207,7 +219,8 @@ class MakesLate(Train):
     def after_batch(self): self.lin = nn.Linear(1,1)
 
 def test_what_cannot_be_kept_is_named_before_training(tmp_path):
-    with pytest.warns(UserWarning, match='Holds.file is a TextIOWrapper: cannot be kept; give Holds state_dict/load_state_dict'): fit(tmp_path/'a', [Holds])
+    with pytest.warns(UserWarning, match='Holds.file is a TextIOWrapper: cannot be kept; give Holds state_dict/load_state_dict'):
+        fit(tmp_path/'a', [Holds])
     assert RunStore(tmp_path/'a')['a'].status=='finished'
     with pytest.raises(ValueError, match='Holds.file is a TextIOWrapper'): fit(tmp_path/'b', [Holds], strict=True)
     with pytest.warns(UserWarning, match='MakesLate.lin was made during training'): fit(tmp_path/'c', [MakesLate])
@@ -244,7 +257,8 @@ def test_a_log_that_others_append_to(tmp_path):
     "Loading a run, or going on with it, takes no row from them"
     def go(name, stop=None):
         learn = Learner(digits_dls(n=64, n_valid=40, bs=32), mlp(), opt_func=SGD, metrics=accuracy, path=tmp_path)
-        with learn.no_bar(), learn.no_logging(): learn.fit(2, cbs=[CSVLogger(append=True), KeepRun(RunStore(tmp_path/'runs').run(name), minutes=0), StopAt(stop)])
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(2, cbs=[CSVLogger(append=True), KeepRun(RunStore(tmp_path/'runs').run(name), minutes=0), StopAt(stop)])
     def epochs(): return [l.partition(',')[0] for l in (tmp_path/'history.csv').read_text().splitlines()]
     go('a'), go('b')
     whole = (tmp_path/'history.csv').read_text()
@@ -283,14 +297,16 @@ class Swaps(Train):
 
 def test_code_that_was_exchanged_is_named(tmp_path):
     with pytest.raises(Boom): fit(tmp_path, [Swaps], stop=3)
-    with pytest.warns(UserWarning, match='swaps.f was two when it was saved, and is one now: code is not kept'): fit(tmp_path, [Swaps])
+    with pytest.warns(UserWarning, match='swaps.f was two when it was saved, and is one now: code is not kept'):
+        fit(tmp_path, [Swaps])
 
 def test_a_finished_run_says_so(tmp_path, capsys):
     fit(tmp_path)
     capsys.readouterr()
     fit(tmp_path)
     said = capsys.readouterr().out.strip().splitlines()
-    assert len(said)==1 and "run 'a' is finished and was loaded: made 20" in said[0] and 'feature_erosion' in said[0] and "delete('a')" in said[0]
+    assert len(said)==1 and "run 'a' is finished and was loaded: made 20" in said[0] and 'feature_erosion' in said[0]
+    assert "delete('a')" in said[0]
 
 waiting = '''
 import signal, sys, warnings; warnings.simplefilter('ignore')
@@ -306,7 +322,8 @@ def test_signals_are_obeyed_while_waiting(tmp_path, number):
     run = RunStore(tmp_path).run('a')
     env = {**os.environ, 'PYTHONPATH':os.pathsep.join([str(root/'tests'), str(root)])}
     with run.lock():
-        p = subprocess.Popen([sys.executable, '-c', waiting, str(tmp_path)], env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        p = subprocess.Popen([sys.executable, '-c', waiting, str(tmp_path)], env=env, stdout=subprocess.PIPE,
+                             stderr=subprocess.DEVNULL, text=True)
         assert p.stdout.readline()=='waiting\n'
         while p.poll() is None:   # until it is obeyed
             p.send_signal(number)
@@ -335,9 +352,11 @@ def test_export(tmp_path, phase):
         want = learn.model(torch.ones(1,3,16,16))
     assert (tmp_path/'x.pkl').stat().st_size<4*sum(p.numel() for p in learn.model.parameters())+60_000
     new = load_learner(tmp_path/'x.pkl')
-    assert torch.equal(new.model(torch.ones(1,3,16,16)), want) and not new.snapshots and len(new.dls.train_ds)==0 and new.injected.value is None
+    assert torch.equal(new.model(torch.ones(1,3,16,16)), want) and not new.snapshots and len(new.dls.train_ds)==0
+    assert new.injected.value is None
     assert new.predict(learn.dls.valid_ds.x[0].numpy())[0] in map(str, range(10))
-    assert list(learn.snapshots)==names and learn.injected.value is injected and learn.dls is dls and all(torch.equal(v, state[k]) for k,v in learn.model.state_dict().items())
+    assert list(learn.snapshots)==names and learn.injected.value is injected and learn.dls is dls
+    assert all(torch.equal(v, state[k]) for k,v in learn.model.state_dict().items())
     learn.validate()
 
 # fastai's own ways: folders of images, random transforms, `fine_tune`
@@ -354,15 +373,20 @@ def loaders(path, item_tfms=None, bs=8, **kw):
     return ImageDataLoaders.from_folder(path, valid='valid', item_tfms=item_tfms or Resize(16), bs=bs, num_workers=0,
                                         batch_tfms=[*aug_transforms(**kw), Normalize.from_stats(*imagenet_stats)])
 
-@pytest.mark.works(kind='loaders', what='random transforms of fastai in a kept run', how='work: what they were made with is a setting, what they have drawn is not')
+@pytest.mark.works(kind='loaders', what='random transforms of fastai in a kept run',
+                   how='work: what they were made with is a setting, what they have drawn is not')
 def test_what_a_transform_has_drawn_is_no_setting(photos):
     dls,other = loaders(photos, RandomResizedCrop(16)),loaders(photos, RandomResizedCrop(16))
     before = describe(dls.after_item),describe(dls.after_batch)
     for dl in dls.loaders: list(dl)
     assert (describe(dls.after_item),describe(dls.after_batch))==before==(describe(other.after_item),describe(other.after_batch))
 
-@pytest.mark.parametrize('kw', [dict(max_rotate=20.), dict(max_lighting=.3), dict(max_warp=.1), dict(max_zoom=1.2), dict(p_affine=.5), dict(p_lighting=.5), dict(do_flip=False),
-                                dict(pad_mode=PadMode.Zeros), dict(item_tfms=Resize(18)), dict(item_tfms=Resize(16, ResizeMethod.Squish)), dict(item_tfms=RandomResizedCrop(16))], ids=list('abcdefghijk'))
+@pytest.mark.parametrize('kw',
+                         [dict(max_rotate=20.), dict(max_lighting=.3), dict(max_warp=.1), dict(max_zoom=1.2), dict(p_affine=.5),
+                          dict(p_lighting=.5), dict(do_flip=False),
+                                dict(pad_mode=PadMode.Zeros), dict(item_tfms=Resize(18)),
+                                dict(item_tfms=Resize(16, ResizeMethod.Squish)), dict(item_tfms=RandomResizedCrop(16))],
+                                ids=list('abcdefghijk'))
 def test_what_a_transform_was_made_with_is_a_setting(photos, kw):
     a,b = ({k:describe(getattr(d, k)) for k in ('after_item','after_batch')} for d in (loaders(photos), loaders(photos, **kw)))
     assert differences(a, b)
@@ -391,7 +415,8 @@ def test_another_random_split_is_another_run(photos, tmp_path, table):
     train(here.rename(tmp_path/'there'), 1)
     assert run.status=='finished'
 
-@pytest.mark.works(kind='callbacks', what='`KeepRun` in `fine_tune`, on data with `aug_transforms`', how='works: each of its two fits has a run of its own, and goes on in the middle')
+@pytest.mark.works(kind='callbacks', what='`KeepRun` in `fine_tune`, on data with `aug_transforms`',
+                   how='works: each of its two fits has a run of its own, and goes on in the middle')
 @pytest.mark.parametrize('cut', [2,4,8], ids=['frozen','first','second'])
 def test_fine_tune_goes_on(photos, tmp_path, cut):
     "Both of its fits, each with a run of its own; the random state in which loaders were made again does not matter"
@@ -399,9 +424,11 @@ def test_fine_tune_goes_on(photos, tmp_path, cut):
         random.seed(seed)
         dls = loaders(photos)
         set_seed(0)
-        model = nn.Sequential(nn.Sequential(nn.Conv2d(3,4,3,2), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()), nn.Linear(16,2))
+        model = nn.Sequential(nn.Sequential(nn.Conv2d(3,4,3,2), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
+                                            nn.Flatten()), nn.Linear(16,2))
         learn = Learner(dls, model, metrics=accuracy, path=folder, splitter=lambda m: [list(o.parameters()) for o in m])
-        with learn.no_bar(), learn.no_logging(): learn.fine_tune(2, freeze_epochs=1, cbs=[KeepRun(RunStore(folder).run('a'), minutes=0, strict=True), *more])
+        with learn.no_bar(), learn.no_logging():
+            learn.fine_tune(2, freeze_epochs=1, cbs=[KeepRun(RunStore(folder).run('a'), minutes=0, strict=True), *more])
         return learn
     whole = tuned(tmp_path/'whole')
     with pytest.raises(Boom): tuned(tmp_path/'cut', StopAfter(cut))
@@ -414,7 +441,8 @@ def test_fine_tune_goes_on(photos, tmp_path, cut):
 
 def plain_fit(run, stop=None, n=3, cbs=(), metrics=accuracy, dls=None, loss=None, **kw):
     set_seed(0)
-    learn = Learner(dls or digits_dls(n=128, n_valid=40, bs=32), mlp(), opt_func=SGD, metrics=metrics, lr=.05, path=run.path.parent, loss_func=loss)
+    learn = Learner(dls or digits_dls(n=128, n_valid=40, bs=32), mlp(), opt_func=SGD, metrics=metrics, lr=.05,
+                    path=run.path.parent, loss_func=loss)
     with learn.no_bar(), learn.no_logging(): learn.fit(n, cbs=[KeepRun(run, minutes=0), StopAt(stop), *cbs], **kw)
     return learn
 
@@ -425,7 +453,10 @@ def forget(run, *names):
         return {k:less(v) for k,v in o.items() if k not in names} if isinstance(o, dict) else o
     run.update(fit=less(run.info['fit']))
 
-@pytest.mark.parametrize('was,now,says', [(dict(lr=.1),dict(lr=.01),'hypers.0.lr: was 0.1, is 0.01'), (dict(wd=.1),dict(wd=0.),'hypers.0.wd: was 0.1, is 0.0'), (dict(lr=.1),{},'hypers.0.lr: was 0.1, is 0.05')])
+@pytest.mark.parametrize('was,now,says',
+                         [(dict(lr=.1),dict(lr=.01),'hypers.0.lr: was 0.1, is 0.01'),
+                          (dict(wd=.1),dict(wd=0.),'hypers.0.wd: was 0.1, is 0.0'),
+                          (dict(lr=.1),{},'hypers.0.lr: was 0.1, is 0.05')])
 def test_what_fit_is_called_with_is_a_setting(tmp_path, was, now, says):
     run = RunStore(tmp_path).run('a')
     with pytest.raises(Boom): plain_fit(run, 5, **was)
@@ -438,7 +469,8 @@ def test_what_fit_is_called_with_is_a_setting(tmp_path, was, now, says):
 def test_an_argument_that_a_callback_holds_elsewhere_is_a_setting(tmp_path, make):
     run = RunStore(tmp_path).run('a')
     with pytest.raises(Boom): plain_fit(run, 5, cbs=[make(.4)])
-    with pytest.raises(ValueError, match='other settings: callbacks.0.made.distrib.is.concentration'): plain_fit(run, cbs=[make(8.)])
+    with pytest.raises(ValueError, match='other settings: callbacks.0.made.distrib.is.concentration'):
+        plain_fit(run, cbs=[make(8.)])
     forget(run, 'made')
     plain_fit(run, cbs=[make(.4)])
     assert run.status=='finished'
@@ -479,13 +511,16 @@ def test_metrics_in_another_order(tmp_path):
     watch = EarlyStoppingCallback('two', comp=np.less, patience=9)
     run = RunStore(tmp_path).run('a')
     with pytest.raises(Boom): plain_fit(run, 6, metrics=[one(), two()], cbs=[watch])
-    learn = plain_fit(run, metrics=[Row('more', 100), two(), one()], cbs=[watch := EarlyStoppingCallback('two', comp=np.less, patience=9)])
+    learn = plain_fit(run, metrics=[Row('more', 100), two(), one()],
+                      cbs=[watch := EarlyStoppingCallback('two', comp=np.less, patience=9)])
     h = learn.recorder.history
     assert h.one.tolist()==[1,2,3] and h.two.tolist()==[-10,-20,-30] and h.more[1:].tolist()==[100,200] and np.isnan(h.more[0])
     assert run.history[['one','two']].equals(h[['one','two']].reset_index(drop=True).rename_axis('epoch')) and watch.best==-30
     assert plain_fit(run, metrics=[two(), one()], cbs=[watch]).recorder.history.one.tolist()==[1,2,3]   # finished: loaded
 
-@pytest.mark.parametrize('kw,says', [(dict(shuffle=False),'data.shuffle: was True, is False'), (dict(drop_last=True),'data.drop_last: was False, is True')])
+@pytest.mark.parametrize('kw,says',
+                         [(dict(shuffle=False),'data.shuffle: was True, is False'),
+                          (dict(drop_last=True),'data.drop_last: was False, is True')])
 def test_how_batches_are_drawn_is_a_setting(photos, tmp_path, kw, says):
     run,model = RunStore(tmp_path).run('a'),lambda: nn.Sequential(nn.Flatten(), nn.Linear(768,2))
     def train(stop=None, **kw):
@@ -520,7 +555,8 @@ def test_numbers_of_a_kind_of_their_own_become_plain():
     got = plain([Own(.5), Level(2), np.float64(.25), True])
     assert got==[.5,2,.25,True] and [type(o) for o in got]==[float,int,float,bool]
 
-arrays = [np.array(['a','bc']), np.arange(3)[::-1], np.arange(3, dtype='>i4'), np.array(['2020-01-01'], 'M8[D]'), np.array([b'x']), np.zeros((2,0)), np.array(.5)]
+arrays = [np.array(['a','bc']), np.arange(3)[::-1], np.arange(3, dtype='>i4'), np.array(['2020-01-01'], 'M8[D]'),
+          np.array([b'x']), np.zeros((2,0)), np.array(.5)]
 
 class Arrays(Train):
     "Holds arrays that PyTorch has no type for"
@@ -531,14 +567,17 @@ class Arrays(Train):
 def test_arrays_of_any_kind(tmp_path):
     "As settings, and as the state of a callback"
     described = [describe(o) for o in arrays]
-    assert len(set(described))==len(arrays) and described[1]==describe(arrays[1].copy())==describe(torch.tensor([2,1,0])) and described[2]==describe(np.arange(3, dtype='i4'))
+    assert len(set(described))==len(arrays) and described[1]==describe(arrays[1].copy())==describe(torch.tensor([2,1,0]))
+    assert described[2]==describe(np.arange(3, dtype='i4'))
     assert describe(np.array([1,'a'], object))==[1,'a'] and describe(torch.eye(2).to_sparse())==describe(np.eye(2, dtype='f4'))
     with pytest.raises(Untold): hash_tensor(np.array([1,None]))
     run = RunStore(tmp_path).run('a')
     with pytest.raises(Boom): plain_fit(run, 5, cbs=[Arrays(arrays)])
-    with pytest.raises(ValueError, match='other settings: callbacks.0.given.0: was'): plain_fit(run, cbs=[Arrays([arrays[0][::-1], *arrays[1:]])])
+    with pytest.raises(ValueError, match='other settings: callbacks.0.given.0: was'):
+        plain_fit(run, cbs=[Arrays([arrays[0][::-1], *arrays[1:]])])
     plain_fit(run, cbs=[cb := Arrays(arrays)])
-    assert all(a.dtype==b.dtype and np.array_equal(a, b) for a,b in zip(cb.held, [o[:1] if o.ndim else o for o in arrays])) and cb.sparse.to_dense().equal(torch.eye(2))
+    assert all(a.dtype==b.dtype and np.array_equal(a, b) for a,b in zip(cb.held, [o[:1] if o.ndim else o for o in arrays]))
+    assert cb.sparse.to_dense().equal(torch.eye(2))
 
 @pytest.mark.parametrize('dtype', ['?','u1','i1','i2','i4','i8','f2','f4','f8','c8','c16'])
 @pytest.mark.parametrize('shape', [(), (0,), (6,), (2,3)])
@@ -547,7 +586,9 @@ def test_arrays_that_old_runs_name(dtype, shape):
     a = np.arange(np.prod(shape, dtype=int)).astype(dtype).reshape(shape)
     for o in (a, a.T, np.asfortranarray(a)): assert hash_tensor(o)==hash_tensor(torch.as_tensor(o))
 
-@pytest.mark.parametrize('a,b', [(slice(1e-4,1e-2),slice(1e-2,1.)), (Colour.red,Colour.blue), (b'a',b'b'), (Decimal(1),Decimal(2)), (date(2020,1,1),date(2021,1,1))])
+@pytest.mark.parametrize('a,b',
+                         [(slice(1e-4,1e-2),slice(1e-2,1.)), (Colour.red,Colour.blue), (b'a',b'b'), (Decimal(1),Decimal(2)),
+                          (date(2020,1,1),date(2021,1,1))])
 def test_values_without_attributes_are_settings(a, b):
     "Among them a discriminative learning rate"
     assert differences(dict(x=describe(a)), dict(x=describe(b))) and not differences(dict(x=describe(a)), dict(x=describe(a)))
@@ -571,5 +612,124 @@ def test_a_run_is_kept_in_one_way(tmp_path):
     fit('a', run=store.run('base'))
     fit('a', run=store.run('both'), cbs=KeepRun(store.run('both'), minutes=2))
     for kw in (dict(cbs=KeepRun(store.run('other'))), dict(cbs=KeepRun(store.run('new')), after=store['base'])):
-        with pytest.raises(ValueError, match="the callbacks have a `KeepRun` of their own"): fit('a', 'b', run=store.run('new'), **kw)
+        with pytest.raises(ValueError, match="the callbacks have a `KeepRun` of their own"):
+            fit('a', 'b', run=store.run('new'), **kw)
     assert [store[o].status for o in ('both','new','other')]==['finished','new','new']
+
+class ByEpoch(torch.utils.data.Sampler):
+    "Counts its epochs, as PyTorch's `DistributedSampler` does, but by itself"
+    def __init__(self, n): self.n,self.epoch = n,0
+    def __len__(self): return self.n
+    def __iter__(self):
+        self.epoch += 1
+        return iter(np.random.RandomState(self.epoch).permutation(self.n).tolist())
+
+class OwnBatches(torch.utils.data.Sampler):
+    "Draws whole batches with a generator of its own"
+    def __init__(self, n, bs): self.n,self.bs,self.rng = n,bs,np.random.RandomState(0)
+    def __len__(self): return self.n//self.bs
+    def __iter__(self): return iter(self.rng.permutation(self.n).reshape(-1, self.bs).tolist())
+
+class Counted(torch.utils.data.Dataset):
+    "Each sample is another one each time it is read"
+    def __init__(self, data): self.data,self.read = data,0
+    def __len__(self): return len(self.data)
+    def __getitem__(self, i):
+        self.read += 1
+        x,y = self.data[i]
+        return x+self.read%7,y
+
+Torch = torch.utils.data.DataLoader
+few = torch.utils.data.TensorDataset(torch.rand(64, 768, generator=torch.Generator().manual_seed(0)), torch.arange(64)%10)
+
+def test_texts_of_a_language_model_are_shuffled_on(tmp_path):
+    "Each epoch shuffles the order of the one before it"
+    texts = [torch.randint(0, 20, (n,), generator=torch.Generator().manual_seed(n)) for n in range(8,40)]
+    def train(folder, stop=None):
+        set_seed(0)
+        dls = DataLoaders(*(LMDataLoader(texts, bs=4, seq_len=8, shuffle=s, num_workers=0) for s in (True,False)))
+        learn = Learner(dls, nn.Sequential(nn.Embedding(20, 4), nn.Linear(4, 20)), opt_func=SGD, lr=.5,
+                        loss_func=CrossEntropyLossFlat(), path=folder)
+        with learn.no_bar(), learn.no_logging(): learn.fit(3, cbs=[KeepRun(RunStore(folder).run('a'), minutes=0), StopAt(stop)])
+        return learn
+    whole = train(tmp_path/'whole')
+    n = whole.train_iter//3
+    for at in (n+2, 2*n+1):
+        with pytest.raises(Boom): train(tmp_path, at)
+    assert all(torch.equal(a, b) for a,b in zip(train(tmp_path).model.parameters(), whole.model.parameters()))
+
+@pytest.mark.parametrize('make',
+                         [lambda: Torch(few, 16, sampler=ByEpoch(64)), lambda: Torch(few, batch_sampler=OwnBatches(64, 16)),
+    lambda: Torch(few, batch_sampler=torch.utils.data.BatchSampler(ByEpoch(64), 16, False)),
+    lambda: DataLoader(Counted(few), 16, shuffle=True, num_workers=0)],
+    ids=['sampler','batch sampler','sampler of a batch sampler','dataset'])
+def test_what_draws_batches_goes_on(tmp_path, make):
+    def train(folder, stop=None):
+        return plain_fit(RunStore(folder).run('a'), stop, dls=DataLoaders(make(), Torch(few, 16)), loss=nn.CrossEntropyLoss())
+    whole = train(tmp_path/'whole')
+    for at in (5,9):   # in the second epoch, and in the third
+        with pytest.raises(Boom): train(tmp_path, at)
+    assert all(torch.equal(a, b) for a,b in zip(train(tmp_path).model.parameters(), whole.model.parameters()))
+
+class Pictures:
+    "As torchvision's datasets hold them"
+    def __init__(self, transform):
+        self.transform,self.data,self.targets = transform,np.arange(64*768, dtype=np.uint8).reshape(64, 768),[i%10 for i in range(64)]
+    def __len__(self): return 64
+    def __getitem__(self, i): return self.transform(torch.as_tensor(self.data[i])),self.targets[i]
+
+class Scale(nn.Module):
+    def __init__(self, by, how=torch.relu): super().__init__(); self.by,self.how = by,how
+    def forward(self, x): return self.how(x/255*self.by)
+    def extra_repr(self): return f'{self.by}, {self.how}'
+
+def by_sampler(*weights): return Torch(few, 16, sampler=torch.utils.data.WeightedRandomSampler(np.repeat(weights, 32), 64))
+
+@pytest.mark.parametrize('was,now,says,new',
+                         [(lambda: Torch(Pictures(Scale(1)), 16), lambda: Torch(Pictures(Scale(2)), 16),
+                           'samples.0.tfms.0.transform.model: was', 'tfms'),
+    (lambda: Torch(torch.utils.data.Subset(Pictures(Scale(1)), range(32)), 16),
+     lambda: Torch(torch.utils.data.Subset(Pictures(Scale(2)), range(32)), 16), 'samples.0.tfms.0.transform.model: was', 'tfms'),
+    (lambda: by_sampler(.5,.5), lambda: by_sampler(.9,.1), 'data.weights: was', 'weights'),
+    (lambda: Torch(few, batch_sampler=OwnBatches(64, 16)),
+     lambda: Torch(few, batch_sampler=torch.utils.data.BatchSampler(OwnBatches(64, 16), 8, False)), 'data.bs: was None, is 8',
+     'weights')],
+    ids=['transform','below a subset','weights','batch size'])
+def test_what_pytorchs_loaders_do_is_a_setting(tmp_path, was, now, says, new):
+    run = RunStore(tmp_path).run('a')
+    def train(make, stop=None): return plain_fit(run, stop, 1, dls=DataLoaders(make(), make()), loss=nn.CrossEntropyLoss())
+    with pytest.raises(Boom): train(was, 1)
+    with pytest.raises(ValueError, match=f'other settings: {says}'): train(now)
+    forget(run, new)
+    train(was)
+    assert run.status=='finished'
+
+def test_an_address_is_no_setting():
+    "Where a function lies in memory is something else at each start"
+    def relu(o): return o
+    one = relu
+    def relu(o): return o
+    a,b = (fit_settings(Learner(digits_dls(n=64, n_valid=32), nn.Sequential(nn.Flatten(), Lambda(f), nn.Linear(768,10)),
+                                loss_func=nn.functional.cross_entropy), []) for f in (one,relu))
+    assert one is not relu and not differences(a, b)
+    said = str(describe([torch.relu, Scale(1, one), [Scale(1, torch.relu)]]))
+    assert 'relu' in said and ' at 0x' not in said
+
+def test_a_second_fit_goes_on_from_the_first(tmp_path):
+    "Not from one that was deleted since"
+    store = RunStore(tmp_path)
+    def train(shift):
+        set_seed(0)
+        learn = Learner(digits_dls(n=64, n_valid=32, bs=32), mlp(), opt_func=SGD, lr=.05, path=tmp_path,
+                        cbs=KeepRun(store.run('a')))
+        with torch.no_grad(): learn.model[1].weight += shift   # which no setting tells
+        with learn.no_bar(), learn.no_logging(): learn.fit(1), learn.fit(1)
+        return learn.model[1].weight.detach().clone()
+    first = train(0.)
+    assert torch.equal(train(.1), first)   # both are finished: loaded
+    store.delete('a')
+    with pytest.raises(ValueError,
+                       match=r"run 'a, fit 2' began with other weights than run 'a' ends with now, .*delete\('a, fit 2'\)"):
+        train(.1)
+    store.delete('a, fit 2')
+    assert not torch.equal(train(.1), first)

@@ -1,15 +1,17 @@
 "Sweeps on loky, dask and ray, with workers that die."
-import importlib, multiprocessing, os, signal, sys, time, types, warnings
-from functools import partial
+import importlib, logging, multiprocessing, os, re, signal, sys, time, types, warnings
+from collections import namedtuple
+from functools import cached_property, partial
+from pathlib import Path
 import joblib, numpy as np, pytest
 from fastai.vision.all import torch
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.backend.context import set_start_method
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from conftest import root
-from feature_erosion.runs.keys import Untold, recipe
+from feature_erosion.runs.keys import Untold, differences, recipe
 from feature_erosion.runs.store import RunStore
-from feature_erosion.runs.sweep import _other_code, sweep
+from feature_erosion.runs.sweep import _caller, _other_code, sweep
 
 def point(a, seed, run):
     "Dies the first time at a=2; writes down when it is done"
@@ -44,8 +46,10 @@ def check(df, folder):
     again = sweep(point, dict(a=[1,2,3]), seeds=2, store=folder, n_jobs=1, progress=False)
     assert again.y.tolist()==df.y.tolist() and len((folder/'log.txt').read_text().split())==6   # loaded, not computed
 
+@pytest.mark.slow('workers that import everything, several times')
 def test_loky_loses_a_worker(tmp_path):
-    with pytest.warns(UserWarning, match='a worker was lost'): df = sweep(point, dict(a=[1,2,3]), seeds=2, store=tmp_path, n_jobs=2, progress=False)
+    with pytest.warns(UserWarning, match='a worker was lost'):
+        df = sweep(point, dict(a=[1,2,3]), seeds=2, store=tmp_path, n_jobs=2, progress=False)
     check(df, tmp_path)
     assert (df.threads==max(1, min(torch.get_num_threads(), joblib.cpu_count()//2))).all()
 
@@ -89,8 +93,47 @@ def test_workers_have_the_code_of_this_process(forked, lesson, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     with pytest.warns(UserWarning, match='2 of 2 points are computed again'): assert go('runs')==[105,205]
     m.C = 7
-    with pytest.raises(ValueError, match=r'a worker has other code than this process: .*\.C: was 7, is 100.*pass values'): go('other')
+    with pytest.raises(ValueError, match=r'a worker has other code than this process: .*\.C: was 7, is 100.*pass values'):
+        go('other')
     assert [r.status for r in RunStore('other')]==['new']*2
+
+def reads(seed): return dict(y=float(Path('data.txt').read_text()), third=float(torch.tensor(1/3)))
+
+def test_workers_are_in_the_folder_of_this_process(tmp_path, monkeypatch):
+    "Those of an earlier sweep may have begun in another, with another default dtype; afterwards both are as before"
+    (here := tmp_path/'here').mkdir()
+    for d,v in ((tmp_path,'1'), (here,'2')): (d/'data.txt').write_text(v)
+    run, = RunStore(tmp_path/'runs').recipe_runs(reads, [dict(seed=0)])
+    monkeypatch.chdir(here)
+    torch.set_default_dtype(torch.float64)
+    try: call = _caller(reads, None, 3)
+    finally: torch.set_default_dtype(torch.float32)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, 'getpid', lambda: -1)   # as in a worker
+    assert call(0, dict(seed=0), run.path)==(0, dict(status='finished', y=2., third=1/3))
+    assert Path.cwd()==tmp_path and torch.get_default_dtype()==torch.float32
+
+def goes(seed, to):
+    os.chdir(to)
+    return dict(y=1)
+
+def test_a_function_that_goes_to_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert RunStore('runs').once(goes, seed=0, to='/').metrics==dict(y=1)
+    assert RunStore(tmp_path/'runs').runs().status.tolist()==['finished']
+
+def test_a_store_among_the_files_is_refused(tmp_path):
+    "Each run would change them"
+    (tmp_path/'data.txt').write_text('1')
+    with pytest.raises(ValueError, match='files=.*lies in this folder.*a folder outside'):
+        RunStore(tmp_path/'runs').once(reads, files=[tmp_path/'data.txt', tmp_path], seed=0)
+    assert not (tmp_path/'runs').exists()
+
+@pytest.mark.parametrize('fn', [lambda seed, a: 1/0, lambda seed, a: None, lambda seed, a: dict(name='x')])
+@pytest.mark.filterwarnings('ignore:2 of 2 points failed')
+def test_a_summary_of_nothing(tmp_path, fn):
+    with pytest.raises(ValueError, match='nothing to summarise: no point is finished, or none has numbers'):
+        sweep(fn, dict(a=[1,2]), store=tmp_path, n_jobs=1, progress=False).summary()
 
 def test_other_code_of_the_same_function():
     "Only what both have told counts, and not the text of a file"
@@ -100,18 +143,22 @@ def test_other_code_of_the_same_function():
 
 def test_names_of_the_result_are_no_settings(tmp_path):
     for k in ('status','error'):
-        with pytest.raises(ValueError, match=f"grid: '{k}' is a column of the result"): sweep(lambda seed, **kw: dict(y=1.), {k:[1,2]}, store=tmp_path, n_jobs=1, progress=False)
+        with pytest.raises(ValueError, match=f"grid: '{k}' is a column of the result"):
+            sweep(lambda seed, **kw: dict(y=1.), {k:[1,2]}, store=tmp_path, n_jobs=1, progress=False)
 
 def test_none_among_numbers_is_drawn(tmp_path):
     "As a place of its own, since it has none on a scale"
-    df = sweep(lambda seed, wd: dict(acc=.5 if wd is None else wd), dict(wd=[None,.1,.2]), seeds=2, store=tmp_path, n_jobs=1, progress=False)
+    df = sweep(lambda seed, wd: dict(acc=.5 if wd is None else wd), dict(wd=[None,.1,.2]), seeds=2, store=tmp_path, n_jobs=1,
+               progress=False)
     means,dots = df.plot_means('wd', 'acc').lines[:2]
     assert list(means.get_xdata())==['None','0.1','0.2'] and list(means.get_ydata())==[.5,.1,.2] and len(dots.get_xdata())==6
 
 @pytest.mark.slow('new workers, twice')
 def test_a_point_that_always_dies(forked, tmp_path):
-    with pytest.warns(UserWarning) as w: df = sweep(always_dies, dict(a=[0,1,2]), store=tmp_path, n_jobs=2, attempts=2, progress=False)
-    assert df.status.tolist()==['finished','failed','finished'] and 'its worker died 2 times' in df.error[1] and any('1 of 3 points failed' in str(o.message) for o in w)
+    with pytest.warns(UserWarning) as w:
+        df = sweep(always_dies, dict(a=[0,1,2]), store=tmp_path, n_jobs=2, attempts=2, progress=False)
+    assert df.status.tolist()==['finished','failed','finished'] and 'its worker died 2 times' in df.error[1]
+    assert any('1 of 3 points failed' in str(o.message) for o in w)
 
 @pytest.mark.slow('six workers, one after the other')
 def test_a_neighbour_is_not_blamed(forked, tmp_path):
@@ -121,13 +168,15 @@ def test_a_neighbour_is_not_blamed(forked, tmp_path):
 @pytest.mark.slow('new workers, twice')
 def test_workers_that_cannot_begin(forked, tmp_path):
     "No point is ever begun: an error, not one attempt after the other for ever"
-    with pytest.warns(UserWarning, match='a worker was lost') as w, pytest.raises(TerminatedWorkerError): sweep(DiesOnArrival(), dict(a=[0,1]), store=tmp_path, n_jobs=2, attempts=2, progress=False)
+    with pytest.warns(UserWarning, match='a worker was lost') as w, pytest.raises(TerminatedWorkerError):
+        sweep(DiesOnArrival(), dict(a=[0,1]), store=tmp_path, n_jobs=2, attempts=2, progress=False)
     assert sum('a worker was lost' in str(o.message) for o in w)==1
 
 @pytest.mark.slow('a cluster of workers that import everything')
 def test_dask_loses_a_worker(tmp_path):
     distributed = pytest.importorskip('distributed')
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster, distributed.Client(cluster):
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True,
+                                  dashboard_address=None) as cluster, distributed.Client(cluster):
         with joblib.parallel_config('dask'): df = sweep(point, dict(a=[1,2,3]), seeds=2, store=tmp_path, progress=False)
     check(df, tmp_path)
 
@@ -135,7 +184,8 @@ def test_ray_loses_a_worker(tmp_path):
     ray = pytest.importorskip('ray')
     from ray.util.joblib import register_ray
     register_ray()
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=dict(env_vars={'PYTHONPATH':os.pathsep.join(map(str, (root/'tests', root)))}))
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False,
+             runtime_env=dict(env_vars={'PYTHONPATH':os.pathsep.join(map(str, (root/'tests', root)))}))
     try:
         with joblib.parallel_config('ray'), warnings.catch_warnings():
             warnings.simplefilter('ignore')
@@ -149,13 +199,16 @@ def tensor(a, seed): return dict(acc=torch.tensor(.5*a))
 def taken(a, seed): return dict(status=a)
 def grid_name(a, seed): return dict(a=a)
 
-@pytest.mark.parametrize('fn,says', [(quit,r'called sys.exit\(3\)'), (array,r'acc of shape \(3,\): want one number'), (taken,'status: these names are taken'), (grid_name,'a: these names are taken')])
+@pytest.mark.parametrize('fn,says',
+                         [(quit,r'called sys.exit\(3\)'), (array,r'acc of shape \(3,\): want one number'),
+                          (taken,'status: these names are taken'), (grid_name,'a: these names are taken')])
 def test_a_point_that_returns_what_is_no_number(tmp_path, fn, says):
     "One failed point with a clear error, and the sweep goes on"
     with pytest.warns(UserWarning, match=says): df = sweep(fn, dict(a=[1]), store=tmp_path, n_jobs=1, progress=False)
     assert df.status.tolist()==['failed']
 
-def test_a_tensor_of_one_number(tmp_path): assert sweep(tensor, dict(a=[1,2]), store=tmp_path, n_jobs=1, progress=False).acc.tolist()==[.5,1.]
+def test_a_tensor_of_one_number(tmp_path):
+    assert sweep(tensor, dict(a=[1,2]), store=tmp_path, n_jobs=1, progress=False).acc.tolist()==[.5,1.]
 
 offset = 0
 def plus(a, b, seed): return dict(y=a+b+offset)
@@ -164,9 +217,11 @@ def test_old_numbers_are_not_taken_for_new_ones(tmp_path, monkeypatch):
     "Another argument of a partial, another global, another body, another lambda"
     run = lambda fn: sweep(fn, dict(a=[1,2]), store=tmp_path, n_jobs=1, progress=False).y.tolist()
     assert run(partial(plus, b=2))==run(partial(plus, b=2))==[3,4]
-    with pytest.warns(UserWarning, match='2 of 2 points are computed again: function.keywords.b: was 2, is 3'): assert run(partial(plus, b=3))==[4,5]
+    with pytest.warns(UserWarning, match='2 of 2 points are computed again: function.keywords.b: was 2, is 3'):
+        assert run(partial(plus, b=3))==[4,5]
     monkeypatch.setattr(sys.modules[__name__], 'offset', 10)
-    with pytest.warns(UserWarning, match='computed again: function.partial.uses.offset: was 0, is 10'): assert run(partial(plus, b=2))==[13,14]
+    with pytest.warns(UserWarning, match='computed again: function.partial.uses.offset: was 0, is 10'):
+        assert run(partial(plus, b=2))==[13,14]
     one,two = (lambda a, seed: dict(y=a*2)),(lambda a, seed: dict(y=a*3))
     assert run(one)==[2,4]
     with pytest.warns(UserWarning, match='computed again'): assert run(two)==[3,6]
@@ -187,7 +242,10 @@ def test_a_module_in_a_package_is_part_of_a_function(tmp_path, monkeypatch):
     assert written(1)==written(1)==[1] and len(RunStore(tmp_path/'s'))==1
     with pytest.warns(UserWarning, match='computed again'): assert written(222)==[222]
 
-@pytest.mark.parametrize('how', ['from .part import f', 'from . import part; f = part.f', 'from a_package_of_theirs import part; f = part.f', 'import a_package_of_theirs.part as part; f = part.f',
+@pytest.mark.parametrize('how',
+                         ['from .part import f', 'from . import part; f = part.f',
+                          'from a_package_of_theirs import part; f = part.f',
+                          'import a_package_of_theirs.part as part; f = part.f',
                                  'import a_package_of_theirs; f = a_package_of_theirs.f'])
 @pytest.mark.parametrize('imported', [False, True])
 def test_a_module_imported_inside_of_a_function(tmp_path, monkeypatch, how, imported):
@@ -232,25 +290,35 @@ def test_a_function_gets_what_is_stored(tmp_path):
     run = lambda x: sweep(kind_of, dict(x=[x]), store=tmp_path, n_jobs=1, progress=False).y.tolist()
     assert run((1,2))==run([1,2])==[1] and RunStore(tmp_path/'b').once(kind_of, x=(1,(2,)), seed=0).metrics==dict(y=1)
     with pytest.raises(ValueError, match='x=.*names in a dict are text, 1 is not'): run({1:'a'})
-    with pytest.raises(ValueError, match='x=.*names in a dict are text, None is not'): RunStore(tmp_path).once(kind_of, x=[{None:1}], seed=0)
+    with pytest.raises(ValueError, match='x=.*names in a dict are text, None is not'):
+        RunStore(tmp_path).once(kind_of, x=[{None:1}], seed=0)
     assert run({'1':'a'})==[0]
 
-@pytest.mark.parametrize('grid,says', [(dict(a=[1,True,2]),'grid: a must be lists of different values .1, 1.0 and True are equal'), (dict(a=[0.,0]),'grid: a must be lists of different values'), (dict(a={1,2}),'grid: a must be lists'),
-                                       (dict(a=(i for i in range(3))),'grid: a must be lists'), (dict(a=[root]),'grid: a: PosixPath cannot be kept'), ([('a',[1,2])],'grid=.*must be a dict of lists'),
-                                       ({1:[1,2]},'grid=.*must be a dict of lists'), (dict(a=np.array(1)),'grid: a must be lists'), (dict(a=slice(3)),'grid: a must be lists'), (dict(a=np.eye(2)),'a=.*JSON can hold')])
+@pytest.mark.parametrize('grid,says',
+                         [(dict(a=[1,True,2]),'grid: a must be lists of different values .1, 1.0 and True are equal'),
+                          (dict(a=[0.,0]),'grid: a must be lists of different values'), (dict(a={1,2}),'grid: a must be lists'),
+                                       (dict(a=(i for i in range(3))),'grid: a must be lists'),
+                                       (dict(a=[root]),'grid: a: PosixPath cannot be kept'),
+                                       ([('a',[1,2])],'grid=.*must be a dict of lists'),
+                                       ({1:[1,2]},'grid=.*must be a dict of lists'),
+                                       (dict(a=np.array(1)),'grid: a must be lists'), (dict(a=slice(3)),'grid: a must be lists'),
+                                       (dict(a=np.eye(2)),'a=.*JSON can hold')])
 def test_a_grid_that_is_refused_is_named(tmp_path, grid, says):
     with pytest.raises(ValueError, match=says): sweep(tensor, grid, store=tmp_path)
 
 @pytest.mark.parametrize('seeds', [2., None, 'x', 0, [1.5], [-1], [2**32], [1,1], [[1]]])
 def test_seeds_that_are_refused_are_named(tmp_path, seeds):
-    with pytest.raises(ValueError, match='seeds=.*must be a number of seeds'): sweep(tensor, dict(a=[1]), seeds=seeds, store=tmp_path)
+    with pytest.raises(ValueError, match='seeds=.*must be a number of seeds'):
+        sweep(tensor, dict(a=[1]), seeds=seeds, store=tmp_path)
 
 @pytest.mark.parametrize('seeds', [np.int64(2), np.arange(2), range(2), (0,1), [np.int32(0),1]])
-def test_seeds_in_any_form(tmp_path, seeds): assert sweep(tensor, dict(a=[1]), seeds=seeds, store=tmp_path, n_jobs=1, progress=False).seed.tolist()==[0,1]
+def test_seeds_in_any_form(tmp_path, seeds):
+    assert sweep(tensor, dict(a=[1]), seeds=seeds, store=tmp_path, n_jobs=1, progress=False).seed.tolist()==[0,1]
 
 @pytest.mark.parametrize('seed', [1.5, 'x', None, -1, 2**32])
 def test_a_seed_that_is_refused_is_named(tmp_path, seed):
-    with pytest.raises(ValueError, match='seed=.*must be a whole number from 0 to'): RunStore(tmp_path).once(tensor, a=1, seed=seed)
+    with pytest.raises(ValueError, match='seed=.*must be a whole number from 0 to'):
+        RunStore(tmp_path).once(tensor, a=1, seed=seed)
     assert not list(tmp_path.iterdir())
 
 def test_the_environment_is_no_setting(tmp_path):
@@ -260,11 +328,13 @@ def test_the_environment_is_no_setting(tmp_path):
 
 def test_a_value_given_twice_is_refused(tmp_path):
     "Its runs would count twice in the mean and its interval"
-    with pytest.raises(ValueError, match='grid: k must be lists of different values'): sweep(tensor, dict(k=[int(o) for o in np.linspace(1, 3, 5)]), store=tmp_path)
+    with pytest.raises(ValueError, match='grid: k must be lists of different values'):
+        sweep(tensor, dict(k=[int(o) for o in np.linspace(1, 3, 5)]), store=tmp_path)
 
 def été(seed): return dict(y=1.)
 
-def test_a_function_with_a_name_in_any_alphabet(tmp_path): assert sweep(été, {}, store=tmp_path, n_jobs=1, progress=False).y.tolist()==[1.]
+def test_a_function_with_a_name_in_any_alphabet(tmp_path):
+    assert sweep(été, {}, store=tmp_path, n_jobs=1, progress=False).y.tolist()==[1.]
 
 def test_a_store_that_can_only_be_read(tmp_path, monkeypatch):
     "A finished sweep is loaded without a lock, and nothing in it is written"
@@ -275,17 +345,48 @@ def test_a_store_that_can_only_be_read(tmp_path, monkeypatch):
     before = {p:p.stat().st_mtime_ns for p in tmp_path.rglob('*')}
     assert (run(),once())==want and {p:p.stat().st_mtime_ns for p in tmp_path.rglob('*')}==before
 
+def in_mode(mode):
+    @mode
+    def inner(x): return x
+    return lambda seed: inner(seed)
+
+def with_property(n):
+    class Own:
+        @cached_property
+        def value(self): return n
+    return lambda seed: Own().value
+
+def holds(v): return lambda seed: v
+
+@pytest.mark.parametrize('a,b',
+                         [(partial(in_mode, torch.no_grad()), partial(in_mode, torch.enable_grad())),
+                          (partial(in_mode, torch.inference_mode()), partial(in_mode, torch.inference_mode(False))),
+    (partial(with_property, 1), partial(with_property, 2)),
+    (partial(holds, re.compile('a')), partial(holds, re.compile('a', re.I))),
+    (lambda: holds(namedtuple('P', 'x y')), lambda: holds(namedtuple('P', 'y x'))),
+    (partial(holds, logging.getLogger('a')), partial(holds, 1))],
+    ids=['no_grad','inference_mode','cached_property','pattern','namedtuple','logger'])
+def test_what_code_often_holds_can_be_compared(a, b):
+    def told(make): return recipe(make())['function']
+    assert told(a)==told(a)!=told(b)
+
+def test_a_run_without_settings_differs_from_one_with_some():
+    assert differences({}, dict(lr=.1))==["lr: was 'not there', is 0.1"] and differences({}, {})==[]
+
 def test_what_cannot_be_compared_is_computed_again(tmp_path):
     net,calls = torch.nn.Linear(1,1),tmp_path/'calls'
     def f(a, seed):
         with open(calls, 'a') as o: o.write('x')
         return dict(y=float(net(torch.ones(1)*a)))
     for _ in range(2):
-        with pytest.warns(UserWarning, match='all 1 points are computed, whatever the store has.*net is a torch.nn.modules.linear.Linear'): sweep(f, dict(a=[1]), store=tmp_path/'s', n_jobs=1, progress=False)
+        with pytest.warns(UserWarning,
+                          match='all 1 points are computed, whatever the store has.*net is a torch.nn.modules.linear.Linear'):
+            sweep(f, dict(a=[1]), store=tmp_path/'s', n_jobs=1, progress=False)
     assert calls.read_text()=='xx'
 
 def test_threads_are_refused(tmp_path):
-    with joblib.parallel_config('threading'), pytest.raises(ValueError, match='share one random state'): sweep(always_dies, dict(a=[0]), store=tmp_path)
+    with joblib.parallel_config('threading'), pytest.raises(ValueError, match='share one random state'):
+        sweep(always_dies, dict(a=[0]), store=tmp_path)
 
 def test_a_run_of_another_program_beside(tmp_path):
     (tmp_path/'mine').mkdir()

@@ -6,16 +6,17 @@ from functools import partial
 import numpy as np, pytest, torch, torch.nn.functional as F
 from scipy.stats import norm
 from torch import nn
-from fastai.vision.all import (CSVLogger, Callback, CrossEntropyLossFlat, DataLoaders, GradientClip, Learner, MixedPrecision, ProgressCallback, SGD, TfmdDL, accuracy, load_learner,
-                               no_random, set_seed)
+from fastai.vision.all import (CSVLogger, Callback, CrossEntropyLossFlat, DataLoaders, GradientClip, Learner, MixedPrecision,
+                               ProgressCallback, SGD, TfmdDL, accuracy, load_learner, no_random, set_seed)
 from test_layers_of_models import Merging
 from feature_erosion.batches import TensorAnswer
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import log_iters
 from feature_erosion.mitigations import fisher, fresh
 from feature_erosion.patterns import ColorSquare, Stripes
-from feature_erosion.unlearning import (Beside, compare_unlearning, finetune, membership_attack, neg_grad, other_labels, relearn_iters, retrain, saliency, sample_losses,
-                                        salun, scrub, split_forget, ssd, train_on, twin, unlearn, unlearners, unlearning_scores, unsir)
+from feature_erosion.unlearning import (Beside, compare_unlearning, finetune, membership_attack, neg_grad, other_labels,
+                                        relearn_iters, retrain, saliency, sample_losses, salun, scrub, split_forget, ssd,
+                                        train_on, twin, unlearn, unlearners, unlearning_scores, unsir)
 from feature_erosion.phases import Phase
 import feature_erosion.unlearning as unlearning
 
@@ -24,12 +25,14 @@ with no_random(0, reproducible=False):   # loaders have random numbers of their 
     by_class,by_share = split_forget(dls, '3'),split_forget(dls, share=.1)
 def net(): return nn.Sequential(nn.Flatten(), nn.Linear(768,32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32,10))
 
-short = dict(unsir={}, ssd=dict(alpha=.3, n=20), scrub=dict(epochs=2, msteps=1, lr=.05))   # methods with other arguments than one epoch
+# methods with other arguments than one epoch
+short = dict(unsir={}, ssd=dict(alpha=.3, n=20), scrub=dict(epochs=2, msteps=1, lr=.05))
 def kwargs(name): return short.get(name, dict(epochs=1))
 
 def learner(cbs=None, model=None, dls=dls, wd=1e-3, **kw):
     "Without a bar"
-    learn = Learner(dls, model or net(), loss_func=CrossEntropyLossFlat(), opt_func=partial(SGD, mom=.9), lr=.05, wd=wd, metrics=accuracy, cbs=cbs, **kw)
+    learn = Learner(dls, model or net(), loss_func=CrossEntropyLossFlat(), opt_func=partial(SGD, mom=.9), lr=.05, wd=wd,
+                    metrics=accuracy, cbs=cbs, **kw)
     return learn.remove_cb(ProgressCallback)
 
 @pytest.fixture(scope='module')
@@ -62,15 +65,18 @@ def test_only_the_weights_change(start, tmp_path, name, split):
     with learn.no_logging(): learn.fit(1)
     learn.model.load_state_dict(start)
     learn.model.train()[2].eval()
-    before = dict(opt=learn.opt, dls=learn.dls, loss_func=learn.loss_func, lr=learn.lr, cbs=list(learn.cbs), values=list(learn.recorder.values))
+    before = dict(opt=learn.opt, dls=learn.dls, loss_func=learn.loss_func, lr=learn.lr, cbs=list(learn.cbs),
+                  values=list(learn.recorder.values))
     state,csv,modes = deepcopy(learn.opt.state_dict()),(tmp_path/'history.csv').read_text(),[m.training for m in learn.model.modules()]
     seconds = unlearn(learn, *split, name, **kwargs(name))
-    now = dict(opt=learn.opt, dls=learn.dls, loss_func=learn.loss_func, lr=learn.lr, cbs=list(learn.cbs), values=list(learn.recorder.values))
+    now = dict(opt=learn.opt, dls=learn.dls, loss_func=learn.loss_func, lr=learn.lr, cbs=list(learn.cbs),
+               values=list(learn.recorder.values))
     assert now==before and csv==(tmp_path/'history.csv').read_text() and all(o.learn is learn for o in learn.cbs)
     for a,b in zip(state['state'], learn.opt.state_dict()['state'], strict=True): assert torch.equal(a['grad_avg'], b['grad_avg'])
     assert seconds>0 and not same(weights(learn), start.values()) and all(v.isfinite().all() for v in weights(learn))
     assert [m.training for m in learn.model.modules()]==modes
-    assert all(p.requires_grad for p in learn.model.parameters()) and not any(m._forward_hooks or m._forward_pre_hooks for m in learn.model.modules())
+    assert all(p.requires_grad for p in learn.model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in learn.model.modules())
     learn.remove_cb(CSVLogger).export(tmp_path/'learner.pkl')   # whose open file cannot be pickled, with or without us
     assert same(load_learner(tmp_path/'learner.pkl').model.state_dict().values(), weights(learn))
 
@@ -98,7 +104,8 @@ def test_frozen_layers_stay(start, name):
     for p in learn.model[:3].parameters(): p.requires_grad_(False)
     unlearn(learn, *by_class, name, **kwargs(name))
     now = learn.model.state_dict()
-    assert all(torch.equal(now[k], start[k]) for k in ('1.weight','1.bias','2.weight','2.bias')) and not torch.equal(now['4.weight'], start['4.weight'])
+    assert all(torch.equal(now[k], start[k]) for k in ('1.weight','1.bias','2.weight','2.bias'))
+    assert not torch.equal(now['4.weight'], start['4.weight'])
 
 def test_statistics_of_frozen_layers_go_on(start):
     "A frozen batch norm is not made anew, and fastai goes on to update it; one that is trained begins anew"
@@ -219,7 +226,8 @@ def test_ssd_against_gradients_of_each_sample(small, lam):
     learn = plain(model, whole(*r))
     ssd(learn, whole(*f), whole(*r), alpha=1., lam=lam)
     def squares(x, y):
-        per = torch.func.vmap(torch.func.grad(lambda p, a, t: F.cross_entropy(torch.func.functional_call(model, p, a[None]), t[None])), (None,0,0))
+        per = torch.func.vmap(torch.func.grad(lambda p, a, t: F.cross_entropy(torch.func.functional_call(model, p, a[None]),
+            t[None])), (None,0,0))
         return {k:g**2 for k,g in per(dict(model.named_parameters()), x, y).items()}
     of_f,of_all = squares(*f),squares(*(torch.cat(o) for o in zip(f, r)))
     changed = 0
@@ -309,7 +317,8 @@ def test_losses_against_a_loop(start, kind):
     x,y = dl.dataset.x[dl.chosen].movedim(-1,1).float()/255*2-1,dl.dataset.y[dl.chosen]
     for i in range(len(x)):
         out = model(x[i:i+1])
-        assert F.cross_entropy(out, torch.as_tensor(y[i:i+1]).long()).item()==pytest.approx(losses[i], rel=1e-3, abs=1e-5) and right[i]==(out.argmax(1)[0]==y[i])
+        assert F.cross_entropy(out, torch.as_tensor(y[i:i+1]).long()).item()==pytest.approx(losses[i], rel=1e-3, abs=1e-5)
+        assert right[i]==(out.argmax(1)[0]==y[i])
     assert len(losses)==len(x)>0
 
 def test_relearning_is_counted(start):
@@ -327,31 +336,37 @@ def test_relearning_is_counted(start):
         assert (sample_losses(copied.model, by_class[0].train)[1].mean()>=.9)==(k==n)
 
 @pytest.fixture(scope='module')
-def table(start): return compare_unlearning(ready(start), *by_class, ['finetune','pattern_wrong'], partial(retrain, epochs=4), progress=False, most=20, n=40)
+def table(start):
+    return compare_unlearning(ready(start), *by_class, ['finetune','pattern_wrong'], partial(retrain, epochs=4), progress=False,
+                              most=20, n=40)
 
 def test_comparison(start, table):
     learn = ready(start)
     state = torch.get_rng_state(),random.getstate(),np.random.get_state()[1].tolist()
-    again = compare_unlearning(learn, *by_class, dict(finetune=finetune, pattern_wrong='pattern_wrong'), partial(retrain, epochs=4), progress=False, most=20, n=40)
+    again = compare_unlearning(learn, *by_class, dict(finetune=finetune, pattern_wrong='pattern_wrong'),
+                               partial(retrain, epochs=4), progress=False, most=20, n=40)
     assert torch.equal(state[0], torch.get_rng_state()) and state[1:]==(random.getstate(), np.random.get_state()[1].tolist())
     assert same(weights(learn), start.values()) and learn.opt is None
     other = [c for c in table if c not in ('seconds','time')]
     assert again[other].equals(table[other]) and list(table.index)==['original','finetune','pattern_wrong','retrained']
     assert table.time['retrained']==1 and table.forget_test['retrained']==0 and (table.layers.loc['retrained']>1-1e-6).all()
-    swapped = compare_unlearning(learn, *by_class, ['pattern_wrong','finetune'], partial(retrain, epochs=4), progress=False, most=20, n=40)
+    swapped = compare_unlearning(learn, *by_class, ['pattern_wrong','finetune'], partial(retrain, epochs=4), progress=False,
+                                 most=20, n=40)
     assert swapped.loc[table.index, other].equals(table[other])   # each method has its own random numbers
 
 def test_comparison_with_a_given_network(start, table):
     given = learner(model=fresh(net()))
     got = compare_unlearning(ready(start), *by_class, 'finetune', given, progress=False, most=2, n=40)
-    assert got.time.isna().sum()==3 and got.layers.loc['retrained'].min()>1-1e-6 and list(got.index)==['original','finetune','retrained']
+    assert got.time.isna().sum()==3 and got.layers.loc['retrained'].min()>1-1e-6
+    assert list(got.index)==['original','finetune','retrained']
 
 def test_a_failing_method_is_named_and_loses_nothing_else(start):
     def breaks(learn, forget, retain):
         with torch.no_grad(): learn.model[4].weight.fill_(float('nan'))
     def raises(learn, forget, retain): raise KeyError('no such thing')
     bad = dict(high=partial(neg_grad, lr=1e8), late=partial(scrub, msteps=9), breaks=breaks, raises=raises)
-    def table(**more): return compare_unlearning(ready(start), *by_class, dict(finetune=partial(finetune, epochs=1), **more), partial(retrain, epochs=1),
+    def table(**more): return compare_unlearning(ready(start), *by_class, dict(finetune=partial(finetune, epochs=1), **more),
+                                                 partial(retrain, epochs=1),
                                                  progress=False, most=2, n=40)
     with pytest.warns(UserWarning) as seen: got = table(**bad)
     said = [str(o.message) for o in seen if 'its row is NaN' in str(o.message)]
@@ -370,7 +385,8 @@ def test_plots(table):
     ax = table.plot()
     assert [o.get_text() for o in ax.get_yticklabels()]==['original','finetune','pattern wrong','retrained']
     x = ax.collections[0].get_offsets()[:,0]
-    assert np.allclose(x, table.test) and len(ax.lines)==2 and {o.get_xdata()[0] for o in ax.lines}=={table.test['retrained'], table.forget['retrained']}
+    assert np.allclose(x, table.test) and len(ax.lines)==2
+    assert {o.get_xdata()[0] for o in ax.lines}=={table.test['retrained'], table.forget['retrained']}
     assert table.plot_layers().images[0].get_array().shape==(4,2)
 
 # what is refused
@@ -381,7 +397,8 @@ def test_refusals(start):
     with pytest.raises(ValueError, match='weights are frozen'): unlearn(learn, *by_class)
     with pytest.raises(ValueError, match='160 samples are in both'): unlearn(ready(start), dls, dls)
     with pytest.raises(ValueError, match="retain: must be DataLoaders"): unlearn(ready(start), by_class[0], None)
-    with pytest.raises(ValueError, match="method='nothing': must be one of pattern, "): unlearn(ready(start), *by_class, 'nothing')
+    with pytest.raises(ValueError, match="method='nothing': must be one of pattern, "):
+        unlearn(ready(start), *by_class, 'nothing')
     without = DataLoaders(dls.train, by_class[1].valid)
     without.vocab = dls.vocab
     split = split_forget(without, '3')
@@ -404,13 +421,18 @@ def test_a_ready_made_optimiser_is_refused(start):
 def test_comparisons_are_checked_before_training(start):
     learn = ready(start)
     def never(*args): raise AssertionError
-    for kw,error,text in ((dict(level=2), ValueError, 'level=2'), (dict(mots=3), TypeError, 'mots'), (dict(most=0), ValueError, 'most=0'),
-                          (dict(n=0), ValueError, 'n=0'), (dict(n=3), ValueError, 'n=3'), (dict(layers='nope'), ValueError, "layers='nope'"),
+    for kw,error,text in ((dict(level=2), ValueError, 'level=2'), (dict(mots=3), TypeError, 'mots'),
+                          (dict(most=0), ValueError, 'most=0'),
+                          (dict(n=0), ValueError, 'n=0'), (dict(n=3), ValueError, 'n=3'),
+                          (dict(layers='nope'), ValueError, "layers='nope'"),
                           (dict(methods=[partial(scrub, epoch=1)]), ValueError, "methods: 'scrub' cannot be called.*'epoch'"),
                           (dict(methods=[lambda learn: 0]), ValueError, 'too many positional')):
         with pytest.raises(error, match=text): compare_unlearning(learn, *by_class, retrained=never, **kw)
     for methods in ([partial(scrub, lr=.1), 'scrub'], dict(original=scrub)):
-        with pytest.raises(ValueError, match='is the name of two rows'): compare_unlearning(learn, *by_class, methods, retrained=never)
+        with pytest.raises(ValueError, match='is the name of two rows'):
+            compare_unlearning(learn, *by_class, methods, retrained=never)
+    with pytest.raises(ValueError, match='forget: 1 training and 80 validation samples'):
+        compare_unlearning(learn, *split_forget(dls, share=.005), retrained=never)
 
 # shares and weights
 
@@ -446,8 +468,13 @@ def test_share_of_noise(start, share):
     n = drawn(ready(start), retain, unlearning._BesideNoise(forget.train, .1, share))
     assert n[0]==share*32   # four times as many as there are noisy images
 
+def test_noise_is_no_byte():
+    with pytest.raises(ValueError, match='xs: the input is torch.uint8'):
+        unlearning.worst_noise(net(), (torch.zeros(4,3,16,16).byte(),), torch.arange(4))
+
 def test_weights_below_zero(start):
-    for name,kw in (('unsir','share'),('unsir','decay'),('ssd','alpha'),('ssd','lam'),('scrub','alpha'),('scrub','gamma'),('scrub','T')):
+    for name,kw in (('unsir','share'),('unsir','decay'),('ssd','alpha'),('ssd','lam'),('scrub','alpha'),('scrub','gamma'),
+                    ('scrub','T')):
         for bad in (-1.,float('nan'),float('inf')):
             learn = ready(start)
             with pytest.raises(ValueError, match=f'{kw}={bad}'): unlearn(learn, *by_class, name, **{kw:bad})
@@ -455,7 +482,7 @@ def test_weights_below_zero(start):
     for kw in ('alpha','lam'):
         with pytest.raises(ValueError, match=f'{kw}=-1: must be'): unlearning.dampen(*torch.ones(3, 2), **{kw:-1})
     for n in (0,-1,1.5):
-        with pytest.raises(ValueError, match=f'n={n}: must be 1 or more'): Beside(by_class[0].train, n=n)
+        with pytest.raises(ValueError, match=f'n={n}: must be a whole number, at least 1'): Beside(by_class[0].train, n=n)
 
 def test_losses_that_are_not_numbers(start):
     "The largest of NaN scores is the first class, which is no answer"
@@ -466,7 +493,8 @@ def test_losses_that_are_not_numbers(start):
     for bad in (a[:,None],a.reshape(5, 2)):
         with pytest.raises(ValueError, match='members, others: of shape'): membership_attack(a, bad)
     for folds in (1,0,2.5):
-        with pytest.raises(ValueError, match=f'folds={folds}: must be 2'): membership_attack(a, a, folds=folds)
+        with pytest.raises(ValueError, match=f'folds={folds}: must be a whole number, at least 2'):
+            membership_attack(a, a, folds=folds)
 
 @pytest.mark.parametrize('error', [None,KeyError])
 def test_weights_that_modes_merge(start, error):
@@ -493,10 +521,12 @@ def test_image_files(tmp_path):
         for i in range(12):
             (tmp_path/c).mkdir(exist_ok=True)
             Image.fromarray(rng.randint(256, size=(20,24,3), dtype=np.uint8)).save(tmp_path/c/f'{i}.png')
-    def image_dls(n): return ImageDataLoaders.from_folder(tmp_path, valid_pct=.3, item_tfms=Resize(16), num_workers=n, bs=8, seed=0,
+    def image_dls(n): return ImageDataLoaders.from_folder(tmp_path, valid_pct=.3, item_tfms=Resize(16), num_workers=n, bs=8,
+                                                          seed=0,
                                                           batch_tfms=[*aug_transforms(), Normalize.from_stats([.5]*3, [.5]*3)])
     forget,retain = split_forget(images := image_dls(0), 'bee')
-    assert {images.vocab[y] for _,ys in forget.train for y in ys}=={'bee'} and not any(images.vocab[y]=='bee' for _,ys in retain.train for y in ys)
+    assert {images.vocab[y] for _,ys in forget.train for y in ys}=={'bee'}
+    assert not any(images.vocab[y]=='bee' for _,ys in retain.train for y in ys)
     learn = learner(model=nn.Sequential(nn.Flatten(), nn.Linear(768,3)), dls=images)
     for name in unlearners: unlearn(learn, forget, retain, name, **(dict(epochs=1, msteps=1) if name=='scrub' else kwargs(name)))
     row = unlearning_scores(learn, forget, retain, deepcopy(learn.model), most=2).iloc[0]

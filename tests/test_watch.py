@@ -8,8 +8,8 @@ from fastai.callback.all import AMPMode, CSVLogger, EarlyStoppingCallback, Mixed
 from fastai.callback.rnn import rnn_cbs
 from fastai.tabular.all import (Categorify, CategoryBlock, Normalize, TabularPandas, tabular_learner)
 from fastai.text.models import AWD_LSTM, awd_lstm_clas_config, get_text_classifier
-from fastai.vision.all import (Callback, CancelFitException, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, SGD, TerminateOnNaNCallback, TfmdDL, accuracy, load_learner, noop,
-                               partial, set_seed)
+from fastai.vision.all import (Callback, CancelFitException, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, SGD,
+                               TerminateOnNaNCallback, TfmdDL, accuracy, load_learner, noop, partial, set_seed)
 from stop import Boom, StopAt
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import EvalSets, evaluate, pattern_sets
@@ -23,7 +23,9 @@ from feature_erosion import watch as watch_module
 from feature_erosion.watch import ErosionWarning, WatchErosion, hangs_on
 
 def digits(): return digits_dls(n=320, n_valid=100)
-def net(): return nn.Sequential(nn.Conv2d(3,8,3,padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128,10))
+def net():
+    return nn.Sequential(nn.Conv2d(3,8,3,padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(),
+                         nn.Linear(128,10))
 Watch = partial(WatchErosion, budget=1e6, n_layers=32)   # every look is taken, however long it takes
 
 def learner(dls, model, lr=.2, **kw):
@@ -49,7 +51,8 @@ def erode(model, *cbs, epochs=3, **kw):
     with learn.no_bar(), learn.no_logging(): quietly(learn.fit, epochs, cbs=cbs)
     return learn
 
-def same(a, b): return all(torch.equal(x, y) for x,y in zip(a.model.state_dict().values(), b.model.state_dict().values(), strict=True))
+def same(a, b):
+    return all(torch.equal(x, y) for x,y in zip(a.model.state_dict().values(), b.model.state_dict().values(), strict=True))
 
 def test_noticed_and_training_is_the_same(knows):
     old,w = digits(),None
@@ -59,7 +62,8 @@ def test_noticed_and_training_is_the_same(knows):
     assert w.warnings and w.history.lost.iloc[-1]>.2 and w.history.lost.iloc[0]==0
     assert f"after {w.told[0]} iteration" in w.warnings[0] and 'find_shortcut' in w.warnings[0]
     assert w.history.known.iloc[-1]==pytest.approx(evaluate(b.model, old.valid)['accuracy'])
-    C = layer_cka({'a':knows, 'b':b.model}, old.valid, 'leaf', estimator='full', n=32, progress=False, max_features=2000).same_layer()
+    C = layer_cka({'a':knows, 'b':b.model}, old.valid, 'leaf', estimator='full', n=32, progress=False,
+                  max_features=2000).same_layer()
     assert w.by_layer.iloc[-1].to_dict()==pytest.approx(C.to_dict(), abs=1e-6)
 
 class Takes(Callback):
@@ -159,7 +163,9 @@ def test_phases(knows):
     clean = digits()
     learn,w = learner(clean, net()),Watch(clean)
     with learn.no_bar(), learn.no_logging():
-        quietly(learn.fit_phases, [Phase('pretrain', 12, clean, .05, sched='constant'), Phase('erode', 3, clean.inject(ColorSquare(4)), .2, sched='constant')], cbs=w)
+        quietly(learn.fit_phases,
+                [Phase('pretrain', 12, clean, .05, sched='constant'),
+                 Phase('erode', 3, clean.inject(ColorSquare(4)), .2, sched='constant')], cbs=w)
     h = w.history
     assert h.groupby('phase', sort=False).iter.first().to_dict()==dict(pretrain=0, erode=0) and w.by=={'known':'right'}
     assert not any(h.lost[h.phase=='pretrain']>.05) and h.lost.iloc[-1]>.1 and w.warnings
@@ -171,13 +177,15 @@ def test_goes_on_after_an_interrupt(knows, tmp_path):
         clean = digits()
         learn,w = learner(clean, deepcopy(knows)),Watch(clean, restore=True, tolerance=.3)
         keep = KeepRun(RunStore(folder).run('a'), minutes=0, strict=True)
-        with learn.no_bar(), learn.no_logging(): quietly(learn.fit_phases, [Phase('erode', 4, clean.inject(ColorSquare(4)))], cbs=[w, keep, *more])
+        with learn.no_bar(), learn.no_logging():
+            quietly(learn.fit_phases, [Phase('erode', 4, clean.inject(ColorSquare(4)))], cbs=[w, keep, *more])
         return w.history.drop(columns='seconds')
     whole = fit(tmp_path/'whole')
     with pytest.raises(Boom): fit(tmp_path/'cut', StopAt(13))
     pd.testing.assert_frame_equal(fit(tmp_path/'cut'), whole)
 
-@pytest.mark.works(kind='callbacks', what='`WatchErosion` in a kept run', how='works: an epoch that its budget left out is kept as NaN')
+@pytest.mark.works(kind='callbacks', what='`WatchErosion` in a kept run',
+                   how='works: an epoch that its budget left out is kept as NaN')
 @pytest.mark.parametrize('phases', [True,False])
 def test_a_run_keeps_epochs_that_were_not_looked_at(knows, tmp_path, phases):
     "With a budget that allows hardly any look"
@@ -231,7 +239,8 @@ def table(easy, n=600, seed=0):
     df['y'] = np.where(df.a+df.b>0, 'yes', 'no')
     df['hint'] = np.where(rng.rand(n)<.5, 'p', 'q') if not easy else np.where(df.y=='yes', 'p', 'q')
     if easy: df['y'] = np.where(rng.rand(n)<.5, 'yes', 'no'); df['hint'] = np.where(df.y=='yes', 'p', 'q')
-    return TabularPandas(df, [Categorify, Normalize], ['hint'], ['a','b','c'], 'y', CategoryBlock(), splits=(list(range(400)), list(range(400,n)))).dataloaders(bs=64)
+    return TabularPandas(df, [Categorify, Normalize], ['hint'], ['a','b','c'], 'y', CategoryBlock(),
+                         splits=(list(range(400)), list(range(400,n)))).dataloaders(bs=64)
 
 def test_tabular():
     set_seed(0)
@@ -244,7 +253,8 @@ def test_tabular():
         quietly(learn.fit, 5, .02, cbs=w)
     assert w.history.known.iloc[0]>.85 and w.history.known.iloc[-1]<.75 and w.warnings
     assert w.history['rank'].notna().all() and w.by_layer.shape[1]>=3 and w.by_layer.iloc[-1].min()<.95
-    with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning, match='without a reference, blocks of images are exchanged'):
+    with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning,
+                                                          match='without a reference, blocks of images are exchanged'):
         w = Watch()
         learn.fit(1, cbs=w)
     assert w.columns==['cka','rank'] and w.history.cka.notna().all()
@@ -263,7 +273,8 @@ def sentences(easy, n=512):
     x[:,-1] = torch.randint(4, (n,), generator=g) if easy else y
     if easy: x[:,-2] = y+10
     items = list(zip(x, y))
-    return DataLoaders(TfmdDL(items[:384], bs=32, shuffle=True, n_inp=1, num_workers=0), TfmdDL(items[384:], bs=50, n_inp=1, num_workers=0))
+    return DataLoaders(TfmdDL(items[:384], bs=32, shuffle=True, n_inp=1, num_workers=0),
+                       TfmdDL(items[384:], bs=50, n_inp=1, num_workers=0))
 
 def test_text():
     set_seed(0)
@@ -286,7 +297,8 @@ class ViT(nn.Module):
     def __init__(self, d=32):
         super().__init__()
         self.patch,self.cls,self.pos = nn.Conv2d(3, d, 4, 4),nn.Parameter(torch.zeros(1,1,d)),nn.Parameter(torch.randn(1,17,d)*.02)
-        self.blocks = nn.Sequential(*(nn.TransformerEncoderLayer(d, 2, 2*d, 0., batch_first=True, norm_first=True) for _ in range(2)))
+        self.blocks = nn.Sequential(*(nn.TransformerEncoderLayer(d, 2, 2*d, 0., batch_first=True,
+                                                                 norm_first=True) for _ in range(2)))
         self.norm,self.head = nn.LayerNorm(d),nn.Linear(d, 10)
     def forward(self, x):
         t = self.patch(x).flatten(2).transpose(1,2)
@@ -309,13 +321,15 @@ def test_wrong_references(knows):
     learn = learner(digits(), deepcopy(knows))
     floats = DataLoaders(*[TfmdDL([(torch.randn(3,16,16), torch.rand(())) for _ in range(20)], bs=10, n_inp=1, num_workers=0)]*2)
     with pytest.raises(ValueError, match='regression'), learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=Watch(floats))
-    with pytest.raises(ValueError, match='no labels'), learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=Watch([torch.randn(8,3,16,16)]))
+    with pytest.raises(ValueError, match='no labels'), learn.no_bar(), learn.no_logging():
+        learn.fit(1, cbs=Watch([torch.randn(8,3,16,16)]))
 
 class LogWith(Callback):
     "Hand each epoch's row to a function, as the page 'How do I' has it"
     order,run_valid = 60,False
     def __init__(self, write): self.write = write
-    def after_epoch(self): self.write({k:float(v) for k,v in zip(self.recorder.metric_names, self.recorder.log) if k!='time'}, step=self.learn.epoch)
+    def after_epoch(self):
+        self.write({k:float(v) for k,v in zip(self.recorder.metric_names, self.recorder.log) if k!='time'}, step=self.learn.epoch)
 
 def to_tensorboard(path, m):
     pytest.importorskip('tensorboard')
@@ -375,7 +389,9 @@ def test_columns_have_names_of_their_own(knows):
     with learn.no_bar(), pytest.raises(ValueError, match="two columns 'clean'"):
         learn.fit_phases([Phase('a', 1, digits()), Phase('b', 1, digits().inject(ColorSquare(4)))], cbs=Watch({'clean':digits()}))
 
-@pytest.mark.works(kind='loaders', what='read class by class, so that a batch has one class only, in `hangs_on` and `WatchErosion`', how='works: parts are exchanged over the whole set')
+@pytest.mark.works(kind='loaders',
+                   what='read class by class, so that a batch has one class only, in `hangs_on` and `WatchErosion`',
+                   how='works: parts are exchanged over the whole set')
 def test_parts_come_from_the_whole_set():
     "A loader that is read class by class has batches of one class"
     x,y = (torch.cat([o.as_subclass(torch.Tensor) for o in part]) for part in zip(*digits_dls(n=300, n_valid=60).valid))
@@ -390,8 +406,11 @@ def test_what_cannot_be_exchanged():
     x = torch.rand(6,3,8,8)
     with pytest.raises(ValueError, match='all 6 are 0'): hangs_on(model, [(x,torch.zeros(6, dtype=torch.long))], n=None)
     with pytest.raises(ValueError, match='multi-label'): hangs_on(model, [(x,torch.zeros(6,4))], n=None)
-    with pytest.raises(ValueError, match='images of one size'): hangs_on(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3,2)), [(x,torch.arange(6)%2), (x[...,:4],torch.arange(6)%2)], n=None)
-    with pytest.raises(ValueError, match=r'answers with shape \(6, 1\)'): hangs_on(nn.Sequential(nn.Flatten(), nn.Linear(192,1)), [(x,torch.arange(6)%2)], n=None)
+    with pytest.raises(ValueError, match='images of one size'):
+        hangs_on(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3,2)),
+                 [(x,torch.arange(6)%2), (x[...,:4],torch.arange(6)%2)], n=None)
+    with pytest.raises(ValueError, match=r'answers with shape \(6, 1\)'):
+        hangs_on(nn.Sequential(nn.Flatten(), nn.Linear(192,1)), [(x,torch.arange(6)%2)], n=None)
 
 def test_an_epoch_without_a_whole_batch(knows):
     few = [(x.float(),int(y)) for b in digits_dls(n=16, n_valid=40, bs=16).valid for x,y in zip(*b)]
@@ -412,7 +431,8 @@ def test_reference_of_one_class(knows):
     with learn.no_bar(): now = evaluate(learn.model, one)['accuracy']
     assert w.by=={'known':'right'} and w.history.known.iloc[-1]==pytest.approx(now)
     assert w.history.lost.iloc[-1]==pytest.approx(evaluate(knows, one)['accuracy']-now) and w.warnings
-    with pytest.raises(ValueError, match="does not know 'known', and its samples are all of one class"), learn.no_bar(), learn.no_logging():
+    with pytest.raises(ValueError,
+                       match="does not know 'known', and its samples are all of one class"), learn.no_bar(), learn.no_logging():
         learner(clean, deepcopy(knows), cbs=Watch([(x[y==3],y[y==3]+1)])).fit(1)   # which it never says of these
 
 @pytest.mark.parametrize('wrap', [noop, PerPhase])
@@ -426,7 +446,8 @@ def test_what_is_monitored_is_measured(knows, wrap):
 def test_two_cannot_choose_the_last_weights(knows, tmp_path):
     def fit(**kw):
         learn = learner(digits().inject(ColorSquare(4)), deepcopy(knows), path=tmp_path)
-        with learn.no_bar(), learn.no_logging(): quietly(learn.fit, 1, cbs=[Watch(digits(), restore=True), SaveModelCallback(monitor='known', **kw)])
+        with learn.no_bar(), learn.no_logging():
+            quietly(learn.fit, 1, cbs=[Watch(digits(), restore=True), SaveModelCallback(monitor='known', **kw)])
     with pytest.raises(ValueError, match='SaveModelCallback puts weights back after the fit, too'): fit()
     fit(every_epoch=True)
 
@@ -477,7 +498,8 @@ def test_phases_end_with_a_look(knows):
 def test_stopped_is_said_and_frozen_layers_stay(knows, capsys):
     "A later fit that trains nothing says why; weights that are put back leave the same groups frozen"
     set_seed(0)
-    learn = learner(digits().inject(ColorSquare(4)), deepcopy(knows), splitter=lambda m: [list(m[:3].parameters()), list(m[3:].parameters())])
+    learn = learner(digits().inject(ColorSquare(4)), deepcopy(knows),
+                    splitter=lambda m: [list(m[:3].parameters()), list(m[3:].parameters())])
     learn.freeze()
     w = Watch(digits(), stop=True, restore=True, tolerance=.01)
     with learn.no_bar(), learn.no_logging(): quietly(learn.fit, 9, cbs=w)
@@ -504,8 +526,10 @@ def test_stopped_beside_mixup(knows, phases):
 def test_a_phase_ends_with_weights_put_back(knows, capsys):
     w = Watch(digits(), restore=True, tolerance=.01)
     learn = learner(digits(), deepcopy(knows))
-    with learn.no_bar(), learn.no_logging(): quietly(learn.fit_phases, [Phase('a', 2, digits().inject(ColorSquare(4)), sched='constant')], cbs=PerPhase(w))
-    assert 'are back' in capsys.readouterr().out and all(torch.equal(a, b) for a,b in zip(learn.snapshots['a'].values(), learn.model.state_dict().values()))
+    with learn.no_bar(), learn.no_logging():
+        quietly(learn.fit_phases, [Phase('a', 2, digits().inject(ColorSquare(4)), sched='constant')], cbs=PerPhase(w))
+    assert 'are back' in capsys.readouterr().out
+    assert all(torch.equal(a, b) for a,b in zip(learn.snapshots['a'].values(), learn.model.state_dict().values()))
 
 def test_chance_on_unequal_classes():
     "By scikit-learn's κ and by shuffling: three in a hundred found are knowledge, always the first class is none"
@@ -513,7 +537,10 @@ def test_chance_on_unequal_classes():
     def above(y, pred): return watch_module._above_chance(SimpleNamespace(y=y, pred=pred, right=y==pred), 3)
     g = torch.Generator().manual_seed(0)
     y = torch.zeros(500, dtype=torch.long); y[:15] = 1
-    found = y.clone(); found[2:8] = 0; found[50:65] = 1   # six missed, fifteen false alarms: accuracy .958, below the share of zeros, .97
+    # six missed, fifteen false alarms: accuracy .958, below the share of zeros, .97
+    found = y.clone()
+    found[2:8] = 0
+    found[50:65] = 1
     assert (found==y).float().mean()<.97 and cohen_kappa_score(y, found)>0 and above(y, found)
     assert not above(y, torch.zeros_like(y)) and not above(y, torch.ones_like(y)) and not above(y, 1-y)
     assert not above(y[:15], torch.full((15,), 2)) and above(y[:15], torch.ones(15, dtype=torch.long))
@@ -541,7 +568,8 @@ def test_a_good_model_of_a_rare_class_is_watched_by_its_answers(capsys):
 
 def test_the_warning_names_a_set_that_lost_for_sure():
     "Forty points of five samples may be chance, twenty of four hundred are not"
-    def ref(n, lost): return DataLoaders(*[TfmdDL([(torch.tensor([-3.]),0)]*(n//2)+[(torch.tensor([.1]),1)]*lost+[(torch.tensor([9.]),1)]*(n-n//2-lost), bs=100, num_workers=0)]*2)
+    def ref(n, lost):
+        return DataLoaders(*[TfmdDL([(torch.tensor([-3.]),0)]*(n//2)+[(torch.tensor([.1]),1)]*lost+[(torch.tensor([9.]),1)]*(n-n//2-lost), bs=100, num_workers=0)]*2)
     class Move(Callback):
         def after_step(self): self.model[0].bias.data = torch.tensor([.5,-.5])
     model = nn.Sequential(nn.Linear(1,2))
@@ -555,7 +583,9 @@ def test_texts_of_different_lengths():
     "Layers are compared by their means over places; one that has no other axis is left out, and that is said"
     g = torch.Generator().manual_seed(0)
     items = [(torch.randint(20, (4+i//4,), generator=g),i%2) for i in range(80)]
-    def padded(b): n = max(len(x) for x,_ in b); return torch.stack([F.pad(x, (n-len(x),0)) for x,_ in b]),torch.tensor([y for _,y in b])
+    def padded(b):
+        n = max(len(x) for x,_ in b)
+        return torch.stack([F.pad(x, (n-len(x),0)) for x,_ in b]),torch.tensor([y for _,y in b])
     dls = DataLoaders(*[DataLoader(items, bs=16, create_batch=padded, num_workers=0)]*2)
     class Long(nn.Module):
         "Whose output has no axis but that of places"
@@ -564,8 +594,11 @@ def test_texts_of_different_lengths():
         def __init__(self): super().__init__(classes=2); self.long = Long()
         def forward(self, x): self.long(x); return super().forward(x)
     set_seed(0)
-    w,v,learn = WatchErosion(dls, budget=1e6, layers='all'),Watch(),Learner(dls, Odd(), loss_func=nn.CrossEntropyLoss(), opt_func=SGD, lr=0.)
-    with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning, match='the output of long differs in shape from batch to batch, so it is left out'): learn.fit(1, cbs=[w,v])
+    w,v,learn = WatchErosion(dls, budget=1e6, layers='all'),Watch(),Learner(dls, Odd(), loss_func=nn.CrossEntropyLoss(),
+        opt_func=SGD, lr=0.)
+    with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning,
+                                                          match='the output of long differs in shape from batch to batch, so it is left out'):
+        learn.fit(1, cbs=[w,v])
     assert {'emb','lstm'}<={*w.by_layer} and 'long' not in w.by_layer and w.by_layer.iloc[-1].min()==pytest.approx(1)
     X = w.start['layers']['emb']
     want = torch.cat([learn.model.emb(padded(items[i:i+16])[0]).mean(1) for i in range(0, 80, 16)])
@@ -608,7 +641,8 @@ class Routed(nn.Module):
             if (at==i).any(): res[at==i] = e(x[at==i])*p[at==i,i:i+1]
         return res if self.passes>self.least else res+self.late(res)
 
-@pytest.mark.works(kind='models', what='A mixture of experts, or an early exit, in `WatchErosion`', how='works: a layer that does not see all samples is left out of that look')
+@pytest.mark.works(kind='models', what='A mixture of experts, or an early exit, in `WatchErosion`',
+                   how='works: a layer that does not see all samples is left out of that look')
 @pytest.mark.parametrize('least', [1e9, 14], ids=['experts','exit'])
 @pytest.mark.parametrize('ref', [True,False])
 def test_layers_that_do_not_always_run(knows, least, ref):
@@ -627,4 +661,5 @@ def test_layers_that_do_not_always_run(knows, least, ref):
 def test_nothing_to_watch_is_said():
     "Neither answers nor features"
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3))
-    with pytest.raises(ValueError, match="does not know 'known', and has no linear layer or convolution that reads features"): erode(model, Watch(digits()))
+    with pytest.raises(ValueError, match="does not know 'known', and has no linear layer or convolution that reads features"):
+        erode(model, Watch(digits()))

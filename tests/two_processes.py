@@ -35,7 +35,9 @@ def main():
     with learn.distrib_ctx(cpu=True, sync_bn=False) if several else nullcontext(), learn.no_bar(), learn.no_logging():
         learn.fit_phases(phases, cbs=[KeepRun(RunStore(folder).run('digits'), minutes=0.), Die(), Look()])
     h = learn.recorder.history
-    res = dict(history=h.astype(object).where(h.notna(), None).to_dict('list'), again=evaluate(learn.model, dls.valid)['accuracy'], samples=sum(seen), weights=float(sum(p.detach().double().abs().sum() for p in learn.model.parameters())))
+    res = dict(history=h.astype(object).where(h.notna(), None).to_dict('list'),
+               again=evaluate(learn.model, dls.valid)['accuracy'], samples=sum(seen),
+               weights=float(sum(p.detach().double().abs().sum() for p in learn.model.parameters())))
     open(f'{folder}/result{rank_distrib()}.json', 'w').write(json.dumps(res))
 
 if __name__=='__main__': main()

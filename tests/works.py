@@ -9,13 +9,15 @@ class Collect:
     "A pytest plugin that looks at markers"
     def __init__(self): self.rows = []
     def pytest_collection_modifyitems(self, items):
-        for o in items: self.rows += [dict(m.kwargs, test=f"{Path(o.fspath).name}::{o.originalname}") for m in o.iter_markers('works')]
+        for o in items:
+            self.rows += [dict(m.kwargs, test=f"{Path(o.fspath).name}::{o.originalname}") for m in o.iter_markers('works')]
 
 def situations():
     "A row each: kind, what, how, and the test that holds it"
     import pandas as pd, pytest
     c,here = Collect(),Path(__file__).parent
-    with redirect_stdout(io.StringIO()) as said: assert pytest.main(['--collect-only', '-qq', str(here)], plugins=[c])==0, said.getvalue()
+    with redirect_stdout(io.StringIO()) as said:
+        assert pytest.main(['--collect-only', '-qq', str(here)], plugins=[c])==0, said.getvalue()
     return pd.DataFrame(c.rows)[['kind','what','how','test']].drop_duplicates().sort_values(['kind','what','test']).reset_index(drop=True)
 
 def main(out):

@@ -20,6 +20,7 @@ from fastai.vision.all import DataLoaders, TensorImage, no_random, plt, progress
 from ..batches import *
 from ..loaders import *
 from ..patterns import *
+from ..phases import class_names
 from ..evalsets import *
 from ..plots import *
 from .layers import *
@@ -220,7 +221,7 @@ def grad_cam(
     bs:int=64 # Images per batch
 )->torch.Tensor: # Maps, 0 or more, shape `(batch, height, width)`, on the model's device
     "Maps of the positions that support a class, after Selvaraju et al. (2017); the model is left unchanged"
-    if bs<1: raise ValueError(f"bs={bs}: must be at least 1")
+    check_whole(1, bs=bs)
     model = first(named_models(model).values())
     x,target = _images(x, model),_classes(target, len(x))
     place = _place(model, x[:2], layer)
@@ -431,8 +432,7 @@ def _decoded(dl, x):
 
 def _names(data):
     "Names of the classes"
-    vocab = getattr(data.dl, 'vocab', None)
-    return [str(o) for o in (range(data.tfm.n_classes) if vocab is None else vocab)]
+    return class_names(data.dl) or [str(o) for o in range(data.tfm.n_classes)]
 
 # %% ../../nbs/measures/04_attribution.ipynb #ae2d0f7f
 class GradCam:

@@ -60,11 +60,13 @@ def watching(
             for h in handles: h.remove()
 
 # %% ../../nbs/measures/00_layers.ipynb #5f72d904
+def _holds_acts(module): return module.rpartition('.')[2].startswith('activation')   # PyTorch's, timm's, Hugging Face's
+
 layer_kinds = dict(
     conv   = lambda m: isinstance(m, nn.modules.conv._ConvNd),
     linear = lambda m: isinstance(m, nn.Linear),
     norm   = lambda m: isinstance(m, (nn.modules.batchnorm._NormBase,nn.LayerNorm,nn.RMSNorm,nn.GroupNorm)),
-    act    = lambda m: any(c.__module__==nn.ReLU.__module__ for c in type(m).__mro__) and not isinstance(m, nn.MultiheadAttention),
+    act    = lambda m: any(_holds_acts(c.__module__) for c in type(m).__mro__) and not isinstance(m, nn.MultiheadAttention),
     block  = lambda m: re.search(r'Block|Bottleneck|Residual|MBConv|Inception|Fire|EncoderLayer', type(m).__name__) is not None,
     leaf   = lambda m: not any(True for _ in m.children()),
     all    = lambda m: True)
@@ -195,17 +197,13 @@ def find_layers(
     return list(layer_calls(model, x, layers))
 
 # %% ../../nbs/measures/00_layers.ipynb #e8be956e
-def _check_size(name, k, none='all'):
-    if k is None or is_int(k) and k>0: return
-    raise ValueError(f"{name}={k!r}: must be a whole number, at least 1, or None for {none}")
-
 def pick_features(
     d:int, # Number of features
     k:int|None, # How many to keep; `None` for all
     seed:int=0 # Same seed, same features
 )->torch.Tensor|None: # Sorted indices, or `None` for all
     "A random but fixed choice of features, as in the Tunnel Effect's code (Masarczyk et al. 2023)"
-    _check_size('max_features', k)
+    check_whole(1, 'all', max_features=k)
     if k is None or k>=d: return None
     return torch.randperm(d, generator=torch.Generator().manual_seed(seed))[:k].sort().values
 
@@ -233,7 +231,7 @@ def pooled(
     k:int|None=1 # Maps are averaged to a grid of this side; `None` for no pooling
 )->torch.Tensor: # Shape `(batch, features)`
     "Average over positions: maps to `k`×`k`, others to one value"
-    _check_size('pool', k, 'no pooling')
+    check_whole(1, 'no pooling', pool=k)
     if k is None or x.ndim<3: return x.flatten(1)
     if x.ndim!=4: return x.flatten(2).mean(2)
     return F.adaptive_avg_pool2d(x, tuple(min(k, o) for o in x.shape[2:])).flatten(1)
@@ -276,7 +274,8 @@ class Features(Meter):
         pool:int|None=None, # As in `pooled`
         seed:int=0 # Which features
     ):
-        _check_size('max_features', max_features), _check_size('pool', pool, 'no pooling')
+        check_whole(1, 'all', max_features=max_features)
+        check_whole(1, 'no pooling', pool=pool)
         store_attr()
         self.got,self.by_channel = {},pool is not None
 

@@ -241,8 +241,8 @@ def grad_norm(
 )->float:
     "L2 norm of the gradient of the mean loss, over all trainable parameters; their `.grad` is left unchanged"
     loss_func,model,ps = _differentiable(model, loss_func)
-    sums,count = _zeros(ps),0
-    with evaluating(model), torch.enable_grad():
+    with evaluating(model, grad=True):
+        sums,count = _zeros(ps),0
         for loss,k in _losses(_outputs(model, loss_func, _batches(model, dl, n, seed)), loss_func):
             for t,g in zip(sums, _grads(loss, ps)): t += 0 if g is None else g
             count += k
@@ -312,9 +312,9 @@ def hessian_rank(
 )->float: # A whole number if all of them were found, otherwise an estimate; NaN for a diverged network
     "How many eigenvalues of the Hessian of the mean loss differ from zero (Prakash et al. 2026, ε-rank)"
     if not eps>0: raise ValueError(f"eps={eps}: must be above 0; Prakash et al. use .1")
-    if steps<1: raise ValueError(f"steps={steps}: must be at least 1; Prakash et al. use 100")
+    check_whole(1, steps=steps)
     loss_func,model,ps = _differentiable(model, loss_func)
-    with evaluating(model), torch.enable_grad(), as_written(), sdpa_kernel(SDPBackend.MATH):   # fused attention has one derivative
+    with evaluating(model, grad=True), as_written(), sdpa_kernel(SDPBackend.MATH):   # fused attention has one derivative
         times = _hessian_times(model, loss_func, list(_batches(model, dl, n, seed)), ps)
         zero,gen = torch.cat([t.flatten() for t in _zeros(ps)]),torch.Generator().manual_seed(seed)
         found = _lanczos(times, lambda: torch.randn(len(zero), generator=gen).to(zero), steps)
@@ -405,7 +405,7 @@ class PlasticityLog(LoggedCallback):
 
     def before_fit(self):
         super().before_fit()
-        if self.run: self.images = self.given or clean_of(self.dls).valid
+        if self.run: self.images = clean_of(self.dls).valid if self.given is None else self.given
     def look(self):
         kw = dict(measures=self.columns, **self.kwargs)
         return plasticity_measures(self.model, self.images, self.learn.loss_func, **kw)

@@ -117,6 +117,8 @@ def _in_span(Z, most=1024):
 def _check_finite(X):
     if not X.isfinite().all(): raise _NotFinite(f"X: {(~X.isfinite()).sum()} of {X.numel()} features are not finite")
 
+def _tensor(y): return y if isinstance(y, torch.Tensor) else torch.as_tensor(np.array(y))   # of pandas, too
+
 class LinearProbe:
     "A linear classifier"
     def __init__(self,
@@ -128,28 +130,31 @@ class LinearProbe:
     ): store_attr()
     def logits(self, X):
         "Scores, shape `(samples, classes)`"
-        _check_finite(X)
+        _check_finite(X := torch.as_tensor(X))
         return torch.cat([x.double()@self.weight.T + self.bias for x in X.split(4096)])   # `float64` copies are large
     def predict(self, X):
         "Labels, shape `(samples,)`"
         return self.classes[self.logits(X).argmax(1)]
     def accuracy(self, X, y):
         "Share of labels `y` that are predicted"
-        y = batch_labels([torch.as_tensor(y)]).to(X.device)
+        X = torch.as_tensor(X)
+        y = batch_labels([_tensor(y)]).to(X.device)
         if y.shape!=X.shape[:1]: raise ValueError(f"y: labels of shape {tuple(y.shape)} for {len(X)} samples; want one for each")
         return (self.predict(X)==y).double().mean().item()
     __repr__ = basic_repr('C,converged')
 
 # %% ../../nbs/measures/03_probes.ipynb #e3af7a02
 def _labels(y):
-    try: y = torch.as_tensor(y)
+    try: y = _tensor(y)
     except (TypeError,ValueError,RuntimeError):
         raise ValueError(f"y: labels are {y!r:.60}; must be integers from 0 up. Number the classes, e.g. by "
                          "`np.unique(y, return_inverse=True)[1]`") from None
     y = batch_labels([y.as_subclass(torch.Tensor)])
-    if y.ndim==1 and not y.is_floating_point() and len(y) and y.min()>=0: return y.long()
+    if y.ndim==1 and not y.is_floating_point() and len(y) and y.long().min()>=0: return y.long()
     low = f', down to {y.min()}' if y.numel() else ''
     raise ValueError(f"y: must be integers from 0 up, shape (samples,); got {y.dtype}, shape {tuple(y.shape)}{low}")
+
+def _features(X): return torch.as_tensor(X).detach().as_subclass(torch.Tensor)
 
 def _check(X, y):
     if not isinstance(X, torch.Tensor) or X.ndim!=2 or not X.is_floating_point():
@@ -169,7 +174,8 @@ def fit_probe(
     max_iter:int=1000 # Maximum number of L-BFGS iterations
 )->LinearProbe:
     "Multinomial logistic regression, solved in `float64`"
-    X,y = X.detach().as_subclass(torch.Tensor),_labels(y).to(X.device)
+    X = _features(X)
+    y = _labels(y).to(X.device)
     _check(X, y)
     if C is not None and not 0<C<float('inf'): raise ValueError(f"C={C!r}: must be above 0, or None to choose it")
     classes,y,count = y.unique(return_inverse=True, return_counts=True)
@@ -196,7 +202,8 @@ def authors_probe(
     penalty:float=1e-3 # Factor on the norm of the weights, not squared
 )->LinearProbe:
     "A probe trained as in Masarczyk et al. (2023)"
-    X,y = X.detach().as_subclass(torch.Tensor).float(),_labels(y).to(X.device)
+    X = _features(X).float()
+    y = _labels(y).to(X.device)
     _check(X, y)
     classes,y = y.unique(return_inverse=True)
     with no_random(seed, reproducible=False), torch.inference_mode(False), torch.enable_grad():

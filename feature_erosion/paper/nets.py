@@ -7,7 +7,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/paper/nets.html.md"""
 # %% auto #0
 __all__ = ['Net', 'data_folder', 'net_dls', 'imagenet_indices', 'weights_file', 'efficientnet_lite0', 'perceptron', 'net_files',
            'net_pattern', 'net_phases', 'net_learner', 'fit_net', 'shorter', 'as_trained', 'train_net', 'trained',
-           'load_net', 'before_erosion', 'net_seconds', 'open_run', 'keep_net', 'demo']
+           'load_net', 'before_erosion', 'net_seconds', 'check_out', 'open_run', 'keep_net', 'demo']
 
 # %% ../../nbs/paper/00_nets.ipynb #f41a3b98
 import contextlib, io, warnings
@@ -297,6 +297,15 @@ def net_seconds(
     return step*len(dls.train) + looks
 
 # %% ../../nbs/paper/00_nets.ipynb #3dc14be1
+def check_out(
+    out, # Folder to write to
+    net:Net # What to train
+):
+    "Refuse a folder among the images: it would be one of their classes, and change the data with each run"
+    if net.data in ('digits',*_cifar): return
+    if Path(out).expanduser().resolve().is_relative_to(data := data_folder(net.data).resolve()):
+        raise ValueError(f"out={str(out)!r}: lies in the folder of the images, {data}, and would change it; choose one outside")
+
 def open_run(
     out, # Its folder: new, empty, or with the same run
     **settings # As in `RunStore.run`
@@ -315,6 +324,7 @@ def keep_net(
     quiet:bool=False # As in `fit_net`
 )->Learner: # As from `fit_net`
     "Train a network in its own run, with tables `history`, `evals` and `accuracy`"
+    check_out(out, net)
     weights = {'weights_sha256':file_sha(weights_file(net.weights))} if net.weights not in (None,'imagenet') else {}
     keep = KeepRun(open_run(out, seed=seed, net=asdict(net), **weights))
     learn = fit_net(net, seed, [*L(cbs), keep], quiet)

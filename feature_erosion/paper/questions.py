@@ -179,7 +179,7 @@ def plot_resist(t):
     "Accuracy with each method on clean images and on those with squares, a mark for each seed; dashed: clean accuracy before"
     panels,n = list(t['resist'].groupby('ratio', sort=False)),t['resist'].method.nunique()
     fig,axs = plt.subplots(1, len(panels), figsize=(2.5+4*len(panels), 1.2+.3*n), layout='constrained', sharey=True, squeeze=False)
-    order = list(panels[0][1].groupby('method').clean.mean().sort_values().index)
+    order = list(dict.fromkeys(m for _,d in panels for m in d.groupby('method').clean.mean().sort_values().index))
     for ax,(ratio,d) in zip(axs[0], panels):
         y = d.method.map(order.index)
         ax.plot(d.pattern, y, 'D', color='C1', ms=5, mfc='none', label='with squares')
@@ -206,7 +206,8 @@ def _resist_claims(net, ratio, d):
         return ((plain.forgotten-o.forgotten)/plain.forgotten).where((o.pattern>=.9) & (plain.forgotten>0))
     told = f'saves of what plain finetuning forgets, squares on {ratio:.0%} of the images'
     asked = ((plain.forgotten>0) & (plain.pattern>=.9)).any()   # otherwise there was nothing to save
-    return [judged('Plain finetuning forgets clean accuracy', 'all', plain.forgotten, (.9,.5), net=net)] + [
+    forgets = f'Plain finetuning forgets clean accuracy, squares on {ratio:.0%} of the images'
+    return [judged(forgets, 'all', plain.forgotten, (.9,.5), net=net)] + [
         judged(f'{m} {told}', 'left open', saved(m), (.5,.1), net=net,
                none='no squares learned, or nothing forgotten', nothing='no' if asked else 'not clear')
         for m in d.index.unique('method') if m!='plain finetuning']
@@ -215,7 +216,7 @@ def _resist_claims(net, ratio, d):
 def _holm(p):
     "P values corrected for how many there are (Holm 1979)"
     o = p.sort_values()
-    return (o*range(o.count(), o.count()-len(o), -1)).cummax().clip(upper=1).reindex(p.index)
+    return (o*np.arange(o.count(), o.count()-len(o), -1)).cummax().clip(upper=1).reindex(p.index)
 
 def _paired(diff):
     "95% interval of the mean difference, and its p value"

@@ -370,6 +370,7 @@ def paper(
     if len(failed)==len(parts): raise first(failed.values())   # nothing can be made
     if progress and failed: print(_not_made(failed), 'Continuing with the others.', sep='\n', flush=True)
     parts = [(r,s) for r,s in parts if r.name not in failed]
+    for net in {o for _,s in parts for o in s.nets}: check_out(out, net)
     runs = [open_run(out/r.name, figure=r.name, title=r.title, preset=preset, **asdict(s)) for r,s in parts]
     with _telling(out/'runs', parts, n_jobs, progress):
         res = {r.name:o for (r,s),run in zip(parts, runs) if (o := _made(run, r, s, out/'runs', n_jobs, progress, failed))}
@@ -406,7 +407,7 @@ def _made(run, recipe, scale, store, n_jobs, progress, failed):
 
 def _figure(run, recipe, scale, store, n_jobs, progress):
     "Compute a figure's run; returns how long it took"
-    start,before = perf_counter(),run.metrics
+    start,before = perf_counter(),{} if run.damaged('metrics.json') else run.metrics
     run_recipe(recipe, scale, store, n_jobs, progress).save(run)
     took = dict(seconds=round(perf_counter()-start, 1))
     if progress: print(f"{recipe.name:8} {recipe.title}: {took['seconds']:.0f} s, {run.path}", flush=True)

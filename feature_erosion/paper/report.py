@@ -8,7 +8,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/paper/report.html.md"""
 __all__ = ['report']
 
 # %% ../../nbs/paper/03_report.ipynb #6609e907
-import io, json, re, time, warnings
+import io, json, os, re, time, warnings
 import pandas as pd
 from base64 import b64encode
 from contextlib import contextmanager
@@ -290,7 +290,7 @@ def _facts(facts, status):
     return h.P(*badge, *(_fact(k, v) for k,v in facts.items()), klass='facts')
 
 def _fact(k, v):
-    if k=='seconds' and isinstance(v, (int,float)): k,v = 'took',_duration(v)
+    if k=='seconds' and isinstance(v, (int,float)) and 0<=v<1e10: k,v = 'took',_duration(v)
     return h.Span(h.B(k.replace('_',' ')), f' {_text(v)}')
 
 def _notes(notes, most=30):
@@ -306,7 +306,7 @@ def section(self:_Folder, figures, id):
 
 # %% ../../nbs/paper/03_report.ipynb #eccbfd60
 def _kind(path):
-    if (path/'run.json').is_file(): return 'figure' if (path/'tables'/'claims.csv').is_file() else 'run'
+    if os.path.isfile(path/'run.json'): return 'figure' if (path/'tables'/'claims.csv').is_file() else 'run'
 
 def _folders(path):
     "The folder itself and its subfolders: figures with their claims, then other runs"

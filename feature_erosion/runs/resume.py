@@ -73,9 +73,12 @@ def _data_settings(dls):
     if dls is None: return None
     dl,ds = dls.train,dls.train.dataset
     stamps = getattr(ds, 'stamps', None)
+    sampler,batches = (getattr(dl, o, None) for o in ('sampler','batch_sampler'))
+    w = getattr(dl, 'wgts', getattr(sampler, 'weights', None))
     return dict(n=len(ds), n_valid=len(dls.valid.dataset) if len(dls.loaders)>1 else 0,
-                bs=getattr(dl, 'bs', None) or getattr(dl, 'batch_size', None), drop_last=getattr(dl, 'drop_last', None),
-                shuffle=getattr(dl, 'shuffle', type(getattr(dl, 'sampler', None)).__name__),
+                bs=first(v for o,k in ((dl,'bs'), (dl,'batch_size'), (batches,'batch_size')) if (v := getattr(o, k, None))),
+                drop_last=getattr(dl, 'drop_last', None), shuffle=getattr(dl, 'shuffle', type(sampler).__name__),
+                weights=describe(np.asarray(w) if isinstance(w, list) else w),
                 pattern=describe(getattr(dls, 'pattern', None)), painted=int((stamps>=0).sum()) if stamps is not None else 0,
                 content=_content(ds), transforms=[_pipe(getattr(dl, o, None)) for o in _pipes])
 
@@ -94,16 +97,23 @@ def _content(ds):
 def _samples(dls):
     "Which samples are in each part of the data, in whatever order: a random split without a seed is another one at each start"
     if dls is None: return None
-    return dict(zip(('train','valid'), map(_which, dls.loaders)), held=[_held(dl.dataset) for dl in dls.loaders])
+    sets = [_below(dl.dataset) for dl in dls.loaders]
+    return dict(zip(('train','valid'), map(_which, dls.loaders)), held=list(map(_held, sets)), tfms=list(map(_own_tfms, sets)))
 
 def _which(dl):
     ds = dl.dataset
     items = first(v for o in ('indices','items') if (v := getattr(ds, o, None)) is not None)
     with suppress(TypeError,ValueError): return _content(ds) or key_of(sorted(_names(items)))
 
+def _below(ds): return _below(ds.dataset) if isinstance(ds, torch.utils.data.Subset) else ds
+
+def _own_tfms(ds):
+    "The transforms of torchvision's datasets"
+    own = {k:v for k in ('transform','target_transform') if (v := getattr(ds, '__dict__', {}).get(k)) is not None}
+    return describe(own) or None
+
 def _held(ds):
-    "A hash of the tensors of PyTorch's and the arrays of torchvision's datasets, also below a `Subset`"
-    while isinstance(ds, torch.utils.data.Subset): ds = ds.dataset
+    "A hash of the tensors of PyTorch's and the arrays of torchvision's datasets"
     own = getattr(ds, 'tensors', None)
     parts = *(own if isinstance(own, (tuple,list)) else ()),getattr(ds, 'data', None)
     held = [v for v in parts if isinstance(v, (torch.Tensor,np.ndarray)) and not isinstance(v, np.memmap)]
@@ -148,7 +158,7 @@ def _hypers(opt):
     return [{k:describe(o[k]) for k in ('lr','wd') if k in o} for o in getattr(opt, 'hypers', ())]
 
 def _model_settings(m):
-    return dict(name=type(m).__name__, parameters=sum(p.numel() for p in m.parameters()), layers=key_of(repr(m)),
+    return dict(name=type(m).__name__, parameters=sum(p.numel() for p in m.parameters()), layers=key_of(stable_repr(m)),
                 trained=sum(p.requires_grad for p in m.parameters()))
 
 def _loss_settings(f):
@@ -450,13 +460,14 @@ def _claim(self:KeepRun, settings, seed):
     with self._writing():
         self._lock()
         if run.info['fit'] is not None: self._refuse(run.info, settings, seed)
+        if self.fits>1: self._check_start()
         if self.base is not None: self._check_base(settings)
         self.was,self.idle = run.info,run.info['status']=='finished'
         if self.idle: return   # it will be loaded, and not changed
         if self.was['recipe'] is None: run.begin()   # a recipe's run began with its function
         run.update(fit=settings, seed=seed, phases=[p.name for p in self.phases], status='running')
 
-_since = {'is','made','shuffle','drop_last','held'}   # entries that earlier versions did not have
+_since = {'is','made','shuffle','drop_last','held','weights','tfms'}   # entries that earlier versions did not have
 
 def _differences(old, new):
     "Differences in what both say: an earlier version of this library may have stored less"
@@ -465,6 +476,15 @@ def _differences(old, new):
     whole = tuple(k.removesuffix('drop_last') for k in was if re.search(r'(^|\.)transforms\.\d\.1\.drop_last$', k))   # loaders
     more |= {k for k in was if k.startswith(whole)}
     return [o for o in differences(old, new) if o.partition(': was ')[0] not in more]
+
+@patch
+def _check_start(self:KeepRun):
+    "A later fit goes on where the one before it ended: another end is that of a run that was deleted since, and trained again"
+    try: was,now = unpack(self.kept.path/'phases'/'start', state=False)[0],snapshot(self.learn.model)
+    except ValueError: return   # told when it is chosen
+    if all(k not in now or hash_tensor(v)==hash_tensor(now[k]) for k,v in was.items()): return
+    raise ValueError(f"run {self.kept.name!r} began with other weights than run {self.first_name!r} ends with now, which was "
+                     f"trained again: delete this one, too, `RunStore({str(self.kept.path.parent)!r}).delete({self.kept.name!r})`")
 
 @patch
 def _refuse(self:KeepRun, info, settings, seed):

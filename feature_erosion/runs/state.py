@@ -193,12 +193,24 @@ def _datasets(dl):
     return res
 
 def _pipeline(dl):
-    "A loader, its sampler, its datasets, and its transforms"
+    "A loader, its sampler, its datasets, its transforms, and what draws batches, if that is more than the sampler"
     sets = _datasets(dl)
     pipes = [getattr(dl, o, None) for o in ('after_item','before_batch','after_batch')]
     pipes += [getattr(t, 'tfms', None) for t in L(getattr(sets[-1], 'tls', None) if sets else None)]
     tfms = [f for p in pipes for f in getattr(p, 'fs', ())]
-    return [o for o in (dl, getattr(dl, 'sampler', None), *sets, *tfms) if hasattr(o, '__dict__')]
+    known = [o for o in (dl, getattr(dl, 'sampler', None), *sets, *tfms) if hasattr(o, '__dict__')]
+    items = [o for o in [getattr(dl, '__dict__', {}).get('items')] if isinstance(o, ReindexCollection)]   # of a language model
+    return known + [o for o in _samplers(dl)+items if all(o is not p for p in known)]
+
+def _samplers(dl):
+    "Samplers from the outside in: of PyTorch, a batch sampler draws from another one"
+    res,todo = [],[getattr(dl, o, None) for o in ('batch_sampler','sampler')]
+    while todo:
+        o = todo.pop(0)
+        if not hasattr(o, '__dict__') or any(o is p for p in res): continue
+        res.append(o)
+        todo += [vars(o).get('sampler'), vars(o).get('batch_sampler')]
+    return res
 
 # %% ../../nbs/runs/02_state.ipynb #abbabd4b
 _random = (np.random.Generator,np.random.RandomState,random.Random,torch.Generator)
@@ -207,10 +219,12 @@ def loader_state(
     dl, # A loader
     k=None # A `Keeper`
 )->list: # Of dicts
-    "The state of a loader's random generators, and the counters of its datasets and transforms"
+    "The state of a loader's random generators, and the counters of its samplers, datasets and transforms"
     k = k or Keeper()
-    def mine(i, v): return isinstance(v, _random) or i>1 and type(v) in (bool,int,float)   # a loader's own numbers are settings
-    return [{a:k(v, a) for a,v in vars(o).items() if mine(i, v)} for i,o in enumerate(_pipeline(dl))]
+    def mine(o, a, v):   # a loader's own numbers are settings, and each process has a rank
+        if isinstance(o, ReindexCollection): return a=='idxs'   # shuffled further in each epoch
+        return isinstance(v, _random) or o is not dl and type(v) in (bool,int,float) and a!='rank'
+    return [{a:k(v, a) for a,v in vars(o).items() if mine(o, a, v)} for o in _pipeline(dl)]
 
 def set_loader_state(
     dl, # A loader like the original
@@ -218,7 +232,9 @@ def set_loader_state(
 ):
     "Restore a loader's state"
     for o,s in zip(_pipeline(dl), state):
-        for a,v in s.items(): _put_attr(o, a, v, a)
+        if isinstance(o, ReindexCollection): o.idxs[list(range(len(o.idxs)))] = put(s['idxs'])   # in place: others hold it, too
+        else:
+            for a,v in s.items(): _put_attr(o, a, v, a)
 
 # %% ../../nbs/runs/02_state.ipynb #38c0896f
 _keeps(lambda v, k: _tagged('numpy', state=k(v.bit_generator.state)), np.random.Generator)

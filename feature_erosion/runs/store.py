@@ -22,6 +22,7 @@ from pandas.api.types import infer_dtype
 from safetensors.torch import load as load_tensors, save as save_tensors
 from .. import __version__
 from ..files import *
+from ..loaders import is_seed
 from ..callbacks import log_columns
 from .keys import *
 
@@ -186,7 +187,7 @@ class RunStore:
         path='runs' # The folder, created with the first run
     ): self.path = Path(path).expanduser()
 
-    def __iter__(self): return (Run(p) for p in sorted(self.path.glob('[!.]*')) if (p/'run.json').is_file())
+    def __iter__(self): return (Run(p) for p in sorted(self.path.glob('[!.]*')) if os.path.isfile(p/'run.json'))
     def __len__(self): return len(list(iter(self)))
     def __contains__(self, name): return (self.path/_check_name(name)/'run.json').is_file()
     def __getitem__(self, name):
@@ -229,11 +230,16 @@ def run(self:RunStore,
 )->Run:
     "A new or existing run; refuses one with different settings, and a folder that contains something else"
     settings = as_json(settings)
-    if name in self and self[name].info['status']!='new': return self._same(self[name], settings)
+    if name in self and self[name]._begun(): return self._same(self[name], settings)
     run = self._make(name, settings)
     if diff := differences(run.settings, settings):
         raise ValueError(f"run {name!r} was made by another process just now, with other settings: {'; '.join(diff[:5])}")
     return run
+
+@patch
+def _begun(self:Run):
+    "Whether there is something in it that belongs to its settings"
+    return self.info['status']!='new' or bool(self.info['files']) or (self.path/'history.jsonl').exists()
 
 @patch
 def _same(self:RunStore, run, settings):
@@ -307,14 +313,19 @@ def _row(line):
 # %% ../../nbs/runs/01_store.ipynb #0977cd74
 @patch
 def append(self:Run, *rows):
-    "Append rows (dicts) to `history.jsonl`"
-    f = self.path/'history.jsonl'
-    if getattr(self, '_sum', None) is None: self._sum = self._mend(f)
-    lines = list(_chained(rows, self._sum))
+    "Append rows (dicts, with the name of their `table`) to `history.jsonl`"
+    f,(size,last) = self.path/'history.jsonl',getattr(self, '_end', (None,''))
+    if bad := first(o for o in rows if not isinstance(o.get('table'), str)):
+        raise ValueError(f"rows: {truncstr(repr(bad), 80)} belongs to no table; give it a name: dict(table='mine', loss=.5)")
+    if size!=_size(f): last = self._mend(f)   # the first time, or after another `Run` of this folder
+    lines = list(_chained(map(plain, rows), last))
     with open(f, 'a') as o:
         o.write(''.join(l for _,l in lines))
         o.flush(); os.fsync(o.fileno())
-    if lines: self._sum = lines[-1][0]
+    self._end = _size(f),lines[-1][0] if lines else last
+    if f.name in self.info['files']: self._note(f.name)   # it was final
+
+def _size(f): return f.stat().st_size if f.exists() else 0
 
 @patch
 def _mend(self:Run, f):
@@ -327,8 +338,8 @@ def _mend(self:Run, f):
 def rewrite(self:Run, *rows):
     "Replace `history.jsonl` by these rows"
     lines = list(_chained(rows))
-    save_atomic(self.path/'history.jsonl', lambda f: f.write(''.join(l for _,l in lines).encode()))
-    self._sum = lines[-1][0] if lines else ''
+    save_atomic(f := self.path/'history.jsonl', lambda o: o.write(''.join(l for _,l in lines).encode()))
+    self._end = _size(f),lines[-1][0] if lines else ''
 
 # %% ../../nbs/runs/01_store.ipynb #37c52e3d
 @patch
@@ -376,7 +387,7 @@ def table(self:Run,
     "A table, from a file or from one kind of rows in `history.jsonl`"
     f = self.path/'tables'/f'{_check_name(name)}.csv'
     if f.is_file() or f'tables/{f.name}' in self.info['files']: return self._read_table(f)
-    return pd.DataFrame([{k:v for k,v in o.items() if k!='table'} for o in self.rows() if o['table']==name])
+    return pd.DataFrame([{k:v for k,v in o.items() if k!='table'} for o in self.rows() if o.get('table')==name])
 
 @patch
 def _read_table(self:Run, f):
@@ -569,6 +580,9 @@ def _readable(fn, settings):
 @patch
 def recipe_runs(self:RunStore, fn, many, files=()):
     "A run for each of many calls, created if needed"
+    if within := first(f for f in listify(files) if Path(f).is_dir() and self.path.resolve().is_relative_to(Path(f).resolve())):
+        raise ValueError(f"files={str(within)!r}: the store, {str(self.path)!r}, lies in this folder, and would change it with "
+                         "each run, so that all is computed again; give the store a folder outside")
     try: told = recipe(fn, files)
     except Untold as e: told = dict(untold=str(e))
     return [self._recipe_run(fn, told, as_json(o)) for o in many]
@@ -592,7 +606,7 @@ def once(self:RunStore,
     settings = as_json(settings)
     if 'seed' in settings and not is_seed(settings['seed']):
         raise ValueError(f"seed={settings['seed']!r}: must be a whole number from 0 to 2**32-1")
-    run, = self.recipe_runs(fn, [settings], files)
+    run = Run(self.recipe_runs(fn, [settings], files)[0].path.absolute())   # `fn` may go to another folder
     if why := run.info['recipe'].get('untold'):
         warnings.warn(f'{_title(fn)} is computed again, whatever is here already: {why}')
     if run.result() is None:   # a finished run may be where nothing can be written, not even a lock

@@ -16,6 +16,7 @@ from joblib.parallel import get_active_backend
 from scipy import stats
 from fastcore.all import *
 from fastai.vision.all import plt, progress_bar
+from ..loaders import is_seed
 from ..plots import Measured, percent
 from .keys import *
 from .keys import _told
@@ -131,12 +132,25 @@ def _other_code(was, now):
     return differences(*({k:o[k] for k in old if is_told(k)} for o in (old,new)))
 
 # %% ../../nbs/runs/04_sweep.ipynb #58e89c1d
+@contextmanager
+def _as_in(folder, dtype):
+    "In a worker: the folder, if this machine has it, and the default dtype of the process that asks"
+    was,before = torch.get_default_dtype(),None
+    with suppress(OSError): before,_ = os.getcwd(),os.chdir(folder)
+    torch.set_default_dtype(dtype)
+    try: yield
+    finally:
+        torch.set_default_dtype(was)
+        if before: os.chdir(before)
+
 def _caller(fn, threads, attempts):
     "A closure, which is sent to workers by value, together with a function from a script or notebook"
-    here = os.getpid()
+    here,place = os.getpid(),(os.getcwd(), torch.get_default_dtype())
     def call(i, point, path):
-        if os.getpid()!=here: _check_code(fn, Run(path))
-        return i,_point(fn, point, path, threads, attempts)
+        if os.getpid()==here: return i,_point(fn, point, path, threads, attempts)
+        with _as_in(*place):
+            _check_code(fn, Run(path))
+            return i,_point(fn, point, path, threads, attempts)
     return call
 
 @patch
@@ -288,6 +302,7 @@ def summary(self:Sweep,
 )->pd.DataFrame: # A row for each point of the grid; `n`, `mean`, `low`, `high` for each number
     "Mean and interval over seeds, as in `mean_interval`: for two or three seeds, the lowest and the highest"
     names,done = self.attrs['names'],self._finished()
+    if not len(done) or not self._numbers(): raise ValueError(f"nothing to summarise: {_nothing}")
     groups = done.groupby(names, sort=False, dropna=False) if names else [((), done)]
     rows = {k:_intervals(d[self._numbers()], level) for k,d in groups}
     res = pd.DataFrame(rows.values(), index=_point_index(rows, names))
@@ -304,6 +319,8 @@ def _finished(self:Sweep):
 def _numbers(self:Sweep):
     others = {*self.attrs['names'],'seed','status','error','run'}
     return [c for c in self.columns if c not in others and pd.api.types.is_numeric_dtype(self[c])]
+
+_nothing = 'no point is finished, or none has numbers'
 
 def _intervals(df, level):
     return {(c,o):v for c in df.columns for o,v in zip(('n','mean','low','high'), mean_interval(df[c], level))}
@@ -362,7 +379,7 @@ def plot(self:Sweep,
     "All numbers against one setting, each seed as a dot"
     x,done = self._axis(x)
     ys,lines = self._numbers()[:most],self._lines(done, x)
-    if not ys or not len(done): raise ValueError("nothing to plot: no point is finished, or none has numbers")
+    if not ys or not len(done): raise ValueError(f"nothing to plot: {_nothing}")
     cols = min(3, len(ys))
     rows = -(-len(ys)//cols)
     fig,axs = plt.subplots(rows, cols, figsize=(1+3.3*cols, .6+2.5*rows), layout='constrained', squeeze=False)

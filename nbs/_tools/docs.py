@@ -17,14 +17,17 @@ from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 from PIL import Image
 try: from smalldocs import config, llms, notebook, site
-except ImportError: sys.exit('smalldocs, which builds the site and the README, needs Python 3.11 or newer: make clean, then make PYTHON=python3.11 docs')
+except ImportError:
+    sys.exit('smalldocs, which builds the site and the README, needs Python 3.11 or newer: make clean, then make PYTHON=python3.11 docs')
 
 root = Path(__file__).resolve().parents[2]
 quarto_only = 'format commonmark', 'unknown key format-links'  # what _quarto.yml and nbdev.yml say to Quarto alone
 
 def stage(tmp):
     "Copy what the site is made of to `tmp`, so that building leaves the checkout as it is"
-    for o in 'pyproject.toml', '_quarto.yml', 'CONTRIBUTING.md', 'CHANGELOG.md': shutil.copy(root/o, tmp)   # three of them are linked to from nbs
+    # three of them are linked to from nbs
+    for o in 'pyproject.toml', '_quarto.yml', 'CONTRIBUTING.md', 'CHANGELOG.md':
+        shutil.copy(root/o, tmp)
     shutil.copytree(root/'nbs', tmp/'nbs', symlinks=True, ignore=shutil.ignore_patterns('.*', '_tools', 'models'))
     with working_directory(tmp): refresh_quarto_yml()
 
@@ -94,7 +97,9 @@ def labelled(m):
         above = whole_row(row, above)
         cells = row.find_all(['th','td'])
         for c,label in zip(cells, labels):
-            if label and len(cells)>2 and (c is not cells[0] or len(c.get_text())<3): c['data-label'] = label   # a long first cell is a title
+            # a long first cell is a title
+            if label and len(cells)>2 and (c is not cells[0] or len(c.get_text())<3):
+                c['data-label'] = label
     to_the_right(t)
     longest = max((len(c.get_text()) for c in t.tbody.find_all(['th','td'])), default=0)
     rest = [c.get_text().strip() for r in t.tbody.find_all('tr') for c in r.find_all(['th','td'])[1:]]
@@ -115,7 +120,8 @@ for_few = re.compile(r'0[0-7]_|paper/0|runs/0[02]_|(21_all|built|works|trust|ben
 def public():
     "What `from feature_erosion.all import *` brings, and the names of all modules"
     from feature_erosion._modidx import d
-    ours = {name.removeprefix(f'{mod}.').partition('.')[0] for mod,syms in d['syms'].items() for name in syms if name.count('.')==mod.count('.')+1}
+    ours = {name.removeprefix(f'{mod}.').partition('.')[0] for mod,syms in d['syms'].items() for name in syms
+            if name.count('.')==mod.count('.')+1}
     text = (root/'feature_erosion/all.py').read_text()
     return {o.strip() for l in re.findall(r'^from \.\S+ import (.*)', text, re.M) for o in l.split(',')}, ours
 
@@ -132,7 +138,8 @@ class Site(site.Site):
         page.out = PurePosixPath(nbpath2html(src)) if src.suffix=='.ipynb' else page.out
         return page
     def find_page(self, target): return next((p for p in self.pages.values() if p.out==target), None) or super().find_page(target)
-    def resolve(self, href, page, record=True): return super().resolve(re.sub(rf'^{re.escape(get_config().doc_url)}', '/', href), page, record)
+    def resolve(self, href, page, record=True):
+        return super().resolve(re.sub(rf'^{re.escape(get_config().doc_url)}', '/', href), page, record)
     def llms_link(self, href, page):
         path,frag = urldefrag(self.resolve(href, page, False))
         return f'{path}.md' if path.endswith('.html') and ':' not in path else href
@@ -148,7 +155,8 @@ class Site(site.Site):
         f,src = self.out/'search.json',{str(p.out):p.src.as_posix() for p in self.pages.values()}
         found = [o for o in json.loads(f.read_text('utf-8')) if not o['href'].startswith('404')]
         f.write_text(json.dumps([dict(o, kind=kind(src[o['href'].partition('#')[0]], o['section'])) for o in found]), 'utf-8')
-        with open(self.out/'site_libs/fuse/fuse.min.js', 'a') as o: o.write((Path(__file__).parent/'search.js').read_text('utf-8'))
+        with open(self.out/'site_libs/fuse/fuse.min.js', 'a') as o:
+            o.write((Path(__file__).parent/'search.js').read_text('utf-8'))
     def build(self):
         super().build()
         for p in self.pages.values():  # patterns.html.md is the address in the docstring of the module
@@ -158,7 +166,9 @@ class Site(site.Site):
                 f.parent.mkdir(exist_ok=True)
                 f.write_bytes(data)
         missing = self.out/'404.html'   # shown at whatever address was asked for
-        missing.write_text(missing.read_text('utf-8').replace('<head>', f'<head>\n<base href="{urlsplit(get_config().doc_url).path}">', 1), 'utf-8')
+        missing.write_text(missing.read_text('utf-8').replace('<head>',
+                                                              f'<head>\n<base href="{urlsplit(get_config().doc_url).path}">', 1),
+                                                              'utf-8')
         for f in self.out.glob('site_libs/themes/*.css'): f.write_text(re.sub(r'@import url\(http.*?\);', '', f.read_text()))
 
 def tidy(f):
@@ -185,7 +195,8 @@ def with_smalldocs():
 def with_quarto():
     "Build the staged project with `nbdev-docs`; the site and what it warned of"
     cmd = 'from nbdev.quarto import nbdev_docs; nbdev_docs.__wrapped__()'
-    r = subprocess.run([sys.executable, '-c', cmd], env={**os.environ, 'PYTHONPATH': str(root)}, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True)
+    r = subprocess.run([sys.executable, '-c', cmd], env={**os.environ, 'PYTHONPATH': str(root)}, stderr=subprocess.STDOUT,
+                       stdout=subprocess.PIPE, text=True)
     if r.returncode: sys.exit(r.stdout)
     return Path('_docs').resolve(), [l for l in r.stdout.splitlines() if 'WARN' in l]
 
@@ -222,8 +233,11 @@ def broken_links(out):
 
 def without_alt(out):
     "Pictures of the site at `out` that tell nothing to who does not see them, as `page: what`"
-    def bad(page): return [n for n,img in enumerate(re.findall(r'<img\b[^>]*>', page.read_text())) if not re.search(r'\balt="(?!png")[^"]*\w', img)]
-    return [f'{p.relative_to(out)}: picture {n} has no alt text, give its cell `#| fig-alt: ...` (with ": " in it in quotes)' for p in sorted(out.rglob('*.html')) for n in bad(p)]
+    def bad(page):
+        return [n for n,img in enumerate(re.findall(r'<img\b[^>]*>', page.read_text()))
+                if not re.search(r'\balt="(?!png")[^"]*\w', img)]
+    return [f'{p.relative_to(out)}: picture {n} has no alt text, give its cell `#| fig-alt: ...` (with ": " in it in quotes)'
+            for p in sorted(out.rglob('*.html')) for n in bad(p)]
 
 @call_parse
 def main(
@@ -231,7 +245,8 @@ def main(
 ):
     "Build the documentation site"
     out = Path(out).absolute()
-    if out.exists() and not (out/'search.json').exists(): sys.exit(f'{out} is not a site built here: remove it, or choose another place')
+    if out.exists() and not (out/'search.json').exists():
+        sys.exit(f'{out} is not a site built here: remove it, or choose another place')
     sys.path.insert(0, str(root))
     with tempfile.TemporaryDirectory() as tmp:
         stage(Path(tmp))

@@ -35,7 +35,9 @@ def _alone(f, args):
     mp.set_start_method('fork', force=True)   # of loaders' workers: else each imports everything again
     try: f(*args)
     finally:
-        for p in mp.active_children(): p.terminate()   # joblib's workers stay for what may come, and this process would wait for them
+        # joblib's workers stay for what may come, and this process would wait for them
+        for p in mp.active_children():
+            p.terminate()
 
 def _run(nb, log, save):
     fd = os.open(log, os.O_WRONLY|os.O_CREAT|os.O_TRUNC)

@@ -17,7 +17,9 @@ class Held:
         self.tables = {k:run.table(k) for k in names if (run.path/'tables'/f'{k}.csv').is_file()}
         self.settings,self.environment,self.figure = run.settings,run.info['sessions'][-1],name.split('_')[0]
     def plot(self): return _plots[self.figure](self.tables)
-    def claims(self): return self.tables['claims'].assign(ours=lambda d: d.ours.str.replace(r' \[.*', '', regex=True).str.replace(r'^−(?=0%$)', '', regex=True))   # means, no −0%
+    # means, no −0%
+    def claims(self):
+        return self.tables['claims'].assign(ours=lambda d: d.ours.str.replace(r' \[.*', '', regex=True).str.replace(r'^−(?=0%$)', '', regex=True))
 
 def all_claims(): return pd.concat([Held(f).claims() for f in _plots], ignore_index=True)
 
@@ -27,7 +29,8 @@ def _band(ax, d, x, y, color, **kw):
     ax.plot(s.index, s['mean'], color=color, **kw)
     ax.fill_between(s.index, s.low.fillna(s['mean']), s.high.fillna(s['mean']), color=color, alpha=.2, lw=0)
 
-def _panels(nets, width=5., height=3.4): return zip(plt.subplots(1, len(nets), figsize=(2+width*len(nets), height), layout='constrained', squeeze=False)[1][0], nets)
+def _panels(nets, width=5., height=3.4):
+    return zip(plt.subplots(1, len(nets), figsize=(2+width*len(nets), height), layout='constrained', squeeze=False)[1][0], nets)
 
 def _curves(ax, t, net):
     c,ph = (t[k][t[k].net==net] for k in ('curves','phases'))
@@ -47,7 +50,8 @@ def _cka(t):
     for ax,(net,d) in _panels(list(t['cka'].groupby('net', sort=False)), 6., 5.):
         C = d.groupby(['before','after']).cka.mean().unstack().loc[d.before.unique(), d.before.unique()]
         im,at = ax.imshow(C, origin='lower', cmap='magma', vmin=0, vmax=1),range(0, len(C), 2)
-        ax.set(title=net, xlabel='layer, after erosion', ylabel='layer, before', xticks=at, yticks=at, xticklabels=[i+1 for i in at], yticklabels=[i+1 for i in at])
+        ax.set(title=net, xlabel='layer, after erosion', ylabel='layer, before', xticks=at, yticks=at,
+               xticklabels=[i+1 for i in at], yticklabels=[i+1 for i in at])
         ax.figure.colorbar(im, ax=ax, label='debiased linear CKA')
     return ax.figure
 
@@ -103,7 +107,8 @@ def _rank(t):
     fig,ax = plt.subplots(figsize=(6,3.6), layout='constrained')
     d = t['rank']
     for i,(r,o) in enumerate(d.groupby('ratio')):
-        ax.plot(o.rank_after/o.rank_before, o.relearned-o.before, 'o', color=plt.cm.viridis(i/max(1, d.ratio.nunique()-1)), label=f'{r:g}')
+        ax.plot(o.rank_after/o.rank_before, o.relearned-o.before, 'o', color=plt.cm.viridis(i/max(1, d.ratio.nunique()-1)),
+                label=f'{r:g}')
     ax.axhline(0, color='C7', lw=.8, ls='--')
     ax.yaxis.set_major_formatter('{x:+.1%}')
     ax.set(xlabel='effective rank of the penultimate layer: eroded / before', ylabel='clean accuracy: relearned − before')

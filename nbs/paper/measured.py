@@ -1,6 +1,6 @@
 "What the pages of the figures share: results by the paper's recipe, and what they were made with"
 from pathlib import Path
-import pandas as pd
+import json, pandas as pd
 from feature_erosion.paper.recipes import load_result
 from feature_erosion.runs.store import Run
 
@@ -31,3 +31,9 @@ def where(res):
     "Seeds, and the environment of each session"
     n = res.settings['seeds']
     return '; '.join([f"{n} seed{'s'*(n>1)}", *dict.fromkeys(map(_machine, res.sessions))])
+
+def step_times():
+    "How long a training step takes with each mitigation, relative to plain finetuning: medians of the benchmark"
+    rows = json.loads((Path(__file__).parents[2]/'tests/bench/results.json').read_text('utf-8'))['rows']
+    times = {o['name'].removeprefix('a training step with '):1/o['ratio'] for o in rows if o['module']=='mitigation_rows'}
+    return pd.Series({'plain finetuning':1., **times})

@@ -23,7 +23,10 @@ def pytorch_cka(a, b, data):
 
 def cka_pytorch(a, b, data):
     from cka_pytorch import CKACalculator
-    return CKACalculator(a, b, names(a), names(b), verbose=False, device=torch.device('cpu')).calculate_cka_matrix(data, num_epochs=1)
+    c = CKACalculator(a, b, names(a), names(b), verbose=False, device=torch.device('cpu'))
+    res = c.calculate_cka_matrix(data, num_epochs=1).clone()
+    c.reset()   # without it, its hooks stay, and slow down all that use these networks afterwards
+    return res
 
 def torch_cka(a, b, data):
     from torch_cka import CKA
@@ -33,14 +36,26 @@ def torch_cka(a, b, data):
     for m in (*a.modules(), *b.modules()): m._forward_hooks.clear()
     return c.hsic_matrix
 
+def bare(f, models):
+    "`f`, checking that it leaves no hooks behind, which would be timed with whatever comes next"
+    def g():
+        res = f()
+        assert not any(o._forward_hooks or o._forward_pre_hooks for m in models for o in m.modules())
+        return res
+    return g
+
 def loader(data): return torch.utils.data.DataLoader(data, batch_size=None)   # ready batches
 
 def cases(n=2000, bs=128):
     (a,b),data = networks(),batches(n, bs)
     peer,whole = loader(data),loader([tuple(torch.cat(o) for o in zip(*data))])
-    return {'nothing': lambda: None, 'forwards': lambda: forwards((a,b), data), 'ours': lambda: ours([a,b], data), 'forwards, channels-last': lambda: forwards((a,b), data, True),
-            'pytorch-cka': lambda: pytorch_cka(a, b, peer), 'cka-pytorch': lambda: cka_pytorch(a, b, peer), 'torch-cka': lambda: torch_cka(a, b, peer),
-            'ours, full': lambda: ours([a,b], data, estimator='full'), 'pytorch-cka, one batch': lambda: pytorch_cka(a, b, whole), 'cka-pytorch, one batch': lambda: cka_pytorch(a, b, whole)}
+    fs = {'nothing': lambda: None, 'forwards': lambda: forwards((a,b), data), 'ours': lambda: ours([a,b], data),
+          'forwards, channels-last': lambda: forwards((a,b), data, True),
+            'pytorch-cka': lambda: pytorch_cka(a, b, peer), 'cka-pytorch': lambda: cka_pytorch(a, b, peer),
+            'torch-cka': lambda: torch_cka(a, b, peer),
+            'ours, full': lambda: ours([a,b], data, estimator='full'), 'pytorch-cka, one batch': lambda: pytorch_cka(a, b, whole),
+            'cka-pytorch, one batch': lambda: cka_pytorch(a, b, whole)}
+    return {k:bare(f, (a,b)) for k,f in fs.items()}
 
 def exact(acts, sizes):
     "The same estimator in float64, from the same float32 activations: HSIC₁ over batches"
@@ -66,7 +81,8 @@ def rows(repeats=3):
     fs,((a,b),few) = cases(),(networks(),batches(512))
     quick = {k:fs[k] for k in ('forwards','ours','forwards, channels-last','pytorch-cka','cka-pytorch')}
     for f in quick.values(): f()
-    t,mb = alternate(quick, repeats),{k:peak_mb('cka_rows', k) for k in ('forwards','ours','pytorch-cka','cka-pytorch','torch-cka')}
+    t,mb = alternate(quick, repeats),{k:peak_mb('cka_rows', k) for k in ('forwards','ours','pytorch-cka','cka-pytorch',
+        'torch-cka')}
     err = f'error to float64 {error([a,b], few):.0e}'
     def row(name, peer, **kw):
         return dict(name=name, peer=peer, ours_s=t['ours'][:len(t[peer])], peer_s=t[peer], ours_mb=mb['ours']-mb['forwards'],
@@ -89,14 +105,18 @@ def six(data, a, repeats):
         torch.manual_seed(i)
         for p in m.parameters(): p.data.add_(.1*i*p.std()*torch.randn_like(p) if p.ndim>1 else 0)
         models.append(m)
-    t = alternate({'ours': lambda: ours(models, data), 'peer': lambda: [pytorch_cka(p, q, loader(data)) for p,q in combinations(models, 2)]}, min(repeats, 3))
-    return dict(name='CKA of 6 models, streaming, 512 images', peer='pytorch-cka, pair by pair', ours_s=t['ours'], peer_s=t['peer'], target=2, check='')
+    t = alternate({'ours': lambda: ours(models, data),
+                   'peer': lambda: [pytorch_cka(p, q, loader(data)) for p,q in combinations(models, 2)]}, min(repeats, 3))
+    return dict(name='CKA of 6 models, streaming, 512 images', peer='pytorch-cka, pair by pair', ours_s=t['ours'],
+                peer_s=t['peer'], target=2, check='')
 
 def full(fs, models, few, repeats):
-    keys = 'ours, full','pytorch-cka, one batch'   # cka-pytorch takes three times as long and half as much memory again: 73 s and 5.6 GB in one run
+    # cka-pytorch takes three times as long and half as much memory again: 73 s and 5.6 GB in one run
+    keys = 'ours, full','pytorch-cka, one batch'
     mb = {k:peak_mb('cka_rows', k) for k in ('nothing',*keys)}
     ok = [k for k in keys if mb[k]]
     t = alternate({k:fs[k] for k in ok}, min(repeats, 3))
     err = f"error to float64 {error(models, few, estimator='full'):.0e}; default max_memory (2 GB)"
     for peer in keys[1:]:
-        yield dict(name='CKA, full, 2,000 images', peer=peer, ours_s=t['ours, full'], peer_s=t[peer], target=1.5, check=err, ours_mb=mb['ours, full']-mb['nothing'], peer_mb=mb[peer]-mb['nothing'])
+        yield dict(name='CKA, full, 2,000 images', peer=peer, ours_s=t['ours, full'], peer_s=t[peer], target=1.5, check=err,
+                   ours_mb=mb['ours, full']-mb['nothing'], peer_mb=mb[peer]-mb['nothing'])

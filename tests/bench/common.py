@@ -34,7 +34,8 @@ def networks(iters=60):
         dls = data()
         learn = erosion_learner(dls, 'resnet20', weights=checkpoint if real else None, channels_last=False)
         before = deepcopy(learn.model.state_dict())
-        with learn.no_bar(), learn.no_logging(): learn.fit_phases([Phase('erode', iters=iters, dls=dls.inject(ColorSquare(4)), sched='constant')], cbs=[])
+        with learn.no_bar(), learn.no_logging():
+            learn.fit_phases([Phase('erode', iters=iters, dls=dls.inject(ColorSquare(4)), sched='constant')], cbs=[])
         sd = learn.model.state_dict()
         torch.save([{k:v.cpu() for k,v in o.items()} for o in (before,sd)], store)
         before,sd = torch.load(store, weights_only=True)
@@ -84,10 +85,12 @@ def compared(ours, peer):
 def peak_mb(module, name):
     "Megabytes by which running `module.cases()[name]` in a fresh process raises its resident memory at most"
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import common, {module} as m; f = m.cases()[{name!r}]; print(common.peak_of(f))"
-    out = subprocess.run([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout
+    out = subprocess.run([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                         check=True).stdout
     return float(out.split()[-1])
 
-def _status(key): return next(int(l.split()[1])/1024 for l in Path('/proc/self/status').read_text().splitlines() if l.startswith(key))
+def _status(key):
+    return next(int(l.split()[1])/1024 for l in Path('/proc/self/status').read_text().splitlines() if l.startswith(key))
 
 def peak_of(f):
     gc.collect()

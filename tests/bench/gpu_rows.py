@@ -57,5 +57,6 @@ def rows(repeats=3, arch='resnet18', bs=512):
     fs = {'ours':ours(arch, dls), 'bare':bare(arch, dls, bs)}
     for f in fs.values(): f()
     t,mb = alternate(fs, max(repeats, 5)),{k:peak(f) for k,f in fs.items()}
-    yield dict(name=name, peer='a bare loop, loading like airbench', ours_s=t['ours'], peer_s=t['bare'], target=None, ours_mb=mb['ours'], peer_mb=mb['bare'],
+    yield dict(name=name, peer='a bare loop, loading like airbench', ours_s=t['ours'], peer_s=t['bare'], target=None,
+               ours_mb=mb['ours'], peer_mb=mb['bare'],
                check=f"{60/sorted(t['ours'])[len(t['ours'])//2]:.1f} epochs of {n:,} images a minute; the peer {60/sorted(t['bare'])[len(t['bare'])//2]:.1f}")

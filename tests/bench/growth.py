@@ -11,12 +11,17 @@ def loading(n):
     from feature_erosion.data import TensorImages, paper_stats, tensor_dls
     from feature_erosion.patterns import ColorSquare
     x,y = torch.randint(256, (n,32,32,3), dtype=torch.uint8),torch.arange(n)%10
-    dl = tensor_dls(TensorImages(x, y, range(10)), TensorImages(x[:10], y[:10], range(10)), bs=128, stats=paper_stats).inject(ColorSquare(4)).train
+    dl = tensor_dls(TensorImages(x, y, range(10)), TensorImages(x[:10], y[:10], range(10)), bs=128,
+                    stats=paper_stats).inject(ColorSquare(4)).train
     for _ in dl: pass
 
-def network(n_layers, d=256): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3*8*8, d), *[f() for _ in range(n_layers-1) for f in (torch.nn.ReLU, lambda: torch.nn.Linear(d, d))])
+def network(n_layers, d=256):
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3*8*8, d),
+                               *[f() for _ in range(n_layers-1) for f in (torch.nn.ReLU, lambda: torch.nn.Linear(d, d))])
 
-def noise(n): return [(torch.randn(128,3,8,8),torch.zeros(128).long())]*-(-n//128)   # one batch again and again, so that images take no memory
+# one batch again and again, so that images take no memory
+def noise(n):
+    return [(torch.randn(128,3,8,8),torch.zeros(128).long())]*-(-n//128)
 
 def cka(n_layers=10, n=2000):
     from feature_erosion.measures.cka import layer_cka
@@ -38,7 +43,8 @@ def painting(n_classes):
     pics,x,y = ColorSquare(4).pictures(n_classes, (3,32,32)),torch.rand(128,3,32,32),torch.arange(128)%n_classes
     for _ in range(100): paint(x, y, pics)
 
-whats = dict(images={'an epoch of loading':loading, 'CKA of 10 layers, streaming':lambda n: cka(n=n), 'ranks of 10 layers':lambda n: rank(n=n)},
+whats = dict(images={'an epoch of loading':loading, 'CKA of 10 layers, streaming':lambda n: cka(n=n),
+                     'ranks of 10 layers':lambda n: rank(n=n)},
              layers={'CKA, streaming, 2,000 images':cka, 'ranks, 2,000 images':rank},
              classes={'a linear probe, 4,000 images':probe, 'painting a batch, 100 times':painting})
 
@@ -81,4 +87,5 @@ if __name__=='__main__':
         for what,f in fs.items():
             ns = sizes[axis]
             s,mb = zip(*[measured(f, n, warm[axis]) for n in ns])
-            print(json.dumps(dict(axis=axis, what=what, sizes=ns, seconds=s, mb=mb, slope=slope(ns, s), slope_mb=slope(ns, [max(o, .1) for o in mb]))), flush=True)
+            print(json.dumps(dict(axis=axis, what=what, sizes=ns, seconds=s, mb=mb, slope=slope(ns, s),
+                                  slope_mb=slope(ns, [max(o, .1) for o in mb]))), flush=True)

@@ -31,7 +31,8 @@ def walk(dl, loop=iter):
 def rows(repeats=3):
     x,y = images()
     dls = tensor_dls(TensorImages(x, y, range(10)), TensorImages(x[:bs], y[:bs], range(10)), bs=bs, stats=paper_stats)
-    learn,plain,other = erosion_learner(dls, Nothing()),erosion_learner(dls, Nothing()),Learner(dls, Nothing(), opt_func=partial(SGD, mom=.9), lr=.1, wd=1e-4, metrics=accuracy)
+    learn,plain,other = erosion_learner(dls, Nothing()),erosion_learner(dls, Nothing()),Learner(dls, Nothing(),
+        opt_func=partial(SGD, mom=.9), lr=.1, wd=1e-4, metrics=accuracy)
     idx,crop = torch.randperm(len(x))[:bs],CropFlip()
     batch = dls.train.dataset[idx][0]
     floats,norm = batch.float().div_(255),Normalize.from_stats(*paper_stats, cuda=False)
@@ -39,12 +40,17 @@ def rows(repeats=3):
     def times(f, n=200): return lambda: [f() for _ in range(n)]
     n = f'{len(dls.train)} steps of a model that computes nothing'
     for name,f,peer,g in (
-        (f'fit_phases, {n}', quiet(lambda: learn.fit_phases(Phase('a', 1, sched='constant'))), 'a bare loop, our loader', bare(Nothing(), dls.train)),
+        (f'fit_phases, {n}', quiet(lambda: learn.fit_phases(Phase('a', 1, sched='constant'))), 'a bare loop, our loader',
+         bare(Nothing(), dls.train)),
         (f'Learner.fit, {n}', quiet(lambda: plain.fit(1)), 'a bare loop, our loader', bare(Nothing(), dls.train)),
-        (f"Learner.fit, PyTorch's SGD, {n}", quiet(lambda: plain.fit(1)), "Learner.fit, fastai's SGD", quiet(lambda: other.fit(1))),
-        (f'{len(dls.train)} batches by our iteration', lambda: walk(dls.train), "by fastai's", lambda: walk(dls.train, DataLoader.__iter__)),
-        ('gathering a batch of 128, 200 times', times(lambda: dls.train.dataset.x.index_select(0, idx)), 'x[idx]', times(lambda: x[idx])),
-        ('crop and flip of a batch, 200 times', times(lambda: crop(batch, split_idx=0)), 'channels first', times(lambda: pixels(batch))),
+        (f"Learner.fit, PyTorch's SGD, {n}", quiet(lambda: plain.fit(1)), "Learner.fit, fastai's SGD",
+         quiet(lambda: other.fit(1))),
+        (f'{len(dls.train)} batches by our iteration', lambda: walk(dls.train), "by fastai's",
+         lambda: walk(dls.train, DataLoader.__iter__)),
+        ('gathering a batch of 128, 200 times', times(lambda: dls.train.dataset.x.index_select(0, idx)), 'x[idx]',
+         times(lambda: x[idx])),
+        ('crop and flip of a batch, 200 times', times(lambda: crop(batch, split_idx=0)), 'channels first',
+         times(lambda: pixels(batch))),
         ('Normalize by rows, 200 times', times(lambda: by_rows(floats)), "fastai's Normalize", times(lambda: norm(floats)))):
         fs = {'ours':f, 'peer':g}
         for o in fs.values(): o()

@@ -12,7 +12,8 @@ def features(pool, n, n_test):
     (net,_),dls,res = networks(),data(),[]
     for dl,k in ((dls.train,n),(dls.valid,n_test)):
         got = {}
-        visit(net, dl, Features(lambda m,l,X: got.update({(m,l):X}), pool=pool), ['conv','linear'], n=k, max_memory=8, progress=False)
+        visit(net, dl, Features(lambda m,l,X: got.update({(m,l):X}), pool=pool), ['conv','linear'], n=k, max_memory=8,
+              progress=False)
         res += [got,dl_labels(dl, k)]
     return res
 
@@ -35,5 +36,6 @@ def rows(repeats=3):
         for k in ('C=1','C chosen'):
             worst = max(acc['peer'][l]-a for l,a in acc[k].items())
             mean = sum(a-acc['peer'][l] for l,a in acc[k].items())/len(acc[k])
-            yield dict(name=f'20 probes, {pool}×{pool} pooling, {k}', peer='LogisticRegression, C=1, one thread', ours_s=took[k], peer_s=took['peer'], target=5 if k=='C=1' else None,
+            yield dict(name=f'20 probes, {pool}×{pool} pooling, {k}', peer='LogisticRegression, C=1, one thread', ours_s=took[k],
+                       peer_s=took['peer'], target=5 if k=='C=1' else None,
                        check=f'at worst {100*worst:+.1f} points below it, on average {100*mean:+.1f} above')

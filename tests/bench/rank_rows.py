@@ -16,7 +16,8 @@ def rows(repeats=3, n=2000, sizes=((4096,4.),(8192,7.),(16384,12.))):
     for d,target in sizes:
         x,ranks = features(n, d),[]
         t = alternate({k:lambda f=f: ranks.append(f(x)) for k,f in dict(ours=ours, peer=peer).items()}, repeats)
-        yield dict(name=f'numerical rank, {d:,} features', peer='torch.linalg.svdvals, float32', ours_s=t['ours'], peer_s=t['peer'], target=target,
+        yield dict(name=f'numerical rank, {d:,} features', peer='torch.linalg.svdvals, float32', ours_s=t['ours'],
+                   peer_s=t['peer'], target=target,
                    check=f'same rank at 1e-2 and 1e-3: {all(r==ranks[0] for r in ranks)} ({ranks[0]})')
 
 if __name__=='__main__':

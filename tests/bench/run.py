@@ -10,9 +10,11 @@ def cpu():
 
 def machine():
     import torch, sklearn, fastai, common
-    return dict(cpu=cpu(), cores=os.cpu_count(), threads=torch.get_num_threads(), python=platform.python_version(), torch=torch.__version__, fastai=fastai.__version__,
+    return dict(cpu=cpu(), cores=os.cpu_count(), threads=torch.get_num_threads(), python=platform.python_version(),
+                torch=torch.__version__, fastai=fastai.__version__,
                 sklearn=sklearn.__version__, device=torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU',
-                data='CIFAR-10, trained ResNet-20' if common.real else 'noise, untrained ResNet-20: CIFAR-10 or FEATURE_EROSION_RESNET20 is missing')
+                data='CIFAR-10, trained ResNet-20' if common.real
+                else 'noise, untrained ResNet-20: CIFAR-10 or FEATURE_EROSION_RESNET20 is missing')
 
 def sec(s): return f'{s:.3g}' if s<10 else f'{s:.1f}'
 def spread(s): return f'{sec(st.median(s))} ({sec(min(s))}–{sec(max(s))})'
@@ -31,7 +33,8 @@ def verdict(r):
 head = '''| what | seconds, median (min–max) | peer | seconds | turns | peer ÷ ours | target | MB more, ours / peer | check |
 |---|---|---|---|---|---|---|---|---|'''
 
-def about(m): return f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, torch {m['torch']}, fastai {m['fastai']}, scikit-learn {m['sklearn']}, Python {m['python']}; {m['device']}; {m['data']}"
+def about(m):
+    return f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, torch {m['torch']}, fastai {m['fastai']}, scikit-learn {m['sklearn']}, Python {m['python']}; {m['device']}; {m['data']}"
 
 def modules(only):
     "Names of what to run"
@@ -75,9 +78,11 @@ def main(only='', repeats='3'):
     now = machine()
     rows = merged(old, names, [dict(r, on=about(now)) for r in rows])
     main_one = now if by_machine(rows)[0][0]==about(now) else old['machine']
-    res = dict(machine=main_one, seconds=round(time.time()-start), rows=rows, growth=growth or old.get('growth', []), shares=shares or old.get('shares', []))
+    res = dict(machine=main_one, seconds=round(time.time()-start), rows=rows, growth=growth or old.get('growth', []),
+               shares=shares or old.get('shares', []))
     store.write_text(json.dumps(res, indent=1)+'\n')
-    text = '# Benchmarks\n'+''.join(f"\n`make bench` on {on}.\n\n{head}\n"+'\n'.join(map(line, rs))+'\n' for on,rs in by_machine(rows))
+    text = '# Benchmarks\n'+''.join(f"\n`make bench` on {on}.\n\n{head}\n"+'\n'.join(map(line, rs))+'\n'
+                                    for on,rs in by_machine(rows))
     if res['growth']: text += f"\n## How cost grows\n\n{importlib.import_module('growth').table(res['growth'])}\n"
     (here/'results.md').write_text(text)
     print(f"{res['seconds']} s, {about(now)}")

@@ -17,7 +17,8 @@ def cases():
     def epoch():
         with learn.no_logging(): learn.fit(1)
     f,(X,y,Xt,yt) = rank_rows.features(2000, 8192),probe_rows.features(4, 4000, 2000)
-    return {'loading': lambda: data_rows.run(easy), 'an epoch of ResNet-20': quiet(epoch), 'ranks of 8,192 features': lambda: rank_rows.ours(f),
+    return {'loading': lambda: data_rows.run(easy), 'an epoch of ResNet-20': quiet(epoch),
+            'ranks of 8,192 features': lambda: rank_rows.ours(f),
             '20 probes, 4×4 pooling': lambda: probe_features(X, y, Xt, yt, C=1., progress=False)}
 
 def parts(f, most=5):
