@@ -145,9 +145,7 @@ def pattern_sets(
         return {v:dls[ds_idx] if v=='clean' else painted(variant=v) for v in names}
 
 # %% ../nbs/12_evalsets.ipynb #0b1a55e5
-def _n_injected(dls):
-    tfm = first(o for o in getattr(dls.train.after_batch, 'fs', []) if isinstance(o, InjectPattern))
-    return tfm and tfm.n_classes
+def _n_injected(dls): return getattr(painter(dls.train), 'n_classes', None)
 
 # %% ../nbs/12_evalsets.ipynb #0ee72f75
 def log_iters(

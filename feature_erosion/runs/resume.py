@@ -137,8 +137,7 @@ def _evals_settings(learn):
     return [of(o) for o in learn.cbs if isinstance(o, EvalSets)]
 
 def _evalset_settings(dl):
-    tfm = first(o for o in getattr(dl.after_batch, 'fs', []) if isinstance(o, InjectPattern))
-    return dict(pattern=describe(tfm and tfm.pattern), images=len(dl.get_idxs()))
+    return dict(pattern=describe(getattr(painter(dl), 'pattern', None)), images=len(dl.get_idxs()))
 
 # %% ../../nbs/runs/03_resume.ipynb #f0188620
 def fit_settings(
