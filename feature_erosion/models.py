@@ -13,6 +13,7 @@ from math import prod
 from numbers import Integral
 from warnings import warn
 import torch.fx, torchvision
+from safetensors.torch import load_file
 from torchvision.models import get_model_builder, get_model_weights, list_models
 from fastai.basics import *
 from .batches import *
@@ -136,13 +137,6 @@ def archs()->list: # Names for `create_model`
     "Names of the built-in CIFAR networks"
     return list(_archs)
 
-# %% ../nbs/10_models.ipynb #c7b71795
-def _safetensors():
-    try: from safetensors.torch import load_file
-    except ImportError:
-        raise ImportError("reading .safetensors needs the safetensors package: pip install safetensors") from None
-    return load_file
-
 # %% ../nbs/10_models.ipynb #a6962457
 class _Lie(ValueError): "A file that claims more data than it contains"
 
@@ -225,7 +219,7 @@ def _read(file):
     "The content of `file`, read without running code from it"
     file = Path(file).expanduser()
     if not file.is_file(): raise FileNotFoundError(f"weights: there is no file '{file}'")
-    read = _safetensors() if file.suffix=='.safetensors' else compose(_check_claims, _load_pickle)
+    read = load_file if file.suffix=='.safetensors' else compose(_check_claims, _load_pickle)
     try: return read(file)
     except OSError: raise
     except _Lie as e:

@@ -14,7 +14,7 @@ import numpy as np, pandas as pd, torch
 from contextlib import contextmanager
 from copy import copy
 from math import ceil
-from numbers import Integral, Real
+from numbers import Real
 from fastcore.all import *
 from fastai.callback.fp16 import NonNativeMixedPrecision
 from fastai.vision.all import (Callback, CancelFitException, CancelTrainException, DataLoader, DataLoaders, Learner, Metric,
@@ -22,7 +22,7 @@ from fastai.vision.all import (Callback, CancelFitException, CancelTrainExceptio
                                combined_cos, event, get_model, num_distrib)
 from .files import check_name
 from .callbacks import *
-from .loaders import label_vocab, n_labels
+from .loaders import check_whole, label_vocab, n_labels
 from .distributed import *
 from .loop import *
 
@@ -66,8 +66,7 @@ def _check_phase(name, epochs, dls, lr, sched, opt, iters, until, wd):
         raise ValueError("name='start': taken by the weights before the first phase; give another name")
     if (epochs is None)==(iters is None):
         raise ValueError(f"epochs={epochs}, iters={iters}: phase {name!r} needs one of the two")
-    if isinstance(length := ifnone(epochs, iters), bool) or not isinstance(length, Integral) or length<1:
-        raise ValueError(f"epochs={epochs!r}, iters={iters!r}: must be a whole number, at least 1")
+    check_whole(1, **dict(epochs=epochs) if iters is None else dict(iters=iters))
     if dls is not None and (isinstance(dls, DataLoader) or not hasattr(dls, 'train')):
         raise ValueError(f"dls: got a {type(dls).__name__}; must be `DataLoaders`, with `train` and `valid`")
     if len(getattr(dls, 'loaders', 'ab'))<2:
@@ -305,7 +304,8 @@ class PhaseSchedule(TidyCallback):
         self.counted = False
         if self.rejoins: self.rejoins = False; return   # continue an interrupted epoch
         if self.learn.phase and self._over(epoch_end=True): self._end(True)
-        if self.learn.phase is None: self._begin() if self.todo else self._stop()
+        if self.learn.phase is None and not self.todo: raise CancelFitException
+        if self.learn.phase is None: self._begin()
 
     def before_batch(self):
         if self._over(): self._cut()
@@ -432,9 +432,6 @@ def _over(self:PhaseSchedule, epoch_end=False):
 def _cut(self:PhaseSchedule):
     self.cut,self.was_cut = True,True
     raise CancelTrainException
-
-@patch
-def _stop(self:PhaseSchedule): raise CancelFitException
 
 @patch(as_prop=True)
 def pct(self:PhaseSchedule):

@@ -346,12 +346,11 @@ def save(self:KeepRun,
         state = self.state()
     self.saved_at = time.monotonic()
     if not self.main or self._bad(): return
-    last = self.kept.path/'last'
+    last,old = self.kept.path/'last',self.kept._within()
     with self._writing():
         last.mkdir(exist_ok=True)
-        numbers = sorted(int(p.name) for p in last.iterdir() if p.name.isdigit())
-        self._write(last/str((numbers or [0])[-1]+1), state)
-        for n in numbers[:-1] if not last.is_symlink() else (): remove_folder(last/str(n), checkpoint_files)
+        self._write(last/str(int(old[-1].name)+1 if old else 1), state)
+        for f in old[:-1] if not last.is_symlink() else (): remove_folder(f, checkpoint_files)
 
 # %% ../../nbs/runs/03_resume.ipynb #3842150a
 @patch
@@ -359,14 +358,11 @@ def _write(self:KeepRun, path, state):
     "Write one checkpoint; `level` says how far it is"
     self._tell_late(state)
     level = [len(self._ended()), state['train_iter'], *self.at]
-    about = dict(level=level, iteration=state['train_iter'], phase=self._phase(), rows=len(state['rows']))
+    about = dict(level=level, iteration=state['train_iter'], phase=phase_name(self.learn), rows=len(state['rows']))
     save_folder(path, pack(snapshot(self.learn.model), state), **about)
 
 @patch
 def _ended(self:KeepRun): return [p.name for p in self.phases if p.name in self.done]
-
-@patch
-def _phase(self:KeepRun): return p.name if (p := getattr(self.learn, 'phase', None)) else None
 
 @patch
 @contextmanager
@@ -545,9 +541,8 @@ def _choose(self:KeepRun):
 @patch
 def _all_checkpoints(self:KeepRun):
     "Folders of checkpoints, including unreadable ones"
-    names = [f for f in self.kept.path.glob('last/*') if f.name.isdigit()]
-    names += [self.kept.path/'phases'/p for p in ('start', *self.kept.info['phases'])]
-    return [f for f in names if f.exists()]
+    ends = [self.kept.path/'phases'/p for p in ('start', *self.kept.info['phases'])]
+    return self.kept._within() + [f for f in ends if f.exists()]
 
 # %% ../../nbs/runs/03_resume.ipynb #062e5918
 @patch
@@ -612,7 +607,7 @@ def _epoch_rows(self:KeepRun, log):
     if len(log.rows)<=done or len(log.iters)<len(log.rows): return []
     self.counts['epochs'] = len(log.rows)
     cols = log.names[1:-1] if self.recorder.add_time else log.names[1:]
-    return [dict(table='epochs', phase=self._phase(), iters=it, **dict(zip(cols, plain(list(row)))))
+    return [dict(table='epochs', phase=phase_name(self.learn), iters=it, **dict(zip(cols, plain(list(row)))))
             for row,it in zip(log.rows[done:], log.iters[done:])]
 
 @patch
@@ -672,7 +667,7 @@ def _hear(self:KeepRun, number, frame):
 
 @patch
 def _leave(self:KeepRun):
-    where = f' in phase {p!r}' if (p := self._phase()) else ''
+    where = f' in phase {p!r}' if (p := phase_name(self.learn)) else ''
     n = self.learn.train_iter
     after = f"{n} iteration{'s'*(n!=1)}{where}"
     msg = f"run {self.kept.name!r} stopped after {after}; start it again to go on from there"
