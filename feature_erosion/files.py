@@ -173,16 +173,22 @@ def save_folder(
 ):
     "Write a folder completely or not at all, with checksums"
     path = Path(path)
-    part = path.with_name(_part(path.name))
-    part.mkdir()
-    try:
+    with _new_folder(path) as part:
         sums = {k:_write(part/k, v) for k,v in files.items()}
         save_json(part/'about.json', {**about, 'files':sums})
         if path.exists(): path.rename(free_name(path, '.damaged'))
+
+@contextmanager
+def _new_folder(path):
+    "A folder to fill: `path` if that works, gone if not"
+    part = path.with_name(_part(path.name))
+    part.mkdir()
+    try:
+        yield part
         part.rename(path)
         sync_folder(path.parent)
     except BaseException:
-        _remove_flat(part)
+        if part.exists(): _remove_flat(part)
         raise
 
 def _write(f, content):
@@ -221,13 +227,10 @@ def link_folder(
     dst:Path # Target; its parent exists
 ):
     "The same files in another place, as links if the disk supports them"
-    part = dst.with_name(_part(dst.name))
-    part.mkdir()
-    for f in src.iterdir():
-        try: os.link(f, part/f.name)
-        except OSError: shutil.copy2(f, part/f.name)
-    part.rename(dst)
-    sync_folder(dst.parent)
+    with _new_folder(dst) as part:
+        for f in src.iterdir():
+            try: os.link(f, part/f.name)
+            except OSError: shutil.copy2(f, part/f.name)
 
 def remove_folder(
     path:Path, # From `save_folder`

@@ -309,7 +309,10 @@ def subset_dl(
     seed:int=0 # Same seed, same samples
 )->DataLoader:
     "The same samples every time, in order: stratified if integer labels are available, otherwise any"
-    return same_dl(dl, idxs=_some(dl.dataset, _samples(dl), n, seed).tolist())
+    idxs = _some(dl.dataset, _samples(dl), n, seed)
+    res = same_dl(dl, idxs=idxs.tolist())
+    res.chosen = idxs   # of a `DistributedDL`, `same_dl` has told the loader inside
+    return res
 
 # %% ../nbs/03_loaders.ipynb #fa070c59
 def _by_length(dl):

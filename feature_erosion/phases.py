@@ -469,13 +469,12 @@ def state_dict(self:PhaseSchedule)->dict:
 
 @patch
 def load_state_dict(self:PhaseSchedule,
-    state:dict, # From `state_dict`
-    rejoin:bool=False # Saved in the middle of an epoch: the next epoch is the rest of it
+    state:dict # From `state_dict`
 ):
     "Continue from a saved state, with this schedule's own phases to come; the optimiser is new until its state is loaded"
     self.todo = [p for p in self.phases if p.name not in state['begun']]
     for k in _counts: setattr(self, k, state[k])
-    self.learn.phase,self.learn.dls,self.rejoins = None,self.own_dls,rejoin
+    self.learn.phase,self.learn.dls,self.rejoins = None,self.own_dls,False
     if state['phase'] is None: return
     self._enter(first(self.phases, lambda p: p.name==state['phase']))
     if hasattr(self, 'recorder'): self.span = fit_log(self.recorder).phases[-1]

@@ -90,8 +90,12 @@ def _pipe(p):
 def _content(ds):
     "A hash of images and labels in memory"
     parts = (getattr(ds, o, None) for o in ('x','targets','stamps','groups'))
-    held = [v for v in parts if isinstance(v, (torch.Tensor,np.ndarray,list))]
-    with suppress(TypeError,ValueError): return key_of([hash_tensor(torch.as_tensor(v)) for v in held]) if held else None
+    return _key(torch.as_tensor(v) for v in parts if isinstance(v, (torch.Tensor,np.ndarray,list)))
+
+def _key(values):
+    "One hash of tensors and arrays; `None` if there are none, or one that cannot be hashed"
+    with suppress(TypeError,ValueError):
+        if hashes := list(map(hash_tensor, values)): return key_of(hashes)
 
 # %% ../../nbs/runs/03_resume.ipynb #22c46e55
 def _samples(dls):
@@ -116,8 +120,7 @@ def _held(ds):
     "A hash of the tensors of PyTorch's and the arrays of torchvision's datasets"
     own = getattr(ds, 'tensors', None)
     parts = *(own if isinstance(own, (tuple,list)) else ()),getattr(ds, 'data', None)
-    held = [v for v in parts if isinstance(v, (torch.Tensor,np.ndarray)) and not isinstance(v, np.memmap)]
-    with suppress(Untold): return key_of([hash_tensor(v) for v in held]) if held else None
+    return _key(v for v in parts if isinstance(v, (torch.Tensor,np.ndarray)) and not isinstance(v, np.memmap))
 
 def _names(items):
     "What tells items apart: the names of files, the index of a table, texts and numbers; a `TypeError` for anything else"

@@ -32,7 +32,9 @@ def plain(
 ):
     "Convert to Python's own types and plain tensors, which load with `weights_only=True`; a `TypeError` for anything else"
     if o is None or type(o) in (bool,int,float,str): return o
-    if isinstance(o, torch.Tensor): return o.detach().cpu().as_subclass(torch.Tensor).clone()
+    if isinstance(o, torch.Tensor):
+        o = o.detach().cpu()
+        return (o if type(o) is torch.Tensor else o.as_subclass(torch.Tensor)).clone()   # which sparse ones have not
     if isinstance(o, np.ndarray): return torch.from_numpy(o.copy())
     if isinstance(o, np.generic): return o.item()
     if isinstance(o, (int,float,str)): return next(t(o) for t in (int,float,str) if isinstance(o, t))
