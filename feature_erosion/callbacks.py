@@ -262,7 +262,8 @@ class FewSyncs(TidyCallback):
     def fetch(self):
         "Fetch all losses since the last call at once"
         self.losses.fold()
-        if self.pace>1 and self.recorder.smooth_loss.count: self.learn.smooth_loss = self.shown = self.recorder.smooth_loss.value.cpu()
+        if self.pace>1 and self.recorder.smooth_loss.count:
+            self.learn.smooth_loss = self.shown = self.recorder.smooth_loss.value.cpu()
 
     def _swap(self, new):
         old = self.recorder.smooth_loss

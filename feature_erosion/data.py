@@ -231,7 +231,10 @@ def _to_bytes(o, size, channels, value_range):
     _check_range(value_range)
     im,short = _opened(o, name)
     try:
-        im,seen = (im,None) if isinstance(im, Image.Image) else _narrowed(im, value_range, short)
+        seen = None
+        if not isinstance(im, Image.Image):
+            a,seen = _scaled(im, value_range, short)
+            im = _from_array(a)
         _n_pixels(*im.size)
         im = im.convert('RGB' if channels==3 else 'L')
     except ValueError as e: raise ValueError(f"{name}: {e}") from None
@@ -244,10 +247,6 @@ def _opened(o, name):
     except Exception as e:
         why = f'{type(e).__name__}{f": {e}" if isinstance(e, ValueError) else ""}'
         raise ValueError(f"{name}: not a readable image ({why}); replace or remove it") from None
-
-def _narrowed(a, value_range, short):
-    a,seen = _scaled(a, value_range, short)
-    return _from_array(a),seen
 
 # %% ../nbs/09_data.ipynb #1680d23b
 def to_uint8(

@@ -267,7 +267,8 @@ def relearning_gap(
     T = min(len(a), len(b))
     if T<2: raise ValueError(f"scratch, relearn: {len(a)} and {len(b)} epochs; need two or more of each for an area")
     level = .95*a[T-1] if level is None else level
-    if level>1>=max(a.max(), b.max()): raise ValueError(f"level={level!r}: these accuracies are between 0 and 1; try {level/100:g}")
+    if level>1>=max(a.max(), b.max()):
+        raise ValueError(f"level={level!r}: these accuracies are between 0 and 1; try {level/100:g}")
     rows = [dict(first=c[0], last=c[-1], area=_area(c), epochs_to=epochs_to(c, level)) for c in (a[:T],b[:T])]
     df = RelearningGap(rows, index=['scratch','relearn'])
     df.attrs.update(level=float(level), epochs=T, left_out=(len(a)-T, len(b)-T), curves=(a.tolist(), b.tolist()))
@@ -304,16 +305,7 @@ def _task_table(acc, tasks):
     if isinstance(acc, Learner):
         ev,acc = some_evals(acc),phase_table(acc)
         _check_metric(ev, *(tasks.values() if tasks else acc.columns))
-    acc = pd.DataFrame(acc)
-    if not tasks and 'start' in acc.index:
-        raise ValueError("tasks=None: name the phase and the set of each task, e.g. dict(pretrain='clean', erode='pattern')")
-    if tasks:
-        if bad := [o for o in tasks if o not in acc.index]+[o for o in tasks.values() if o not in acc]:
-            raise ValueError(f"tasks: there is no {bad[0]!r}; rows are {', '.join(map(str, acc.index))}, "
-                             f"columns {', '.join(map(str, acc))}")
-        acc = acc.loc[list(tasks), list(tasks.values())]
-    if acc.columns.is_unique and set(acc.columns)==set(acc.index): acc = acc[list(acc.index)]
-    R = acc.to_numpy(dtype=float)
+    R = _by_task(pd.DataFrame(acc), tasks).to_numpy(dtype=float)
     _check_shares(acc=R)
     if R.ndim!=2 or len(R)!=R.shape[1] or len(R)<2:
         raise ValueError(f"acc: {len(R)} rows and {R.shape[1]} columns; want a row and a column for each of two or more tasks; "
@@ -321,6 +313,16 @@ def _task_table(acc, tasks):
     if np.isnan(R[np.tril_indices(len(R))]).any():
         raise ValueError("acc: NaN for a task that had been learned by then; evaluate it after each task from then on")
     return R
+
+def _by_task(acc, tasks):
+    "Rows and columns of the tasks; without `tasks`, columns in the order of the rows if both have the same names"
+    if not tasks and 'start' in acc.index:
+        raise ValueError("tasks=None: name the phase and the set of each task, e.g. dict(pretrain='clean', erode='pattern')")
+    if bad := [o for o in tasks or () if o not in acc.index]+[o for o in (tasks or {}).values() if o not in acc]:
+        raise ValueError(f"tasks: there is no {bad[0]!r}; rows are {', '.join(map(str, acc.index))}, "
+                         f"columns {', '.join(map(str, acc))}")
+    if tasks: return acc.loc[list(tasks), list(tasks.values())]
+    return acc[list(acc.index)] if acc.columns.is_unique and set(acc.columns)==set(acc.index) else acc
 
 # %% ../nbs/13_erosion.ipynb #02ffbf23
 def backward_transfer(

@@ -76,7 +76,7 @@ def _check_length(labels, n, exact=False):
 def _answer(model, xs, ys):
     "Scores and labels of a batch"
     y = first_target(ys)
-    pred = answer_tensor(model(*to_model(xs, model)))
+    pred = scores_of(model, xs)
     return pred,to_device(y, pred.device)
 
 def _check_choice(pred, y, mets):
@@ -84,7 +84,8 @@ def _check_choice(pred, y, mets):
     if not any(getattr(m, 'func', None) is accuracy for m in mets): return
     if pred.ndim<2 or pred.shape[1]<2:
         raise ValueError(f"model: answers with shape {tuple(pred.shape)}; `accuracy` wants (batch, classes), a score for each of "
-                         "two classes or more. Give a metric that fits, as in `EvalSets(pattern_sets(easy), metrics=accuracy_multi)`")
+                         "two classes or more. Give a metric that fits, as in "
+                         "`EvalSets(pattern_sets(easy), metrics=accuracy_multi)`")
     if pred.ndim>3 or _long_axes(y.shape)!=_long_axes(pred.shape[:-1]):
         raise ValueError(f"dl: labels of shape {tuple(y.shape)} for answers of shape {tuple(pred.shape)}; `accuracy` wants one "
                          "integer for the scores of each sample. Give a metric that fits, such as `DiceMulti()` for masks")
@@ -116,8 +117,8 @@ def _known(pred, y):
 class _Answers(SimpleNamespace):
     "What a metric sees of a Learner"
     def __getattr__(self, k):
-        raise AttributeError(f"metrics: one reads `learn.{k}`, which evaluation sets do not have; give one that needs only predictions and "
-                             "labels, such as `F.cross_entropy` instead of `Perplexity`")
+        raise AttributeError(f"metrics: one reads `learn.{k}`, which evaluation sets do not have; give one that needs only "
+                             "predictions and labels, such as `F.cross_entropy` instead of `Perplexity`")
 
 def _number(v, sound=True, name=''):
     "A metric's value, NaN if it has none or if scores are not `sound`"
@@ -403,5 +404,5 @@ def train_accuracy(
     return until
 
 def _n_wrong(model, xs, ys):
-    scores = answer_tensor(model(*to_model(xs, model)))
+    scores = scores_of(model, xs)
     return int((answered(scores)!=batch_labels(ys).to(scores.device)).sum())

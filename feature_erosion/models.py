@@ -194,26 +194,22 @@ def _check_zip(file, room):
     short = [k for k,v in claims.bytes.items() if v>sizes.get(f"{main.split('/')[0]}/data/{k}".lower(), 0)]
     if short: raise _Lie(f"claims {claims.bytes[short[0]]:,} bytes for the storage {short[0]!r}, which it does not hold")
 
-def _check_old(f, room):
-    "Check a file as torch.save wrote it before: five pickles, then the numbers"
-    for _ in range(5): _Claims(f, room).load()
-
 def _check_claims(file):
     "`file`, if it contains as much as it claims"
     room = file.stat().st_size
     with open(file, 'rb') as f:
         if f.read(4)==b'PK\x03\x04': _check_zip(file, room)
         elif room:
-            with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m: _check_old(m, room)
+            with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m:   # before 1.6: five pickles, then the numbers
+                for _ in range(5): _Claims(m, room).load()
     return file
 
 # %% ../nbs/10_models.ipynb #19fa40af
-def _optimiser_parts():
-    "What fastai's `learn.save` stores for an optimiser, besides tensors"
-    return [L, np.dtype, np.float64(0).__reduce__()[0], *(type(np.dtype(o)) for o in ('f4','f8','i4','i8','?'))]
+# what fastai's `learn.save` stores for an optimiser, besides tensors
+_optimiser_parts = L, np.dtype, np.float64(0).__reduce__()[0], *(type(np.dtype(o)) for o in ('f4','f8','i4','i8','?'))
 
 def _load_pickle(file):
-    with torch.serialization.safe_globals(_optimiser_parts()): return torch.load(file, map_location='cpu', weights_only=True)
+    with torch.serialization.safe_globals([*_optimiser_parts]): return torch.load(file, map_location='cpu', weights_only=True)
 
 def _read(file):
     "The content of `file`, read without running code from it"

@@ -656,11 +656,7 @@ def stamp_dl(
 def _stamped(dl, pattern, dls, variant='pattern', n_classes=None, classes=None, **kwargs):
     "`stamp_dl`, with the number of classes and their names from `dls`"
     ds = getattr(dl, 'dataset', None)
-    if stamped(ds):
-        raise ValueError("these DataLoaders are painted already; inject into the originals, `dls.clean`")
-    if any(isinstance(o, InjectPattern) for k in ('after_item','after_batch') for o in getattr(getattr(dl, k, None), 'fs', ())):
-        raise ValueError("these DataLoaders are painted already, by an `InjectPattern` among their transforms, which would take "
-                         "the stamps for its own; leave it out")
+    _check_unpainted(dl, ds)
     _check_pattern(pattern)
     _check_images(dl)
     y = read_labels(ds)
@@ -673,6 +669,13 @@ def _stamped(dl, pattern, dls, variant='pattern', n_classes=None, classes=None, 
     res = same_dl(dl, cls(ds, stamps), [tfm])
     _try_few(res, y)
     return res
+
+def _check_unpainted(dl, ds):
+    if stamped(ds):
+        raise ValueError("these DataLoaders are painted already; inject into the originals, `dls.clean`")
+    if any(isinstance(o, InjectPattern) for k in ('after_item','after_batch') for o in getattr(getattr(dl, k, None), 'fs', ())):
+        raise ValueError("these DataLoaders are painted already, by an `InjectPattern` among their transforms, which would take "
+                         "the stamps for its own; leave it out")
 
 # %% ../nbs/08_patterns.ipynb #a415cde9
 def _class_ids(classes, vocab):

@@ -67,19 +67,26 @@ def _check_phase(name, epochs, dls, lr, sched, opt, iters, until, wd):
     if (epochs is None)==(iters is None):
         raise ValueError(f"epochs={epochs}, iters={iters}: phase {name!r} needs one of the two")
     check_whole(1, **dict(epochs=epochs) if iters is None else dict(iters=iters))
-    if dls is not None and (isinstance(dls, DataLoader) or not hasattr(dls, 'train')):
-        raise ValueError(f"dls: got a {type(dls).__name__}; must be `DataLoaders`, with `train` and `valid`")
-    if len(getattr(dls, 'loaders', 'ab'))<2:
-        raise ValueError(f"dls: phase {name!r} has no validation set; give `DataLoaders` of two loaders")
+    if dls is not None: _check_parts(name, dls)
     if opt not in ('reset','keep'): raise ValueError(f"opt={opt!r}: must be 'reset' or 'keep'")
-    if isinstance(sched, str) and sched not in schedules:
-        raise ValueError(f"sched={sched!r}: must be one of {', '.join(schedules)}, or a scheduler, e.g. SchedPoly(.1, 0, 2)")
-    if not isinstance(sched, str) and not all(map(callable, sched.values() if isinstance(sched, dict) else [sched])):
-        raise ValueError(f"sched={sched!r}: must be a name, a scheduler such as SchedCos(.1, 0), or a dict of schedulers")
+    _check_sched(sched)
     if until is not None and not callable(until): raise ValueError(f"until={until!r}: must be a function of the Learner, or None")
     for k,v in dict(lr=lr, wd=wd).items():
         if not all(_is_rate(o) for o in _by_group(v)):
             raise ValueError(f"{k}={v!r}: must be a number, 0 or more, a slice or a list of them for parameter groups, or None")
+
+def _check_parts(name, dls):
+    if isinstance(dls, DataLoader) or not hasattr(dls, 'train'):
+        raise ValueError(f"dls: got a {type(dls).__name__}; must be `DataLoaders`, with `train` and `valid`")
+    if len(getattr(dls, 'loaders', 'ab'))<2:
+        raise ValueError(f"dls: phase {name!r} has no validation set; give `DataLoaders` of two loaders")
+
+def _check_sched(sched):
+    if isinstance(sched, str):
+        if sched in schedules: return
+        raise ValueError(f"sched={sched!r}: must be one of {', '.join(schedules)}, or a scheduler, e.g. SchedPoly(.1, 0, 2)")
+    if not all(map(callable, sched.values() if isinstance(sched, dict) else [sched])):
+        raise ValueError(f"sched={sched!r}: must be a name, a scheduler such as SchedCos(.1, 0), or a dict of schedulers")
 
 def _is_rate(o): return isinstance(o, Real) and not isinstance(o, bool) and 0<=o<float('inf')
 

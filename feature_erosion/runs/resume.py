@@ -19,6 +19,7 @@ from fastcore.all import *
 from fastai.vision.all import CancelFitException, DataLoader, Learner, get_model, num_distrib, rank_distrib
 from ..files import *
 from ..patterns import *
+from ..models import n_params
 from ..distributed import *
 from ..loop import *
 from ..callbacks import *
@@ -150,7 +151,8 @@ def fit_settings(
     "The settings of a fit, as JSON values"
     return dict(model=_model_settings(get_model(learn.model)), opt=describe(learn.opt_func), lr=describe(learn.lr), wd=learn.wd,
                 hypers=None if phases else _hypers(learn.opt), wd_bn_bias=learn.wd_bn_bias,
-                train_bn=learn.train_bn, loss=describe(learn.loss_func), loss_settings=_loss_settings(learn.loss_func), data=_data_settings(learn.dls),
+                train_bn=learn.train_bn, loss=describe(learn.loss_func), loss_settings=_loss_settings(learn.loss_func),
+                data=_data_settings(learn.dls),
                 samples=[_samples(o) for o in (learn.dls, *L(phases).attrgot('dls'))],
                 phases=[_phase_settings(p) for p in phases], epochs=None if phases else learn.n_epoch,
                 callbacks=_cbs_settings(learn), evals=_evals_settings(learn), processes=max(1, num_distrib()))
@@ -160,7 +162,7 @@ def _hypers(opt):
     return [{k:describe(o[k]) for k in ('lr','wd') if k in o} for o in getattr(opt, 'hypers', ())]
 
 def _model_settings(m):
-    return dict(name=type(m).__name__, parameters=sum(p.numel() for p in m.parameters()), layers=key_of(stable_repr(m)),
+    return dict(name=type(m).__name__, parameters=n_params(m), layers=key_of(stable_repr(m)),
                 trained=sum(p.requires_grad for p in m.parameters()))
 
 def _loss_settings(f):
@@ -384,7 +386,7 @@ def after_phase(self:KeepRun):
     p = self.learn.phase
     if not self.learn.phase_schedule.complete or self.at[1]: return   # stopped before its end
     if self.idle or self.broken or self._bad(): return
-    self._end_row()
+    if hasattr(self, 'recorder'): self._write_rows([dict(table='phases', **fit_log(self.recorder).phases[-1])])
     self.done.append(p.name)
     self.learn.phase = None
     try: state = self.state()
@@ -481,8 +483,9 @@ def _check_start(self:KeepRun):
     try: was,now = unpack(self.kept.path/'phases'/'start', state=False)[0],snapshot(self.learn.model)
     except ValueError: return   # told when it is chosen
     if all(k not in now or hash_tensor(v)==hash_tensor(now[k]) for k,v in was.items()): return
-    raise ValueError(f"run {self.kept.name!r} began with other weights than run {self.first_name!r} ends with now, which was "
-                     f"trained again: delete this one, too, `RunStore({str(self.kept.path.parent)!r}).delete({self.kept.name!r})`")
+    run = self.kept
+    raise ValueError(f"run {run.name!r} began with other weights than run {self.first_name!r} ends with now, which was "
+                     f"trained again: delete this one, too, {run._deletion()}")
 
 @patch
 def _refuse(self:KeepRun, info, settings, seed):
@@ -585,7 +588,7 @@ def _greeting(self:KeepRun, state):
     if self.was['status']!='finished': return f"run {run.name!r} goes on after {n} iterations"
     made = self.was['sessions'][-1] if self.was['sessions'] else {}
     how = ', '.join(f'{k} {made[k]}' for k in ('feature_erosion','torch','device') if k in made)
-    again = f"delete it, `RunStore({str(run.path.parent)!r}).delete({run.name!r})`, or give another name"
+    again = f"delete it, {run._deletion()}, or give another name"
     when = self.was['created'][:16].replace('T', ' ')
     return f"run {run.name!r} is finished and was loaded: made {when} with {how}. To train it again, {again}"
 
@@ -614,10 +617,6 @@ def _epoch_rows(self:KeepRun, log):
             for row,it in zip(log.rows[done:], log.iters[done:])]
 
 @patch
-def _end_row(self:KeepRun):
-    if hasattr(self, 'recorder'): self._write_rows([dict(table='phases', **fit_log(self.recorder).phases[-1])])
-
-@patch
 def _write_rows(self:KeepRun, rows):
     rows = _json(plain(rows))
     self.rows += rows
@@ -632,15 +631,13 @@ def _finish(self:KeepRun):
     if len(self._ended())<len(self.phases) or not self.phases: self.save(self.end)
     if not self.main: return
     with self._writing():
-        self.kept.save_metrics(self._last_values())
         rec = getattr(self, 'recorder', None)
+        self.kept.save_metrics(_last_values(rec))
         if rec and len(rec.evals): self.kept.save_figure('phases', rec.plot_phases().figure)
         self.kept._note('history.jsonl')
         if self.was['recipe'] is None: self.kept.update(status='finished', error=None)
 
-@patch
-def _last_values(self:KeepRun):
-    rec = getattr(self, 'recorder', None)
+def _last_values(rec):
     tables = [rec.history, rec.evals] if rec else []
     values = {k:v for d in tables if len(d) for k,v in plain(last_row(d)).items()}
     return {k:v for k,v in values.items() if isinstance(v, (int,float)) and k not in ('n','iter','epoch')}

@@ -255,7 +255,8 @@ def put(p, old=None, name=''):
     return p
 
 def _put_tensor(p, old):
-    if isinstance(old, nn.Parameter) or isinstance(old, torch.Tensor) and old.requires_grad and old.is_leaf and old.shape==p.shape:
+    leaf = isinstance(old, torch.Tensor) and old.requires_grad and old.is_leaf
+    if isinstance(old, nn.Parameter) or leaf and old.shape==p.shape:
         old.data.copy_(p)   # an optimiser may hold it
         return old
     return p.clone().as_subclass(type(old)) if isinstance(old, TensorBase) else p.clone()

@@ -247,7 +247,10 @@ def _begun(self:Run):
 def _same(self:RunStore, run, settings):
     if not (diff := differences(run.settings, settings)): return run
     raise ValueError(f"run {run.name!r} has other settings: {'; '.join(diff[:5])}. Give this one another name, "
-                     f"or delete the old one: `RunStore({str(self.path)!r}).delete({run.name!r})`")
+                     f"or delete the old one: {run._deletion()}")
+
+@patch
+def _deletion(self:Run): return f"`RunStore({str(self.path.parent)!r}).delete({self.name!r})`"
 
 # %% ../../nbs/runs/01_store.ipynb #b06ced2f
 @patch

@@ -69,7 +69,8 @@ def _point(fn, point, path, threads, attempts):
     if (res := run.result()) is not None: return dict(status='finished', **res)
     with run.lock():
         if (res := run.result()) is not None: return dict(status='finished', **res)   # by another process just now
-        if run.info['status']!='finished' and run.info['tries']>=attempts: return _failed(run, f'its worker died {attempts} times')
+        if run.info['status']!='finished' and run.info['tries']>=attempts:
+            return _failed(run, f'its worker died {attempts} times')
         try:
             with _threads(threads): return dict(status='finished', **run.compute(fn, point))
         except Exception as e: return _failed(run, f'{type(e).__name__}: {e}')
@@ -250,7 +251,7 @@ def sweep(
     seeds=1, # Number or list of seeds: each point is computed with each; seeds the global random state
     store='runs', # Folder of the runs; on a cluster, one that all its machines share
     n_jobs:int=-1, # Number of parallel jobs; -1 for as many as there are cores, or workers of the cluster
-    threads:int|None=None, # PyTorch threads for each; by default cores/jobs, at most as many as here; on a cluster the workers' own
+    threads:int|None=None, # PyTorch threads for each; by default cores/jobs, no more than here; on a cluster the workers' own
     attempts:int=3, # How often a point may lose its worker
     files=(), # Files and folders that the function reads: points are recomputed if they change
     progress:bool=True # Whether to show a progress bar with the remaining time
