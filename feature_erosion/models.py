@@ -84,9 +84,9 @@ class CifarResNet(Module):
 
 # %% ../nbs/10_models.ipynb #04f052d0
 def n_params(
-    model:nn.Module
-)->int: # Number of trainable parameters of `model`
-    "Number of parameters"
+    model:nn.Module # Any model
+)->int:
+    "Number of parameters, frozen ones included"
     return sum(p.numel() for p in model.parameters())
 
 # %% ../nbs/10_models.ipynb #b520518a

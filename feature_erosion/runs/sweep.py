@@ -66,14 +66,18 @@ def _threads(n):
 def _point(fn, point, path, threads, attempts):
     "Compute or load one point, in a worker"
     run = Run(path)
-    if (res := run.result()) is not None: return dict(status='finished', **res)
+    if row := _row_of(run): return row
     with run.lock():
-        if (res := run.result()) is not None: return dict(status='finished', **res)   # by another process just now
+        if row := _row_of(run): return row   # by another process just now
         if run.info['status']!='finished' and run.info['tries']>=attempts:
             return _failed(run, f'its worker died {attempts} times')
         try:
             with _threads(threads): return dict(status='finished', **run.compute(fn, point))
         except Exception as e: return _failed(run, f'{type(e).__name__}: {e}')
+
+def _row_of(run):
+    "The row of a finished run; `None` if it must be computed"
+    return None if (res := run.result()) is None else dict(status='finished', **res)
 
 def _failed(run, error):
     run.update(status='failed', error=error)
@@ -107,7 +111,7 @@ class _Work:
 
     def take_finished(self):
         for i in self.todo():
-            if (res := self.runs[i].result()) is not None: self.results[i] = dict(status='finished', **res)
+            if row := _row_of(self.runs[i]): self.results[i] = row
 
 # %% ../../nbs/runs/04_sweep.ipynb #5e1fca01
 class OtherCode(ValueError):
