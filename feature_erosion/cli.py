@@ -199,9 +199,13 @@ def _check_figure(a):
     if fig in _whole and a.weights: raise ValueError(f"weights: {fig} compares with training from scratch; leave it out")
     if fig!='fig1' and a.seed: raise ValueError(f"seed={a.seed}: {fig} has seeds 0, 1, …; say how many with --seeds")
     for k in 'seeds','jobs':
-        if (v := getattr(a, k)) is None: continue
-        if fig=='fig1': raise ValueError(f"{k}={v}: fig1 trains one network; its seed is --seed")
-        if v<1: raise ValueError(f"{k}={v}: must be at least 1")
+        if fig=='fig1' and (v := getattr(a, k)) is not None:
+            raise ValueError(f"{k}={v}: fig1 trains one network; its seed is --seed")
+    _check_counts(a, 'seeds', 'jobs')
+
+def _check_counts(a, *names):
+    for k in names:
+        if (v := getattr(a, k)) is not None and v<1: raise ValueError(f"{k}={v}: must be at least 1")
 
 def _check_seed(a):
     if not 0<=a.seed<2**32: raise ValueError(f"seed={a.seed}: must be from 0 to {2**32-1}")
@@ -215,8 +219,7 @@ _sides = dict(digits=16, cifar10=32, cifar100=32)
 
 def _check_numbers(a):
     "Values that are wrong for any data, before anything is imported"
-    for k in 'n','n_valid','n_classes','bs','image_size':
-        if (v := getattr(a, k)) is not None and v<1: raise ValueError(f"{k}={v}: must be at least 1")
+    _check_counts(a, 'n', 'n_valid', 'n_classes', 'bs', 'image_size')
     for k in 'ratio','strength':
         if not 0<=(v := getattr(a, k))<=1: raise ValueError(f"{k}={v!r}: must be in 0…1")
     for k in 'lr','width','size':
@@ -310,7 +313,7 @@ def run_paper(
     a # Parsed arguments
 ):
     "`feature_erosion paper`"
-    if a.jobs is not None and a.jobs<1: raise ValueError(f"jobs={a.jobs}: must be at least 1")
+    _check_counts(a, 'jobs')
     _check_given(a, 'images', 'out')
     _make(a, a.preset, a.figures, a.images)
 

@@ -24,9 +24,11 @@ from fastai.vision.all import (CollBase, DataLoader, DataLoaders, Datasets, Item
 from .batches import *
 
 # %% ../nbs/03_loaders.ipynb #6e1f0a3c
+def _array(o): return np.asarray(o.detach().cpu() if isinstance(o, torch.Tensor) else o)
+
 def wrong_label(o):
     "The error for a label that is not a single integer, with advice"
-    a = np.asarray(o.detach().cpu() if isinstance(o, torch.Tensor) else o)
+    a = _array(o)
     what,do = f'{str(o)!r:.40}','number the classes, as `CategoryBlock` does'
     if isinstance(o, Image.Image) or a.ndim>1:
         what,do = 'an image (a mask, or images without labels)','give each image one class'
@@ -58,7 +60,7 @@ def check_whole(
 
 def int_label(o):
     "The label of one sample"
-    a = np.asarray(o.detach().cpu() if isinstance(o, torch.Tensor) else o)
+    a = _array(o)
     if a.size!=1 or a.dtype.kind not in 'biu': raise wrong_label(o)
     return int(a.reshape(-1)[0])
 
@@ -68,7 +70,7 @@ def one_each(y, n):
 
 def int_labels(labels):
     "The labels of many samples, as an array"
-    try: a = np.asarray(labels.detach().cpu() if isinstance(labels, torch.Tensor) else labels)
+    try: a = _array(labels)
     except ValueError: raise wrong_label(next(o for o in labels if np.size(o)!=1)) from None   # of different lengths
     if len(a) and (a.size!=len(a) or a.dtype.kind not in 'biu'): raise wrong_label(a[0])
     return a.reshape(-1).astype(np.int64)
@@ -309,7 +311,7 @@ def subset_dl(
     "The same samples every time, in order: stratified if integer labels are available, otherwise any"
     idxs = _some(dl.dataset, _samples(dl), n, seed)
     res = same_dl(dl, idxs=idxs.tolist())
-    res.chosen = idxs
+    res.chosen = idxs   # of a `DistributedDL`, `same_dl` has told the loader inside
     return res
 
 # %% ../nbs/03_loaders.ipynb #fa070c59
