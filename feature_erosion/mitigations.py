@@ -189,16 +189,14 @@ def fisher(
     model = unwrapped(model)
     ws = _weights(model)
     dl = fixed_dl(dl, n, seed)
-    with evaluating(model, grad=True), unaugmented(dl):
+    with evaluating(model, grad=True):
         res,k = {n:torch.zeros_like(w) for n,w in ws.items()},0
-        for b in dl:
-            xs,ys = split_batch(dl, b, model)
+        for xs,ys in model_batches(dl, model):
             y = batch_labels(ys)
             for i in range(len(y)):
-                x = to_model(tuple(o[i:i+1] for o in xs), model)
-                pred = answer_tensor(model(*x))
+                pred = answer_tensor(model(*(o[i:i+1] for o in xs)))
                 if i==0: _check_labels(y, pred)
-                loss = _class_loss(pred, y[i:i+1].to(x[0].device))
+                loss = _class_loss(pred, y[i:i+1].to(pred.device))
                 for r,g in zip(res.values(), torch.autograd.grad(loss, list(ws.values()), allow_unused=True)):
                     if g is not None: r += g.square()
                 k += 1
@@ -430,11 +428,11 @@ class DERpp(Penalty):
     def begin(self):
         _refuse_changers(self)
         dl,model = same_dl(self.buffer.dl, idxs=self.buffer.idxs.tolist()),unwrapped(self.model)
-        with unaugmented(dl): self.scores = torch.cat([self._old_scores(model, *split_batch(dl, b, model)) for b in dl])
+        self.scores = torch.cat([self._old_scores(model, *o) for o in model_batches(dl, model)])
         _check_none_skipped(self.scores, self.buffer.idxs)
 
     def _old_scores(self, model, xs, ys):
-        res = _scores(model, to_model(xs, model))
+        res = _scores(model, xs)
         _check_labels(batch_labels(ys), res)
         return res
 
@@ -1062,10 +1060,8 @@ class _Drawn:
 def _wrong(model, dl):
     "Which samples of a loader a model gets wrong, in order"
     model = unwrapped(model)
-    def one(b):
-        xs,ys = split_batch(dl, b, model)
-        return answered(_scores(model, to_model(xs, model))).cpu()!=batch_labels(ys).cpu()
-    with unaugmented(dl), torch.no_grad(): return torch.cat([one(b) for b in dl]).numpy()
+    def one(xs, ys): return answered(_scores(model, xs)).cpu()!=batch_labels(ys).cpu()
+    with torch.no_grad(): return torch.cat([one(*o) for o in model_batches(dl, model)]).numpy()
 
 def just_train_twice(
     learn:Learner, # After the first training

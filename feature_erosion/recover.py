@@ -27,10 +27,10 @@ from .erosion import *
 from .learner import *   # `models_at`
 from .learner import _given
 from .measures.layers import *
-from .measures.layers import _NotFinite
+from .measures.layers import _NotFinite, _weighted
 from .measures.probes import *
 from .measures.plasticity import *
-from .measures.plasticity import _linears, _two_inputs
+from .measures.plasticity import _two_inputs
 
 # %% ../nbs/16_recover.ipynb #755f3f96
 strengths = 1.,.7,.3,.1,.07,.03,.01 # Values of `C` to choose from, as in the authors' code
@@ -147,12 +147,13 @@ def _scores(model, dl):
 
 def _check_last(model, dl):
     k = _scores(model, dl).shape[-1]
-    width = getattr(ls[-1][1], 'out_features', k) if (ls := _linears(model, dl)) else None
+    linear = [o for o in _weighted(model, _two_inputs(model, dl)).items() if layer_kinds['linear'](o[1])]
+    width = getattr(linear[-1][1], 'out_features', k) if linear else None
     if width!=k and (width,k)!=(1,2):   # one score z may be given as (-z, z)
-        found = f'has {width} outputs' if ls else 'is missing'
+        found = f'has {width} outputs' if linear else 'is missing'
         raise ValueError(f"features='last': {type(model).__name__} answers with {k} scores, and its last linear layer {found}, "
                          "so it has no last layer to train anew; use features='all'")
-    if ls: _check_alone(model, dl, *ls[-1])
+    if linear: _check_alone(model, dl, *linear[-1])
 
 def _check_alone(model, dl, name, last):
     "Refuse a last layer beside others, as of an `Ensemble`: without what it says, the answers still differ"
@@ -191,11 +192,9 @@ def _check_known(y, n=None):
 def _answers(model, name, dl):
     "Labels that a model gives, and those of the data"
     got = []
-    with evaluating(model), unaugmented(dl):
-        for b in dl:
-            xs,ys = split_batch(dl, b, model)
-            y = first_target(ys)
-            scores = answer_tensor(model(*to_model(xs, model)))
+    with evaluating(model):
+        for xs,ys in model_batches(dl, model):
+            y,scores = first_target(ys),answer_tensor(model(*xs))
             if not scores.isfinite().all():
                 raise _NotFinite(f"models: {name!r} answers with NaN or infinite scores; it has diverged")
             got.append((answered(scores).cpu(), y.cpu()))

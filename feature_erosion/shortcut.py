@@ -23,7 +23,7 @@ from .callbacks import *
 from .plots import *
 from .patterns import *
 from .phases import *
-from .measures.layers import named_models
+from .measures.layers import _only_model
 from .watch import other_labels
 from .watch import _image_batch, _joined
 
@@ -384,8 +384,6 @@ class Shortcut:
     def __repr__(self): return self.text
 
 # %% ../nbs/19_shortcut.ipynb #21538ef9
-def _the_model(o): return only(named_models(o).values())
-
 def _accuracy(images, model):
     own,rest = images.follow(model, lambda own, others: own)
     return own.float().mean().item(),(own.float()-rest.float()).mean().item()
@@ -397,7 +395,7 @@ def _other(learn, against):
     named = isinstance(against, str)
     if named and not isinstance(learn, Learner):
         raise ValueError(f"against={against!r}: names a phase, so `learn` must be a Learner; or give a model")
-    model = _the_model(learn if named else against)
+    model = _only_model(learn if named else against)
     with learn.at_phase(against) if named else nullcontext(), evaluating(model): yield model
 
 def _check_knows(acc, chance, n):
@@ -424,7 +422,7 @@ def find_shortcut(
     "Which part of the image does a model rely on? A place, a statistic of the image, a colour channel or a band of frequencies"
     if not 0<max_share<1: raise ValueError(f"max_share={max_share!r}: must be in 0…1; .25 is a quarter of the image")
     check_whole(1, bs=bs)
-    model,dl = _the_model(learn),dl.valid if isinstance(dl, DataLoaders) else dl
+    model,dl = _only_model(learn),dl.valid if isinstance(dl, DataLoaders) else dl
     cast = precision(learn) if isinstance(learn, Learner) else nullcontext()
     if isinstance(learn, Learner): check_classes(learn.dls, dl, 'dl')
     with no_random(reproducible=False), cast, evaluating(model):

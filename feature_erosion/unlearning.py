@@ -35,7 +35,7 @@ from .patterns import *
 from .patterns import _class_ids, _others
 from .phases import *
 from .evalsets import *
-from .measures.layers import find_layers
+from .measures.layers import _only_model, find_layers
 from .measures.cka import layer_cka
 from .measures.plasticity import _two_inputs
 from .mitigations import *
@@ -407,11 +407,10 @@ def scrub(
 def _each_batch(model, dl, f, grad=False):
     "`f(scores, labels)` of each batch, in eval mode and without augmentation"
     with no_random(reproducible=False): dl = fixed_dl(dl)
-    def one(b):
-        xs,ys = split_batch(dl, b, model)
-        pred = answer_tensor(model(*to_model(xs, model))).float()
+    def one(xs, ys):
+        pred = answer_tensor(model(*xs)).float()
         return f(pred, batch_labels(ys).to(pred.device))
-    with evaluating(model, grad), unaugmented(dl): return [one(b) for b in dl]
+    with evaluating(model, grad): return [one(*o) for o in model_batches(dl, model)]
 
 # %% ../nbs/17_unlearning.ipynb #f5dfbdb5
 def saliency(
@@ -622,8 +621,6 @@ class Unlearning(Measured):
         "All but the layers"
         return pd.DataFrame(self[[c for c in self if not c.startswith('cka ')]])
 
-def _module(o): return get_model(o.model if isinstance(o, Learner) else o)
-
 def _accuracies(learn, model, forget, retain):
     dls = dict(forget=forget.train, retain=retain.train, test=retain.valid, forget_test=forget.valid)
     with precision(learn): return {k:float(sample_losses(model, dl)[1].mean()) for k,dl in dls.items()}
@@ -655,7 +652,7 @@ def unlearning_scores(
 )->Unlearning: # One row
     "Accuracies, attacks, iterations to relearn and CKA to the retrained network"
     _check(learn, forget, retain), _check_tests(forget, retain)
-    model,ref = get_model(learn.model),_module(retrained)
+    model,ref = get_model(learn.model),_only_model(retrained)
     attacks = [_attack(learn, o, forget, seed) for o in (model,ref)]
     row = {**_accuracies(learn, model, forget, retain), **dict(zip(('attack','attack_retrained'), attacks))}
     with no_random(seed, reproducible=False): row['relearn'] = relearn_iters(learn, forget, retain, level, most)
@@ -743,7 +740,7 @@ def compare_unlearning(
         except Exception as e:
             warnings.warn(f"methods: {k!r} failed, its row is NaN: {e}")
             rows[k] = Unlearning(index=['now'], columns=rows['original'][0].columns, dtype=float),np.nan
-    rows['retrained'] = row(_quiet(learn, _module(ref)), secs)
+    rows['retrained'] = row(_quiet(learn, _only_model(ref)), secs)
     return _table(rows, secs)
 
 # %% ../nbs/17_unlearning.ipynb #1bbac41a

@@ -9,7 +9,7 @@ __all__ = ['layer_kinds', 'watching', 'layer_calls', 'find_layers', 'pick_featur
            'Features', 'named_models', 'visit']
 
 # %% ../../nbs/measures/00_layers.ipynb #b3cb34c7
-import difflib, re, torch, torch.nn.functional as F
+import difflib, pandas as pd, re, torch, torch.nn.functional as F
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
@@ -70,6 +70,8 @@ layer_kinds = dict(
     block  = lambda m: re.search(r'Block|Bottleneck|Residual|MBConv|Inception|Fire|EncoderLayer', type(m).__name__) is not None,
     leaf   = lambda m: not any(True for _ in m.children()),
     all    = lambda m: True)
+
+def _has_weights(m): return layer_kinds['conv'](m) or layer_kinds['linear'](m)
 
 # %% ../../nbs/measures/00_layers.ipynb #8e7dbaf1
 def _inside(name, others): return any(name.startswith(o.split('#')[0]+'.') for o in others if o!=name)
@@ -196,6 +198,10 @@ def find_layers(
     "Names of a network's layers, in the order in which they finish"
     return list(layer_calls(model, x, layers))
 
+def _weighted(model, x):
+    "Convolutions and linear layers by name, in the order in which they finish"
+    return {n:c.module for n,c in layer_calls(model, x).items() if _has_weights(c.module)}
+
 # %% ../../nbs/measures/00_layers.ipynb #e8be956e
 def pick_features(
     d:int, # Number of features
@@ -266,6 +272,14 @@ def check_count(
     if got!=n: raise ValueError(f"dl: its batches hold {got} samples, its dataset {n}. If `collate_fn` or `SkipItemException` "
                                 "leaves samples out or adds some, do that in the dataset, or give a list of batches, list(dl)")
 
+class _Rows:
+    "Features of all samples, batch by batch"
+    def __init__(self, x, n): self.X,self.n = x.new_empty(n, x.shape[1]),0   # a sample batch, and the number of samples to come
+    def add(self, x):
+        room = self.X[self.n:self.n+len(x)]
+        room[:] = x[:len(room)]
+        self.n += len(x)
+
 class Features(Meter):
     "Collect a layer's features on all samples, pass them on, then free them"
     def __init__(self,
@@ -283,18 +297,15 @@ class Features(Meter):
     def begin(self, shapes, n): self.n,self.got = n,{}
     def bytes(self, shape, n): return 4*n*self.width(shape)
     def end_layer(self, model, layer):
-        X,i = self.got.pop((model,layer))
-        check_count(i, self.n)
-        with torch.autocast(X.device.type, enabled=False): self.use(model, layer, X)
+        rows = self.got.pop((model,layer))
+        check_count(rows.n, self.n)
+        with torch.autocast(rows.X.device.type, enabled=False): self.use(model, layer, rows.X)
 
     def see(self, model, layer, x):
         if self.by_channel: x = pooled(x, self.pool)
         x = flat(x, pick_features(x[0].numel(), self.max_features, self.seed))
-        if (model,layer) not in self.got: self.got[model,layer] = x.new_empty(self.n, x.shape[1]),0
-        X,i = self.got[model,layer]
-        room = X[i:i+len(x)]
-        room[:] = x[:len(room)]
-        self.got[model,layer] = X,i+len(x)
+        if (model,layer) not in self.got: self.got[model,layer] = _Rows(x, self.n)
+        self.got[model,layer].add(x)
 
 # %% ../../nbs/measures/00_layers.ipynb #39616a32
 def named_models(
@@ -311,6 +322,10 @@ def named_models(
             raise ValueError(f"models: {k!r} has weights on the device 'meta', which have no values; load them first, "
                              "by `to_empty` and `load_state_dict`")
     return models
+
+def _only_model(model): return only(named_models(model).values())
+
+def _by_layer(keys): return pd.MultiIndex.from_tuples(keys, names=['model','layer'])
 
 # %% ../../nbs/measures/00_layers.ipynb #09c300a4
 def _laid_out(x, model, last):

@@ -20,7 +20,7 @@ from ..loaders import *
 from ..plots import *
 from ..phases import check_classes
 from .layers import *
-from .layers import _NotFinite
+from .layers import _NotFinite, _by_layer
 
 # %% ../../nbs/measures/03_probes.ipynb #388daf5b
 def _loss(Z, y, W, b, l2):
@@ -301,8 +301,7 @@ def result(self:ProbeScore,
     "The results as a table, one row per model and layer"
     f,cols = self.fit,('accuracy','train_accuracy','C','features','converged')
     rows = {k:(self.accuracy[k],p.train_accuracy,p.C,p.weight.shape[1],p.converged) for k in f.keys for p in [f.probes[k]]}
-    idx = pd.MultiIndex.from_tuples(list(rows), names=['model','layer'])
-    res = LayerProbe(list(rows.values()), index=idx, columns=cols)
+    res = LayerProbe(list(rows.values()), index=_by_layer(rows), columns=cols)
     bad = ', '.join(f'{m}/{l}' for m,l in res.index[res.converged==False])   # `None` where the solver does not say
     if bad: warn(f"probes that have not converged: {bad}; give ProbeFit a larger max_iter")
     res.attrs.update(n=len(f.y), n_test=len(self.y), classes=len(f.y.unique()), chance=_chance(self.y))
