@@ -21,7 +21,7 @@ from torch.func import functional_call
 from torch.nn.utils.parametrize import is_parametrized
 from fastcore.all import *
 from fastai.callback.mixup import MixHandler
-from fastai.vision.all import (Callback, DataLoader, DataLoaders, HookCallback, Learner, MixedPrecision, NoneReduce, Normalize,
+from fastai.vision.all import (DataLoader, DataLoaders, HookCallback, Learner, MixedPrecision, NoneReduce, Normalize,
                                TensorBase, apply, no_random, to_device)
 from .batches import *
 from .loaders import *
@@ -29,6 +29,7 @@ from .loaders import _own_idxs, _samples, _strata
 from .callbacks import *
 from .patterns import *
 from .phases import *
+from .measures.layers import named_models
 
 # %% ../nbs/15_mitigations.ipynb #4c4a3c59
 class Mitigation(TidyCallback):
@@ -354,15 +355,17 @@ class _Buffer:
         y = _strata(self.dl.dataset)
         return y if y is None else y[self.idxs]
 
-    def batch(self, n):
-        "`n` of the samples at random, each as seldom twice as can be, and where they are in the buffer"
-        rounds = -(-n//len(self.idxs))
-        at = torch.cat([torch.randperm(len(self.idxs)) for _ in range(rounds)])[:n]
-        dl = self.dl
+    def batch(self, n, model):
+        "Inputs and targets of `n` of the samples at random, and where these are in the buffer"
+        dl,at = self.dl,_drawn(n, len(self.idxs))
         dl.bs = n
         dl.before_iter()   # says that this is training, so that batches are augmented
         b = first(dl.create_batches(self.idxs[at.numpy()].tolist()))
-        return dl.after_batch(to_device(b, dl.device)),at
+        return *split_batch(dl, dl.after_batch(to_device(b, dl.device)), model),at
+
+def _drawn(n, size):
+    "`n` of `size` indices at random, each as seldom twice as can be"
+    return torch.cat([torch.randperm(size) for _ in range(-(-n//size))])[:n]
 
 def _check_none_skipped(read, idxs):
     if len(read)==len(idxs): return
@@ -387,8 +390,7 @@ class Replay(Mitigation):
     def begin(self): self.known = False   # whether the model has an output for each label
     def before_batch(self):
         if not self.acts: return
-        b,_ = self.buffer.batch(len(self.yb[0]))
-        xs,ys = split_batch(self.buffer.dl, b, self.model)
+        xs,ys,_ = self.buffer.batch(len(self.yb[0]), self.model)
         self.learn.xb,self.learn.yb = _joined(self.xb, xs),_joined(self.yb, ys)
 
     def after_pred(self):
@@ -439,13 +441,11 @@ class DERpp(Penalty):
     def before_batch(self): self.drawn = None
     def after_batch(self): self.drawn = None
     def penalty(self, pred):
-        if self.drawn is None: self.drawn = [self.buffer.batch(len(self.yb[0])) for _ in range(2)]   # `SAM` asks twice
-        (a,at,_),(b,_,ys) = (self._answered(*o) for o in self.drawn)
-        return self.alpha*F.mse_loss(a.float(), self.scores[at].float()) + self.beta*_class_loss(b, batch_labels(ys))
-
-    def _answered(self, b, at):
-        xs,ys = split_batch(self.buffer.dl, b, self.model)
-        return answer_tensor(self.model(*xs)),at.to(self.scores.device),ys
+        n = len(self.yb[0])
+        if self.drawn is None: self.drawn = [self.buffer.batch(n, self.model) for _ in range(2)]   # `SAM` asks twice
+        (a,_,at),(b,ys,_) = ((answer_tensor(self.model(*xs)),ys,at) for xs,ys,at in self.drawn)
+        old = self.scores[at.to(self.scores.device)]
+        return self.alpha*F.mse_loss(a.float(), old.float()) + self.beta*_class_loss(b, batch_labels(ys))
 
 # %% ../nbs/15_mitigations.ipynb #35b066bf
 @contextmanager
@@ -694,7 +694,7 @@ def wise_ft(
     alpha:float=.5 # Share of the later weights, in 0…1
 )->nn.Module: # A copy, in eval mode
     "Weights between those before and those after finetuning (Wortsman et al. 2022, eq. 1)"
-    if not 0<=alpha<=1: raise ValueError(f"alpha={alpha!r}: must be in 0…1, the share of the weights of {after!r}")
+    _check_share(alpha=alpha)
     a,b = learn.models_at(before, after).values()
     states = a.state_dict(),b.state_dict()
     mixed = {k:torch.lerp(v, w, alpha) if v.is_floating_point() else w for (k,v),w in zip(states[0].items(), states[1].values())}
@@ -707,11 +707,7 @@ class Ensemble(nn.Module):
         models:list # Modules or Learners that answer with scores of the same classes
     ):
         super().__init__()
-        models = [unwrapped(o.model) if isinstance(o, Learner) else o for o in models]
-        if not models: raise ValueError("models=[]: give one or more")
-        if bad := [o for o in models if not isinstance(o, nn.Module)]:
-            raise ValueError(f"models: one is a {type(bad[0]).__name__}; must be modules or Learners")
-        self.models = nn.ModuleList(models)
+        self.models = nn.ModuleList(named_models(models).values())
 
     def forward(self, *xs):
         each = [answer_tensor(m(*xs)) for m in self.models]
@@ -734,9 +730,8 @@ def _is_weighted(m):
 def _passes(node, mods):
     "Whether units stay apart, each with its places"
     m = mods[node.target] if node.op=='call_module' else None
-    name = getattr(node.target, '__name__', node.target)
-    if name=='flatten' or isinstance(m, nn.Flatten): return _flattens(node, m)==(1,-1)
-    return name in _functions if m is None else isinstance(m, _through)
+    if _is_flat(node, m): return _flattens(node, m)==(1,-1)
+    return getattr(node.target, '__name__', node.target) in _functions if m is None else isinstance(m, _through)
 
 def _flattens(node, m):
     "From which dimension to which"

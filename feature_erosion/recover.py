@@ -115,11 +115,9 @@ def _in_dataset(dl):
     if isinstance(dl, list): return np.arange(n_samples(dl))
     return np.asarray(list(dl.get_idxs() if isinstance(dl, DataLoader) else dl.dataset.indices), dtype=np.int64)
 
-def _images(dl): return labelled(getattr(dl, 'dataset', dl))
-
 def _source(dl):
     "A loader's dataset, or the one that it is a part of, and the numbers of its samples in there"
-    ds,idxs = _images(dl),_in_dataset(fixed_dl(dl))
+    ds,idxs = labelled(getattr(dl, 'dataset', dl)),_in_dataset(fixed_dl(dl))
     while isinstance(ds, torch.utils.data.Subset): ds,idxs = ds.dataset,np.asarray(ds.indices)[idxs]
     return ds,idxs
 
@@ -180,7 +178,7 @@ def _check_args(few, features, seeds):
     if not few or not all(is_int(k) and k>0 for k in few):
         raise ValueError(f"few={few}: must be numbers of images per class, from 1")
     if bad := [o for o in features if o not in _kinds]: raise ValueError(f"features={bad}: must be among {', '.join(_kinds)}")
-    if not is_int(seeds) or seeds<1: raise ValueError(f"seeds={seeds!r}: must be 1 or more draws of images")
+    check_whole(1, seeds=seeds)
 
 def _check_known(y, n=None):
     "Refuse labels that are no class"
@@ -276,18 +274,12 @@ def recover(
     return res
 
 # %% ../nbs/16_recover.ipynb #cfd222c4
-def _of(dl, idxs):
-    "The samples `idxs` of a loader, in this order"
-    ids = _in_dataset(fixed_dl(dl))[idxs]
-    res = same_dl(dl, idxs=ids.tolist())
-    res.chosen = ids
-    return res
-
 def _features(model, kind, layers, dl, idxs=None):
     "Features of the samples `idxs` of a loader, by default of all"
-    some = idxs is not None and isinstance(dl, DataLoader)
-    X = _kinds[kind](model, _of(dl, idxs) if some else dl, layers)
-    return X if some or idxs is None else X[idxs]
+    if idxs is not None and isinstance(dl, DataLoader):
+        dl,idxs = same_dl(dl, idxs=_in_dataset(fixed_dl(dl))[idxs].tolist()),None
+    X = _kinds[kind](model, dl, layers)
+    return X if idxs is None else X[idxs]
 
 def _checked(train, test, few, features, seeds, n_test):
     "The test samples and the labels of both, if all arguments are right"

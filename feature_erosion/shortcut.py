@@ -8,15 +8,15 @@ Docs: https://feature-erosion.github.io/feature_erosion/shortcut.html.md"""
 __all__ = ['Part', 'mean_colour', 'contrast', 'Trace', 'Shortcut', 'find_shortcut']
 
 # %% ../nbs/19_shortcut.ipynb #c784d925
-import numpy as np, pandas as pd, torch, torch.nn.functional as F
-from contextlib import ExitStack, contextmanager, nullcontext
+import numpy as np, torch, torch.nn.functional as F
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from math import pi
 from scipy.stats import binomtest
 from textwrap import fill
 from torch import nn
 from fastcore.all import *
-from fastai.vision.all import DataLoader, DataLoaders, Learner, Normalize, no_random, plt
+from fastai.vision.all import DataLoaders, Learner, Normalize, no_random, plt
 from .batches import *
 from .loaders import *
 from .callbacks import *
@@ -24,6 +24,7 @@ from .plots import *
 from .patterns import *
 from .phases import *
 from .measures.layers import _only_model
+from .measures.attribution import _box
 from .watch import other_labels
 from .watch import _image_batch, _joined
 
@@ -86,10 +87,8 @@ class Part:
 
 # %% ../nbs/19_shortcut.ipynb #70cbde5a
 def _box_part(box, h, w):
-    t,l,bh,bw = box
-    mask = torch.zeros(h, w, dtype=torch.bool)
-    mask[t:t+bh, l:l+bw] = True
-    return Part('place', box, bh*bw/(h*w), _masked(mask), f'{bh}×{bw} pixels {_spot(box, h, w)}')
+    _,_,bh,bw = box
+    return Part('place', box, bh*bw/(h*w), _masked(_box(box, h, w)), f'{bh}×{bw} pixels {_spot(box, h, w)}')
 
 def _border_part(k, h, w):
     "A border `k` pixels wide"

@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from torch import nn
 from fastcore.all import *
 from fastai.vision.all import (CancelFitException, CancelTrainException, DataLoader, DataLoaders, Metric, SaveModelCallback,
-                               TrackerCallback, get_model, no_random, num_distrib, plt)
+                               TrackerCallback, get_model, no_random, plt)
 from .batches import *
 from .loaders import *
 from .callbacks import *

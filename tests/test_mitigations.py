@@ -440,11 +440,11 @@ def test_both_passes_of_sam_see_the_same_old_samples():
     torch.manual_seed(5)
     small(items, m, [SAM(.3), cb])
     torch.manual_seed(5)
-    (a,at),(b,_) = cb.buffer.batch(8),cb.buffer.batch(8)
+    (a,_,at),(b,y,_) = (cb.buffer.batch(8, m) for _ in range(2))
     scores = start(torch.stack([x for x,_ in points(8)])).detach()
     def loss(net):
-        x,y = (torch.stack(o) for o in zip(*items))
-        return F.cross_entropy(net(x), y) + .3*((net(a[0])-scores[at])**2).mean() + .7*F.cross_entropy(net(b[0]), b[1])
+        x,new = (torch.stack(o) for o in zip(*items))
+        return F.cross_entropy(net(x), new) + .3*((net(a[0])-scores[at])**2).mean() + .7*F.cross_entropy(net(b[0]), y[0])
     g = torch.autograd.grad(loss(start), list(start.parameters()))
     up,norm = deepcopy(start),torch.cat([o.flatten() for o in g]).norm()
     with torch.no_grad():
@@ -736,7 +736,7 @@ def test_ensembles_of_maps_and_what_is_none():
     v = torch.rand(3,4)
     torch.testing.assert_close(Ensemble([learn])(v).exp(), learn.model(v).softmax(1))
     for models,said in (([nn.Linear(4,1)]*2, 'a score for each of two classes'), ([layers(),layers(4)], 'same classes'),
-                        ([layers(),'net'], 'one is a str')):
+                        ([layers(),'net'], "'model1' is a str")):
         with pytest.raises(ValueError, match=said): Ensemble([o.eval() if isinstance(o, nn.Module) else o for o in models])(v)
 
 # Units that are not a layer's own, hooks

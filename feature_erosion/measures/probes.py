@@ -9,7 +9,7 @@ __all__ = ['solvers', 'LinearProbe', 'fit_probe', 'authors_probe', 'LayerProbe',
            'dl_labels', 'layer_probe']
 
 # %% ../../nbs/measures/03_probes.ipynb #75e78da8
-import numpy as np, pandas as pd, torch, torch.nn.functional as F
+import numpy as np, torch, torch.nn.functional as F
 from torch import nn
 from warnings import warn
 from fastcore.all import *

@@ -16,7 +16,7 @@ from pathlib import Path
 from time import monotonic, perf_counter
 import joblib, numpy as np, pandas as pd, torch
 from fastcore.all import *
-from fastai.vision.all import Learner, plt
+from fastai.vision.all import plt
 from ..names import named, questions
 from ..erosion import *
 from ..runs.store import *
