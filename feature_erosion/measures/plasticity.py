@@ -360,8 +360,8 @@ def _rank(model, dl, n, seed, **_):
 
 def _hessian(model, dl, loss_func, n, seed, **_): return hessian_rank(model, dl, loss_func, n, seed=seed)
 
-_measures = dict(dormant=_dormant, weight_norm=_weights, grad_norm=_gradient, effective_rank=_rank)
-_slow = dict(hessian_rank=_hessian)
+_measures = dict(dormant=_dormant, weight_norm=_weights, grad_norm=_gradient, effective_rank=_rank, hessian_rank=_hessian)
+_usual = tuple(k for k in _measures if k!='hessian_rank')
 _titles = dict(dormant='dormant units', weight_norm='weight norm', grad_norm='gradient norm', effective_rank='effective rank',
                hessian_rank="Hessian's rank")
 
@@ -374,14 +374,13 @@ def plasticity_measures(
     tau:float=0., # As in `dormant_units`
     layers=None, # As in `unit_scores`
     seed:int=0, # Which samples
-    measures=tuple(_measures) # Which measures; also 'hessian_rank', which takes minutes for a large network
+    measures=_usual # Which measures; also 'hessian_rank', which takes minutes for a large network
 )->dict: # Values by name
     "Share of dormant units, norms of weights and gradient, and effective rank of the penultimate features"
-    known = {**_measures, **_slow}
-    bad = [o for o in listify(measures) if o not in known]
-    if bad: raise ValueError(f"measures={bad}: must be among {', '.join(known)}")
+    bad = [o for o in listify(measures) if o not in _measures]
+    if bad: raise ValueError(f"measures={bad}: must be among {', '.join(_measures)}")
     kw = dict(loss_func=loss_func or getattr(model, 'loss_func', None), n=n, tau=tau, layers=layers, seed=seed)
-    return {k:known[k](model, dl, **kw) for k in listify(measures)}
+    return {k:_measures[k](model, dl, **kw) for k in listify(measures)}
 
 # %% ../../nbs/measures/05_plasticity.ipynb #ed45241c
 class PlasticityLog(LoggedCallback):
@@ -390,7 +389,7 @@ class PlasticityLog(LoggedCallback):
     @delegates(plasticity_measures, but='model,dl,loss_func,measures')
     def __init__(self,
         dl=None, # As in `fixed_dl`, with targets; by default the Learner's validation set, without squares
-        measures=tuple(_measures), # Which measures, as in `plasticity_measures`
+        measures=_usual, # Which measures, as in `plasticity_measures`
         **kwargs
     ): self.given,self.columns,self.kwargs = dl,listify(measures),kwargs
 

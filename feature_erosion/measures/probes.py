@@ -358,7 +358,7 @@ def _batched_plainly(dl):
     parts = [getattr(dl, k) for k in ('before_batch','create_batch','after_batch')]
     return all(f.__module__.startswith(('fastai.','feature_erosion.')) for p in parts for f in getattr(p, 'fs', [p]))
 
-def _seen(dl): return torch.cat([torch.as_tensor(_label(dl, b)).cpu() for b in dl])
+def _seen(dl): return torch.cat([batch_labels(split_batch(dl, b)[1]).cpu() for b in dl])
 
 def _all_seen(dl):
     y = _seen(dl)
@@ -378,8 +378,6 @@ def _labels_last(dl):
     try: item = labelled(dl.dataset)[0]
     except KeyError: return False   # a table, whose rows have names
     return isinstance(item, tuple) and len(item)-(getattr(dl, 'n_inp', None) or len(item)-1)==1
-
-def _label(dl, b): return batch_labels(split_batch(dl, b)[1])
 
 # %% ../../nbs/measures/03_probes.ipynb #8c7a7e8e
 def _both_labels(labels, train, test, n, n_test, seed):

@@ -21,11 +21,13 @@ from scipy.stats import ttest_1samp
 from torch import nn
 from ..callbacks import precision
 from ..loaders import *
+from ..plots import *
 from ..phases import *
 from ..evalsets import *
 from ..erosion import *
 from ..mitigations import *
 from ..recover import *
+from ..recover import _few_axis
 from ..unlearning import *
 from ..runs.store import *
 from ..runs.resume import *
@@ -265,10 +267,8 @@ def _plot_recover(ax, d):
         ax.plot(seeds.index, seeds, color=color, lw=.6, alpha=.4)
         ax.plot(seeds.index, seeds.mean(axis=1), color=color, marker='o', ms=4, label=k)
         ax.axhline(o.now.mean(), color=color, ls=':', lw=1)
-    ax.set(xscale='log', xlabel='clean images per class', ylim=(-.02,1.02))
-    ax.set_xticks(sorted(d.few.unique()), sorted(d.few.unique()))
-    ax.minorticks_off()
-    ax.yaxis.set_major_formatter('{x:.0%}')
+    _few_axis(ax, sorted(d.few.unique()))
+    percent(ax, '')
 
 # %% ../../nbs/paper/04_questions.ipynb #77b0a346
 def recover_claims(t):
