@@ -7,6 +7,7 @@ from fastai.vision.all import (Adam, CrossEntropyLossFlat, DataLoader, DataLoade
                                accuracy, set_seed)
 from torch import nn
 from torch.nn import functional as F
+from conftest import works
 from feature_erosion.measures.attribution import cam_layer, grad_cam
 from feature_erosion.batches import TensorAnswer, answer_tensor, evaluating, split_batch
 from feature_erosion.measures.cka import cka, layer_cka
@@ -20,7 +21,6 @@ from feature_erosion.measures.layers import Features, layer_calls, visit
 from feature_erosion.shortcut import find_shortcut
 from feature_erosion.watch import WatchErosion, hangs_on
 
-def works(kind, what, how): return pytest.mark.works(kind=kind, what=what, how=how)
 def case(*args, what, how, kind='models'): return pytest.param(*args, marks=works(kind, what, how), id=what)
 def features(model, dl, layer, pool=1):
     got = {}
