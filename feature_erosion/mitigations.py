@@ -969,9 +969,14 @@ def grouped(
     g,n = np.asarray(stamp_groups(dls.train) if groups is None else groups),len(dls.train_ds)
     if g.shape!=(n,) or g.dtype.kind not in 'iu' or g.min()<0:
         raise ValueError(f"groups: {g.dtype}, shape {g.shape}; must be {n} integers from 0, one for each training sample")
-    dl,res = same_dl(dls.train, GroupedDataset(dls.train_ds, torch.as_tensor(g.astype(np.int64)))),copy(dls)
+    dl = same_dl(dls.train, GroupedDataset(dls.train_ds, torch.as_tensor(g.astype(np.int64))))
     if not hasattr(dl, 'n_inp'): dl.n_inp = _n_inputs(dls.train_ds)   # else Learners take all parts but the last for inputs
-    res.loaders = [dl, *dls.loaders[1:]]
+    return _with_loaders(dls, dl, *dls.loaders[1:])
+
+def _with_loaders(dls, *loaders):
+    "Other loaders, with what else is known of `dls`, such as its classes"
+    res = copy(dls)
+    res.loaders = list(loaders)
     return res
 
 # %% ../nbs/15_mitigations.ipynb #ee9a2b74
@@ -1068,9 +1073,8 @@ def just_train_twice(
     if hasattr(dls.train, 'wgts'):
         raise ValueError(f"dls: {type(dls.train).__name__} draws samples by weights of its own, which would be lost; give plain "
                          "loaders, e.g. `DataLoaders.from_dsets(train, valid)`")
-    dl,res = subset_dl(dls.train, None),copy(dls)
+    dl = subset_dl(dls.train, None)
     wrong = _wrong(learn.model, dl)
     _check_none_skipped(wrong, dl.chosen)
     idxs = np.repeat(dl.chosen, np.where(wrong, upweight, 1))
-    res.loaders = [same_dl(dls.train, get_idxs=_Drawn(idxs), n=len(idxs)), *dls.loaders[1:]]
-    return res
+    return _with_loaders(dls, same_dl(dls.train, get_idxs=_Drawn(idxs), n=len(idxs)), *dls.loaders[1:])

@@ -41,7 +41,7 @@ from .measures.plasticity import _two_inputs
 from .runs.keys import function_name
 from .mitigations import *
 from .mitigations import (_Buffer, _Drawn, _check_positive, _check_share, _check_strength, _copies, _drawn,
-                                         _joined, _scores, _state, _weights)
+                                         _joined, _scores, _state, _weights, _with_loaders)
 
 # %% ../nbs/17_unlearning.ipynb #ac68a7fa
 def _part(dl, idxs):
@@ -51,9 +51,8 @@ def _part(dl, idxs):
     return res
 
 def _half(dls, train, valid):
-    "`DataLoaders` on some of the samples, with what else is known of `dls`, such as its classes"
-    res = copy(dls)
-    res.loaders = [_part(dls.train, train), same_dl(dls.valid, idxs=valid.tolist())]
+    "`DataLoaders` on some of the samples"
+    res = _with_loaders(dls, _part(dls.train, train), same_dl(dls.valid, idxs=valid.tolist()))
     for k in 'clean','pattern': vars(res).pop(k, None)
     return res
 
@@ -114,12 +113,14 @@ def twin(
     res = Learner(learn.dls, ifnone(model, learn.model), cbs=cbs, **{k:getattr(learn, k) for k in _settings})
     return res if hasattr(learn, 'progress') else res.remove_cb(ProgressCallback)
 
+def _copied(phase, **attrs):
+    res = copy(phase)
+    for k,v in attrs.items(): setattr(res, k, v)
+    return res
+
 def _with_own_dls(phase):
     "The same phase, drawing its training samples from a loader with random numbers of its own"
-    res = copy(phase)
-    res.dls = copy(phase.dls)
-    res.dls.loaders = [same_dl(phase.dls.train), *phase.dls.loaders[1:]]
-    return res
+    return _copied(phase, dls=_with_loaders(phase.dls, same_dl(phase.dls.train), *phase.dls.loaders[1:]))
 
 class _NoValidation(Callback):
     def before_validate(self): raise CancelValidException

@@ -341,13 +341,13 @@ def _survey(model, x, layers):
             if last: continue
             raise
         break
-    for n,c in calls.items(): _check_batch(n, c, len(tensors_in(x)[0]))
+    for n,c in calls.items(): _check_batch(n, c.module, c.shape, len(tensors_in(x)[0]))
     return calls,last
 
-def _check_batch(n, c, k):
-    turned = getattr(c.module, 'batch_first', True) is False and len(c.shape)==3   # even if its length equals the batch size
-    if not turned and c.shape and c.shape[0]==k: return
-    raise ValueError(f"layers: {n!r} returns shape {c.shape} for {k} samples; choose layers with the batch first")
+def _check_batch(n, m, shape, k):
+    turned = getattr(m, 'batch_first', True) is False and len(shape)==3   # even if its length equals the batch size
+    if not turned and shape and shape[0]==k: return
+    raise ValueError(f"layers: {n!r} returns shape {shape} for {k} samples; choose layers with the batch first")
 
 # %% ../../nbs/measures/00_layers.ipynb #dcf9c5b7
 def _shape(c):
@@ -406,7 +406,7 @@ def _forward(model, x, name, jobs, calls):
     wanted,x0 = {l for _,(_,l) in jobs},tensors_in(x)[0]
     todo,dev = set(wanted),x0.device.type
     def see(n, m, o):
-        _check_batch(n, SimpleNamespace(module=m, shape=tuple(o.shape)), len(x0))
+        _check_batch(n, m, tuple(o.shape), len(x0))
         if o.shape[1:]!=calls[n].shape[1:] and not all(m.by_channel for m,(_,l) in jobs if l==n): _other_size(n, calls[n], o)
         o = _channels_first(o if o.dtype==torch.float64 else o.float(), calls[n].axis)
         with torch.autocast(dev, enabled=False):   # the network may use half precision, measures do not

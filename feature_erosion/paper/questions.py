@@ -10,7 +10,7 @@ __all__ = ['resisting', 'train_resisting', 'resist_tables', 'plot_resist', 'resi
 
 # %% ../../nbs/paper/04_questions.ipynb #05c3721e
 import contextlib, io
-from copy import copy, deepcopy
+from copy import deepcopy
 from dataclasses import asdict, replace
 from math import ceil
 from time import perf_counter
@@ -29,6 +29,7 @@ from ..mitigations import *
 from ..recover import *
 from ..recover import _few_axis
 from ..unlearning import *
+from ..unlearning import _copied
 from ..runs.store import *
 from ..runs.resume import *
 from ..learner import *
@@ -46,11 +47,6 @@ def _with(make=None):
     return f
 
 def _last_layer(learn): return last(n for n,m in get_model(learn.model).named_modules() if isinstance(m, nn.Linear))
-
-def _copied(phase, **attrs):
-    res = copy(phase)
-    for k,v in attrs.items(): setattr(res, k, v)
-    return res
 
 def _head_only(learn, old, phases): return [Only(_last_layer(learn), ['erode'])],phases
 
