@@ -34,6 +34,7 @@ from ..measures.plasticity import *
 from ..learner import *
 from .nets import *
 from .recipes import *
+from .recipes import _claims_by
 
 # %% ../../nbs/paper/02_figures.ipynb #0b3b02f9
 _colors = dict(before='C0', after='C3', control='C7')
@@ -177,9 +178,8 @@ def plot_curves(t):
 # %% ../../nbs/paper/02_figures.ipynb #a9ea862c
 def collapse_claims(t):
     "For each network: how much it forgets, how soon, how much the control forgets, and what it relies on instead"
-    e = t['ends']
     rows = lambda net,d: _rate_claims(net, d) if d.lr.nunique()>1 else _collapse(net, d, t['curves'][t['curves'].net==net])
-    return [row for net,d in e.groupby('net', sort=False) for row in rows(net, d)]
+    return _claims_by(t['ends'], 'net', rows)
 
 def _collapse(net, e, c):
     sq,c = e[e.ratio>0],c[(c.ratio>0) & (c.phase=='erode')]
@@ -246,9 +246,10 @@ def _early_less_late(v): return v[:len(v)//3].mean()-v[-(len(v)//3):].mean()
 
 def cka_claims(t):
     "How similar each layer is to itself before, after squares and after the control, and whether early layers change less"
-    return [row for net,d in t['cka'].groupby('net', sort=False) for row in _cka_claims(net, d[d.ratio>0], d[d.ratio==0])]
+    return _claims_by(t['cka'], 'net', _cka_claims)
 
-def _cka_claims(net, sq, control):
+def _cka_claims(net, d):
+    sq,control = d[d.ratio>0],d[d.ratio==0]
     same,kept = (_per_seed(o, lambda o: _diagonal(o).mean()) for o in (sq,control))
     early = _per_seed(sq, lambda o: _early_less_late(_diagonal(o)))
     row = partial(judged, fmt='.2f', net=net)
@@ -314,10 +315,10 @@ def _last_rank(d): return _per_seed(d, lambda o: _layers(o, 'rank').before.iloc[
 
 def layer_claims(t):
     "Means over layers"
-    control = lambda d: pd.concat([d[d.model=='before'], d[d.ratio==0]])
-    return [row for net,d in t['layers'].groupby('net', sort=False) for row in _layer_claims(net, d[d.ratio>0], control(d))]
+    return _claims_by(t['layers'], 'net', _layer_claims)
 
-def _layer_claims(net, sq, control):
+def _layer_claims(net, d):
+    sq,control = d[d.ratio>0],pd.concat([d[d.model=='before'], d[d.ratio==0]])
     lost = {k:(_lost(sq, k),_lost(control, k)) for k in ('authors','converged')}
     falls,stays = _ratio(sq, 'rank'),_ratio(control, 'rank')
     row = partial(judged, net=net)
@@ -440,10 +441,10 @@ def _bend(o, r):
 
 def ratio_claims(t):
     "Rise, bend, and the effect of a modest ratio"
-    return [row for net,d in _by_ratio(t).groupby('net', sort=False) for row in _ratio_claims(net, d, _modest(d))]
+    return _claims_by(_by_ratio(t), 'net', _ratio_claims)
 
-def _ratio_claims(net, d, r):
-    rising = _per_seed(d, lambda o: _spearman(o.ratio, o.forgotten))
+def _ratio_claims(net, d):
+    r,rising = _modest(d),_per_seed(d, lambda o: _spearman(o.ratio, o.forgotten))
     row = partial(judged, net=net)
     return [
         row('Forgetting rises with the ratio: rank correlation (Spearman)', 'rises', rising, (.8,.4), **_correlation),
@@ -544,7 +545,7 @@ def plot_cams(t):
 # %% ../../nbs/paper/02_figures.ipynb #2cc3f0b4
 def cam_claims(t):
     "Attention after squares, compared with before and with the control"
-    return [row for net,d in t['attention'].groupby('net', sort=False) for row in _cam_claims(net, d)]
+    return _claims_by(t['attention'], 'net', _cam_claims)
 
 def _cam_claims(net, d):
     def of(at, model, control=False, col='cell'):

@@ -35,6 +35,7 @@ from ..runs.resume import *
 from ..learner import *
 from .nets import *
 from .recipes import *
+from .recipes import _claims_by
 from .figures import *   # they are registered before the questions
 
 # %% ../../nbs/paper/04_questions.ipynb #a6c1cda0
@@ -194,7 +195,7 @@ def plot_resist(t):
 # %% ../../nbs/paper/04_questions.ipynb #302d70e5
 def resist_claims(t):
     "For each method: what it saves of what plain finetuning forgets"
-    return [row for (net,ratio),d in t['resist'].groupby(['net','ratio'], sort=False) for row in _resist_claims(net, ratio, d)]
+    return _claims_by(t['resist'], ['net','ratio'], _resist_claims)
 
 def _resist_claims(net, ratio, d):
     d = d.assign(forgotten=1-_kept(d)).set_index(['method','seed'])
@@ -269,9 +270,10 @@ def _plot_recover(ax, d):
 # %% ../../nbs/paper/04_questions.ipynb #77b0a346
 def recover_claims(t):
     "How much of the lost accuracy comes back, and whether it was learned"
-    return [row for net,d in t['recover'].groupby('net', sort=False) for row in _recover_claims(net, d[d.ratio>0])]
+    return _claims_by(t['recover'], 'net', _recover_claims)
 
 def _recover_claims(net, d):
+    d = d[d.ratio>0]
     most = d.few.max()
     m = d[d.few==most].groupby(['features','model','seed'])[['accuracy','now']].mean()
     row,found = partial(judged, net=net),dict(last='a new last layer', all='a linear layer on all layers')
@@ -319,7 +321,7 @@ def plot_unlearn(t):
 
 def unlearn_claims(t):
     "How far each method is from the network trained without the samples"
-    return [row for (net,what),d in t['unlearn'].groupby(['net','what'], sort=False) for row in _unlearn_claims(net, what, d)]
+    return _claims_by(t['unlearn'], ['net','what'], _unlearn_claims)
 
 def _unlearn_claims(net, what, d):
     d = d.set_index(['method','seed'])
