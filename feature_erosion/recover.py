@@ -27,7 +27,7 @@ from .erosion import *
 from .learner import *   # `models_at`
 from .learner import _given
 from .measures.layers import *
-from .measures.layers import _NotFinite, _weighted
+from .measures.layers import _NotFinite, _with_weights
 from .measures.probes import *
 from .measures.plasticity import *
 from .measures.plasticity import _two_inputs
@@ -145,7 +145,7 @@ def _scores(model, dl):
 
 def _check_last(model, dl):
     k = _scores(model, dl).shape[-1]
-    linear = [o for o in _weighted(model, _two_inputs(model, dl)).items() if layer_kinds['linear'](o[1])]
+    linear = [o for o in _with_weights(model, _two_inputs(model, dl)).items() if layer_kinds['linear'](o[1])]
     width = getattr(linear[-1][1], 'out_features', k) if linear else None
     if width!=k and (width,k)!=(1,2):   # one score z may be given as (-z, z)
         found = f'has {width} outputs' if linear else 'is missing'

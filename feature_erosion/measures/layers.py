@@ -198,7 +198,7 @@ def find_layers(
     "Names of a network's layers, in the order in which they finish"
     return list(layer_calls(model, x, layers))
 
-def _weighted(model, x):
+def _with_weights(model, x):
     "Convolutions and linear layers by name, in the order in which they finish"
     return {n:c.module for n,c in layer_calls(model, x).items() if _has_weights(c.module)}
 

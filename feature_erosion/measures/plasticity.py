@@ -24,7 +24,7 @@ from ..callbacks import *
 from ..phases import *
 from ..evalsets import *
 from .layers import *
-from .layers import _NotFinite, _by_layer, _has_weights, _only_model, _weighted
+from .layers import _NotFinite, _by_layer, _has_weights, _only_model, _with_weights
 from .rank import *
 
 # %% ../../nbs/measures/05_plasticity.ipynb #46a9a340
@@ -332,7 +332,7 @@ def penultimate(
 )->torch.Tensor: # Shape `(samples, features)`, in the order of `dl_labels`
     "Input of the last linear layer to run, in eval mode; tokens are averaged"
     model,meter = _only_model(model),_LastInput()
-    layers = _weighted(model, _two_inputs(model, dl))
+    layers = _with_weights(model, _two_inputs(model, dl))
     if not any(map(layer_kinds['linear'], layers.values())):
         raise ValueError(f"model: {type(model).__name__} has no linear layer, so no layer before it")
     name,module = last(layers.items())
