@@ -643,7 +643,7 @@ class Only(Mitigation):
         self.names,self.frozen = tuple(listify(names)),[]
 
     def _start(self, acts):
-        self._thaw()
+        self.tidy()
         super()._start(acts)
 
     def begin(self):
@@ -670,12 +670,11 @@ class Only(Mitigation):
             own[n].requires_grad_(on)
             own[n].grad = None
 
-    def _thaw(self):
+    def tidy(self):
         self._set(True)
         self.frozen = []
-    def after_phase(self): self._thaw()   # the next phase makes an optimiser of what can be trained then
+    def after_phase(self): self.tidy()   # the next phase makes an optimiser of what can be trained then
     def after_fit(self): self.tidy()
-    def tidy(self): self._thaw()
 
 # %% ../nbs/15_mitigations.ipynb #fed39bef
 def lp_ft(

@@ -139,12 +139,12 @@ def _check_enough(k, y, y_test, names):
                              "choose fewer, or give more images")
 
 # %% ../nbs/16_recover.ipynb #4bf31a32
-def _scores(model, dl):
+def _two_scores(model, dl):
     "What a model answers to two samples"
     with evaluating(model): return answer_tensor(model(*to_model(_two_inputs(model, dl), model)))
 
 def _check_last(model, dl):
-    k = _scores(model, dl).shape[-1]
+    k = _two_scores(model, dl).shape[-1]
     linear = [o for o in _with_weights(model, _two_inputs(model, dl)).items() if layer_kinds['linear'](o[1])]
     width = getattr(linear[-1][1], 'out_features', k) if linear else None
     if width!=k and (width,k)!=(1,2):   # one score z may be given as (-z, z)
@@ -157,7 +157,7 @@ def _check_alone(model, dl, name, last):
     "Refuse a last layer beside others, as of an `Ensemble`: without what it says, the answers still differ"
     hook = last.register_forward_hook(lambda m, _, out: torch.zeros_like(out))
     try:
-        with as_written(): a = _scores(model, dl)
+        with as_written(): a = _two_scores(model, dl)
     finally: hook.remove()
     if torch.allclose(a[0], a[-1], atol=1e-6, equal_nan=True): return
     raise ValueError(f"features='last': the answers of {type(model).__name__} do not go by {name!r}, its last linear layer, "
@@ -487,7 +487,7 @@ def _share(k, n, level):
     ci = binomtest(k, n).proportion_ci(level, 'wilson')
     return dict(accuracy=k/n, n=n, low=ci.low, high=ci.high)
 
-def _n_classes(dl, model): return len(class_names(dl) or _scores(model, dl)[0])   # a sample of the data may lack classes
+def _n_classes(dl, model): return len(class_names(dl) or _two_scores(model, dl)[0])   # a sample of the data may lack classes
 
 # %% ../nbs/16_recover.ipynb #ecdf922c
 @patch
