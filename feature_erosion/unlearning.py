@@ -613,13 +613,9 @@ class Unlearning(Measured):
         "All but the layers"
         return pd.DataFrame(self[[c for c in self if not c.startswith('cka ')]])
 
-def _accuracies(learn, model, forget, retain):
-    dls = dict(forget=forget.train, retain=retain.train, test=retain.valid, forget_test=forget.valid)
-    with precision(learn): return {k:float(sample_losses(model, dl)[1].mean()) for k,dl in dls.items()}
-
-def _attack(learn, model, forget, seed):
-    with precision(learn): losses = [sample_losses(model, dl)[0] for dl in (forget.train,forget.valid)]
-    return membership_attack(*losses, seed=seed)
+def _looks(learn, model, dls):
+    "Losses, and which answers are right, by name of the data"
+    with precision(learn): return {k:sample_losses(model, dl) for k,dl in dls.items()}
 
 def _check_tests(forget, retain):
     for k,d in dict(forget=forget, retain=retain).items():
@@ -645,8 +641,11 @@ def unlearning_scores(
     "Accuracies, attacks, iterations to relearn and CKA to the retrained network"
     _check(learn, forget, retain), _check_tests(forget, retain)
     model,ref = get_model(learn.model),_only_model(retrained)
-    attacks = [_attack(learn, o, forget, seed) for o in (model,ref)]
-    row = {**_accuracies(learn, model, forget, retain), **dict(zip(('attack','attack_retrained'), attacks))}
+    gone,kept = dict(forget=forget.train, forget_test=forget.valid),dict(retain=retain.train, test=retain.valid)
+    seen,of_ref = _looks(learn, model, {**gone, **kept}),_looks(learn, ref, gone)
+    row = {k:float(seen[k][1].mean()) for k in ('forget','retain','test','forget_test')}
+    for k,o in dict(attack=seen, attack_retrained=of_ref).items():
+        row[k] = membership_attack(o['forget'][0], o['forget_test'][0], seed=seed)
     with no_random(seed, reproducible=False): row['relearn'] = relearn_iters(learn, forget, retain, level, most)
     with no_random(seed, reproducible=False), precision(learn):
         dl = learn.dls.valid if dl is None else dl
@@ -672,9 +671,11 @@ def _quiet(learn, model):
     "A `twin` without a bar"
     return twin(learn, model).remove_cb(ProgressCallback)
 
-def _check_scores(learn, level=.9, most=100, layers=None, dl=None, n=2000, **kwargs):
+def _check_scores(learn, **kwargs):
     "Check what is known of the arguments of `unlearning_scores` before anything is trained"
-    signature(unlearning_scores).bind(None, None, None, None, seed=0, **kwargs)
+    call = signature(unlearning_scores).bind(None, None, None, None, seed=0, **kwargs)
+    call.apply_defaults()
+    level,most,layers,dl,n = (call.arguments[k] for k in ('level','most','layers','dl','n'))
     _check_relearn(level, most)
     model = get_model(learn.model)
     with no_random(reproducible=False), precision(learn):
