@@ -27,10 +27,9 @@ from .erosion import *
 from .learner import *   # `models_at`
 from .learner import _given
 from .measures.layers import *
-from .measures.layers import _NotFinite, _with_weights
+from .measures.layers import _NotFinite, _two_inputs, _with_weights
 from .measures.probes import *
 from .measures.plasticity import *
-from .measures.plasticity import _two_inputs
 
 # %% ../nbs/16_recover.ipynb #755f3f96
 strengths = 1.,.7,.3,.1,.07,.03,.01 # Values of `C` to choose from, as in the authors' code

@@ -35,9 +35,8 @@ from .patterns import *
 from .patterns import _class_ids, _others
 from .phases import *
 from .evalsets import *
-from .measures.layers import _only_model, find_layers
+from .measures.layers import _only_model, _two_inputs, find_layers
 from .measures.cka import layer_cka
-from .measures.plasticity import _two_inputs
 from .runs.keys import function_name
 from .mitigations import *
 from .mitigations import (_Buffer, _Drawn, _check_positive, _check_share, _check_strength, _copies, _drawn,

@@ -198,6 +198,12 @@ def find_layers(
     "Names of a network's layers, in the order in which they finish"
     return list(layer_calls(model, x, layers))
 
+def _two_inputs(model, dl):
+    "Two inputs, enough to find a network's layers"
+    with no_random(reproducible=False):
+        dl = fixed_dl(dl)
+        return first_samples(split_batch(dl, first(dl), model)[0], 2)
+
 def _with_weights(model, x):
     "Convolutions and linear layers by name, in the order in which they finish"
     return {n:c.module for n,c in layer_calls(model, x).items() if _has_weights(c.module)}

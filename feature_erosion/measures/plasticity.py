@@ -15,7 +15,7 @@ from copy import deepcopy
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from fastcore.all import *
-from fastai.vision.all import Recorder, no_random, plt, to_device
+from fastai.vision.all import Recorder, plt, to_device
 from ..batches import *
 from ..loaders import *
 from ..plots import *
@@ -24,7 +24,7 @@ from ..callbacks import *
 from ..phases import *
 from ..evalsets import *
 from .layers import *
-from .layers import _NotFinite, _by_layer, _has_weights, _only_model, _with_weights
+from .layers import _NotFinite, _by_layer, _has_weights, _only_model, _two_inputs, _with_weights
 from .rank import *
 
 # %% ../../nbs/measures/05_plasticity.ipynb #46a9a340
@@ -68,12 +68,6 @@ def unit_scores(
         layers = lambda name,_: name in hidden   # only these calls: the name `relu` alone would also match `relu#2`
     visit(model, dl, meter, layers, n, seed=seed, progress=False)
     return {k:h/(h.mean()+1e-9) for k,h in meter.mean.items()}
-
-def _two_inputs(model, dl):
-    "Two inputs, enough to find a network's layers"
-    with no_random(reproducible=False):
-        dl = fixed_dl(dl)
-        return first_samples(split_batch(dl, first(dl), model)[0], 2)
 
 # %% ../../nbs/measures/05_plasticity.ipynb #1c36f4ec
 class Dormant(Measured):
