@@ -7,7 +7,8 @@ Docs: https://feature-erosion.github.io/feature_erosion/loaders.html.md"""
 # %% auto #0
 __all__ = ['wrong_label', 'is_int', 'is_seed', 'check_whole', 'int_label', 'one_each', 'int_labels', 'labelled', 'read_labels',
            'label_part', 'label_vocab', 'n_labels', 'np_rng', 'pick', 'is_distributed', 'check_dl', 'loose_dl',
-           'same_dl', 'subset_dl', 'fixed_dl', 'n_inputs', 'n_samples', 'own_state', 'unaugmented', 'clean_of']
+           'same_dl', 'subset_dl', 'fixed_dl', 'n_inputs', 'n_samples', 'own_state', 'unaugmented', 'model_batches',
+           'clean_of']
 
 # %% ../nbs/03_loaders.ipynb #6e33db11
 import random, torch
@@ -436,6 +437,16 @@ def unaugmented(
     "Temporarily, the loader's dataset returns samples without random augmentation, like a validation set"
     as_set = getattr(getattr(dl, 'dataset', None), 'set_split_idx', None)
     return as_set(1) if as_set else nullcontext()
+
+def model_batches(
+    dl, # Any loader, or a list of batches
+    model # The module that is to take them
+): # A generator
+    "The inputs of each batch as in `to_model`, and its targets, without augmentation"
+    with unaugmented(dl):
+        for b in dl:
+            xs,ys = split_batch(dl, b, model)
+            yield to_model(xs, model),ys
 
 def clean_of(
     dls:DataLoaders # From `inject` or not

@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from torch import nn
 from fastcore.all import *
 from fastai.vision.all import (CancelFitException, CancelTrainException, DataLoader, DataLoaders, Metric, SaveModelCallback,
-                               TrackerCallback, get_model, no_random, num_distrib, plt)
+                               TrackerCallback, get_model, no_random, plt)
 from .batches import *
 from .loaders import *
 from .callbacks import *
@@ -27,6 +27,7 @@ from .phases import _Blank
 from .evalsets import *
 from .evalsets import _Batches
 from .measures.layers import *
+from .measures.layers import _with_weights
 from .measures.rank import effective_rank
 from .measures.cka import linear_cka
 
@@ -66,11 +67,6 @@ class _Answers(Metric):
         self.got.append((y.cpu(), ((a==y) & pred.isfinite().all(1)).cpu(), a.cpu()))
     @property
     def value(self): return tuple(torch.cat(o) for o in zip(*self.got))
-
-def _head(model, x):
-    "The module that runs last of all linear layers and convolutions, whose input are the features; `None` if there is none"
-    calls = [c.module for c in layer_calls(model, x).values() if layer_kinds['linear'](c.module) or layer_kinds['conv'](c.module)]
-    return calls[-1] if calls else None
 
 @contextmanager
 def _features(model, head):
@@ -424,7 +420,7 @@ def _prepare(self:WatchErosion):
     if self.sets: first_dl = first(self.sets.values()).dl
     self.inside = _Layers(first_dl, self.n_layers, self.layers, model, self.seed)
     x = to_model(self.inside.batches[0], model)
-    self.reads = _head(model, x)
+    self.reads = last(_with_weights(model, x).values())   # whose input are the features
     if self.sets is None: self._without(x)
     with evaluating(model), precision(self.learn): self.outputs = answer_tensor(model(*x)).shape[-1]
     self.heads = {k:_same_head(k, s, self.outputs, self.learn.dls) for k,s in (self.sets or {}).items()}

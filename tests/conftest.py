@@ -31,6 +31,10 @@ def pytest_collection_modifyitems(config, items):
 
 needs = re.findall(r'^\| `([\w-]+)` \|', (root/'CONTRIBUTING.md').read_text('utf-8'), re.M)
 
+def works(kind, what, how):
+    "Mark the test of a situation, a row of the page “What works with what”"
+    return pytest.mark.works(kind=kind, what=what, how=how)
+
 def why(rep): return rep.longrepr[2].removeprefix('Skipped: ')
 
 @pytest.hookimpl(wrapper=True)

@@ -7,6 +7,7 @@ from fastai.vision.all import (Adam, CrossEntropyLossFlat, DataLoader, DataLoade
                                accuracy, set_seed)
 from torch import nn
 from torch.nn import functional as F
+from conftest import works
 from feature_erosion.measures.attribution import cam_layer, grad_cam
 from feature_erosion.batches import TensorAnswer, answer_tensor, evaluating, split_batch
 from feature_erosion.measures.cka import cka, layer_cka
@@ -20,12 +21,20 @@ from feature_erosion.measures.layers import Features, layer_calls, visit
 from feature_erosion.shortcut import find_shortcut
 from feature_erosion.watch import WatchErosion, hangs_on
 
-def works(kind, what, how): return pytest.mark.works(kind=kind, what=what, how=how)
 def case(*args, what, how, kind='models'): return pytest.param(*args, marks=works(kind, what, how), id=what)
 def features(model, dl, layer, pool=1):
     got = {}
     visit(model, dl, Features(lambda m,l,X: got.update({l:X}), pool=pool), layer, progress=False)
     return next(iter(got.values()))
+
+def watched(m, x, y):
+    "What `WatchErosion` saw of a fit that changes nothing"
+    learn = Learner(DataLoaders.from_dsets(list(zip(x,y)), list(zip(x,y)), bs=8, num_workers=0), m,
+                    loss_func=nn.CrossEntropyLoss())
+    w = WatchErosion({'old':[(x,y)]}, budget=1e6, n_layers=8)
+    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings(action='ignore'): learn.fit(1, 0., cbs=w)
+    return w.history
+
 def close(a, b, tol=1e-4): torch.testing.assert_close(a.detach(), b.detach(), rtol=tol, atol=tol*b.abs().max().item())
 
 # channels
@@ -191,11 +200,8 @@ def test_padded_sequences():
     for dl in ([(x,y)], [(x[:9],y[:9]),(x[9:],y[9:])]): close(features(m, dl, 'enc.layers.0'), want.mean(1))
     got = penultimate(m, [(x,y)])
     with evaluating(m): close(m.head(got), m(x))
-    learn = Learner(DataLoaders.from_dsets(list(zip(x,y)), list(zip(x,y)), bs=8, num_workers=0), m,
-                    loss_func=nn.CrossEntropyLoss())
-    w = WatchErosion({'old':[(x,y)]}, budget=1e6, n_layers=8)
-    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings(action='ignore'): learn.fit(1, 0., cbs=w)
-    assert w.history.cka.tolist()==pytest.approx([1.]*len(w.history)) and torch.backends.mha.get_fastpath_enabled()
+    cka = watched(m, x, y).cka.tolist()
+    assert cka==pytest.approx([1.]*len(cka)) and torch.backends.mha.get_fastpath_enabled()
 
 def turned(): return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), torchvision.ops.Permute([0,2,3,1]), nn.Linear(8, 8),
     nn.Identity(), nn.Flatten(), nn.Linear(512, 3))
@@ -479,11 +485,8 @@ def test_head_called_by_keyword():
     m,(x,y,_) = ByName().eval(),samples()
     got = penultimate(m, [(x,y)])
     with evaluating(m): close(got, m.body(x.flatten(1)).relu())
-    learn = Learner(DataLoaders.from_dsets(list(zip(x,y)), list(zip(x,y)), bs=8, num_workers=0), m,
-                    loss_func=nn.CrossEntropyLoss())
-    w = WatchErosion({'old':[(x,y)]}, budget=1e6, n_layers=8)
-    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings(action='ignore'): learn.fit(1, 0., cbs=w)
-    assert w.history['rank'].tolist()==pytest.approx([effective_rank(got)]*len(w.history), rel=1e-4)
+    rank = watched(m, x, y)['rank'].tolist()
+    assert rank==pytest.approx([effective_rank(got)]*len(rank), rel=1e-4)
 
 def test_autocast_around_a_measure():
     "The network may compute in half precision, the measure does not"

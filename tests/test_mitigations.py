@@ -7,9 +7,9 @@ from torch import nn
 from fastai.callback.data import WeightedDL
 from fastai.callback.mixup import MixUp
 from fastai.vision.all import (ActivationStats, CancelBatchException, CancelStepException, Callback, CrossEntropyLossFlat,
-                               DataLoader, DataLoaders, GradientAccumulation, Learner, Lookahead, MixedPrecision, SGD,
+                               DataLoader, DataLoaders, GradientAccumulation, Learner, Lookahead, SGD,
                                SkipItemException, TfmdDL, accuracy, no_random, set_seed)
-from stop import Boom, StopAt
+from trainings import Bf16, Boom, StopAt, same, weights
 from feature_erosion.batches import TensorAnswer
 from feature_erosion.data import digits_dls
 from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
@@ -49,8 +49,6 @@ def fit(cbs, folder=None, stop=None, lengths=(2,2), **kw):
         learn.fit_phases([Phase(k, n, d) for (k,d),n in zip(both.items(), lengths)], cbs=[*keep, StopAt(stop), *cbs])
     return learn
 
-def weights(learn): return list(learn.model.state_dict().values())
-def same(a, b): return all(torch.equal(x, y) for x,y in zip(weights(a), weights(b), strict=True))
 
 def test_all_are_tried():
     assert {type(f()) for f in every.values()} >= {c for c in _subclasses(Mitigation) if c.__name__[0]!='_' and c.__name__!='Penalty'}
@@ -88,14 +86,10 @@ def test_stopped_and_on(tmp_path, name):
     with pytest.raises(Boom): fit([every[name]()], tmp_path/'cut', stop=11)
     assert same(whole, fit([every[name]()], tmp_path/'cut'))
 
-class Half(MixedPrecision):
-    def __init__(self): super().__init__('bf16')
-    def before_fit(self): super().before_fit(); self.autocast = torch.autocast('cpu', torch.bfloat16)
-
 @pytest.mark.parametrize('name', every)
 def test_in_mixed_precision(name):
     "It trains, in its own phase too, and the weights stay in float32"
-    learn = fit([every[name](), Half()])
+    learn = fit([every[name](), Bf16()])
     assert {v.dtype for v in learn.model.parameters()}=={torch.float32} and all(v.isfinite().all() for v in weights(learn))
 
 def test_all_together():
@@ -194,7 +188,7 @@ def test_sam_refuses_a_loss_that_it_would_not_know(how):
 
 def test_adversarial_images_in_half_precision():
     "A network that is sure has small gradients: those of pixels must not become 0, nor NaN where the scale is too large"
-    class Half16(Half):
+    class Half16(Bf16):
         def before_fit(self):
             super().before_fit()
             self.autocast,self.learn.scaler = torch.autocast('cpu', torch.float16),torch.amp.GradScaler('cpu', init_scale=self.scale)
@@ -440,11 +434,11 @@ def test_both_passes_of_sam_see_the_same_old_samples():
     torch.manual_seed(5)
     small(items, m, [SAM(.3), cb])
     torch.manual_seed(5)
-    (a,at),(b,_) = cb.buffer.batch(8),cb.buffer.batch(8)
+    (a,_,at),(b,y,_) = (cb.buffer.batch(8, m) for _ in range(2))
     scores = start(torch.stack([x for x,_ in points(8)])).detach()
     def loss(net):
-        x,y = (torch.stack(o) for o in zip(*items))
-        return F.cross_entropy(net(x), y) + .3*((net(a[0])-scores[at])**2).mean() + .7*F.cross_entropy(net(b[0]), b[1])
+        x,new = (torch.stack(o) for o in zip(*items))
+        return F.cross_entropy(net(x), new) + .3*((net(a[0])-scores[at])**2).mean() + .7*F.cross_entropy(net(b[0]), y[0])
     g = torch.autograd.grad(loss(start), list(start.parameters()))
     up,norm = deepcopy(start),torch.cat([o.flatten() for o in g]).norm()
     with torch.no_grad():
@@ -736,7 +730,7 @@ def test_ensembles_of_maps_and_what_is_none():
     v = torch.rand(3,4)
     torch.testing.assert_close(Ensemble([learn])(v).exp(), learn.model(v).softmax(1))
     for models,said in (([nn.Linear(4,1)]*2, 'a score for each of two classes'), ([layers(),layers(4)], 'same classes'),
-                        ([layers(),'net'], 'one is a str')):
+                        ([layers(),'net'], "'model1' is a str")):
         with pytest.raises(ValueError, match=said): Ensemble([o.eval() if isinstance(o, nn.Module) else o for o in models])(v)
 
 # Units that are not a layer's own, hooks

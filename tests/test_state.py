@@ -19,7 +19,7 @@ from fastai.callback.mixup import CutMix, MixUp
 from fastai.losses import CrossEntropyLossFlat
 from fastai.text.data import LMDataLoader
 from conftest import root
-from stop import Boom, StopAt
+from trainings import Boom, StopAt
 from feature_erosion.data import digits_dls
 from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
 from feature_erosion.patterns import ColorSquare

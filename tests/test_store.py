@@ -8,6 +8,7 @@ from fastai.vision.all import (CSVLogger, Callback, CancelFitException, DataLoad
                                GradientAccumulation, LabelSmoothingCrossEntropy, Learner, MixedPrecision, SGD, SaveModelCallback,
                                accuracy, load_learner, noop, set_seed)
 import kill
+from trainings import same
 from feature_erosion import callbacks, files as files_module
 from feature_erosion.cli import main
 from feature_erosion.data import _unpack, digits_dls, extract, to_uint8
@@ -41,8 +42,6 @@ def fit(folder, name='a', epochs=(2,2), seed=0, cbs=(), lr=.05, pattern=None, ra
                   *(Phase(p, n, d) for p,n,d in zip(('erode','relearn'), epochs[1:], (easy,dls)))]
         learn.fit_phases(phases, cbs=[KeepRun(run or RunStore(folder).run(name), minutes=minutes, after=after), *cbs])
     return learn
-
-def same(a, b): return all(torch.equal(x, y) for x,y in zip(a.model.state_dict().values(), b.model.state_dict().values()))
 
 class Stop(Callback):
     "Raise, or send a signal, at an iteration"

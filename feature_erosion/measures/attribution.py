@@ -18,12 +18,14 @@ from types import SimpleNamespace
 from fastcore.all import *
 from fastai.vision.all import DataLoaders, TensorImage, no_random, plt, progress_bar
 from ..batches import *
+from ..batches import _like
 from ..loaders import *
 from ..patterns import *
 from ..phases import class_names
 from ..evalsets import *
 from ..plots import *
 from .layers import *
+from .layers import _has_weights, _only_model
 
 # %% ../../nbs/measures/04_attribution.ipynb #a21fd434
 def _captum():
@@ -77,12 +79,10 @@ def _before_attention(calls, places):
                      "normalisation before it; name a `layer`")
 
 # %% ../../nbs/measures/04_attribution.ipynb #e842ad1a
-def _is_maker(c): return layer_kinds['conv'](c.module) or layer_kinds['linear'](c.module)
-
 def _last_maps(calls, places, b):
     "The last call before pooling: its map is as large as the last convolution's or linear layer's"
     if any(p.extra for p in places.values()): return _before_attention(calls, places)
-    makers = [n for n,p in places.items() if _is_maker(p)]
+    makers = [n for n,p in places.items() if _has_weights(p.module)]
     if not makers: raise ValueError("layer=None: no convolution of this model returns maps, so it looks nowhere in particular; "
                                     "use a convolutional model or larger images, or name a `layer` with maps")
     res,names = makers[-1],list(places)
@@ -97,7 +97,7 @@ def _check_rest(calls, last, places, b):
     names = list(calls)
     for n in names[names.index(last)+1:]:
         c = calls[n]
-        if _is_maker(c) and n not in places and len(c.shape)>2 and c.shape[0]==b and prod(c.shape[1:])>c.shape[c.axis]:
+        if _has_weights(c.module) and n not in places and len(c.shape)>2 and c.shape[0]==b and prod(c.shape[1:])>c.shape[c.axis]:
             shape = '×'.join(map(str, c.shape))
             raise ValueError(f"layer=None: {n!r} returns {shape}, and which rows and columns these are is "
                              f"not certain; name a `layer` with maps, or say it, e.g. layer={{{n!r}: (7,7)}}")
@@ -175,8 +175,7 @@ def _swapped(out, x, new):
         for k,v in out.items(): res[k] = _swapped(v, x, new)
         return res
     if not isinstance(out, (tuple,list)): return out
-    parts = [_swapped(o, x, new) for o in out]
-    return type(out)(*parts) if hasattr(out, '_fields') else type(out)(parts)
+    return _like(out, [_swapped(o, x, new) for o in out])
 
 # %% ../../nbs/measures/04_attribution.ipynb #47db24cf
 @contextmanager
@@ -222,7 +221,7 @@ def grad_cam(
 )->torch.Tensor: # Maps, 0 or more, shape `(batch, height, width)`, on the model's device
     "Maps of the positions that support a class, after Selvaraju et al. (2017); the model is left unchanged"
     check_whole(1, bs=bs)
-    model = first(named_models(model).values())
+    model = _only_model(model)
     x,target = _images(x, model),_classes(target, len(x))
     place = _place(model, x[:2], layer)
     def part(o, i): return o if o is None else o[i:i+bs]
@@ -293,7 +292,7 @@ def pattern_mask(
 
 # %% ../../nbs/measures/04_attribution.ipynb #91060540
 def _painted(dl, pattern, variant, seed):
-    "A painted loader, the class whose region counts for each sample, and the pattern"
+    "A painted loader, the class whose region counts for each sample, and the variant; `None` if it was painted before"
     if isinstance(dl, DataLoaders): pattern,dl = pattern or getattr(dl, 'pattern', None),clean_of(dl).valid
     if variant not in variants: raise ValueError(f"variant={variant!r}: must be one of {', '.join(variants)}")
     if stamped(getattr(dl, 'dataset', None)):

@@ -10,7 +10,7 @@ __all__ = ['resisting', 'train_resisting', 'resist_tables', 'plot_resist', 'resi
 
 # %% ../../nbs/paper/04_questions.ipynb #05c3721e
 import contextlib, io
-from copy import copy, deepcopy
+from copy import deepcopy
 from dataclasses import asdict, replace
 from math import ceil
 from time import perf_counter
@@ -21,17 +21,21 @@ from scipy.stats import ttest_1samp
 from torch import nn
 from ..callbacks import precision
 from ..loaders import *
+from ..plots import *
 from ..phases import *
 from ..evalsets import *
 from ..erosion import *
 from ..mitigations import *
 from ..recover import *
+from ..recover import _few_axis
 from ..unlearning import *
+from ..unlearning import _copied
 from ..runs.store import *
 from ..runs.resume import *
 from ..learner import *
 from .nets import *
 from .recipes import *
+from .recipes import _claims_by
 from .figures import *   # they are registered before the questions
 
 # %% ../../nbs/paper/04_questions.ipynb #a6c1cda0
@@ -44,11 +48,6 @@ def _with(make=None):
     return f
 
 def _last_layer(learn): return last(n for n,m in get_model(learn.model).named_modules() if isinstance(m, nn.Linear))
-
-def _copied(phase, **attrs):
-    res = copy(phase)
-    for k,v in attrs.items(): setattr(res, k, v)
-    return res
 
 def _head_only(learn, old, phases): return [Only(_last_layer(learn), ['erode'])],phases
 
@@ -196,7 +195,7 @@ def plot_resist(t):
 # %% ../../nbs/paper/04_questions.ipynb #302d70e5
 def resist_claims(t):
     "For each method: what it saves of what plain finetuning forgets"
-    return [row for (net,ratio),d in t['resist'].groupby(['net','ratio'], sort=False) for row in _resist_claims(net, ratio, d)]
+    return _claims_by(t['resist'], ['net','ratio'], _resist_claims)
 
 def _resist_claims(net, ratio, d):
     d = d.assign(forgotten=1-_kept(d)).set_index(['method','seed'])
@@ -265,17 +264,16 @@ def _plot_recover(ax, d):
         ax.plot(seeds.index, seeds, color=color, lw=.6, alpha=.4)
         ax.plot(seeds.index, seeds.mean(axis=1), color=color, marker='o', ms=4, label=k)
         ax.axhline(o.now.mean(), color=color, ls=':', lw=1)
-    ax.set(xscale='log', xlabel='clean images per class', ylim=(-.02,1.02))
-    ax.set_xticks(sorted(d.few.unique()), sorted(d.few.unique()))
-    ax.minorticks_off()
-    ax.yaxis.set_major_formatter('{x:.0%}')
+    _few_axis(ax, sorted(d.few.unique()))
+    percent(ax, '')
 
 # %% ../../nbs/paper/04_questions.ipynb #77b0a346
 def recover_claims(t):
     "How much of the lost accuracy comes back, and whether it was learned"
-    return [row for net,d in t['recover'].groupby('net', sort=False) for row in _recover_claims(net, d[d.ratio>0])]
+    return _claims_by(t['recover'], 'net', _recover_claims)
 
 def _recover_claims(net, d):
+    d = d[d.ratio>0]
     most = d.few.max()
     m = d[d.few==most].groupby(['features','model','seed'])[['accuracy','now']].mean()
     row,found = partial(judged, net=net),dict(last='a new last layer', all='a linear layer on all layers')
@@ -323,7 +321,7 @@ def plot_unlearn(t):
 
 def unlearn_claims(t):
     "How far each method is from the network trained without the samples"
-    return [row for (net,what),d in t['unlearn'].groupby(['net','what'], sort=False) for row in _unlearn_claims(net, what, d)]
+    return _claims_by(t['unlearn'], ['net','what'], _unlearn_claims)
 
 def _unlearn_claims(net, what, d):
     d = d.set_index(['method','seed'])
