@@ -1,6 +1,6 @@
 "Mitigations in real fits: with mixed precision, with phases, together, stopped and gone on, and against a second, naive implementation."
 from copy import deepcopy
-from functools import partial
+from functools import cache, partial
 import numpy as np, pytest, torch, torch.nn.functional as F
 import matplotlib.pyplot as plt
 from torch import nn
@@ -12,6 +12,7 @@ from fastai.vision.all import (ActivationStats, CancelBatchException, CancelStep
 from stop import Boom, StopAt
 from feature_erosion.batches import TensorAnswer
 from feature_erosion.data import digits_dls
+from feature_erosion.evalsets import EvalSets, pattern_sets
 from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
 from feature_erosion.loaders import subset_dl
 from feature_erosion.mitigations import (DERpp, EWC, Adversarial, ContinualBackprop, Ensemble, GroupDRO, L2Init, L2SP, LwF,
@@ -46,7 +47,8 @@ def fit(cbs, folder=None, stop=None, lengths=(2,2), **kw):
     for o in groups: both[o] = grouped(both[o], torch.arange(128)%3)
     keep = [KeepRun(RunStore(folder).run('a'), minutes=0, strict=True)] if folder else []
     with learn.no_bar(), learn.no_logging():
-        learn.fit_phases([Phase(k, n, d) for (k,d),n in zip(both.items(), lengths)], cbs=[*keep, StopAt(stop), *cbs])
+        sets = EvalSets(pattern_sets(both['erode']), at=[0,3])
+        learn.fit_phases([Phase(k, n, d) for (k,d),n in zip(both.items(), lengths)], cbs=[*keep, StopAt(stop), sets, *cbs])
     return learn
 
 def weights(learn): return list(learn.model.state_dict().values())
@@ -60,10 +62,15 @@ def _subclasses(cls):
 @pytest.fixture(scope='module')
 def plain(): return fit([])
 
+@pytest.fixture(scope='module')
+def whole():
+    "A fit with a mitigation alone; each is made once"
+    return cache(lambda name: fit([every[name]()]))
+
 @pytest.mark.parametrize('name', every)
-def test_acts_in_the_second_phase_only(plain, name):
+def test_acts_in_the_second_phase_only(plain, whole, name):
     "And what it leaves behind is a Learner like any other: all weights train, no hooks stay"
-    learn = fit([every[name]()])
+    learn = whole(name)
     for k,v in plain.snapshots['pretrain'].items(): assert torch.equal(v, learn.snapshots['pretrain'][k]), k
     assert not same(plain, learn)
     assert all(p.requires_grad for p in learn.model.parameters())
@@ -82,11 +89,10 @@ def test_named_phases(plain, name):
     assert not all(torch.equal(v, learn.snapshots['pretrain'][k]) for k,v in plain.snapshots['pretrain'].items()) and not cb.acts
 
 @pytest.mark.parametrize('name', every)
-def test_stopped_and_on(tmp_path, name):
-    "In the middle of the second phase: the same weights to the last bit"
-    whole = fit([every[name]()], tmp_path/'whole')
-    with pytest.raises(Boom): fit([every[name]()], tmp_path/'cut', stop=11)
-    assert same(whole, fit([every[name]()], tmp_path/'cut'))
+def test_stopped_and_on(tmp_path, whole, name):
+    "In the middle of the second phase: the same weights to the last bit as without keeping the run"
+    with pytest.raises(Boom): fit([every[name]()], tmp_path, stop=11)
+    assert same(whole(name), fit([every[name]()], tmp_path))
 
 class Half(MixedPrecision):
     def __init__(self): super().__init__('bf16')
