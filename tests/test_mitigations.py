@@ -114,7 +114,7 @@ def test_accumulated_gradients():
     def trained(bs, *cbs):
         set_seed(0)
         items = [(torch.randn(768),torch.tensor(i%10)) for i in range(128)]
-        d = DataLoaders(*[TfmdDL(items, bs=bs)]*2)
+        d = DataLoaders(*[TfmdDL(items, bs=bs, num_workers=0)]*2)
         m = nn.Sequential(nn.Flatten(), nn.Linear(768,10))
         learn = Learner(d, m, opt_func=SGD, loss_func=CrossEntropyLossFlat(), lr=.05, cbs=[L2SP(1.), *cbs])
         with learn.no_bar(), learn.no_logging(): learn.fit(2)
@@ -156,7 +156,7 @@ def test_against_a_naive_loop(kind):
     start,X,y,want = naive(kind)
     cbs = dict(plain=[], l2sp=[L2SP(1.)], lwf=[LwF(2., 2.)], decoupling=[SpectralDecoupling(.3)], sam=[SAM(.2)])[kind]
     items = list(zip(X.flatten(0,1), y.flatten()))
-    d = DataLoaders(TfmdDL(items, bs=6), TfmdDL(items, bs=6))
+    d = DataLoaders(*[TfmdDL(items, bs=6, num_workers=0)]*2)
     learn = Learner(d, deepcopy(start), loss_func=nn.CrossEntropyLoss(), opt_func=SGD, lr=.1, cbs=cbs)
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     torch.testing.assert_close(torch.cat([p.detach().flatten() for p in learn.model.parameters()]), want, atol=1e-6, rtol=1e-5)
@@ -173,7 +173,7 @@ def test_fisher_against_autograd_of_each_sample():
 def test_ewc_protects_what_matters():
     "A weight whose input is always 0 in the old data has no importance, and is free to move"
     x = torch.randn(64,2); x[:,1] = 0
-    old = DataLoaders(*[TfmdDL(list(zip(x, (x[:,0]>0).long())), bs=8)]*2)
+    old = DataLoaders(*[TfmdDL(list(zip(x, (x[:,0]>0).long())), bs=8, num_workers=0)]*2)
     lin = nn.Linear(2,2)
     f = fisher(lin, old.train, None)
     assert (f['weight'][:,1]==0).all() and (f['weight'][:,0]>0).all()
