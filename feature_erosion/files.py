@@ -253,6 +253,11 @@ def write_figure(
     "Write `NAME.png` and `NAME.svg`; the same figure gives the same bytes"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    def save(ext, **meta): save_atomic(folder/f'{name}.{ext}', lambda f: fig.savefig(f, format=ext, dpi=150, metadata=meta))
+    layout = fig.get_layout_engine()
     with plt.rc_context({'svg.hashsalt':name}):
-        for ext,meta in dict(png={}, svg={'Date':None}).items():
-            save_atomic(folder/f'{name}.{ext}', lambda f: fig.savefig(f, format=ext, dpi=150, metadata=meta))
+        save('png')
+        if layout: fig.set_layout_engine('none')   # by now all is in its place
+        try: save('svg', Date=None)
+        finally:
+            if layout: fig.set_layout_engine(layout)

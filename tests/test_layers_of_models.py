@@ -381,7 +381,7 @@ def test_models_that_answer_with_more(answer):
     "As the same network that answers with the tensor"
     set_seed(0)
     ds = list(zip(torch.randn(24, 6), torch.arange(24)%3))
-    dls,m = DataLoaders.from_dsets(ds, ds, bs=8, device='cpu'),Answers(answer)
+    dls,m = DataLoaders.from_dsets(ds, ds, bs=8, num_workers=0, device='cpu'),Answers(answer)
     plain = m.lin
     assert evaluate(m, dls.valid)==evaluate(plain, dls.valid)
     assert grad_norm(m, dls.valid)==pytest.approx(grad_norm(plain, dls.valid), rel=1e-6)

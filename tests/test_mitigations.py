@@ -1,6 +1,6 @@
 "Mitigations in real fits: with mixed precision, with phases, together, stopped and gone on, and against a second, naive implementation."
 from copy import deepcopy
-from functools import partial
+from functools import cache, partial
 import numpy as np, pytest, torch, torch.nn.functional as F
 import matplotlib.pyplot as plt
 from torch import nn
@@ -12,6 +12,7 @@ from fastai.vision.all import (ActivationStats, CancelBatchException, CancelStep
 from trainings import Bf16, Boom, StopAt, same, weights
 from feature_erosion.batches import TensorAnswer
 from feature_erosion.data import digits_dls
+from feature_erosion.evalsets import EvalSets, pattern_sets
 from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
 from feature_erosion.loaders import subset_dl
 from feature_erosion.mitigations import (DERpp, EWC, Adversarial, ContinualBackprop, Ensemble, GroupDRO, L2Init, L2SP, LwF,
@@ -46,7 +47,8 @@ def fit(cbs, folder=None, stop=None, lengths=(2,2), **kw):
     for o in groups: both[o] = grouped(both[o], torch.arange(128)%3)
     keep = [KeepRun(RunStore(folder).run('a'), minutes=0, strict=True)] if folder else []
     with learn.no_bar(), learn.no_logging():
-        learn.fit_phases([Phase(k, n, d) for (k,d),n in zip(both.items(), lengths)], cbs=[*keep, StopAt(stop), *cbs])
+        sets = EvalSets(pattern_sets(both['erode']), at=[0,3])
+        learn.fit_phases([Phase(k, n, d) for (k,d),n in zip(both.items(), lengths)], cbs=[*keep, StopAt(stop), sets, *cbs])
     return learn
 
 
@@ -58,10 +60,15 @@ def _subclasses(cls):
 @pytest.fixture(scope='module')
 def plain(): return fit([])
 
+@pytest.fixture(scope='module')
+def whole():
+    "A fit with a mitigation alone; each is made once"
+    return cache(lambda name: fit([every[name]()]))
+
 @pytest.mark.parametrize('name', every)
-def test_acts_in_the_second_phase_only(plain, name):
+def test_acts_in_the_second_phase_only(plain, whole, name):
     "And what it leaves behind is a Learner like any other: all weights train, no hooks stay"
-    learn = fit([every[name]()])
+    learn = whole(name)
     for k,v in plain.snapshots['pretrain'].items(): assert torch.equal(v, learn.snapshots['pretrain'][k]), k
     assert not same(plain, learn)
     assert all(p.requires_grad for p in learn.model.parameters())
@@ -80,11 +87,10 @@ def test_named_phases(plain, name):
     assert not all(torch.equal(v, learn.snapshots['pretrain'][k]) for k,v in plain.snapshots['pretrain'].items()) and not cb.acts
 
 @pytest.mark.parametrize('name', every)
-def test_stopped_and_on(tmp_path, name):
-    "In the middle of the second phase: the same weights to the last bit"
-    whole = fit([every[name]()], tmp_path/'whole')
-    with pytest.raises(Boom): fit([every[name]()], tmp_path/'cut', stop=11)
-    assert same(whole, fit([every[name]()], tmp_path/'cut'))
+def test_stopped_and_on(tmp_path, whole, name):
+    "In the middle of the second phase: the same weights to the last bit as without keeping the run"
+    with pytest.raises(Boom): fit([every[name]()], tmp_path, stop=11)
+    assert same(whole(name), fit([every[name]()], tmp_path))
 
 @pytest.mark.parametrize('name', every)
 def test_in_mixed_precision(name):
@@ -102,7 +108,7 @@ def test_accumulated_gradients():
     def trained(bs, *cbs):
         set_seed(0)
         items = [(torch.randn(768),torch.tensor(i%10)) for i in range(128)]
-        d = DataLoaders(*[TfmdDL(items, bs=bs)]*2)
+        d = DataLoaders(*[TfmdDL(items, bs=bs, num_workers=0)]*2)
         m = nn.Sequential(nn.Flatten(), nn.Linear(768,10))
         learn = Learner(d, m, opt_func=SGD, loss_func=CrossEntropyLossFlat(), lr=.05, cbs=[L2SP(1.), *cbs])
         with learn.no_bar(), learn.no_logging(): learn.fit(2)
@@ -144,7 +150,7 @@ def test_against_a_naive_loop(kind):
     start,X,y,want = naive(kind)
     cbs = dict(plain=[], l2sp=[L2SP(1.)], lwf=[LwF(2., 2.)], decoupling=[SpectralDecoupling(.3)], sam=[SAM(.2)])[kind]
     items = list(zip(X.flatten(0,1), y.flatten()))
-    d = DataLoaders(TfmdDL(items, bs=6), TfmdDL(items, bs=6))
+    d = DataLoaders(*[TfmdDL(items, bs=6, num_workers=0)]*2)
     learn = Learner(d, deepcopy(start), loss_func=nn.CrossEntropyLoss(), opt_func=SGD, lr=.1, cbs=cbs)
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     torch.testing.assert_close(torch.cat([p.detach().flatten() for p in learn.model.parameters()]), want, atol=1e-6, rtol=1e-5)
@@ -161,7 +167,7 @@ def test_fisher_against_autograd_of_each_sample():
 def test_ewc_protects_what_matters():
     "A weight whose input is always 0 in the old data has no importance, and is free to move"
     x = torch.randn(64,2); x[:,1] = 0
-    old = DataLoaders(*[TfmdDL(list(zip(x, (x[:,0]>0).long())), bs=8)]*2)
+    old = DataLoaders(*[TfmdDL(list(zip(x, (x[:,0]>0).long())), bs=8, num_workers=0)]*2)
     lin = nn.Linear(2,2)
     f = fisher(lin, old.train, None)
     assert (f['weight'][:,1]==0).all() and (f['weight'][:,0]>0).all()

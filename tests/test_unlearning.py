@@ -159,7 +159,7 @@ def test_only_shared_callbacks_go_along(start):
 def whole(x, y):
     "A loader whose only batch are all samples"
     items = list(zip(x, y))
-    dl = TfmdDL(items, bs=len(items))
+    dl = TfmdDL(items, bs=len(items), num_workers=0)
     res = DataLoaders(dl, dl)
     res.c = 3
     return res

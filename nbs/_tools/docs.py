@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urldefrag, urlsplit
 
 from bs4 import BeautifulSoup
+from execnb.shell import CaptureShell
 from fastcore.nbio import read_nb, write_nb
 from fastcore.script import call_parse
 from fastcore.xtras import working_directory
@@ -16,7 +17,7 @@ from nbdev.config import get_config, nbpath2html
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 from PIL import Image
-try: from smalldocs import config, llms, notebook, site
+try: from smalldocs import config, highlight, llms, notebook, site
 except ImportError:
     sys.exit('smalldocs, which builds the site and the README, needs Python 3.11 or newer: make clean, then make PYTHON=python3.11 docs')
 
@@ -47,6 +48,8 @@ def alt_of(opts, n):
     return {**opts, 'fig-alt': alts[n] if n<len(alts) else None} if isinstance(alts, list) else opts
 
 nbdev.config._load_toml = cache(nbdev.config._load_toml)   # it reads pyproject.toml five thousand times
+CaptureShell.atexit_operations = lambda self: None   # each page's shell would collect all garbage once more
+highlight.css_class = cache(highlight.css_class)
 _figure,_output = notebook.figure,llms.output
 notebook.figure = lambda img, opts, n: _figure(img, alt_of(opts, n), n)
 llms.output = lambda out, name, files, folder, opts, n, caption: _output(out, name, files, folder, alt_of(opts, n), n, caption)
