@@ -20,9 +20,9 @@ from torchvision.io import decode_jpeg, encode_jpeg
 from torchvision.transforms.functional import gaussian_blur
 from fastcore.all import *
 from fastai.vision.all import (DataLoader, DataLoaders, Datasets, ItemTransform, Normalize, TensorBase, TensorImage,
-                               image2tensor, no_random, show_images, to_device)
+                               image2tensor, show_images, to_device)
 from .names import named
-from .batches import first_target, split_batch
+from .batches import first_target, fixed_random, split_batch
 from .loaders import *
 
 # %% ../nbs/08_patterns.ipynb #a9fd4cd8
@@ -682,7 +682,7 @@ def _class_ids(classes, vocab):
 
 def _few(dl, idxs=None):
     "The first sample, or those of `idxs`, as a batch, before and after the batch transforms; `dl` is left unchanged"
-    with no_random(reproducible=False):
+    with fixed_random():
         items = (o for i in ifnone(idxs, range(dl.n)) if (o := dl.do_item(i)) is not None)
         b = dl.do_batch([next(items)] if idxs is None else list(items))
         return b,loose_dl(dl).after_batch(to_device(b, dl.device))
