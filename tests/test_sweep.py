@@ -2,7 +2,6 @@
 import importlib, logging, multiprocessing, os, re, signal, sys, time, types, warnings
 from collections import namedtuple
 from functools import cached_property, partial
-from multiprocessing import forkserver
 from pathlib import Path
 import joblib, numpy as np, pytest
 from fastai.vision.all import torch
@@ -58,7 +57,6 @@ def test_loky_loses_a_worker(tmp_path):
 def forked():
     "Workers that begin sooner: forked from a process that has imported all libraries, but not this package"
     multiprocessing.set_forkserver_preload(['fastai.vision.all'])
-    forkserver.ensure_running()
     get_reusable_executor().shutdown(wait=True)
     set_start_method('forkserver', force=True)
     yield
@@ -174,12 +172,11 @@ def test_workers_that_cannot_begin(forked, tmp_path):
         sweep(DiesOnArrival(), dict(a=[0,1]), store=tmp_path, n_jobs=2, attempts=2, progress=False)
     assert sum('a worker was lost' in str(o.message) for o in w)==1
 
-@pytest.mark.slow('a cluster, and new workers')
-def test_dask_loses_a_worker(forked, tmp_path):
-    dask,distributed = map(pytest.importorskip, ('dask','distributed'))
-    forks = dask.config.set({'distributed.worker.multiprocessing-method':'forkserver'})
-    with forks, distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True,
-                                         dashboard_address=None) as cluster, distributed.Client(cluster):
+@pytest.mark.slow('a cluster of workers that import everything')
+def test_dask_loses_a_worker(tmp_path):
+    distributed = pytest.importorskip('distributed')
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True,
+                                  dashboard_address=None) as cluster, distributed.Client(cluster):
         with joblib.parallel_config('dask'): df = sweep(point, dict(a=[1,2,3]), seeds=2, store=tmp_path, progress=False)
     check(df, tmp_path)
 
