@@ -13,6 +13,7 @@ __all__ = ['unwrapped', 'as_written', 'fixed_random', 'evaluating', 'split_batch
 import inspect, random, sys, torch
 import numpy as np
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from torch import nn
 from fastcore.all import *
 from fastai.vision.all import Callback, no_random
@@ -42,6 +43,23 @@ def as_written():
     finally: mha.set_fastpath_enabled(fused)
 
 # %% ../nbs/02_batches.ipynb #c925644f
+@lru_cache
+def _cpu_only(): return not torch.accelerator.is_available()
+
+@contextmanager
+def fixed_random(
+    seed:int=42 # Of all random generators, within the context
+):
+    "fastai's `no_random`, without the seeds it keeps for GPUs where there are none, which take longer than a small evaluation"
+    if not _cpu_only():
+        with no_random(seed, reproducible=False): yield
+        return
+    states = random.getstate(),np.random.get_state(),torch.get_rng_state()
+    random.seed(seed), np.random.seed(seed%(2**32-1)), torch.default_generator.manual_seed(seed)
+    try: yield
+    finally:
+        for put,s in zip((random.setstate, np.random.set_state, torch.set_rng_state), states): put(s)
+
 def _set_modes(modes):
     "Modules in the modes of pairs `(module, training)`; a class that overrides `train`, e.g. to merge weights, takes part"
     for m,t in modes:

@@ -27,21 +27,22 @@ from ..phases import *
 from ..evalsets import *
 from .keys import *
 from .store import *
-from .state import FitState, declares, is_passive, loader_state, put, set_loader_state, settle
+from .state import FitState, declares, is_passive, loader_state, put, random_state, set_loader_state, set_random_state, settle
 
 # %% ../../nbs/runs/03_resume.ipynb #4aaed01a
 def get_rng():
     "The state of all global random generators, as plain values"
     kind,keys,*more = np.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return dict(python=random.getstate(), numpy=[kind,keys.tolist(),*more], torch=torch.get_rng_state(), cuda=cuda)
+    return dict(python=random_state(random), numpy=[kind,torch.from_numpy(keys.astype(np.int64)),*more], torch=torch.get_rng_state(), cuda=cuda)
 
 def set_rng(
     s # From `get_rng`
 ):
     "Restore the state of all global random generators"
-    random.setstate(s['python'])
-    np.random.set_state(tuple(s['numpy']))
+    set_random_state(random, s['python'])
+    kind,keys,*more = s['numpy']
+    np.random.set_state((kind, np.asarray(keys, 'u4'), *more))
     torch.set_rng_state(s['torch'])
     for i,o in zip(range(torch.cuda.device_count()), s['cuda']): torch.cuda.set_rng_state(o, i)   # here may be fewer
 

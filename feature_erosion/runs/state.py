@@ -233,9 +233,24 @@ def set_loader_state(
             for a,v in s.items(): _put_attr(o, a, v, a)
 
 # %% ../../nbs/runs/02_state.ipynb #38c0896f
+def random_state(
+    rng # A `random.Random`, or the module
+)->list:
+    "Its state; the 625 numbers as one tensor, which is written in no time"
+    version,numbers,gauss = rng.getstate()
+    return [version,torch.tensor(numbers),gauss]
+
+def set_random_state(
+    rng, # A `random.Random`, or the module
+    s # From `random_state`, or an earlier version's `getstate`
+):
+    "Restore its state"
+    version,numbers,gauss = s
+    rng.setstate((version, tuple(numbers.tolist() if isinstance(numbers, torch.Tensor) else numbers), gauss))
+
 _keeps(lambda v, k: _tagged('numpy', state=k(v.bit_generator.state)), np.random.Generator)
 _keeps(lambda v, k: _tagged('numpy_old', state=k(v.get_state(legacy=False))), np.random.RandomState)
-_keeps(lambda v, k: _tagged('python', state=v.getstate()), random.Random)
+_keeps(lambda v, k: _tagged('python', state=random_state(v)), random.Random)
 _keeps(lambda v, k: _tagged('torch', state=v.get_state()), torch.Generator)
 _keeps(lambda v, k: _tagged('loader', state=loader_state(v, k)), DataLoader, torch.utils.data.DataLoader)
 _keeps(lambda v, k: _tagged('loaders', state=[loader_state(o, k) for o in v.loaders]), DataLoaders)
@@ -304,7 +319,7 @@ _in_place = dict(
     vars      = _put_vars,
     numpy     = lambda o, p, name: setattr(o.bit_generator, 'state', put(p['state'])),
     numpy_old = lambda o, p, name: o.set_state(put(p['state'])),
-    python    = lambda o, p, name: o.setstate(p['state']),
+    python    = lambda o, p, name: set_random_state(o, p['state']),
     torch     = lambda o, p, name: o.set_state(p['state']),
     object    = lambda o, p, name: o.load_state_dict(put(p['state'])),
     module    = lambda o, p, name: set_module_state(o, p['state']),
