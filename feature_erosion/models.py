@@ -276,7 +276,8 @@ def _misfits(have, sd):
               'unexpected': [k for k in sd if k not in have],
               'of another shape': [f'{k}: {_size(v)} in the file, {_size(have[k])} in the model'
                                    for k,v in sd.items() if k in have and v.shape!=have[k].shape],
-              'of another kind': [f'{k}: {_kind(v)} in the file' for k,v in sd.items() if k in have and not _same_kind(v, have[k])]}
+              'of another kind': [f'{k}: {_kind(v)} in the file' for k,v in sd.items()
+                                  if k in have and not _same_kind(v, have[k])]}
     return {k:v for k,v in faults.items() if v}
 
 # %% ../nbs/10_models.ipynb #c2cd6058

@@ -739,7 +739,8 @@ def test_members_of_a_textual_enum_as_names(tmp_path):
     "Their text names folders, also where Python shows the member as `Mode.slow`"
     store,dls = RunStore(tmp_path),digits_dls(n=32, n_valid=20, bs=16)
     learn = Learner(dls, mlp(), opt_func=SGD, lr=.01, path=tmp_path)
-    with learn.no_bar(), learn.no_logging(): learn.fit_phases([Phase(Mode.slow, 1), Phase(Mode.fast, 1)], run=store.run(Mode.fast))
+    phases = [Phase(Mode.slow, 1), Phase(Mode.fast, 1)]
+    with learn.no_bar(), learn.no_logging(): learn.fit_phases(phases, run=store.run(Mode.fast))
     run = store['f']
     assert store[Mode.fast].path==run.path==tmp_path/'f' and list(map(str, learn.recorder.phases.phase))==['s','f']
     for a,b in ('s',Mode.slow),('f',Mode.fast):
