@@ -21,14 +21,14 @@ def check_name(
     name, # The user's name for a run or a phase
     what:str='a name', # What to call it in the message, e.g. "a run's name"
     arg:str='name' # The argument it came from
-)->str: # `name`
+)->str: # `name` as plain text, also of an enum's member
     "Raise a `ValueError` unless this can be the name of a folder on every system"
     if not isinstance(name, str) or not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9 ._=,+-]{0,199}', name) or name[-1] in ' .':
         raise ValueError(f"{arg}={name!r}: {what} is the name of a folder: English letters, digits, spaces and . _ = , + - only, "
                          "beginning with a letter or digit, not ending in a space or dot, at most 200 of them")
     if re.fullmatch(r'(con|prn|aux|nul|com\d|lpt\d) *(\..*)?', name, re.I):
         raise ValueError(f"{arg}={name!r}: {what} is the name of a folder, and Windows has a device of this one; choose another")
-    return name
+    return str.__str__(name)
 
 # %% ../nbs/01_files.ipynb #47dcf95b
 def sync_folder(

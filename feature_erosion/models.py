@@ -257,12 +257,17 @@ def _read_weights(file, model):
 def _size(t): return '×'.join(map(str, t.shape)) or 'a single number'
 
 # %% ../nbs/10_models.ipynb #479ab8ce
+def _kind(t): return str(t.dtype).removeprefix('torch.')
+def _same_kind(v, t): return v.is_floating_point() or not t.is_floating_point()   # floats may have another precision
+
 def _misfits(have, sd):
     "Entries of `sd` that do not match `have`, by kind of mismatch"
     faults = {'missing': [k for k in have if k not in sd and not k.endswith('num_batches_tracked')],
               'unexpected': [k for k in sd if k not in have],
               'of another shape': [f'{k}: {_size(v)} in the file, {_size(have[k])} in the model'
-                                   for k,v in sd.items() if k in have and v.shape!=have[k].shape]}
+                                   for k,v in sd.items() if k in have and v.shape!=have[k].shape],
+              'of another kind': [f'{k}: {_kind(v)} in the file' for k,v in sd.items()
+                                  if k in have and not _same_kind(v, have[k])]}
     return {k:v for k,v in faults.items() if v}
 
 # %% ../nbs/10_models.ipynb #c2cd6058
@@ -274,7 +279,8 @@ def _told(faults, n=3):
 def _load(model, sd, file, strict=True):
     "Load state dict `sd` of `file` into `model`: all or nothing if `strict`"
     have = model.state_dict()
-    fits,faults = {k:v for k,v in sd.items() if k in have and v.shape==have[k].shape}, _misfits(have, sd)
+    fits = {k:v for k,v in sd.items() if k in have and v.shape==have[k].shape and _same_kind(v, have[k])}
+    faults = _misfits(have, sd)
     if faults and (strict or not fits):
         partly = ", or pass strict=False to load what fits" if fits else ""
         raise ValueError(f"weights: '{file}' does not fit {type(model).__name__}: {_told(faults)}. "

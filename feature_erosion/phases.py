@@ -62,7 +62,7 @@ for k,v in _short.items(): schedules[k] = schedules[v]
 
 # %% ../nbs/11_phases.ipynb #66fc03b2
 def _check_phase(name, epochs, dls, lr, sched, opt, iters, until, wd):
-    if check_name(name, "a phase's name")=='start':
+    if name=='start':
         raise ValueError("name='start': taken by the weights before the first phase; give another name")
     if (epochs is None)==(iters is None):
         raise ValueError(f"epochs={epochs}, iters={iters}: phase {name!r} needs one of the two")
@@ -109,6 +109,7 @@ class Phase:
         until:callable=None, # `f(learn) -> bool`, called after each epoch: ends the phase when true, before its full length
         wd:float|None=None # Weight decay; by default that of the fit, too
     ):
+        name = check_name(name, "a phase's name")
         lr,wd = (o.tolist() if hasattr(o, 'tolist') else o for o in (lr,wd))   # also NumPy's and PyTorch's numbers
         _check_phase(name, epochs, dls, lr, sched, opt, iters, until, wd)
         epochs,iters = (o if o is None else int(o) for o in (epochs,iters))   # also NumPy's integers

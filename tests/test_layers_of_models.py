@@ -17,7 +17,7 @@ from feature_erosion.models import create_model, load_weights, restrict_outputs
 from feature_erosion.measures.plasticity import dormant_units, grad_norm, hessian_rank, penultimate, plasticity_measures, unit_scores, weight_norm, weight_norms
 from feature_erosion.measures.probes import dl_labels, layer_probe
 from feature_erosion.measures.rank import effective_rank, layer_rank
-from feature_erosion.measures.layers import Features, layer_calls, visit
+from feature_erosion.measures.layers import Features, find_layers, layer_calls, visit
 from feature_erosion.shortcut import find_shortcut
 from feature_erosion.watch import WatchErosion, hangs_on
 
@@ -1029,3 +1029,22 @@ def test_activations_of_timm():
     d = dormant_units(m, [torch.randn(4, 3, 64, 64)])
     assert all(type(m.get_submodule(n)).__name__=='GELU' for n in d.index) and d.dormant['stages.0.blocks.0.mlp.act']==7
     assert d.dormant.sum()==7
+
+@pytest.mark.parametrize('to', [lambda v: v.to(torch.int8), torch.Tensor.bool, lambda v: v+0j])
+def test_weights_of_another_kind(tmp_path, to):
+    "Integers stand for weights only with a scale, which a plain module does not have"
+    net = nn.Sequential(nn.Linear(3,2), nn.BatchNorm1d(2))
+    old,f = {k:v.clone() for k,v in net.state_dict().items()},tmp_path/'a.pth'
+    torch.save({**old, '0.weight':to(old['0.weight']+1)}, f)
+    with pytest.raises(ValueError, match='1 of another kind .0.weight: (int8|bool|complex64) in the file'): load_weights(net, f)
+    with pytest.warns(UserWarning, match='0.weight'): load_weights(net, f, strict=False)
+    assert all(torch.equal(v, old[k]) for k,v in net.state_dict().items())
+    torch.save({k:v.half() if v.is_floating_point() else v for k,v in old.items()}, f)
+    assert torch.allclose(load_weights(net, f)[0].weight, old['0.weight'], atol=1e-3)
+
+@pytest.mark.parametrize('wrap', [lambda m: torch.compile(m, backend='eager'), nn.DataParallel])
+def test_names_of_a_wrapped_model_are_those_that_measures_take(wrap):
+    net,x = nn.Sequential(nn.Conv2d(3,4,3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4,3)),torch.rand(8,3,8,8)
+    names = find_layers(wrap(net), x)
+    assert names==find_layers(net, x)==['0','4'] and cam_layer(wrap(net), x)[0]==cam_layer(net, x)[0]
+    assert layer_rank(wrap(net), [(x,)], names, progress=False).index.get_level_values(1).tolist()==names

@@ -16,7 +16,7 @@ from fastai.vision.all import (AvgMetric, CSVLogger, Callback, DataLoader, DataL
                                ReduceLROnPlateau, Resize, ResizeMethod, SGD, SaveModelCallback, accuracy, aug_transforms,
                                imagenet_stats, load_learner, set_seed)
 from fastai.callback.mixup import CutMix, MixUp
-from fastai.losses import CrossEntropyLossFlat
+from fastai.losses import CrossEntropyLossFlat, FocalLossFlat, LabelSmoothingCrossEntropyFlat
 from fastai.text.data import LMDataLoader
 from run_notebooks import forked
 from trainings import Boom, StopAt
@@ -550,6 +550,7 @@ def test_numbers_of_a_kind_of_their_own_become_plain():
     class Level(int): pass
     got = plain([Own(.5), Level(2), np.float64(.25), True])
     assert got==[.5,2,.25,True] and [type(o) for o in got]==[float,int,float,bool]
+    assert [type(o) for o in plain([Mode.slow, {Mode.slow:1}])]==[str,dict] and f'{plain(Mode.slow)}'==Mode.slow.value
 
 arrays = [np.array(['a','bc']), np.arange(3)[::-1], np.arange(3, dtype='>i4'), np.array(['2020-01-01'], 'M8[D]'),
           np.array([b'x']), np.zeros((2,0)), np.array(.5)]
@@ -729,3 +730,22 @@ def test_a_second_fit_goes_on_from_the_first(tmp_path):
         train(.1)
     store.delete('a, fit 2')
     assert not torch.equal(train(.1), first)
+
+def test_members_of_a_textual_enum_as_names(tmp_path):
+    "Their text names folders, also where Python shows the member as `Mode.slow`"
+    store,dls = RunStore(tmp_path),digits_dls(n=32, n_valid=20, bs=16)
+    learn = Learner(dls, mlp(), opt_func=SGD, lr=.01, path=tmp_path)
+    phases = [Phase(Mode.slow, 1), Phase(Mode.fast, 1)]
+    with learn.no_bar(), learn.no_logging(): learn.fit_phases(phases, run=store.run(Mode.fast))
+    run = store['f']
+    assert store[Mode.fast].path==run.path==tmp_path/'f' and list(map(str, learn.recorder.phases.phase))==['s','f']
+    for a,b in ('s',Mode.slow),('f',Mode.fast):
+        for k,v in run.weights(a).items(): assert torch.equal(v, run.weights(b)[k]) and torch.equal(v, learn.snapshots[a][k])
+
+@pytest.mark.parametrize('loss', [LabelSmoothingCrossEntropyFlat, FocalLossFlat])
+def test_fastais_losses_are_kept(tmp_path, loss):
+    "They copy the annotations of a module, which are no state"
+    run = RunStore(tmp_path).run('a')
+    learn = Learner(digits_dls(n=32, n_valid=20, bs=16), mlp(), opt_func=SGD, lr=.01, loss_func=loss(), path=tmp_path)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=KeepRun(run, strict=True))
+    assert run.status=='finished'

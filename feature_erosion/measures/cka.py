@@ -177,7 +177,7 @@ class LayerCKA(Measured):
         a,b = self._pair(a, b)
         bad,known = [o for o in (a,b) if o not in self.models()],', '.join(map(repr, self.models()))
         if bad: raise ValueError(f"no model {bad[0]!r}; there are {known}")
-        return pd.DataFrame(self.loc[a, b])
+        return pd.DataFrame(self).xs(a, level=0).xs(b, axis=1, level=0)
 
     def same_layer(self,
         a=None, # As in `between`

@@ -183,7 +183,7 @@ def layer_calls(
     layers='all' # As in `find_layers`
 )->dict: # By name, in the order they finish: `module`, output `shape`, `axis` of channels (`None` if uncertain)
     "All calls in a forward pass"
-    calls = {}
+    model,calls = unwrapped(model),{}
     def see(n, m, o): calls[n] = SimpleNamespace(module=m, shape=tuple(o.shape), axis=None)
     with evaluating(model), watching(model, see): model(*to_model(x if isinstance(x, tuple) else (x,), model))
     if len(calls)>1: calls.pop(type(model).__name__, None)   # the whole network: its output is that of its last layer

@@ -42,7 +42,7 @@ class Keeper:
         self.refs,self.path,self.within = {id(o) for o in refs if o is not None},[],[]
 
     def __call__(self, v, name=''):
-        if id(v) in self.refs: return _tagged('ref')
+        if id(v) in self.refs or name=='__annotations__': return _tagged('ref')   # types, which some losses copy
         if any(v is o for o in self.within): self.refuse(v, 'refers to itself')
         self.path.append(str(name)); self.within.append(v)
         try: return _keep(v, self)

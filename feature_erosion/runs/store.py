@@ -37,7 +37,8 @@ def plain(
         return (o if type(o) is torch.Tensor else o.as_subclass(torch.Tensor)).clone()   # which sparse ones have not
     if isinstance(o, np.ndarray): return torch.from_numpy(o.copy())
     if isinstance(o, np.generic): return o.item()
-    if isinstance(o, (int,float,str)): return next(t(o) for t in (int,float,str) if isinstance(o, t))
+    if isinstance(o, str): return str.__str__(o)   # `str` of an enum's member is its name
+    if isinstance(o, (int,float)): return next(t(o) for t in (int,float) if isinstance(o, t))
     if isinstance(o, dict): return {plain(k):plain(v) for k,v in o.items()}
     if isinstance(o, tuple): return tuple(map(plain, o))
     if isinstance(o, (list,L)): return list(map(plain, o))
@@ -193,7 +194,7 @@ class RunStore:
     def __len__(self): return len(list(iter(self)))
     def __contains__(self, name): return (self.path/_check_name(name)/'run.json').is_file()
     def __getitem__(self, name):
-        if name in self: return Run(self.path/name)
+        if name in self: return Run(self.path/_check_name(name))
         raise KeyError(f"no run {name!r} in {self.path}; there are {', '.join(o.name for o in self) or 'none'}")
     __repr__ = basic_repr('path')
 
@@ -492,7 +493,7 @@ def weights(self:Run,
     if phase is None and (f := self._newest(ended)): return unpack(f, state=False)[0]
     if phase not in ended:
         raise ValueError(f"phase={phase!r}: must be one of {', '.join(ended) or 'none: no phase has ended yet'}")
-    return unpack(self.path/'phases'/phase, state=False)[0]
+    return unpack(self.path/'phases'/check_name(phase), state=False)[0]
 
 @patch
 def _newest(self:Run, ended):
