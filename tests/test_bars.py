@@ -60,7 +60,8 @@ def test_in_a_notebook(tmp_path, whole):
     paths = [str(root/'tests'), str(root)]
     cells = f'import sys; sys.path[:0] = {paths}; from bars import train; train({str(tmp_path)!r}, 8)',f'train({str(tmp_path)!r})'
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(o) for o in cells])
-    NotebookClient(nb, timeout=300, kernel_name='python3', allow_errors=True, resources=dict(metadata=dict(path=str(root)))).execute()
+    where = dict(metadata=dict(path=str(root)))
+    NotebookClient(nb, timeout=300, kernel_name='python3', allow_errors=True, resources=where).execute()
     stopped,again = (''.join(map(said, o.outputs)) for o in nb.cells)
     assert "KeyboardInterrupt: run 'a' stopped after 8 iterations in phase 'pretrain'; start it again" in stopped
     assert 'goes on after 8 iterations' in again and total(again)==whole, again

@@ -302,7 +302,7 @@ def test_a_finished_run_says_so(tmp_path, capsys):
     assert "delete('a')" in said[0]
 
 def wait_for_another(folder):
-    signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell's background job would ignore it, and so would its children
+    signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell's background job, and its children, would ignore it
     def acquire(self, *a, old=filelock.FileLock.acquire, **kw):
         if kw.get('timeout')==-1: (folder/'waiting').touch()
         return old(self, *a, **kw)

@@ -231,7 +231,8 @@ def named(name):
 
 @pytest.mark.parametrize('metrics,name,phases',
                          [([F1Score(average='micro'),F1Score(average='macro')],'f1_score',False),
-                          *(([named(o)],o,False) for o in ('sum','table','iters','phase','epoch','time','train_loss','valid_loss')),
+                          *(([named(o)],o,False)
+                            for o in ('sum','table','iters','phase','epoch','time','train_loss','valid_loss')),
                           *(([named(o)],o,True) for o in ('phase','iters','epoch'))])
 def test_a_metric_whose_name_is_taken_is_refused_before_training(tmp_path, metrics, name, phases):
     def train(metrics):
