@@ -80,7 +80,9 @@ def test_bad_arguments(args, words, tmp_path, capsys):
     (['--bs','0'], 'bs=0'), (['--ratio','2'], 'ratio=2.0'), (['--strength','-1'], 'strength=-1.0'),
     (['--size','0'], 'size=0'), (['--width','0'], 'width=0.0'), (['--seed','-1'], 'seed=-1'),
     (['--data','digits','--n-classes','3'], 'n_classes=3: only for a folder'),
-    (['--size','33'], 'the image is 32×32'), (['--size','1.5'], 'a fraction'),
+    (['--data','digits','--image-size','32'], 'image_size=32: only for a folder of images; those of digits are 16×16'),
+    (['--arch','timm/resnet18','--width','.5'], 'width=0.5: timm/resnet18 cannot be scaled'),
+    (['--size','33'], 'the image is 32×32'), (['--size','1.5'], 'size=1.5: must be whole pixels (4), or a fraction'),
     (['--data','digits','--size','17'], 'the image is 16×16')])
 def test_numbers_are_checked_before_anything_is_imported(args, words, tmp_path):
     code = "import sys; from feature_erosion.cli import main; code = main(sys.argv[1:]); assert code==2 and 'torch' not in sys.modules, sorted(sys.modules)"
