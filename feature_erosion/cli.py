@@ -211,6 +211,12 @@ def _check_given(a, *names):
     for k in names:
         if getattr(a, k)=='': raise ValueError(f"{k}='': is empty; give a path, or leave it out")
 
+def _check_out(a):
+    "A folder for results cannot be a file, or lie in one"
+    if not a.out: return
+    if p := next((p for p in (Path(a.out), *Path(a.out).parents) if p.exists() and not p.is_dir()), None):
+        raise ValueError(f"out={a.out!r}: {p} is a file; give a folder")
+
 _sides = dict(digits=16, cifar10=32, cifar100=32)
 
 def _check_numbers(a):
@@ -295,7 +301,7 @@ def run_demo(
     a # Parsed arguments
 ):
     "`feature_erosion demo`"
-    _check_seed(a)
+    _check_seed(a), _check_out(a)
     from feature_erosion.paper.nets import demo
     _report(demo(a.out, a.seed), a)
 
@@ -303,7 +309,7 @@ def run_figure(
     a # Parsed arguments
 ):
     "`feature_erosion run`"
-    _check_figure(a), _check_numbers(a), _check_paths(a)
+    _check_figure(a), _check_numbers(a), _check_paths(a), _check_out(a)
     net,a.out = _net(a),a.out or f'runs/{a.figure}'
     if a.figure!='fig1':
         from feature_erosion.paper.questions import find_recipe
@@ -317,6 +323,7 @@ def run_paper(
     "`feature_erosion paper`"
     if a.jobs is not None and a.jobs<1: raise ValueError(f"jobs={a.jobs}: must be at least 1")
     _check_given(a, 'images', 'out')
+    _check_out(a)
     _make(a, a.preset, a.figures, a.images)
 
 def run_report(
