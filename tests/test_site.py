@@ -110,6 +110,13 @@ def test_tables_on_a_phone(browser, url, name):
         heads = p.js("[...document.querySelectorAll('table.numbers tbody th:first-child')].map(o => getComputedStyle(o).position)")
         assert {*heads}<={'sticky'}
 
+def test_wide_figures_can_be_read_on_a_phone(browser, url):
+    "They scroll in their own place; on a desk they are as large as matplotlib meant them"
+    size = "[...document.querySelectorAll('.wide-figure')].map(o => [o.firstElementChild.clientWidth, o.clientWidth])"
+    with Page(browser, f'{url}paper/resist.html', 390) as p:
+        assert (got := p.js(size)) and all(w>=460 for w,_ in got) and p.overflow()<=0
+    with Page(browser, f'{url}paper/resist.html', 1280) as p: assert all(w<=room for w,room in p.js(size))
+
 def test_cards_repeat_what_reaches_over_several_rows(browser, url):
     "A row stands alone on a phone; on a desk nothing is there twice"
     for width,shown in ((390,True),(1280,False)):

@@ -235,7 +235,7 @@ def against_plain(
     t:dict # The tables of `resist`
 )->pd.DataFrame: # By network, ratio and method: `n` seeds, mean `clean` accuracy, how much `more`, its 95% interval, `p`
     "Clean accuracy with each method against plain finetuning, paired by seed"
-    return pd.concat({k:_against_plain(d) for k,d in t['resist'].groupby(['net','ratio'], sort=False)}, names=['net','ratio'])
+    return pd.concat({k:_against_plain(d) for k,d in t['resist'].groupby(['net','ratio'])}, names=['net','ratio'])
 
 # %% ../../nbs/paper/04_questions.ipynb #f395064b
 def recover_tables(learn, net, seed, scale):

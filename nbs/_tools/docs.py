@@ -38,9 +38,10 @@ def shown_width(png:bytes):
     return im.width//2 if im.info.get('dpi', (0,))[0] > 120 else None
 
 def half_size(m):
-    "An `img` tag that shows a figure as large as matplotlib meant it"
-    w = shown_width(b64decode(m[1]))
-    return m[0].replace('<img ', f'<img width="{w}" ') if w else m[0]
+    "An `img` tag that shows a figure as large as matplotlib meant it; on a phone a wide one scrolls"
+    if not (w := shown_width(b64decode(m[1]))): return m[0]
+    img = m[0].replace('<img ', f'<img width="{w}" ')
+    return f'<span class="wide-figure">{img}</span>' if w>600 else img
 
 def alt_of(opts, n):
     "A cell's options for its `n`th picture: of `fig-alt` smalldocs knows one for all, Quarto a list as well"
@@ -62,7 +63,7 @@ def whole_row(row, above):
     "Repeat, hidden on wide screens, the cells that reach down from rows `above`: as a card a row stands alone"
     for j,(cell,n) in sorted(above.items()):
         again = copy(cell)
-        again.attrs = {'class': 'again'}
+        again.attrs = {'class': ['again']}
         row.insert(j, again)
         above[j] = cell,n-1
     above.update({j:(c,int(c['rowspan'])-1) for j,c in enumerate(row.find_all(['th','td'])) if c.has_attr('rowspan')})
@@ -102,7 +103,7 @@ def labelled(m):
         for c,label in zip(cells, labels):
             # a long first cell is a title
             if label and len(cells)>2 and (c is not cells[0] or len(c.get_text())<3):
-                c['data-label'] = label
+                c['data-label'] = label.rstrip('?')
     to_the_right(t)
     longest = max((len(c.get_text()) for c in t.tbody.find_all(['th','td'])), default=0)
     rest = [c.get_text().strip() for r in t.tbody.find_all('tr') for c in r.find_all(['th','td'])[1:]]
