@@ -13,7 +13,6 @@ __all__ = ['unwrapped', 'as_written', 'fixed_random', 'evaluating', 'split_batch
 import inspect, random, sys, torch
 import numpy as np
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache
 from torch import nn
 from fastcore.all import *
 from fastai.vision.all import Callback, no_random
@@ -43,15 +42,12 @@ def as_written():
     finally: mha.set_fastpath_enabled(fused)
 
 # %% ../nbs/02_batches.ipynb #c925644f
-@lru_cache
-def _cpu_only(): return not torch.accelerator.is_available()
-
 @contextmanager
 def fixed_random(
     seed:int=42 # Of all random generators, within the context
 ):
     "fastai's `no_random`, without the seeds it keeps for GPUs where there are none, which take longer than a small evaluation"
-    if not _cpu_only():
+    if torch.accelerator.is_available():
         with no_random(seed, reproducible=False): yield
         return
     states = random.getstate(),np.random.get_state(),torch.get_rng_state()
@@ -65,20 +61,6 @@ def _set_modes(modes):
     for m,t in modes:
         if m.training!=t and type(m).train is not nn.Module.train: m.train(t)
     for m,t in modes: m.training = t
-
-@contextmanager
-def fixed_random(
-    seed:int=42 # Of all random numbers inside
-):
-    "As fastai's `no_random`, faster without a GPU: there, each `torch.manual_seed` keeps a trace of the stack for one to come"
-    if torch.cuda.is_available() or torch.backends.mps.is_available():
-        with no_random(seed, reproducible=False): yield
-        return
-    states = random.getstate(),np.random.get_state(),torch.get_rng_state()
-    random.seed(seed), np.random.seed(seed), torch.default_generator.manual_seed(seed)
-    try: yield
-    finally:
-        for f,s in zip((random.setstate,np.random.set_state,torch.set_rng_state), states): f(s)
 
 @contextmanager
 def evaluating(

@@ -15,7 +15,7 @@ import numpy as np, pandas as pd, torch
 from types import SimpleNamespace
 from fastcore.all import *
 from fastai.vision.all import (DataLoaders, Datasets, Learner, Recorder, accuracy, apply, get_model, mk_metric,
-                               no_random, plt, to_detach, to_device)
+                               plt, to_detach, to_device)
 from .batches import *
 from .loaders import *
 from .callbacks import *
@@ -141,7 +141,7 @@ def pattern_sets(
     pattern,n = pattern or getattr(dls, 'pattern', None),n_classes or _n_injected(dls)
     dls = clean_of(dls)
     if pattern is None: raise ValueError("pattern=None: these DataLoaders were not made by `inject`; say which pattern")
-    with no_random(reproducible=False):
+    with fixed_random():
         painted = partial(_stamped, dls[ds_idx], pattern, dls, n_classes=n, seed=stamp_seed(seed, ds_idx))
         return {v:dls[ds_idx] if v=='clean' else painted(variant=v) for v in names}
 
@@ -171,7 +171,7 @@ class EvalSets(LoggedCallback):
     ):
         _check_sets(sets, at, n, n_at)
         self.sets,self.metrics,self.at,self.last = sets,_named_metrics(metrics),at,SimpleNamespace()
-        with no_random(reproducible=False):
+        with fixed_random():
             worn = {k:_contradicting(dl.dataset, k) for k,dl in sets.items()}
             self.whole,self.some = ({k:_Set(dl, o, seed, worn[k]) for k,dl in sets.items()} for o in (n,n_at))
         for s in self.some.values(): s.batches = _Batches(s.dl)

@@ -20,7 +20,7 @@ from PIL import Image
 from fastcore.all import *
 from torchvision.datasets import DatasetFolder, VisionDataset
 from torchvision.datasets.vision import StandardTransform
-from fastai.vision.all import (CollBase, DataLoader, DataLoaders, Datasets, ItemTransform, Pipeline, TfmdDL, no_random,
+from fastai.vision.all import (CollBase, DataLoader, DataLoaders, Datasets, ItemTransform, Pipeline, TfmdDL,
                                progress_bar)
 from .batches import *
 
@@ -95,7 +95,7 @@ def read_labels(
     if (y := _stored_labels(ds, n_inp)) is not None: return int_labels(y)
     if isinstance(ds, Datasets): return np.array([int_label(o) for o in label_part(ds.tls, n_inp)], dtype=np.int64)
     idxs = range(len(ds)) if len(ds)<=2000 else progress_bar(range(len(ds)), leave=False)
-    with no_random(reproducible=False): return np.array([int_label(label_part(ds[i], n_inp)) for i in idxs], dtype=np.int64)
+    with fixed_random(): return np.array([int_label(label_part(ds[i], n_inp)) for i in idxs], dtype=np.int64)
 
 def label_part(
     parts, # Of a sample

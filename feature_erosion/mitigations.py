@@ -22,7 +22,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from fastcore.all import *
 from fastai.callback.mixup import MixHandler
 from fastai.vision.all import (DataLoader, DataLoaders, HookCallback, Learner, MixedPrecision, NoneReduce, Normalize,
-                               TensorBase, apply, no_random, to_device)
+                               TensorBase, apply, to_device)
 from .batches import *
 from .loaders import *
 from .loaders import _own_idxs, _samples, _strata
@@ -958,7 +958,7 @@ def stamp_groups(
     return 2*y + (ds.stamps.numpy()==y)
 
 def _n_inputs(ds):
-    with no_random(reproducible=False): return max(1, len(ds[0])-1)
+    with fixed_random(): return max(1, len(ds[0])-1)
 
 def grouped(
     dls:DataLoaders, # Data to train on

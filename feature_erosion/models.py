@@ -314,7 +314,7 @@ def _has_head(model):
 def _ends(model):
     "Names of the modules with parameters that the outputs come from, nothing with parameters in between; `None` if not traceable"
     try:
-        with no_random(reproducible=False): nodes = torch.fx.Tracer().trace(deepcopy(model).eval()).nodes
+        with fixed_random(): nodes = torch.fx.Tracer().trace(deepcopy(model).eval()).nodes
     except Exception: return None   # forward methods that depend on values
     mods,todo,seen,res = dict(model.named_modules()),[o for o in nodes if o.op=='output'],set(),set()
     while todo:

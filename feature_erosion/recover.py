@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from fastcore.all import *
-from fastai.vision.all import DataLoader, Learner, Recorder, SchedLin, get_model, no_random, plt, progress_bar
+from fastai.vision.all import DataLoader, Learner, Recorder, SchedLin, get_model, plt, progress_bar
 from .batches import *
 from .loaders import *
 from .callbacks import *
@@ -247,7 +247,7 @@ def _few_axis(ax, ks):
     ax.set_xlabel('clean images per class')
 
 # %% ../nbs/16_recover.ipynb #5eadaaaf
-@no_random(reproducible=False)   # the state of Python's random numbers, too, stays as it was
+@fixed_random()   # the state of Python's random numbers, too, stays as it was
 def recover(
     models, # As in `named_models`
     train, # Clean data from which the few images are drawn, as in `fixed_dl`; no augmentation
@@ -342,7 +342,7 @@ class Recovery(LoggedCallback):
         super().before_fit()
         if not self.run: return
         a,m = self._args(),get_model(self.model)
-        with precision(self.learn), no_random(reproducible=False):
+        with precision(self.learn), fixed_random():
             _checked(a.train, a.test, sorted(a.few), a.features, a.seeds, a.n_test)
             if 'last' in a.features: _check_last(m, a.train)
             if 'all' in a.features: find_layers(m, _two_inputs(m, a.train), a.layers)
@@ -455,7 +455,7 @@ class GroupAccuracy(Measured):
         return ax
 
 # %% ../nbs/16_recover.ipynb #0ee12530
-@no_random(reproducible=False)
+@fixed_random()
 def group_accuracy(
     models, # As in `named_models`
     sets, # Data with labels, as in `fixed_dl`; or several by name, e.g. from `pattern_sets`

@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from textwrap import fill
 from torch import nn
 from fastcore.all import *
-from fastai.vision.all import DataLoaders, Learner, Normalize, no_random, plt
+from fastai.vision.all import DataLoaders, Learner, Normalize, plt
 from .batches import *
 from .loaders import *
 from .callbacks import *
@@ -424,7 +424,7 @@ def find_shortcut(
     model,dl = _only_model(learn),dl.valid if isinstance(dl, DataLoaders) else dl
     cast = precision(learn) if isinstance(learn, Learner) else nullcontext()
     if isinstance(learn, Learner): check_classes(learn.dls, dl, 'dl')
-    with no_random(reproducible=False), cast, evaluating(model):
+    with fixed_random(), cast, evaluating(model):
         images = _Images(dl, model, n, bs, seed)
         acc,whole = _accuracy(images, model)
         chance = images.y.unique(return_counts=True)[1].max().item()/len(images.y)

@@ -24,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from fastcore.all import *
 from fastai.vision.all import (Callback, CancelFitException, CancelValidException, DataLoader, DataLoaders, GradientClip, Learner,
-                               MixedPrecision, OptimWrapper, ProgressCallback, TfmdDL, get_model, no_random, plt, progress_bar)
+                               MixedPrecision, OptimWrapper, ProgressCallback, TfmdDL, get_model, plt, progress_bar)
 from .batches import *
 from .batches import _set_modes
 from .loaders import *
@@ -397,7 +397,7 @@ def scrub(
 # %% ../nbs/17_unlearning.ipynb #45fdef91
 def _each_batch(model, dl, f, grad=False):
     "`f(scores, labels)` of each batch, in eval mode and without augmentation"
-    with no_random(reproducible=False): dl = fixed_dl(dl)
+    with fixed_random(): dl = fixed_dl(dl)
     def one(xs, ys):
         pred = answer_tensor(model(*xs)).float()
         return f(pred, batch_labels(ys).to(pred.device))
@@ -489,7 +489,7 @@ def _method(method):
 def _check_label(dl, who):
     "Look at one label: `split_forget` has looked at all"
     if not len(at := _samples(dl)): raise ValueError(f"{who}: has no training samples")
-    with no_random(reproducible=False):
+    with fixed_random():
         try: int_label(label_part(labelled(dl.dataset)[int(at[0])], getattr(dl, 'n_inp', None)))
         except ValueError as e: raise ValueError(f"{who}: forgetting goes by one integer label a sample ({e})") from None
 
@@ -645,8 +645,8 @@ def unlearning_scores(
     row = {k:float(seen[k][1].mean()) for k in ('forget','retain','test','forget_test')}
     for k,o in dict(attack=seen, attack_retrained=of_ref).items():
         row[k] = membership_attack(o['forget'][0], o['forget_test'][0], seed=seed)
-    with no_random(seed, reproducible=False): row['relearn'] = relearn_iters(learn, forget, retain, level, most)
-    with no_random(seed, reproducible=False), precision(learn):
+    with fixed_random(seed): row['relearn'] = relearn_iters(learn, forget, retain, level, most)
+    with fixed_random(seed), precision(learn):
         dl = learn.dls.valid if dl is None else dl
         cka = layer_cka(dict(now=model, retrained=ref), dl, layers, n=n, seed=seed, progress=False)
     res = Unlearning([{**row, **{f'cka {k}':v for k,v in cka.same_layer().items()}}], index=['now'])
@@ -677,7 +677,7 @@ def _check_scores(learn, **kwargs):
     level,most,layers,dl,n = (call.arguments[k] for k in ('level','most','layers','dl','n'))
     _check_relearn(level, most)
     model = get_model(learn.model)
-    with no_random(reproducible=False), precision(learn):
+    with fixed_random(), precision(learn):
         dl = fixed_dl(learn.dls.valid if dl is None else dl, n)
         if n_samples(dl)<4: raise ValueError(f"n={n}: CKA needs at least 4 samples; give more")
         find_layers(model, _two_inputs(model, dl), layers)
@@ -691,7 +691,7 @@ def _check_call(name, f):
 def _on_copy(learn, forget, retain, f, seed):
     "A Learner with a copy of the network after a method, and how long it took"
     res = _quiet(learn, deepcopy(learn.model))
-    with no_random(seed, reproducible=False): return res,unlearn(res, forget, retain, f)
+    with fixed_random(seed): return res,unlearn(res, forget, retain, f)
 
 # %% ../nbs/17_unlearning.ipynb #130f52b0
 def _table(rows, seconds):

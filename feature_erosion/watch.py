@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from torch import nn
 from fastcore.all import *
 from fastai.vision.all import (CancelFitException, CancelTrainException, DataLoader, DataLoaders, Metric, SaveModelCallback,
-                               TrackerCallback, get_model, no_random, plt)
+                               TrackerCallback, get_model, plt)
 from .batches import *
 from .loaders import *
 from .callbacks import *
@@ -122,7 +122,7 @@ def _references(reference, n, seed):
     if bad := [k for k in named if not isinstance(k, str) or k in _taken]:
         raise ValueError(f"reference: {bad[0]!r} as a name; must be text, and none of {', '.join(_taken)}, as other columns "
                          "are called")
-    with no_random(reproducible=False): return {k:_Known(_valid(d), class_names(d), n, seed) for k,d in named.items()}
+    with fixed_random(): return {k:_Known(_valid(d), class_names(d), n, seed) for k,d in named.items()}
 
 # %% ../nbs/18_watch.ipynb #74ff501d
 class _Layers:
@@ -198,7 +198,7 @@ def hangs_on(
     seed:int=0 # Which images and partners
 )->SimpleNamespace: # `share` of right answers lost with `box`, `low`: a lower bound for it, `right`: accuracy on whole images
     "How much depends on the most important small part of the image: exchange one box with an image of another class"
-    with no_random(reproducible=False), evaluating(model):
+    with fixed_random(), evaluating(model):
         dl = fixed_dl(dl, n, seed)
         with unaugmented(dl): got = [_image_batch(dl, b, model) for b in dl]
         x,y = _joined(got)
@@ -305,7 +305,7 @@ def before_fit(self:WatchErosion):
         self.owner = get_model(self.model)
     clock = time.perf_counter()
     self.tidy()
-    with no_random(reproducible=False): self._prepare()
+    with fixed_random(): self._prepare()
     LoggedCallback.before_fit(self)
     self.fresh,self.done_iters,self.times,self.credit,self.cut = self.start is None,0,[],0.,False
     self.at,self.looked = 0,0   # iterations of the Learner that were counted, and at the last look
@@ -457,7 +457,7 @@ def _look(self:WatchErosion, epoch):
     if torch.cuda.is_available(): torch.cuda.synchronize()
     clock = time.perf_counter()
     model = get_model(self.model)
-    with no_random(reproducible=False), precision(self.learn):
+    with fixed_random(), precision(self.learn):
         layers = self.inside.look(model)
         seen = {k:s.look(model, self.reads) for k,s in (self.sets or {}).items()}
         hangs = hangs_on(model, self.images, n=self.n, seed=self.seed) if self.images else None

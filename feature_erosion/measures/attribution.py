@@ -16,7 +16,7 @@ from copy import copy
 from math import prod
 from types import SimpleNamespace
 from fastcore.all import *
-from fastai.vision.all import DataLoaders, TensorImage, no_random, plt, progress_bar
+from fastai.vision.all import DataLoaders, TensorImage, plt, progress_bar
 from ..batches import *
 from ..batches import _like
 from ..loaders import *
@@ -397,7 +397,7 @@ def pattern_attention(
 )->PatternAttention: # A row for each model: `share`, `se`, `area`, `ratio`, `most`, accuracies, `n`, `blank`
     "The share of attention that networks pay to the pattern, averaged over images"
     models = named_models(models)
-    with no_random(reproducible=False):
+    with fixed_random():
         data = _Painted(dl, pattern, variant, n, seed)
         d,places,_ = _each_image(models, data, layer, target, progress)
     res = PatternAttention([_summary(d[d.model==k]) for k in models], index=pd.Index(models, name='model'))
@@ -459,7 +459,7 @@ def compare_cams(
 )->GradCam:
     "Grad-CAM of several models on the same images"
     models = named_models(models)
-    with no_random(reproducible=False):
+    with fixed_random():
         data = _Painted(dl, pattern, variant, n, seed)
         d,places,kept = _each_image(models, data, layer, target, keep=True)
         images = _decoded(data.dl, torch.cat(kept.x))

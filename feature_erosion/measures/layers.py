@@ -17,7 +17,7 @@ from math import prod
 from types import SimpleNamespace
 from torch import nn
 from fastcore.all import *
-from fastai.vision.all import Learner, no_random, progress_bar
+from fastai.vision.all import Learner, progress_bar
 from ..batches import *
 from ..loaders import *
 from ..plots import *
@@ -200,7 +200,7 @@ def find_layers(
 
 def _two_inputs(model, dl):
     "Two inputs, enough to find a network's layers"
-    with no_random(reproducible=False):
+    with fixed_random():
         dl = fixed_dl(dl)
         return first_samples(split_batch(dl, first(dl), model)[0], 2)
 
@@ -438,7 +438,7 @@ def visit(
 )->SimpleNamespace: # `n`, `bs`, `passes`, and `layers` by model
     "Pass data through all models and feed the meters; modes, gradients, buffers and random state are left unchanged"
     models,meters,info = named_models(models),listify(meters),SimpleNamespace()
-    with no_random(reproducible=False), ExitStack() as stack:
+    with fixed_random(), ExitStack() as stack:
         dl = fixed_dl(dl, n, seed)
         stack.enter_context(unaugmented(dl))
         b = first(dl)

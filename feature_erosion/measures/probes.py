@@ -14,7 +14,7 @@ from torch import nn
 from warnings import warn
 from fastcore.all import *
 from fastai.data.core import SkipItemException
-from fastai.vision.all import DataLoader, no_random, plt, progress_bar
+from fastai.vision.all import DataLoader, plt, progress_bar
 from ..batches import *
 from ..loaders import *
 from ..plots import *
@@ -206,7 +206,7 @@ def authors_probe(
     y = _labels(y).to(X.device)
     _check(X, y)
     classes,y = y.unique(return_inverse=True)
-    with no_random(seed, reproducible=False), torch.inference_mode(False), torch.enable_grad():
+    with fixed_random(seed), torch.inference_mode(False), torch.enable_grad():
         train = torch.randperm(len(X))[:len(X)*4//5]
         lin = nn.Linear(X.shape[1], len(classes)).to(X.device)
         opt = torch.optim.Adam(lin.parameters(), lr)
@@ -340,7 +340,7 @@ def dl_labels(
     seed:int=0 # As in `fixed_dl`
 )->torch.Tensor: # int64, shape `(samples,)`
     "The labels of the samples that `visit` sees, in the same order: the first target of each"
-    with no_random(reproducible=False):
+    with fixed_random():
         try: return _dl_labels(fixed_dl(dl, n, seed))
         except SkipItemException:
             raise ValueError("dl: samples of its dataset are left out by `SkipItemException`, so which labels go with which "

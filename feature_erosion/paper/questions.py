@@ -16,9 +16,10 @@ from math import ceil
 from time import perf_counter
 import numpy as np, pandas as pd
 from fastcore.all import *
-from fastai.vision.all import Callback, Learner, get_model, no_random, plt
+from fastai.vision.all import Callback, Learner, get_model, plt
 from scipy.stats import ttest_1samp
 from torch import nn
+from ..batches import fixed_random
 from ..callbacks import precision
 from ..loaders import *
 from ..plots import *
@@ -133,7 +134,7 @@ def train_resisting(
     "Train the phases after the first with a method: a recipe for `RunStore.once`"
     net = Net(**net)
     learn = load_net(trained(run.store, replace(net, lengths=(net.lengths[0],0,0)), seed))
-    with no_random(seed, reproducible=False), learn.no_bar(), learn.no_logging(), contextlib.redirect_stdout(io.StringIO()):
+    with fixed_random(seed), learn.no_bar(), learn.no_logging(), contextlib.redirect_stdout(io.StringIO()):
         dls = net_dls(net, seed)
         easy = dls.inject(net_pattern(net), ratio=net.ratio, strength=net.strength, seed=seed)
         cbs,phases = _methods(net)[method](learn, dls, net_phases(replace(net, lengths=(0,*net.lengths[1:])), dls, easy))

@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from filelock import FileLock, Timeout
 from fastcore.all import *
-from fastai.vision.all import Learner, no_random, plt
+from fastai.vision.all import Learner, plt
 from pandas.api.types import infer_dtype
 from safetensors.torch import load as load_tensors, save as save_tensors
 from .. import __version__
 from ..files import *
+from ..batches import fixed_random
 from ..loaders import is_seed
 from ..callbacks import last_row, log_columns
 from .keys import *
@@ -649,7 +650,7 @@ def compute(self:Run,
 def _call(self:Run, fn, settings):
     "The numbers that a function returns; seeds the random state if there is a seed"
     own = {'run':self} if 'run' in inspect.signature(fn).parameters else {}
-    with no_random(settings['seed'], reproducible=False) if 'seed' in settings else nullcontext():
+    with fixed_random(settings['seed']) if 'seed' in settings else nullcontext():
         return numbers(fn(**settings, **own), settings)
 
 @patch
