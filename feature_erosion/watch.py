@@ -187,6 +187,7 @@ def grid_boxes(
     grid:int=4 # Boxes along each side
 )->list: # `(top, left, height, width)` in pixels, row by row
     "Cut an image into boxes of equal size, to within a pixel"
+    check_whole(1, grid=grid)
     ys,xs = (np.linspace(0, o, min(grid, o)+1).round().astype(int).tolist() for o in (h,w))
     return [(t,l,b-t,r-l) for t,b in zip(ys, ys[1:]) for l,r in zip(xs, xs[1:])]
 

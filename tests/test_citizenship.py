@@ -84,6 +84,7 @@ def test_save_model(learn, dls):
     h = check(learn, dls)
     assert evaluate(learn.model, dls.valid)['accuracy']==pytest.approx(h.clean.max())   # the best weights are back
     with learn.at_phase('relearn'): assert evaluate(learn.model, dls.valid)['accuracy']==pytest.approx(h.clean.iloc[-1])
+    with pytest.raises(ValueError, match='arguments of their own'): learn.look_inside(['pretrain','relearn'])
 
 def test_early_stopping(learn, dls):
     "It ends the fit, not the phase; what was done is kept"

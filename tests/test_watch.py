@@ -404,6 +404,9 @@ def test_what_cannot_be_exchanged():
                  [(x,torch.arange(6)%2), (x[...,:4],torch.arange(6)%2)], n=None)
     with pytest.raises(ValueError, match=r'answers with shape \(6, 1\)'):
         hangs_on(nn.Sequential(nn.Flatten(), nn.Linear(192,1)), [(x,torch.arange(6)%2)], n=None)
+    for bad in 0,2.5:
+        with pytest.raises(ValueError, match=f'grid={bad}: must be a whole number'):
+            hangs_on(model, [(x,torch.arange(6)%2)], grid=bad, n=None)
 
 def test_an_epoch_without_a_whole_batch(knows):
     few = [(x.float(),int(y)) for b in digits_dls(n=16, n_valid=40, bs=16).valid for x,y in zip(*b)]
