@@ -518,7 +518,7 @@ def _value(name, f, pct):
 
 def _inner(dl): return dl.dl if is_distributed(dl) else dl
 
-def _painter(dl): return first(getattr(_inner(dl).after_batch, 'fs', []), risinstance(InjectPattern))
+def _painter(dl): return painter(_inner(dl))
 
 # %% ../nbs/16_recover.ipynb #e8779a5e
 class Ramp(TidyCallback):

@@ -309,7 +309,7 @@ class _Painted:
     def __init__(self, dl, pattern, variant, n, seed):
         dl,stamps,self.variant = _painted(dl, pattern, variant, seed)
         self.dl,self.masks = fixed_dl(dl, n, seed),None   # the image size is known after the first batch
-        self.tfm = first(f for f in dl.after_batch.fs if isinstance(f, InjectPattern))
+        self.tfm = painter(dl)
         self.stamps = stamps[self.dl.get_idxs()]
         if not (bare := int((self.stamps<0).sum())): return
         raise ValueError(f"dl: {bare} of {len(self.stamps)} images have no picture; give the clean loader and the pattern")
