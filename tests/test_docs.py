@@ -51,17 +51,20 @@ def test_a_number_beside_several_rows_moves_none_of_them():
     assert [len(r) for r in rows]==[3]*4 and [o.get_text() for o in rows[1]]==['0.1','b','2']
     assert [('again' in o['class'], o.has_attr('rowspan')) for o,*_ in rows]==[(False,True),(True,False)]*2
 
-def test_each_name_is_documented_once(pages):
-    def names(html): return [h.get_text(' ', strip=True) for h in BeautifulSoup(html, 'html.parser').main.find_all('h3', id=True)]
-    assert not {p:twice for p,html in pages.items() if (twice := [k for k,n in Counter(names(html)).items() if n>1])}
+@pytest.fixture(scope='module')
+def mains(pages): return {p: BeautifulSoup(html, 'html.parser').main for p,html in pages.items()}
 
-def test_every_heading_has_a_text(pages):
+def test_each_name_is_documented_once(mains):
+    def names(main): return [h.get_text(' ', strip=True) for h in main.find_all('h3', id=True)]
+    assert not {p:twice for p,o in mains.items() if (twice := [k for k,n in Counter(names(o)).items() if n>1])}
+
+def test_every_heading_has_a_text(mains):
     "Where all cells below it are the library's own, a sentence says what is done there"
-    def bare(html):
-        hs = BeautifulSoup(html, 'html.parser').main.find_all(['h1','h2','h3','h4'])
+    def bare(main):
+        hs = main.find_all(['h1','h2','h3','h4'])
         follows = [(a, b, a.find_next(string=lambda o: o.strip() and a not in o.parents)) for a,b in zip(hs, hs[1:])]
         return [a.get_text() for a,b,o in follows if b.name<=a.name and b in o.parents]
-    assert not {p:o for p,html in pages.items() if (o := bare(html))}
+    assert not {p:o for p,main in mains.items() if (o := bare(main))}
 
 def test_names_in_backticks_are_links(pages):
     assert any(re.search(r'<a href="\S*patterns\.html#\S+"><code>', html) for name,html in pages.items() if name!='patterns.html')
