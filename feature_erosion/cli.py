@@ -106,7 +106,7 @@ def _data_args(add):
     add('--stats', 'mean and standard deviation to normalise with, as in the training of the weights; '
         "the data set's own if not given", choices=stats)
     add('--n-classes', 'for a folder: how many classes, chosen by --seed; all if not given', type=int, metavar='N')
-    add('--image-size', 'for a folder: side of the images in pixels', 64, type=int, metavar='N')
+    add('--image-size', 'for a folder: side of the images in pixels; 64 if not given', type=int, metavar='N')
 
 def _pattern_args(add):
     add('--pattern', f"what is painted: {', '.join(pattern_names)}, or what an installed package offers", 'square',
@@ -199,9 +199,13 @@ def _check_figure(a):
     if fig in _whole and a.weights: raise ValueError(f"weights: {fig} compares with training from scratch; leave it out")
     if fig!='fig1' and a.seed: raise ValueError(f"seed={a.seed}: {fig} has seeds 0, 1, …; say how many with --seeds")
     for k in 'seeds','jobs':
-        if (v := getattr(a, k)) is None: continue
-        if fig=='fig1': raise ValueError(f"{k}={v}: fig1 trains one network; its seed is --seed")
-        if v<1: raise ValueError(f"{k}={v}: must be at least 1")
+        if fig=='fig1' and (v := getattr(a, k)) is not None:
+            raise ValueError(f"{k}={v}: fig1 trains one network; its seed is --seed")
+    _check_counts(a, 'seeds', 'jobs')
+
+def _check_counts(a, *names):
+    for k in names:
+        if (v := getattr(a, k)) is not None and v<1: raise ValueError(f"{k}={v}: must be at least 1")
 
 def _check_seed(a):
     if not 0<=a.seed<2**32: raise ValueError(f"seed={a.seed}: must be from 0 to {2**32-1}")
@@ -211,22 +215,32 @@ def _check_given(a, *names):
     for k in names:
         if getattr(a, k)=='': raise ValueError(f"{k}='': is empty; give a path, or leave it out")
 
+def _check_out(a):
+    "A folder for results cannot be a file, or lie in one"
+    if not a.out: return
+    if p := next((p for p in (Path(a.out), *Path(a.out).parents) if p.exists() and not p.is_dir()), None):
+        raise ValueError(f"out={a.out!r}: {p} is a file; give a folder")
+
 _sides = dict(digits=16, cifar10=32, cifar100=32)
 
 def _check_numbers(a):
     "Values that are wrong for any data, before anything is imported"
-    for k in 'n','n_valid','n_classes','bs','image_size':
-        if (v := getattr(a, k)) is not None and v<1: raise ValueError(f"{k}={v}: must be at least 1")
+    _check_counts(a, 'n', 'n_valid', 'n_classes', 'bs', 'image_size')
     for k in 'ratio','strength':
         if not 0<=(v := getattr(a, k))<=1: raise ValueError(f"{k}={v!r}: must be in 0…1")
     for k in 'lr','width','size':
         if not 0<(v := getattr(a, k))<float('inf'): raise ValueError(f"{k}={v!r}: must be a number above 0, and finite")
-    side = _sides.get(a.data, a.image_size)
-    if a.size>(side if isinstance(a.size, int) else 1):
+    side = _sides.get(a.data, a.image_size or 64)
+    if isinstance(a.size, float) and a.size>1:
+        raise ValueError(f"size={a.size!r}: must be whole pixels (4), or a fraction of the image of at most 1 (0.125)")
+    if a.size>side:
         raise ValueError(f"size={a.size!r}: the image is {side}×{side}; choose a smaller size, pixels (4) or a fraction (0.125)")
     _check_seed(a)
     if a.data in data_sets and a.n_classes:
         raise ValueError(f"n_classes={a.n_classes}: only for a folder of images; {a.data} has its own classes")
+    if a.data in data_sets and a.image_size:
+        raise ValueError(f"image_size={a.image_size}: only for a folder of images; those of {a.data} are {side}×{side}")
+    if a.width!=1 and '/' in a.arch: raise ValueError(f"width={a.width!r}: {a.arch} cannot be scaled; leave width out")
 
 def _data_home():
     "fastai's folder of data sets, as its configuration says"
@@ -257,7 +271,7 @@ def _net(a):
     "Turn arguments into a `Net`"
     lengths,unit = _lengths(a)
     from feature_erosion.paper.nets import Net
-    folder = dict(n_classes=None) if a.data in data_sets else dict(size=a.image_size)
+    folder = dict(n_classes=None) if a.data in data_sets else dict(size=a.image_size or 64)
     return Net(a.arch, **{**{k:getattr(a, k) for k in _fields}, **folder}, pattern_size=a.size, lengths=lengths, unit=unit)
 
 # %% ../nbs/20_cli.ipynb #18a5f8e3
@@ -290,7 +304,7 @@ def run_demo(
     a # Parsed arguments
 ):
     "`feature_erosion demo`"
-    _check_seed(a)
+    _check_seed(a), _check_out(a)
     from feature_erosion.paper.nets import demo
     _report(demo(a.out, a.seed), a)
 
@@ -298,7 +312,7 @@ def run_figure(
     a # Parsed arguments
 ):
     "`feature_erosion run`"
-    _check_figure(a), _check_numbers(a), _check_paths(a)
+    _check_figure(a), _check_numbers(a), _check_paths(a), _check_out(a)
     net,a.out = _net(a),a.out or f'runs/{a.figure}'
     if a.figure!='fig1':
         from feature_erosion.paper.questions import find_recipe
@@ -310,8 +324,9 @@ def run_paper(
     a # Parsed arguments
 ):
     "`feature_erosion paper`"
-    if a.jobs is not None and a.jobs<1: raise ValueError(f"jobs={a.jobs}: must be at least 1")
+    _check_counts(a, 'jobs')
     _check_given(a, 'images', 'out')
+    _check_out(a)
     _make(a, a.preset, a.figures, a.images)
 
 def run_report(

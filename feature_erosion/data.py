@@ -102,6 +102,11 @@ def subset(self:TensorImages,
     if n is None: return self
     return self.take(pick(self.y, n, seed, stratify=True))
 
+def _hold_out(ds, n, seed):
+    "Training and validation set, of `n` samples"
+    held = pick(ds.y, n, seed, stratify=True)
+    return ds.take(np.setdiff1d(np.arange(len(ds)), held)),ds.take(held)
+
 def _some(train, valid, n, n_valid, seed):
     "`subset`s of both parts"
     if n_valid is not None and not 0<=n_valid<=len(valid):
@@ -226,7 +231,10 @@ def _to_bytes(o, size, channels, value_range):
     _check_range(value_range)
     im,short = _opened(o, name)
     try:
-        im,seen = (im,None) if isinstance(im, Image.Image) else _narrowed(im, value_range, short)
+        seen = None
+        if not isinstance(im, Image.Image):
+            a,seen = _scaled(im, value_range, short)
+            im = _from_array(a)
         _n_pixels(*im.size)
         im = im.convert('RGB' if channels==3 else 'L')
     except ValueError as e: raise ValueError(f"{name}: {e}") from None
@@ -239,10 +247,6 @@ def _opened(o, name):
     except Exception as e:
         why = f'{type(e).__name__}{f": {e}" if isinstance(e, ValueError) else ""}'
         raise ValueError(f"{name}: not a readable image ({why}); replace or remove it") from None
-
-def _narrowed(a, value_range, short):
-    a,seen = _scaled(a, value_range, short)
-    return _from_array(a),seen
 
 # %% ../nbs/09_data.ipynb #1680d23b
 def to_uint8(
@@ -378,9 +382,8 @@ def digits_dls(
     from sklearn.datasets import load_digits
     d = load_digits()
     x = np.kron(np.rint(d.images*255/16), np.ones((2,2))).astype(np.uint8)[...,None].repeat(channels, -1)
-    held = pick(d.target, 360, seed, stratify=True)
-    tr,va = (TensorImages(x[i], d.target[i], [str(o) for o in range(10)]) for i in (np.setdiff1d(np.arange(len(x)), held), held))
-    return tensor_dls(*_some(tr, va, n, n_valid, seed), bs=bs, pad=2, flip=False, stats=((.5,)*channels,)*2)
+    train,valid = _hold_out(TensorImages(x, d.target, list(map(str, range(10)))), 360, seed)
+    return tensor_dls(*_some(train, valid, n, n_valid, seed), bs=bs, pad=2, flip=False, stats=((.5,)*channels,)*2)
 
 # %% ../nbs/09_data.ipynb #840cc05a
 def decode_images(
@@ -569,8 +572,7 @@ def _train_valid(path, n_classes, seed, classes, valid_pct, level, *how):
     if not len(set(classes))==len(classes)>0: raise ValueError(f"classes={classes}: must be one or more, each once")
     train = folder_images(tr, files, classes, *how)
     if va: return train,folder_images(va, _match(files, class_files(va, level), classes, va), classes, *how)
-    held = pick(train.y, int(valid_pct*len(train)+.5), seed, stratify=True)
-    return train.take(np.setdiff1d(np.arange(len(train)), held)),train.take(held)
+    return _hold_out(train, int(valid_pct*len(train)+.5), seed)
 
 # %% ../nbs/09_data.ipynb #20cfb28a
 def image_folder_dls(
@@ -583,7 +585,7 @@ def image_folder_dls(
     n_valid:int|None=None, # Validation samples, stratified; `None` for all
     valid_pct:float=.2, # Share held out where there is no validation folder
     channels:int=3, # 3: RGB, 1: grey
-    stats=((.485,.456,.406),(.229,.224,.225)), # Mean and standard deviation of each channel
+    stats=stats['imagenet'], # Mean and standard deviation of each channel
     pad:int|None=None, # Random crops: padding in pixels; by default an eighth of the side
     bs:int=64, # Batch size; twice that for validation
     flip:bool=True, # Random left-right flips

@@ -13,7 +13,7 @@ import numpy as np, pandas as pd
 from fastcore.all import *
 from fastai.vision.all import Learner, Recorder, plt
 from .loaders import n_labels
-from .callbacks import log_columns
+from .callbacks import last_row, log_columns
 from .plots import *
 from .evalsets import *   # `recorder.evals`, and with it `recorder.history`
 
@@ -134,15 +134,12 @@ def _half_of_kept(d, base, chance):
 # %% ../nbs/13_erosion.ipynb #025e9c38
 def _evals(o, chance):
     "Evaluations with accuracies under their plain names, and the chance level"
-    rec = o.recorder if isinstance(o, Learner) else o
-    ev = rec if isinstance(rec, pd.DataFrame) else rec.evals
+    ev = some_evals(o)
     ev = ev.rename(columns={f'{c}_accuracy':c for c in _sets if c not in ev})
-    if not len(ev):
-        raise ValueError("rec: no evaluations in this fit; use `fit_phases` with data from `inject`, or add `EvalSets`")
     if 'clean' not in ev:
         raise ValueError(f"rec: accuracy on a set called 'clean' is needed; there are {', '.join(map(str, ev.columns))}")
     _check_metric(ev, 'clean')
-    return ev,_chance(getattr(rec, 'dls', None), chance)
+    return ev,_chance(getattr(o, 'dls', None), chance)
 
 def _check_metric(ev, *columns):
     "Refuse sets whose plain names stand for something else than accuracy"
@@ -206,16 +203,11 @@ def phase_table(
     learn:Learner # After `fit_phases`
 )->pd.DataFrame: # A row for each phase, and 'start'; a column for each evaluation set
     "Accuracy on each set before the first phase and at the end of each"
-    ev = learn.recorder.evals
-    if not len(ev): raise ValueError("no evaluations in this fit: use `fit_phases` with data from `inject`, or add `EvalSets`")
+    ev = some_evals(learn)
+    start = ev[ev.total_iter==0][::-1]   # of several evaluations there, the first
+    rows = {p:last_row(d) for p,d in [('start',start), *ev[ev.when=='epoch'].groupby('phase', sort=False)] if len(d)}
     sets = [c for c in ev if c not in log_columns]
-    start,ends = ev.query('total_iter==0')[sets].bfill().iloc[:1],ev.query("when=='epoch'").groupby('phase', sort=False)
-    rows = {'start':start, **{p:_last_row(d)[sets] for p,d in ends}}
-    return pd.concat({k:v for k,v in rows.items() if len(v)}).droplevel(1).rename_axis('phase')
-
-def _last_row(d):
-    "The last evaluations, in one row even if several `EvalSets` made them"
-    return d[d.total_iter==d.total_iter.iloc[-1]].ffill().iloc[-1:]
+    return pd.DataFrame.from_dict(rows, orient='index', columns=sets).rename_axis('phase')
 
 # %% ../nbs/13_erosion.ipynb #d7a87285
 def epochs_to(
@@ -275,7 +267,8 @@ def relearning_gap(
     T = min(len(a), len(b))
     if T<2: raise ValueError(f"scratch, relearn: {len(a)} and {len(b)} epochs; need two or more of each for an area")
     level = .95*a[T-1] if level is None else level
-    if level>1>=max(a.max(), b.max()): raise ValueError(f"level={level!r}: these accuracies are between 0 and 1; try {level/100:g}")
+    if level>1>=max(a.max(), b.max()):
+        raise ValueError(f"level={level!r}: these accuracies are between 0 and 1; try {level/100:g}")
     rows = [dict(first=c[0], last=c[-1], area=_area(c), epochs_to=epochs_to(c, level)) for c in (a[:T],b[:T])]
     df = RelearningGap(rows, index=['scratch','relearn'])
     df.attrs.update(level=float(level), epochs=T, left_out=(len(a)-T, len(b)-T), curves=(a.tolist(), b.tolist()))
@@ -310,18 +303,9 @@ def _reached(curve, level):
 def _task_table(acc, tasks):
     "Accuracies after each task (rows) on each task (columns), in the order in which they were learned"
     if isinstance(acc, Learner):
-        ev,acc = acc.recorder.evals,phase_table(acc)
+        ev,acc = some_evals(acc),phase_table(acc)
         _check_metric(ev, *(tasks.values() if tasks else acc.columns))
-    acc = pd.DataFrame(acc)
-    if not tasks and 'start' in acc.index:
-        raise ValueError("tasks=None: name the phase and the set of each task, e.g. dict(pretrain='clean', erode='pattern')")
-    if tasks:
-        if bad := [o for o in tasks if o not in acc.index]+[o for o in tasks.values() if o not in acc]:
-            raise ValueError(f"tasks: there is no {bad[0]!r}; rows are {', '.join(map(str, acc.index))}, "
-                             f"columns {', '.join(map(str, acc))}")
-        acc = acc.loc[list(tasks), list(tasks.values())]
-    if acc.columns.is_unique and set(acc.columns)==set(acc.index): acc = acc[list(acc.index)]
-    R = acc.to_numpy(dtype=float)
+    R = _by_task(pd.DataFrame(acc), tasks).to_numpy(dtype=float)
     _check_shares(acc=R)
     if R.ndim!=2 or len(R)!=R.shape[1] or len(R)<2:
         raise ValueError(f"acc: {len(R)} rows and {R.shape[1]} columns; want a row and a column for each of two or more tasks; "
@@ -329,6 +313,16 @@ def _task_table(acc, tasks):
     if np.isnan(R[np.tril_indices(len(R))]).any():
         raise ValueError("acc: NaN for a task that had been learned by then; evaluate it after each task from then on")
     return R
+
+def _by_task(acc, tasks):
+    "Rows and columns of the tasks; without `tasks`, columns in the order of the rows if both have the same names"
+    if not tasks and 'start' in acc.index:
+        raise ValueError("tasks=None: name the phase and the set of each task, e.g. dict(pretrain='clean', erode='pattern')")
+    if bad := [o for o in tasks or () if o not in acc.index]+[o for o in (tasks or {}).values() if o not in acc]:
+        raise ValueError(f"tasks: there is no {bad[0]!r}; rows are {', '.join(map(str, acc.index))}, "
+                         f"columns {', '.join(map(str, acc))}")
+    if tasks: return acc.loc[list(tasks), list(tasks.values())]
+    return acc[list(acc.index)] if acc.columns.is_unique and set(acc.columns)==set(acc.index) else acc
 
 # %% ../nbs/13_erosion.ipynb #02ffbf23
 def backward_transfer(

@@ -21,14 +21,14 @@ def check_name(
     name, # The user's name for a run or a phase
     what:str='a name', # What to call it in the message, e.g. "a run's name"
     arg:str='name' # The argument it came from
-)->str: # `name`
+)->str: # `name` as plain text, also of an enum's member
     "Raise a `ValueError` unless this can be the name of a folder on every system"
     if not isinstance(name, str) or not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9 ._=,+-]{0,199}', name) or name[-1] in ' .':
         raise ValueError(f"{arg}={name!r}: {what} is the name of a folder: English letters, digits, spaces and . _ = , + - only, "
                          "beginning with a letter or digit, not ending in a space or dot, at most 200 of them")
     if re.fullmatch(r'(con|prn|aux|nul|com\d|lpt\d) *(\..*)?', name, re.I):
         raise ValueError(f"{arg}={name!r}: {what} is the name of a folder, and Windows has a device of this one; choose another")
-    return name
+    return str.__str__(name)
 
 # %% ../nbs/01_files.ipynb #47dcf95b
 def sync_folder(
@@ -41,7 +41,7 @@ def sync_folder(
     finally: os.close(fd)
 
 # %% ../nbs/01_files.ipynb #9649bd49
-def _part(name): return f'.{name}.{secrets.token_hex(4)}.part'
+def _part(path): return path.with_name(f'.{path.name}.{secrets.token_hex(4)}.part')
 
 def _create(path):
     "A new file, opened for writing, with permissions according to the umask"
@@ -59,7 +59,7 @@ def save_atomic(
 ):
     "Write a file completely or not at all"
     f = Path(f)
-    part = f.with_name(_part(f.name))
+    part = _part(f)
     try:
         with _create(part) as o:
             write(o)
@@ -173,16 +173,22 @@ def save_folder(
 ):
     "Write a folder completely or not at all, with checksums"
     path = Path(path)
-    part = path.with_name(_part(path.name))
-    part.mkdir()
-    try:
+    with _new_folder(path) as part:
         sums = {k:_write(part/k, v) for k,v in files.items()}
         save_json(part/'about.json', {**about, 'files':sums})
         if path.exists(): path.rename(free_name(path, '.damaged'))
+
+@contextmanager
+def _new_folder(path):
+    "A folder to fill: `path` if that works, gone if not"
+    part = _part(path)
+    part.mkdir()
+    try:
+        yield part
         part.rename(path)
         sync_folder(path.parent)
     except BaseException:
-        _remove_flat(part)
+        if part.exists(): _remove_flat(part)
         raise
 
 def _write(f, content):
@@ -221,13 +227,10 @@ def link_folder(
     dst:Path # Target; its parent exists
 ):
     "The same files in another place, as links if the disk supports them"
-    part = dst.with_name(_part(dst.name))
-    part.mkdir()
-    for f in src.iterdir():
-        try: os.link(f, part/f.name)
-        except OSError: shutil.copy2(f, part/f.name)
-    part.rename(dst)
-    sync_folder(dst.parent)
+    with _new_folder(dst) as part:
+        for f in src.iterdir():
+            try: os.link(f, part/f.name)
+            except OSError: shutil.copy2(f, part/f.name)
 
 def remove_folder(
     path:Path, # From `save_folder`
@@ -237,9 +240,7 @@ def remove_folder(
     if not path.is_dir() or path.is_symlink(): return
     names = {'about.json', *files}
     if {p.name for p in path.iterdir()} <= names:   # it is renamed first, so that a partial folder is never taken for a result
-        part = path.with_name(_part(path.name))
-        path.rename(part)
-        return _remove_flat(part)
+        return _remove_flat(path.rename(_part(path)))
     for k in sorted(names):   # `about.json` first, for the same reason
         if not (path/k).is_dir(): (path/k).unlink(missing_ok=True)
 
@@ -252,6 +253,11 @@ def write_figure(
     "Write `NAME.png` and `NAME.svg`; the same figure gives the same bytes"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    def save(ext, **meta): save_atomic(folder/f'{name}.{ext}', lambda f: fig.savefig(f, format=ext, dpi=150, metadata=meta))
+    layout = fig.get_layout_engine()
     with plt.rc_context({'svg.hashsalt':name}):
-        for ext,meta in dict(png={}, svg={'Date':None}).items():
-            save_atomic(folder/f'{name}.{ext}', lambda f: fig.savefig(f, format=ext, dpi=150, metadata=meta))
+        save('png')
+        if layout: fig.set_layout_engine('none')   # by now all is in its place
+        try: save('svg', Date=None)
+        finally:
+            if layout: fig.set_layout_engine(layout)

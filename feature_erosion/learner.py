@@ -13,7 +13,7 @@ from copy import deepcopy
 from fastai.optimizer import detuplify_pg, set_item_pg
 from numbers import Number
 from fastcore.all import *
-from fastai.vision.all import DataLoaders, Learner, OptimWrapper, accuracy, get_model, no_random
+from fastai.vision.all import DataLoaders, Learner, OptimWrapper, accuracy, get_model
 from .batches import *
 from .loaders import *
 from .callbacks import *
@@ -52,9 +52,8 @@ class TorchOptim(OptimWrapper):
     def hypers(self): return [_Group(g, self.fwd_map) for g in self.opt.param_groups]
 
 # %% ../nbs/14_learner.ipynb #fefa98d8
-def _check_fit(model, dls, n):
-    "Check channels and outputs with two images; returns the callbacks that the model's type of output needs"
-    with no_random(reproducible=False): x = dls.valid.one_batch()[0][:2].as_subclass(torch.Tensor)
+def _check_fit(model, x, n):
+    "Check channels and outputs with images `x`; returns the callbacks that the model's type of output needs"
     with evaluating(model):
         try: out = model(*to_model((x,), model))
         except RuntimeError as e:
@@ -82,11 +81,11 @@ def erosion_learner(
     **kwargs
 )->Learner:
     "A Learner with the paper's optimiser: plain SGD with momentum and weight decay"
-    with no_random(reproducible=False): c_in = dls.valid.one_batch()[0].shape[1]
+    with fixed_random(): x = dls.valid.one_batch()[0][:2].as_subclass(torch.Tensor)
     n_classes = n_classes or n_labels(dls)
-    model = create_model(arch, n_classes, c_in, width, weights, classes)
+    model = create_model(arch, n_classes, x.shape[1], width, weights, classes)
     if channels_last: model = model.to(memory_format=torch.channels_last)
-    cbs = _check_fit(model, dls, n_classes) + L(kwargs.pop('cbs', None))
+    cbs = _check_fit(model, x, n_classes) + L(kwargs.pop('cbs', None))
     if compile: model.compile()
     return Learner(dls, model, opt_func=partial(TorchOptim, opt=torch.optim.SGD, momentum=mom), lr=lr, wd=wd, wd_bn_bias=True,
                    metrics=metrics, cbs=cbs, **kwargs)

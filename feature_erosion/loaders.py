@@ -7,7 +7,8 @@ Docs: https://feature-erosion.github.io/feature_erosion/loaders.html.md"""
 # %% auto #0
 __all__ = ['wrong_label', 'is_int', 'is_seed', 'check_whole', 'int_label', 'one_each', 'int_labels', 'labelled', 'read_labels',
            'label_part', 'label_vocab', 'n_labels', 'np_rng', 'pick', 'is_distributed', 'check_dl', 'loose_dl',
-           'same_dl', 'subset_dl', 'fixed_dl', 'n_inputs', 'n_samples', 'own_state', 'unaugmented', 'clean_of']
+           'same_dl', 'subset_dl', 'fixed_dl', 'n_inputs', 'n_samples', 'own_state', 'unaugmented', 'model_batches',
+           'clean_of']
 
 # %% ../nbs/03_loaders.ipynb #6e33db11
 import random, torch
@@ -19,14 +20,16 @@ from PIL import Image
 from fastcore.all import *
 from torchvision.datasets import DatasetFolder, VisionDataset
 from torchvision.datasets.vision import StandardTransform
-from fastai.vision.all import (CollBase, DataLoader, DataLoaders, Datasets, ItemTransform, Pipeline, TfmdDL, no_random,
+from fastai.vision.all import (CollBase, DataLoader, DataLoaders, Datasets, ItemTransform, Pipeline, TfmdDL,
                                progress_bar)
 from .batches import *
 
 # %% ../nbs/03_loaders.ipynb #6e1f0a3c
+def _array(o): return np.asarray(o.detach().cpu() if isinstance(o, torch.Tensor) else o)
+
 def wrong_label(o):
     "The error for a label that is not a single integer, with advice"
-    a = np.asarray(o.detach().cpu() if isinstance(o, torch.Tensor) else o)
+    a = _array(o)
     what,do = f'{str(o)!r:.40}','number the classes, as `CategoryBlock` does'
     if isinstance(o, Image.Image) or a.ndim>1:
         what,do = 'an image (a mask, or images without labels)','give each image one class'
@@ -58,7 +61,7 @@ def check_whole(
 
 def int_label(o):
     "The label of one sample"
-    a = np.asarray(o.detach().cpu() if isinstance(o, torch.Tensor) else o)
+    a = _array(o)
     if a.size!=1 or a.dtype.kind not in 'biu': raise wrong_label(o)
     return int(a.reshape(-1)[0])
 
@@ -68,7 +71,7 @@ def one_each(y, n):
 
 def int_labels(labels):
     "The labels of many samples, as an array"
-    try: a = np.asarray(labels.detach().cpu() if isinstance(labels, torch.Tensor) else labels)
+    try: a = _array(labels)
     except ValueError: raise wrong_label(next(o for o in labels if np.size(o)!=1)) from None   # of different lengths
     if len(a) and (a.size!=len(a) or a.dtype.kind not in 'biu'): raise wrong_label(a[0])
     return a.reshape(-1).astype(np.int64)
@@ -92,7 +95,7 @@ def read_labels(
     if (y := _stored_labels(ds, n_inp)) is not None: return int_labels(y)
     if isinstance(ds, Datasets): return np.array([int_label(o) for o in label_part(ds.tls, n_inp)], dtype=np.int64)
     idxs = range(len(ds)) if len(ds)<=2000 else progress_bar(range(len(ds)), leave=False)
-    with no_random(reproducible=False): return np.array([int_label(label_part(ds[i], n_inp)) for i in idxs], dtype=np.int64)
+    with fixed_random(): return np.array([int_label(label_part(ds[i], n_inp)) for i in idxs], dtype=np.int64)
 
 def label_part(
     parts, # Of a sample
@@ -309,7 +312,7 @@ def subset_dl(
     "The same samples every time, in order: stratified if integer labels are available, otherwise any"
     idxs = _some(dl.dataset, _samples(dl), n, seed)
     res = same_dl(dl, idxs=idxs.tolist())
-    res.chosen = idxs
+    res.chosen = idxs   # of a `DistributedDL`, `same_dl` has told the loader inside
     return res
 
 # %% ../nbs/03_loaders.ipynb #fa070c59
@@ -434,6 +437,16 @@ def unaugmented(
     "Temporarily, the loader's dataset returns samples without random augmentation, like a validation set"
     as_set = getattr(getattr(dl, 'dataset', None), 'set_split_idx', None)
     return as_set(1) if as_set else nullcontext()
+
+def model_batches(
+    dl, # Any loader, or a list of batches
+    model # The module that is to take them
+): # A generator
+    "The inputs of each batch as in `to_model`, and its targets, without augmentation"
+    with unaugmented(dl):
+        for b in dl:
+            xs,ys = split_batch(dl, b, model)
+            yield to_model(xs, model),ys
 
 def clean_of(
     dls:DataLoaders # From `inject` or not

@@ -21,14 +21,15 @@ from torch.func import functional_call
 from torch.nn.utils.parametrize import is_parametrized
 from fastcore.all import *
 from fastai.callback.mixup import MixHandler
-from fastai.vision.all import (Callback, DataLoader, DataLoaders, HookCallback, Learner, MixedPrecision, NoneReduce, Normalize,
-                               TensorBase, apply, no_random, to_device)
+from fastai.vision.all import (DataLoader, DataLoaders, HookCallback, Learner, MixedPrecision, NoneReduce, Normalize,
+                               TensorBase, apply, to_device)
 from .batches import *
 from .loaders import *
 from .loaders import _own_idxs, _samples, _strata
 from .callbacks import *
 from .patterns import *
 from .phases import *
+from .measures.layers import named_models
 
 # %% ../nbs/15_mitigations.ipynb #4c4a3c59
 class Mitigation(TidyCallback):
@@ -189,16 +190,14 @@ def fisher(
     model = unwrapped(model)
     ws = _weights(model)
     dl = fixed_dl(dl, n, seed)
-    with evaluating(model, grad=True), unaugmented(dl):
+    with evaluating(model, grad=True):
         res,k = {n:torch.zeros_like(w) for n,w in ws.items()},0
-        for b in dl:
-            xs,ys = split_batch(dl, b, model)
+        for xs,ys in model_batches(dl, model):
             y = batch_labels(ys)
             for i in range(len(y)):
-                x = to_model(tuple(o[i:i+1] for o in xs), model)
-                pred = answer_tensor(model(*x))
+                pred = answer_tensor(model(*(o[i:i+1] for o in xs)))
                 if i==0: _check_labels(y, pred)
-                loss = _class_loss(pred, y[i:i+1].to(x[0].device))
+                loss = _class_loss(pred, y[i:i+1].to(pred.device))
                 for r,g in zip(res.values(), torch.autograd.grad(loss, list(ws.values()), allow_unused=True)):
                     if g is not None: r += g.square()
                 k += 1
@@ -356,15 +355,17 @@ class _Buffer:
         y = _strata(self.dl.dataset)
         return y if y is None else y[self.idxs]
 
-    def batch(self, n):
-        "`n` of the samples at random, each as seldom twice as can be, and where they are in the buffer"
-        rounds = -(-n//len(self.idxs))
-        at = torch.cat([torch.randperm(len(self.idxs)) for _ in range(rounds)])[:n]
-        dl = self.dl
+    def batch(self, n, model):
+        "Inputs and targets of `n` of the samples at random, and where these are in the buffer"
+        dl,at = self.dl,_drawn(n, len(self.idxs))
         dl.bs = n
         dl.before_iter()   # says that this is training, so that batches are augmented
         b = first(dl.create_batches(self.idxs[at.numpy()].tolist()))
-        return dl.after_batch(to_device(b, dl.device)),at
+        return *split_batch(dl, dl.after_batch(to_device(b, dl.device)), model),at
+
+def _drawn(n, size):
+    "`n` of `size` indices at random, each as seldom twice as can be"
+    return torch.cat([torch.randperm(size) for _ in range(-(-n//size))])[:n]
 
 def _check_none_skipped(read, idxs):
     if len(read)==len(idxs): return
@@ -389,8 +390,7 @@ class Replay(Mitigation):
     def begin(self): self.known = False   # whether the model has an output for each label
     def before_batch(self):
         if not self.acts: return
-        b,_ = self.buffer.batch(len(self.yb[0]))
-        xs,ys = split_batch(self.buffer.dl, b, self.model)
+        xs,ys,_ = self.buffer.batch(len(self.yb[0]), self.model)
         self.learn.xb,self.learn.yb = _joined(self.xb, xs),_joined(self.yb, ys)
 
     def after_pred(self):
@@ -430,24 +430,22 @@ class DERpp(Penalty):
     def begin(self):
         _refuse_changers(self)
         dl,model = same_dl(self.buffer.dl, idxs=self.buffer.idxs.tolist()),unwrapped(self.model)
-        with unaugmented(dl): self.scores = torch.cat([self._old_scores(model, *split_batch(dl, b, model)) for b in dl])
+        self.scores = torch.cat([self._old_scores(model, *o) for o in model_batches(dl, model)])
         _check_none_skipped(self.scores, self.buffer.idxs)
 
     def _old_scores(self, model, xs, ys):
-        res = _scores(model, to_model(xs, model))
+        res = _scores(model, xs)
         _check_labels(batch_labels(ys), res)
         return res
 
     def before_batch(self): self.drawn = None
     def after_batch(self): self.drawn = None
     def penalty(self, pred):
-        if self.drawn is None: self.drawn = [self.buffer.batch(len(self.yb[0])) for _ in range(2)]   # `SAM` asks twice
-        (a,at,_),(b,_,ys) = (self._answered(*o) for o in self.drawn)
-        return self.alpha*F.mse_loss(a.float(), self.scores[at].float()) + self.beta*_class_loss(b, batch_labels(ys))
-
-    def _answered(self, b, at):
-        xs,ys = split_batch(self.buffer.dl, b, self.model)
-        return answer_tensor(self.model(*xs)),at.to(self.scores.device),ys
+        n = len(self.yb[0])
+        if self.drawn is None: self.drawn = [self.buffer.batch(n, self.model) for _ in range(2)]   # `SAM` asks twice
+        (a,_,at),(b,ys,_) = ((answer_tensor(self.model(*xs)),ys,at) for xs,ys,at in self.drawn)
+        old = self.scores[at.to(self.scores.device)]
+        return self.alpha*F.mse_loss(a.float(), old.float()) + self.beta*_class_loss(b, batch_labels(ys))
 
 # %% ../nbs/15_mitigations.ipynb #35b066bf
 @contextmanager
@@ -645,7 +643,7 @@ class Only(Mitigation):
         self.names,self.frozen = tuple(listify(names)),[]
 
     def _start(self, acts):
-        self._thaw()
+        self.tidy()
         super()._start(acts)
 
     def begin(self):
@@ -672,12 +670,11 @@ class Only(Mitigation):
             own[n].requires_grad_(on)
             own[n].grad = None
 
-    def _thaw(self):
+    def tidy(self):
         self._set(True)
         self.frozen = []
-    def after_phase(self): self._thaw()   # the next phase makes an optimiser of what can be trained then
+    def after_phase(self): self.tidy()   # the next phase makes an optimiser of what can be trained then
     def after_fit(self): self.tidy()
-    def tidy(self): self._thaw()
 
 # %% ../nbs/15_mitigations.ipynb #fed39bef
 def lp_ft(
@@ -696,7 +693,7 @@ def wise_ft(
     alpha:float=.5 # Share of the later weights, in 0…1
 )->nn.Module: # A copy, in eval mode
     "Weights between those before and those after finetuning (Wortsman et al. 2022, eq. 1)"
-    if not 0<=alpha<=1: raise ValueError(f"alpha={alpha!r}: must be in 0…1, the share of the weights of {after!r}")
+    _check_share(alpha=alpha)
     a,b = learn.models_at(before, after).values()
     states = a.state_dict(),b.state_dict()
     mixed = {k:torch.lerp(v, w, alpha) if v.is_floating_point() else w for (k,v),w in zip(states[0].items(), states[1].values())}
@@ -709,11 +706,7 @@ class Ensemble(nn.Module):
         models:list # Modules or Learners that answer with scores of the same classes
     ):
         super().__init__()
-        models = [unwrapped(o.model) if isinstance(o, Learner) else o for o in models]
-        if not models: raise ValueError("models=[]: give one or more")
-        if bad := [o for o in models if not isinstance(o, nn.Module)]:
-            raise ValueError(f"models: one is a {type(bad[0]).__name__}; must be modules or Learners")
-        self.models = nn.ModuleList(models)
+        self.models = nn.ModuleList(named_models(models).values())
 
     def forward(self, *xs):
         each = [answer_tensor(m(*xs)) for m in self.models]
@@ -736,9 +729,8 @@ def _is_weighted(m):
 def _passes(node, mods):
     "Whether units stay apart, each with its places"
     m = mods[node.target] if node.op=='call_module' else None
-    name = getattr(node.target, '__name__', node.target)
-    if name=='flatten' or isinstance(m, nn.Flatten): return _flattens(node, m)==(1,-1)
-    return name in _functions if m is None else isinstance(m, _through)
+    if _is_flat(node, m): return _flattens(node, m)==(1,-1)
+    return getattr(node.target, '__name__', node.target) in _functions if m is None else isinstance(m, _through)
 
 def _flattens(node, m):
     "From which dimension to which"
@@ -966,7 +958,7 @@ def stamp_groups(
     return 2*y + (ds.stamps.numpy()==y)
 
 def _n_inputs(ds):
-    with no_random(reproducible=False): return max(1, len(ds[0])-1)
+    with fixed_random(): return max(1, len(ds[0])-1)
 
 def grouped(
     dls:DataLoaders, # Data to train on
@@ -976,9 +968,14 @@ def grouped(
     g,n = np.asarray(stamp_groups(dls.train) if groups is None else groups),len(dls.train_ds)
     if g.shape!=(n,) or g.dtype.kind not in 'iu' or g.min()<0:
         raise ValueError(f"groups: {g.dtype}, shape {g.shape}; must be {n} integers from 0, one for each training sample")
-    dl,res = same_dl(dls.train, GroupedDataset(dls.train_ds, torch.as_tensor(g.astype(np.int64)))),copy(dls)
+    dl = same_dl(dls.train, GroupedDataset(dls.train_ds, torch.as_tensor(g.astype(np.int64))))
     if not hasattr(dl, 'n_inp'): dl.n_inp = _n_inputs(dls.train_ds)   # else Learners take all parts but the last for inputs
-    res.loaders = [dl, *dls.loaders[1:]]
+    return _with_loaders(dls, dl, *dls.loaders[1:])
+
+def _with_loaders(dls, *loaders):
+    "Other loaders, with what else is known of `dls`, such as its classes"
+    res = copy(dls)
+    res.loaders = list(loaders)
     return res
 
 # %% ../nbs/15_mitigations.ipynb #ee9a2b74
@@ -1062,10 +1059,8 @@ class _Drawn:
 def _wrong(model, dl):
     "Which samples of a loader a model gets wrong, in order"
     model = unwrapped(model)
-    def one(b):
-        xs,ys = split_batch(dl, b, model)
-        return answered(_scores(model, to_model(xs, model))).cpu()!=batch_labels(ys).cpu()
-    with unaugmented(dl), torch.no_grad(): return torch.cat([one(b) for b in dl]).numpy()
+    def one(xs, ys): return answered(_scores(model, xs)).cpu()!=batch_labels(ys).cpu()
+    with torch.no_grad(): return torch.cat([one(*o) for o in model_batches(dl, model)]).numpy()
 
 def just_train_twice(
     learn:Learner, # After the first training
@@ -1077,9 +1072,8 @@ def just_train_twice(
     if hasattr(dls.train, 'wgts'):
         raise ValueError(f"dls: {type(dls.train).__name__} draws samples by weights of its own, which would be lost; give plain "
                          "loaders, e.g. `DataLoaders.from_dsets(train, valid)`")
-    dl,res = subset_dl(dls.train, None),copy(dls)
+    dl = subset_dl(dls.train, None)
     wrong = _wrong(learn.model, dl)
     _check_none_skipped(wrong, dl.chosen)
     idxs = np.repeat(dl.chosen, np.where(wrong, upweight, 1))
-    res.loaders = [same_dl(dls.train, get_idxs=_Drawn(idxs), n=len(idxs)), *dls.loaders[1:]]
-    return res
+    return _with_loaders(dls, same_dl(dls.train, get_idxs=_Drawn(idxs), n=len(idxs)), *dls.loaders[1:])

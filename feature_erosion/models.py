@@ -13,6 +13,7 @@ from math import prod
 from numbers import Integral
 from warnings import warn
 import torch.fx, torchvision
+from safetensors.torch import load_file
 from torchvision.models import get_model_builder, get_model_weights, list_models
 from fastai.basics import *
 from .batches import *
@@ -83,9 +84,9 @@ class CifarResNet(Module):
 
 # %% ../nbs/10_models.ipynb #04f052d0
 def n_params(
-    model:nn.Module
-)->int: # Number of trainable parameters of `model`
-    "Number of parameters"
+    model:nn.Module # Any model
+)->int:
+    "Number of parameters, frozen ones included"
     return sum(p.numel() for p in model.parameters())
 
 # %% ../nbs/10_models.ipynb #b520518a
@@ -135,13 +136,6 @@ _archs = dict(resnet18=partial(CifarResNet, blocks=(2,)*4, chs=(64,128,256,512),
 def archs()->list: # Names for `create_model`
     "Names of the built-in CIFAR networks"
     return list(_archs)
-
-# %% ../nbs/10_models.ipynb #c7b71795
-def _safetensors():
-    try: from safetensors.torch import load_file
-    except ImportError:
-        raise ImportError("reading .safetensors needs the safetensors package: pip install safetensors") from None
-    return load_file
 
 # %% ../nbs/10_models.ipynb #a6962457
 class _Lie(ValueError): "A file that claims more data than it contains"
@@ -200,32 +194,28 @@ def _check_zip(file, room):
     short = [k for k,v in claims.bytes.items() if v>sizes.get(f"{main.split('/')[0]}/data/{k}".lower(), 0)]
     if short: raise _Lie(f"claims {claims.bytes[short[0]]:,} bytes for the storage {short[0]!r}, which it does not hold")
 
-def _check_old(f, room):
-    "Check a file as torch.save wrote it before: five pickles, then the numbers"
-    for _ in range(5): _Claims(f, room).load()
-
 def _check_claims(file):
     "`file`, if it contains as much as it claims"
     room = file.stat().st_size
     with open(file, 'rb') as f:
         if f.read(4)==b'PK\x03\x04': _check_zip(file, room)
         elif room:
-            with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m: _check_old(m, room)
+            with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m:   # before 1.6: five pickles, then the numbers
+                for _ in range(5): _Claims(m, room).load()
     return file
 
 # %% ../nbs/10_models.ipynb #19fa40af
-def _optimiser_parts():
-    "What fastai's `learn.save` stores for an optimiser, besides tensors"
-    return [L, np.dtype, np.float64(0).__reduce__()[0], *(type(np.dtype(o)) for o in ('f4','f8','i4','i8','?'))]
+# what fastai's `learn.save` stores for an optimiser, besides tensors
+_optimiser_parts = L, np.dtype, np.float64(0).__reduce__()[0], *(type(np.dtype(o)) for o in ('f4','f8','i4','i8','?'))
 
 def _load_pickle(file):
-    with torch.serialization.safe_globals(_optimiser_parts()): return torch.load(file, map_location='cpu', weights_only=True)
+    with torch.serialization.safe_globals([*_optimiser_parts]): return torch.load(file, map_location='cpu', weights_only=True)
 
 def _read(file):
     "The content of `file`, read without running code from it"
     file = Path(file).expanduser()
     if not file.is_file(): raise FileNotFoundError(f"weights: there is no file '{file}'")
-    read = _safetensors() if file.suffix=='.safetensors' else compose(_check_claims, _load_pickle)
+    read = load_file if file.suffix=='.safetensors' else compose(_check_claims, _load_pickle)
     try: return read(file)
     except OSError: raise
     except _Lie as e:
@@ -267,12 +257,17 @@ def _read_weights(file, model):
 def _size(t): return '×'.join(map(str, t.shape)) or 'a single number'
 
 # %% ../nbs/10_models.ipynb #479ab8ce
+def _kind(t): return str(t.dtype).removeprefix('torch.')
+def _same_kind(v, t): return v.is_floating_point() or not t.is_floating_point()   # floats may have another precision
+
 def _misfits(have, sd):
     "Entries of `sd` that do not match `have`, by kind of mismatch"
     faults = {'missing': [k for k in have if k not in sd and not k.endswith('num_batches_tracked')],
               'unexpected': [k for k in sd if k not in have],
               'of another shape': [f'{k}: {_size(v)} in the file, {_size(have[k])} in the model'
-                                   for k,v in sd.items() if k in have and v.shape!=have[k].shape]}
+                                   for k,v in sd.items() if k in have and v.shape!=have[k].shape],
+              'of another kind': [f'{k}: {_kind(v)} in the file' for k,v in sd.items()
+                                  if k in have and not _same_kind(v, have[k])]}
     return {k:v for k,v in faults.items() if v}
 
 # %% ../nbs/10_models.ipynb #c2cd6058
@@ -284,7 +279,8 @@ def _told(faults, n=3):
 def _load(model, sd, file, strict=True):
     "Load state dict `sd` of `file` into `model`: all or nothing if `strict`"
     have = model.state_dict()
-    fits,faults = {k:v for k,v in sd.items() if k in have and v.shape==have[k].shape}, _misfits(have, sd)
+    fits = {k:v for k,v in sd.items() if k in have and v.shape==have[k].shape and _same_kind(v, have[k])}
+    faults = _misfits(have, sd)
     if faults and (strict or not fits):
         partly = ", or pass strict=False to load what fits" if fits else ""
         raise ValueError(f"weights: '{file}' does not fit {type(model).__name__}: {_told(faults)}. "
@@ -318,7 +314,7 @@ def _has_head(model):
 def _ends(model):
     "Names of the modules with parameters that the outputs come from, nothing with parameters in between; `None` if not traceable"
     try:
-        with no_random(reproducible=False): nodes = torch.fx.Tracer().trace(deepcopy(model).eval()).nodes
+        with fixed_random(): nodes = torch.fx.Tracer().trace(deepcopy(model).eval()).nodes
     except Exception: return None   # forward methods that depend on values
     mods,todo,seen,res = dict(model.named_modules()),[o for o in nodes if o.op=='output'],set(),set()
     while todo:

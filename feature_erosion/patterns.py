@@ -8,7 +8,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/patterns.html.md"""
 __all__ = ['corners', 'pattern_kinds', 'variants', 'rgb2lab', 'class_colors', 'Pattern', 'ColorSquare', 'paint', 'Stripes',
            'Texture', 'Watermark', 'CornerSquare', 'Tint', 'Border', 'Ruler', 'Effect', 'change', 'JpegQuality',
            'Noise', 'Blur', 'find_pattern', 'stamp_seed', 'assign_stamps', 'TensorStamp', 'InjectPattern',
-           'StampedDataset', 'stamped', 'stamp_dl']
+           'StampedDataset', 'stamped', 'painter', 'stamp_dl']
 
 # %% ../nbs/08_patterns.ipynb #563368bb
 import warnings
@@ -20,9 +20,9 @@ from torchvision.io import decode_jpeg, encode_jpeg
 from torchvision.transforms.functional import gaussian_blur
 from fastcore.all import *
 from fastai.vision.all import (DataLoader, DataLoaders, Datasets, ItemTransform, Normalize, TensorBase, TensorImage,
-                               image2tensor, no_random, show_images, to_device)
+                               image2tensor, show_images, to_device)
 from .names import named
-from .batches import first_target, split_batch
+from .batches import first_target, fixed_random, split_batch
 from .loaders import *
 
 # %% ../nbs/08_patterns.ipynb #a9fd4cd8
@@ -180,12 +180,15 @@ def paint(
 )->torch.Tensor: # A new tensor like `x`
     "Paint a picture on a copy of each image"
     rows,cols,pic,alpha = pictures
-    x = x.clone() if background is None else torch.full_like(x, background*(1 if x.is_floating_point() else 255))
-    idx,scale = stamps.clamp(min=0),1 if x.is_floating_point() else 255
+    x = x.clone() if background is None else _grey(x, background)
+    idx = stamps.clamp(min=0)
     a = alpha[idx]*(stamps>=0)[:,None,None,None]
-    mix = torch.lerp(x[...,rows,cols].to(a.dtype), pic[idx]*scale, a)
+    mix = torch.lerp(x[...,rows,cols].to(a.dtype), pic[idx]*_white(x), a)
     x[...,rows,cols] = (mix if x.is_floating_point() else mix.round()).to(x.dtype)
     return x
+
+def _white(x): return 1 if x.is_floating_point() else 255
+def _grey(x, level): return torch.full_like(x, level*_white(x))
 
 # %% ../nbs/08_patterns.ipynb #fae2b422
 @patch
@@ -370,7 +373,7 @@ def change(
     n:int # Number of classes
 )->torch.Tensor: # A new tensor like `x`
     "Apply an effect to a copy of the images"
-    res,scale = x.clone(),1 if x.is_floating_point() else 255
+    res,scale = x.clone(),_white(x)
     for c in stamps.unique().tolist():
         if c<0: continue
         if c>=n: raise ValueError(f"stamps: there is no class {c}; must be below {n}")
@@ -555,8 +558,10 @@ def _paint(self:InjectPattern, x, stamps, least=-1):
     if im.ndim==3: return type(x)(self._paint(x[None], ids.reshape(1) if ids.numel()==1 else ids[None], least)[0])
     if ids.ndim!=1 or ids.is_floating_point(): raise wrong_label(ids[0])
     if ids.device.type=='cpu': self._check_ids(ids.numpy(), least)   # those on a GPU are not waited for
-    if isinstance(self.pattern, Effect): return self._changed(im, ids.to(im.device)).as_subclass(type(x))
-    return paint(im, ids.to(im.device), self._pictures(im), self.background).as_subclass(type(x))
+    pics,ids = self._pictures(im),ids.to(im.device)
+    if not isinstance(self.pattern, Effect): return paint(im, ids, pics, self.background).as_subclass(type(x))
+    if self.background is not None: im = _grey(im, self.background)
+    return change(im, ids, self.pattern, self.n_classes).as_subclass(type(x))
 
 @patch
 def _check_ids(self:InjectPattern, ids, least):
@@ -574,25 +579,19 @@ def _paint_pil(self:InjectPattern, x, stamps, least):
     return getattr(type(x), 'create', Image.fromarray)(painted.permute(1,2,0).squeeze(-1).numpy())
 
 @patch
-def _changed(self:InjectPattern, x, stamps):
-    "Images with an effect"
-    key = tuple(x.shape[1:]),x.dtype
-    if key not in self._made:
-        self._check(x)
-        self.pattern._check_levels(self.n_classes)
-    self._made[key] = True
-    if self.background is not None: x = torch.full_like(x, self.background*(1 if x.is_floating_point() else 255))
-    return change(x, stamps, self.pattern, self.n_classes)
-
-@patch
 def _pictures(self:InjectPattern, x):
-    "The pictures of all classes for images of this size, on their device"
+    "The pictures of all classes for images of this size, on their device; `None` for an `Effect`"
     key = tuple(x.shape[1:]),x.device,x.dtype
     if key not in self._made:
         self._check(x)
-        rows,cols,*pics = self.pattern.pictures(self.n_classes, key[0])
-        self._made[key] = rows,cols,*(to_device(o, x.device) for o in pics)
+        self._made[key] = self._drawn(x)
     return self._made[key]
+
+@patch
+def _drawn(self:InjectPattern, x):
+    if isinstance(self.pattern, Effect): return self.pattern._check_levels(self.n_classes)
+    rows,cols,*pics = self.pattern.pictures(self.n_classes, tuple(x.shape[1:]))
+    return rows,cols,*(to_device(o, x.device) for o in pics)
 
 @patch
 def _check(self:InjectPattern, x):
@@ -631,6 +630,12 @@ def stamped(
         ds = ds.labels_from
     return ds
 
+def painter(
+    dl # A loader
+)->InjectPattern|None: # `None` if it has none
+    "A loader's transform that paints whole batches"
+    return first(getattr(dl.after_batch, 'fs', []), risinstance(InjectPattern))
+
 # %% ../nbs/08_patterns.ipynb #cff9b5e3
 class _StampedDatasets(StampedDataset, Datasets):
     "The same for fastai's `Datasets`, so that `test_dl` and `isinstance` still work"
@@ -651,11 +656,7 @@ def stamp_dl(
 def _stamped(dl, pattern, dls, variant='pattern', n_classes=None, classes=None, **kwargs):
     "`stamp_dl`, with the number of classes and their names from `dls`"
     ds = getattr(dl, 'dataset', None)
-    if stamped(ds):
-        raise ValueError("these DataLoaders are painted already; inject into the originals, `dls.clean`")
-    if any(isinstance(o, InjectPattern) for k in ('after_item','after_batch') for o in getattr(getattr(dl, k, None), 'fs', ())):
-        raise ValueError("these DataLoaders are painted already, by an `InjectPattern` among their transforms, which would take "
-                         "the stamps for its own; leave it out")
+    _check_unpainted(dl, ds)
     _check_pattern(pattern)
     _check_images(dl)
     y = read_labels(ds)
@@ -668,6 +669,13 @@ def _stamped(dl, pattern, dls, variant='pattern', n_classes=None, classes=None, 
     res = same_dl(dl, cls(ds, stamps), [tfm])
     _try_few(res, y)
     return res
+
+def _check_unpainted(dl, ds):
+    if stamped(ds):
+        raise ValueError("these DataLoaders are painted already; inject into the originals, `dls.clean`")
+    if any(isinstance(o, InjectPattern) for k in ('after_item','after_batch') for o in getattr(getattr(dl, k, None), 'fs', ())):
+        raise ValueError("these DataLoaders are painted already, by an `InjectPattern` among their transforms, which would take "
+                         "the stamps for its own; leave it out")
 
 # %% ../nbs/08_patterns.ipynb #a415cde9
 def _class_ids(classes, vocab):
@@ -682,7 +690,7 @@ def _class_ids(classes, vocab):
 
 def _few(dl, idxs=None):
     "The first sample, or those of `idxs`, as a batch, before and after the batch transforms; `dl` is left unchanged"
-    with no_random(reproducible=False):
+    with fixed_random():
         items = (o for i in ifnone(idxs, range(dl.n)) if (o := dl.do_item(i)) is not None)
         b = dl.do_batch([next(items)] if idxs is None else list(items))
         return b,loose_dl(dl).after_batch(to_device(b, dl.device))

@@ -14,7 +14,7 @@ import numpy as np, pandas as pd, torch
 from contextlib import contextmanager
 from copy import copy
 from math import ceil
-from numbers import Integral, Real
+from numbers import Real
 from fastcore.all import *
 from fastai.callback.fp16 import NonNativeMixedPrecision
 from fastai.vision.all import (Callback, CancelFitException, CancelTrainException, DataLoader, DataLoaders, Learner, Metric,
@@ -22,7 +22,7 @@ from fastai.vision.all import (Callback, CancelFitException, CancelTrainExceptio
                                combined_cos, event, get_model, num_distrib)
 from .files import check_name
 from .callbacks import *
-from .loaders import label_vocab, n_labels
+from .loaders import check_whole, label_vocab, n_labels
 from .distributed import *
 from .loop import *
 
@@ -62,25 +62,31 @@ for k,v in _short.items(): schedules[k] = schedules[v]
 
 # %% ../nbs/11_phases.ipynb #66fc03b2
 def _check_phase(name, epochs, dls, lr, sched, opt, iters, until, wd):
-    if check_name(name, "a phase's name")=='start':
+    if name=='start':
         raise ValueError("name='start': taken by the weights before the first phase; give another name")
     if (epochs is None)==(iters is None):
         raise ValueError(f"epochs={epochs}, iters={iters}: phase {name!r} needs one of the two")
-    if isinstance(length := ifnone(epochs, iters), bool) or not isinstance(length, Integral) or length<1:
-        raise ValueError(f"epochs={epochs!r}, iters={iters!r}: must be a whole number, at least 1")
-    if dls is not None and (isinstance(dls, DataLoader) or not hasattr(dls, 'train')):
-        raise ValueError(f"dls: got a {type(dls).__name__}; must be `DataLoaders`, with `train` and `valid`")
-    if len(getattr(dls, 'loaders', 'ab'))<2:
-        raise ValueError(f"dls: phase {name!r} has no validation set; give `DataLoaders` of two loaders")
+    check_whole(1, **dict(epochs=epochs) if iters is None else dict(iters=iters))
+    if dls is not None: _check_parts(name, dls)
     if opt not in ('reset','keep'): raise ValueError(f"opt={opt!r}: must be 'reset' or 'keep'")
-    if isinstance(sched, str) and sched not in schedules:
-        raise ValueError(f"sched={sched!r}: must be one of {', '.join(schedules)}, or a scheduler, e.g. SchedPoly(.1, 0, 2)")
-    if not isinstance(sched, str) and not all(map(callable, sched.values() if isinstance(sched, dict) else [sched])):
-        raise ValueError(f"sched={sched!r}: must be a name, a scheduler such as SchedCos(.1, 0), or a dict of schedulers")
+    _check_sched(sched)
     if until is not None and not callable(until): raise ValueError(f"until={until!r}: must be a function of the Learner, or None")
     for k,v in dict(lr=lr, wd=wd).items():
         if not all(_is_rate(o) for o in _by_group(v)):
             raise ValueError(f"{k}={v!r}: must be a number, 0 or more, a slice or a list of them for parameter groups, or None")
+
+def _check_parts(name, dls):
+    if isinstance(dls, DataLoader) or not hasattr(dls, 'train'):
+        raise ValueError(f"dls: got a {type(dls).__name__}; must be `DataLoaders`, with `train` and `valid`")
+    if len(getattr(dls, 'loaders', 'ab'))<2:
+        raise ValueError(f"dls: phase {name!r} has no validation set; give `DataLoaders` of two loaders")
+
+def _check_sched(sched):
+    if isinstance(sched, str):
+        if sched in schedules: return
+        raise ValueError(f"sched={sched!r}: must be one of {', '.join(schedules)}, or a scheduler, e.g. SchedPoly(.1, 0, 2)")
+    if not all(map(callable, sched.values() if isinstance(sched, dict) else [sched])):
+        raise ValueError(f"sched={sched!r}: must be a name, a scheduler such as SchedCos(.1, 0), or a dict of schedulers")
 
 def _is_rate(o): return isinstance(o, Real) and not isinstance(o, bool) and 0<=o<float('inf')
 
@@ -103,6 +109,7 @@ class Phase:
         until:callable=None, # `f(learn) -> bool`, called after each epoch: ends the phase when true, before its full length
         wd:float|None=None # Weight decay; by default that of the fit, too
     ):
+        name = check_name(name, "a phase's name")
         lr,wd = (o.tolist() if hasattr(o, 'tolist') else o for o in (lr,wd))   # also NumPy's and PyTorch's numbers
         _check_phase(name, epochs, dls, lr, sched, opt, iters, until, wd)
         epochs,iters = (o if o is None else int(o) for o in (epochs,iters))   # also NumPy's integers
@@ -164,6 +171,7 @@ def at_phase(self:Learner,
 ):
     "The Learner with the weights it had at the end of a phase; its current weights are restored afterwards"
     snaps = getattr(self, 'snapshots', {})
+    if not isinstance(name, str): raise ValueError(f"name={name!r}: must be a phase's name; give several as arguments of their own")
     if name not in snaps:
         there = f"there are {', '.join(snaps)}: see `snapshots=`" if snaps else 'there are none: run `fit_phases` first'
         raise ValueError(f"name={name!r}: no weights of such a phase are kept; {there}")
@@ -305,7 +313,8 @@ class PhaseSchedule(TidyCallback):
         self.counted = False
         if self.rejoins: self.rejoins = False; return   # continue an interrupted epoch
         if self.learn.phase and self._over(epoch_end=True): self._end(True)
-        if self.learn.phase is None: self._begin() if self.todo else self._stop()
+        if self.learn.phase is None and not self.todo: raise CancelFitException
+        if self.learn.phase is None: self._begin()
 
     def before_batch(self):
         if self._over(): self._cut()
@@ -433,9 +442,6 @@ def _cut(self:PhaseSchedule):
     self.cut,self.was_cut = True,True
     raise CancelTrainException
 
-@patch
-def _stop(self:PhaseSchedule): raise CancelFitException
-
 @patch(as_prop=True)
 def pct(self:PhaseSchedule):
     "Share of the phase that is done, in 0…1"
@@ -472,13 +478,12 @@ def state_dict(self:PhaseSchedule)->dict:
 
 @patch
 def load_state_dict(self:PhaseSchedule,
-    state:dict, # From `state_dict`
-    rejoin:bool=False # Saved in the middle of an epoch: the next epoch is the rest of it
+    state:dict # From `state_dict`
 ):
     "Continue from a saved state, with this schedule's own phases to come; the optimiser is new until its state is loaded"
     self.todo = [p for p in self.phases if p.name not in state['begun']]
     for k in _counts: setattr(self, k, state[k])
-    self.learn.phase,self.learn.dls,self.rejoins = None,self.own_dls,rejoin
+    self.learn.phase,self.learn.dls,self.rejoins = None,self.own_dls,False
     if state['phase'] is None: return
     self._enter(first(self.phases, lambda p: p.name==state['phase']))
     if hasattr(self, 'recorder'): self.span = fit_log(self.recorder).phases[-1]

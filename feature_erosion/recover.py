@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from fastcore.all import *
-from fastai.vision.all import DataLoader, Learner, Recorder, SchedLin, get_model, no_random, plt, progress_bar
+from fastai.vision.all import DataLoader, Learner, Recorder, SchedLin, get_model, plt, progress_bar
 from .batches import *
 from .loaders import *
 from .callbacks import *
@@ -27,10 +27,9 @@ from .erosion import *
 from .learner import *   # `models_at`
 from .learner import _given
 from .measures.layers import *
-from .measures.layers import _NotFinite
+from .measures.layers import _NotFinite, _two_inputs, _with_weights
 from .measures.probes import *
 from .measures.plasticity import *
-from .measures.plasticity import _linears, _two_inputs
 
 # %% ../nbs/16_recover.ipynb #755f3f96
 strengths = 1.,.7,.3,.1,.07,.03,.01 # Values of `C` to choose from, as in the authors' code
@@ -115,11 +114,9 @@ def _in_dataset(dl):
     if isinstance(dl, list): return np.arange(n_samples(dl))
     return np.asarray(list(dl.get_idxs() if isinstance(dl, DataLoader) else dl.dataset.indices), dtype=np.int64)
 
-def _images(dl): return labelled(getattr(dl, 'dataset', dl))
-
 def _source(dl):
     "A loader's dataset, or the one that it is a part of, and the numbers of its samples in there"
-    ds,idxs = _images(dl),_in_dataset(fixed_dl(dl))
+    ds,idxs = labelled(getattr(dl, 'dataset', dl)),_in_dataset(fixed_dl(dl))
     while isinstance(ds, torch.utils.data.Subset): ds,idxs = ds.dataset,np.asarray(ds.indices)[idxs]
     return ds,idxs
 
@@ -141,24 +138,25 @@ def _check_enough(k, y, y_test, names):
                              "choose fewer, or give more images")
 
 # %% ../nbs/16_recover.ipynb #4bf31a32
-def _scores(model, dl):
+def _two_scores(model, dl):
     "What a model answers to two samples"
     with evaluating(model): return answer_tensor(model(*to_model(_two_inputs(model, dl), model)))
 
 def _check_last(model, dl):
-    k = _scores(model, dl).shape[-1]
-    width = getattr(ls[-1][1], 'out_features', k) if (ls := _linears(model, dl)) else None
+    k = _two_scores(model, dl).shape[-1]
+    linear = [o for o in _with_weights(model, _two_inputs(model, dl)).items() if layer_kinds['linear'](o[1])]
+    width = getattr(linear[-1][1], 'out_features', k) if linear else None
     if width!=k and (width,k)!=(1,2):   # one score z may be given as (-z, z)
-        found = f'has {width} outputs' if ls else 'is missing'
+        found = f'has {width} outputs' if linear else 'is missing'
         raise ValueError(f"features='last': {type(model).__name__} answers with {k} scores, and its last linear layer {found}, "
                          "so it has no last layer to train anew; use features='all'")
-    if ls: _check_alone(model, dl, *ls[-1])
+    if linear: _check_alone(model, dl, *linear[-1])
 
 def _check_alone(model, dl, name, last):
     "Refuse a last layer beside others, as of an `Ensemble`: without what it says, the answers still differ"
     hook = last.register_forward_hook(lambda m, _, out: torch.zeros_like(out))
     try:
-        with as_written(): a = _scores(model, dl)
+        with as_written(): a = _two_scores(model, dl)
     finally: hook.remove()
     if torch.allclose(a[0], a[-1], atol=1e-6, equal_nan=True): return
     raise ValueError(f"features='last': the answers of {type(model).__name__} do not go by {name!r}, its last linear layer, "
@@ -179,7 +177,7 @@ def _check_args(few, features, seeds):
     if not few or not all(is_int(k) and k>0 for k in few):
         raise ValueError(f"few={few}: must be numbers of images per class, from 1")
     if bad := [o for o in features if o not in _kinds]: raise ValueError(f"features={bad}: must be among {', '.join(_kinds)}")
-    if not is_int(seeds) or seeds<1: raise ValueError(f"seeds={seeds!r}: must be 1 or more draws of images")
+    check_whole(1, seeds=seeds)
 
 def _check_known(y, n=None):
     "Refuse labels that are no class"
@@ -191,11 +189,9 @@ def _check_known(y, n=None):
 def _answers(model, name, dl):
     "Labels that a model gives, and those of the data"
     got = []
-    with evaluating(model), unaugmented(dl):
-        for b in dl:
-            xs,ys = split_batch(dl, b, model)
-            y = first_target(ys)
-            scores = answer_tensor(model(*to_model(xs, model)))
+    with evaluating(model):
+        for xs,ys in model_batches(dl, model):
+            y,scores = first_target(ys),answer_tensor(model(*xs))
             if not scores.isfinite().all():
                 raise _NotFinite(f"models: {name!r} answers with NaN or infinite scores; it has diverged")
             got.append((answered(scores).cpu(), y.cpu()))
@@ -251,7 +247,7 @@ def _few_axis(ax, ks):
     ax.set_xlabel('clean images per class')
 
 # %% ../nbs/16_recover.ipynb #5eadaaaf
-@no_random(reproducible=False)   # the state of Python's random numbers, too, stays as it was
+@fixed_random()   # the state of Python's random numbers, too, stays as it was
 def recover(
     models, # As in `named_models`
     train, # Clean data from which the few images are drawn, as in `fixed_dl`; no augmentation
@@ -277,18 +273,12 @@ def recover(
     return res
 
 # %% ../nbs/16_recover.ipynb #cfd222c4
-def _of(dl, idxs):
-    "The samples `idxs` of a loader, in this order"
-    ids = _in_dataset(fixed_dl(dl))[idxs]
-    res = same_dl(dl, idxs=ids.tolist())
-    res.chosen = ids
-    return res
-
 def _features(model, kind, layers, dl, idxs=None):
     "Features of the samples `idxs` of a loader, by default of all"
-    some = idxs is not None and isinstance(dl, DataLoader)
-    X = _kinds[kind](model, _of(dl, idxs) if some else dl, layers)
-    return X if some or idxs is None else X[idxs]
+    if idxs is not None and isinstance(dl, DataLoader):
+        dl,idxs = same_dl(dl, idxs=_in_dataset(fixed_dl(dl))[idxs].tolist()),None
+    X = _kinds[kind](model, dl, layers)
+    return X if idxs is None else X[idxs]
 
 def _checked(train, test, few, features, seeds, n_test):
     "The test samples and the labels of both, if all arguments are right"
@@ -352,7 +342,7 @@ class Recovery(LoggedCallback):
         super().before_fit()
         if not self.run: return
         a,m = self._args(),get_model(self.model)
-        with precision(self.learn), no_random(reproducible=False):
+        with precision(self.learn), fixed_random():
             _checked(a.train, a.test, sorted(a.few), a.features, a.seeds, a.n_test)
             if 'last' in a.features: _check_last(m, a.train)
             if 'all' in a.features: find_layers(m, _two_inputs(m, a.train), a.layers)
@@ -465,7 +455,7 @@ class GroupAccuracy(Measured):
         return ax
 
 # %% ../nbs/16_recover.ipynb #0ee12530
-@no_random(reproducible=False)
+@fixed_random()
 def group_accuracy(
     models, # As in `named_models`
     sets, # Data with labels, as in `fixed_dl`; or several by name, e.g. from `pattern_sets`
@@ -496,7 +486,7 @@ def _share(k, n, level):
     ci = binomtest(k, n).proportion_ci(level, 'wilson')
     return dict(accuracy=k/n, n=n, low=ci.low, high=ci.high)
 
-def _n_classes(dl, model): return len(class_names(dl) or _scores(model, dl)[0])   # a sample of the data may lack classes
+def _n_classes(dl, model): return len(class_names(dl) or _two_scores(model, dl)[0])   # a sample of the data may lack classes
 
 # %% ../nbs/16_recover.ipynb #ecdf922c
 @patch
@@ -528,7 +518,7 @@ def _value(name, f, pct):
 
 def _inner(dl): return dl.dl if is_distributed(dl) else dl
 
-def _painter(dl): return first(getattr(_inner(dl).after_batch, 'fs', []), risinstance(InjectPattern))
+def _painter(dl): return painter(_inner(dl))
 
 # %% ../nbs/16_recover.ipynb #e8779a5e
 class Ramp(TidyCallback):

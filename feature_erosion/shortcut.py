@@ -8,22 +8,23 @@ Docs: https://feature-erosion.github.io/feature_erosion/shortcut.html.md"""
 __all__ = ['Part', 'mean_colour', 'contrast', 'Trace', 'Shortcut', 'find_shortcut']
 
 # %% ../nbs/19_shortcut.ipynb #c784d925
-import numpy as np, pandas as pd, torch, torch.nn.functional as F
-from contextlib import ExitStack, contextmanager, nullcontext
+import numpy as np, torch, torch.nn.functional as F
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from math import pi
 from scipy.stats import binomtest
 from textwrap import fill
 from torch import nn
 from fastcore.all import *
-from fastai.vision.all import DataLoader, DataLoaders, Learner, Normalize, no_random, plt
+from fastai.vision.all import DataLoaders, Learner, Normalize, plt
 from .batches import *
 from .loaders import *
 from .callbacks import *
 from .plots import *
 from .patterns import *
 from .phases import *
-from .measures.layers import named_models
+from .measures.layers import _only_model
+from .measures.attribution import _box
 from .watch import other_labels
 from .watch import _image_batch, _joined
 
@@ -86,10 +87,8 @@ class Part:
 
 # %% ../nbs/19_shortcut.ipynb #70cbde5a
 def _box_part(box, h, w):
-    t,l,bh,bw = box
-    mask = torch.zeros(h, w, dtype=torch.bool)
-    mask[t:t+bh, l:l+bw] = True
-    return Part('place', box, bh*bw/(h*w), _masked(mask), f'{bh}×{bw} pixels {_spot(box, h, w)}')
+    _,_,bh,bw = box
+    return Part('place', box, bh*bw/(h*w), _masked(_box(box, h, w)), f'{bh}×{bw} pixels {_spot(box, h, w)}')
 
 def _border_part(k, h, w):
     "A border `k` pixels wide"
@@ -384,8 +383,6 @@ class Shortcut:
     def __repr__(self): return self.text
 
 # %% ../nbs/19_shortcut.ipynb #21538ef9
-def _the_model(o): return only(named_models(o).values())
-
 def _accuracy(images, model):
     own,rest = images.follow(model, lambda own, others: own)
     return own.float().mean().item(),(own.float()-rest.float()).mean().item()
@@ -397,7 +394,7 @@ def _other(learn, against):
     named = isinstance(against, str)
     if named and not isinstance(learn, Learner):
         raise ValueError(f"against={against!r}: names a phase, so `learn` must be a Learner; or give a model")
-    model = _the_model(learn if named else against)
+    model = _only_model(learn if named else against)
     with learn.at_phase(against) if named else nullcontext(), evaluating(model): yield model
 
 def _check_knows(acc, chance, n):
@@ -424,10 +421,10 @@ def find_shortcut(
     "Which part of the image does a model rely on? A place, a statistic of the image, a colour channel or a band of frequencies"
     if not 0<max_share<1: raise ValueError(f"max_share={max_share!r}: must be in 0…1; .25 is a quarter of the image")
     check_whole(1, bs=bs)
-    model,dl = _the_model(learn),dl.valid if isinstance(dl, DataLoaders) else dl
+    model,dl = _only_model(learn),dl.valid if isinstance(dl, DataLoaders) else dl
     cast = precision(learn) if isinstance(learn, Learner) else nullcontext()
     if isinstance(learn, Learner): check_classes(learn.dls, dl, 'dl')
-    with no_random(reproducible=False), cast, evaluating(model):
+    with fixed_random(), cast, evaluating(model):
         images = _Images(dl, model, n, bs, seed)
         acc,whole = _accuracy(images, model)
         chance = images.y.unique(return_counts=True)[1].max().item()/len(images.y)

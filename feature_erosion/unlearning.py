@@ -24,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from fastcore.all import *
 from fastai.vision.all import (Callback, CancelFitException, CancelValidException, DataLoader, DataLoaders, GradientClip, Learner,
-                               MixedPrecision, OptimWrapper, ProgressCallback, TfmdDL, get_model, no_random, plt, progress_bar)
+                               MixedPrecision, OptimWrapper, ProgressCallback, TfmdDL, get_model, plt, progress_bar)
 from .batches import *
 from .batches import _set_modes
 from .loaders import *
@@ -35,11 +35,12 @@ from .patterns import *
 from .patterns import _class_ids, _others
 from .phases import *
 from .evalsets import *
-from .measures.layers import find_layers
+from .measures.layers import _only_model, _two_inputs, find_layers
 from .measures.cka import layer_cka
-from .measures.plasticity import _two_inputs
+from .runs.keys import function_name
 from .mitigations import *
-from .mitigations import _Buffer, _Drawn, _copies, _joined, _scores, _state, _weights
+from .mitigations import (_Buffer, _Drawn, _check_positive, _check_share, _check_strength, _copies, _drawn,
+                                         _joined, _scores, _state, _weights, _with_loaders)
 
 # %% ../nbs/17_unlearning.ipynb #ac68a7fa
 def _part(dl, idxs):
@@ -48,15 +49,9 @@ def _part(dl, idxs):
     res.chosen = idxs
     return res
 
-def _fixed(dl, idxs):
-    res = same_dl(dl, idxs=idxs.tolist())
-    res.chosen = idxs
-    return res
-
 def _half(dls, train, valid):
-    "`DataLoaders` on some of the samples, with what else is known of `dls`, such as its classes"
-    res = copy(dls)
-    res.loaders = [_part(dls.train, train), _fixed(dls.valid, valid)]
+    "`DataLoaders` on some of the samples"
+    res = _with_loaders(dls, _part(dls.train, train), same_dl(dls.valid, idxs=valid.tolist()))
     for k in 'clean','pattern': vars(res).pop(k, None)
     return res
 
@@ -117,12 +112,14 @@ def twin(
     res = Learner(learn.dls, ifnone(model, learn.model), cbs=cbs, **{k:getattr(learn, k) for k in _settings})
     return res if hasattr(learn, 'progress') else res.remove_cb(ProgressCallback)
 
+def _copied(phase, **attrs):
+    res = copy(phase)
+    for k,v in attrs.items(): setattr(res, k, v)
+    return res
+
 def _with_own_dls(phase):
     "The same phase, drawing its training samples from a loader with random numbers of its own"
-    res = copy(phase)
-    res.dls = copy(phase.dls)
-    res.dls.loaders = [same_dl(phase.dls.train), *phase.dls.loaders[1:]]
-    return res
+    return _copied(phase, dls=_with_loaders(phase.dls, same_dl(phase.dls.train), *phase.dls.loaders[1:]))
 
 class _NoValidation(Callback):
     def before_validate(self): raise CancelValidException
@@ -139,10 +136,6 @@ def train_on(
     if nan.error: raise ValueError(nan.error)
 
 # %% ../nbs/17_unlearning.ipynb #5c3db98a
-def _check_weights(**kwargs):
-    for k,v in kwargs.items():
-        if not 0<=v<float('inf'): raise ValueError(f"{k}={v!r}: must be a finite number, at least 0")
-
 class Beside(Callback):
     "Each batch grows by samples of another loader, with other labels if they are given"
     order,run_valid = Mitigation.order,False
@@ -161,8 +154,7 @@ class Beside(Callback):
     def count(self): return self.n or self.kept*self.size/n_samples(self.dls.train)
     def draw(self, n):
         "Inputs and targets of `n` samples, augmented like a training batch"
-        b,at = self.buffer.batch(n)
-        xs,ys = split_batch(self.buffer.dl, b, self.model)
+        xs,ys,at = self.buffer.batch(n, self.model)
         return xs,ys if self.labels is None else (self.labels[at].to(ys[0]).view_as(ys[0]),*ys[1:])
 
     def before_fit(self): self.owed = 0.   # samples, or a fraction of one, that batches so far should have had
@@ -252,7 +244,7 @@ class NegGrad(Beside):
         n:int=None # As in `Beside`
     ):
         super().__init__(dl, None, n)
-        if not 0<=alpha<=1: raise ValueError(f"alpha={alpha!r}: must be in 0…1, the weight of what is kept")
+        _check_share(alpha=alpha)
         self.alpha = alpha
 
     def after_loss(self):
@@ -284,7 +276,7 @@ def worst_noise(
     decay:float=.1 # Weight of the penalty: the squared norm of an image, averaged
 )->torch.Tensor: # On the model's device
     "Inputs that maximise the loss of their labels, with a penalty on their size (Tarun et al. 2023)"
-    _check_weights(decay=decay)
+    _check_strength(decay=decay)
     (x,*more),y = to_model(xs, model),y.to(first(model.parameters()).device)
     if not x.is_floating_point(): raise ValueError(f"xs: the input is {x.dtype}; noise is made for images given as floats")
     noise = torch.randn_like(x).requires_grad_()
@@ -310,8 +302,7 @@ class _BesideNoise(Beside):
         self.noise,self.targets = (noise,*to_model(xs[1:], model)),ys
 
     def draw(self, n):
-        size = len(self.targets[0])
-        at = torch.cat([torch.randperm(size) for _ in range(-(-n//size))])[:n]   # each as seldom twice as can be
+        at = _drawn(n, len(self.targets[0]))
         return tuple(o[at.to(o.device)] for o in self.noise),tuple(o[at.to(o.device)] for o in self.targets)
 
 # %% ../nbs/17_unlearning.ipynb #db1337cc
@@ -325,7 +316,7 @@ def unsir(
     decay:float=.1 # As in `worst_noise`
 ):
     "Impair with noise, then repair (UNSIR, Tarun et al. 2023): an epoch each"
-    _check_weights(share=share, decay=decay)
+    _check_strength(share=share, decay=decay)
     train_on(learn, Phase('impair', 1, retain, lr_impair, 'constant'), _BesideNoise(forget.train, decay, share))
     train_on(learn, Phase('repair', 1, retain, lr_repair, 'constant'))
 
@@ -338,7 +329,7 @@ def dampen(
     lam:float=1. # λ
 )->torch.Tensor:
     "w·min(λ·total/forget, 1) where forget > α·total, else w (Foster et al. 2024)"
-    _check_weights(alpha=alpha, lam=lam)
+    _check_strength(alpha=alpha, lam=lam)
     return torch.where(forget>alpha*total, w*(lam*total/forget).clamp(max=1), w)
 
 def ssd(
@@ -350,7 +341,7 @@ def ssd(
     n:int|None=1000 # Samples of each part to take the information from; `None` for all
 ):
     "Selective synaptic dampening (Foster et al. 2024), one step without training; weights that are not trained stay"
-    _check_weights(alpha=alpha, lam=lam)
+    _check_strength(alpha=alpha, lam=lam)
     share = forget.train.n/(forget.train.n+retain.train.n)
     if alpha*share>=1:
         warnings.warn(f"alpha={alpha:g}: changes nothing. What is to be forgotten is {share:.1%} of the data and has at least "
@@ -376,8 +367,8 @@ class Scrub(Callback):
         gamma:float=.99, # Weight of the labels there
         T:float=4. # Temperature
     ):
-        _check_weights(alpha=alpha, gamma=gamma)
-        if not 0<T<float('inf'): raise ValueError(f"T={T!r}: must be above 0, a temperature")
+        _check_strength(alpha=alpha, gamma=gamma)
+        _check_positive(T=T)
         store_attr()
 
     def before_fit(self): self.old = _state(self.model)
@@ -406,12 +397,11 @@ def scrub(
 # %% ../nbs/17_unlearning.ipynb #45fdef91
 def _each_batch(model, dl, f, grad=False):
     "`f(scores, labels)` of each batch, in eval mode and without augmentation"
-    with no_random(reproducible=False): dl = fixed_dl(dl)
-    def one(b):
-        xs,ys = split_batch(dl, b, model)
-        pred = answer_tensor(model(*to_model(xs, model))).float()
+    with fixed_random(): dl = fixed_dl(dl)
+    def one(xs, ys):
+        pred = answer_tensor(model(*xs)).float()
         return f(pred, batch_labels(ys).to(pred.device))
-    with evaluating(model, grad), unaugmented(dl): return [one(b) for b in dl]
+    with evaluating(model, grad): return [one(*o) for o in model_batches(dl, model)]
 
 # %% ../nbs/17_unlearning.ipynb #f5dfbdb5
 def saliency(
@@ -499,7 +489,7 @@ def _method(method):
 def _check_label(dl, who):
     "Look at one label: `split_forget` has looked at all"
     if not len(at := _samples(dl)): raise ValueError(f"{who}: has no training samples")
-    with no_random(reproducible=False):
+    with fixed_random():
         try: int_label(label_part(labelled(dl.dataset)[int(at[0])], getattr(dl, 'n_inp', None)))
         except ValueError as e: raise ValueError(f"{who}: forgetting goes by one integer label a sample ({e})") from None
 
@@ -622,15 +612,9 @@ class Unlearning(Measured):
         "All but the layers"
         return pd.DataFrame(self[[c for c in self if not c.startswith('cka ')]])
 
-def _module(o): return get_model(o.model if isinstance(o, Learner) else o)
-
-def _accuracies(learn, model, forget, retain):
-    dls = dict(forget=forget.train, retain=retain.train, test=retain.valid, forget_test=forget.valid)
-    with precision(learn): return {k:float(sample_losses(model, dl)[1].mean()) for k,dl in dls.items()}
-
-def _attack(learn, model, forget, seed):
-    with precision(learn): losses = [sample_losses(model, dl)[0] for dl in (forget.train,forget.valid)]
-    return membership_attack(*losses, seed=seed)
+def _looks(learn, model, dls):
+    "Losses, and which answers are right, by name of the data"
+    with precision(learn): return {k:sample_losses(model, dl) for k,dl in dls.items()}
 
 def _check_tests(forget, retain):
     for k,d in dict(forget=forget, retain=retain).items():
@@ -655,11 +639,14 @@ def unlearning_scores(
 )->Unlearning: # One row
     "Accuracies, attacks, iterations to relearn and CKA to the retrained network"
     _check(learn, forget, retain), _check_tests(forget, retain)
-    model,ref = get_model(learn.model),_module(retrained)
-    attacks = [_attack(learn, o, forget, seed) for o in (model,ref)]
-    row = {**_accuracies(learn, model, forget, retain), **dict(zip(('attack','attack_retrained'), attacks))}
-    with no_random(seed, reproducible=False): row['relearn'] = relearn_iters(learn, forget, retain, level, most)
-    with no_random(seed, reproducible=False), precision(learn):
+    model,ref = get_model(learn.model),_only_model(retrained)
+    gone,kept = dict(forget=forget.train, forget_test=forget.valid),dict(retain=retain.train, test=retain.valid)
+    seen,of_ref = _looks(learn, model, {**gone, **kept}),_looks(learn, ref, gone)
+    row = {k:float(seen[k][1].mean()) for k in ('forget','retain','test','forget_test')}
+    for k,o in dict(attack=seen, attack_retrained=of_ref).items():
+        row[k] = membership_attack(o['forget'][0], o['forget_test'][0], seed=seed)
+    with fixed_random(seed): row['relearn'] = relearn_iters(learn, forget, retain, level, most)
+    with fixed_random(seed), precision(learn):
         dl = learn.dls.valid if dl is None else dl
         cka = layer_cka(dict(now=model, retrained=ref), dl, layers, n=n, seed=seed, progress=False)
     res = Unlearning([{**row, **{f'cka {k}':v for k,v in cka.same_layer().items()}}], index=['now'])
@@ -670,7 +657,7 @@ def unlearning_scores(
 def _named(methods):
     "Functions by name"
     if methods is None: methods = [k for k in unlearners if k!='retrain']
-    pairs = list(methods.items()) if isinstance(methods, dict) else [(_name(m),m) for m in listify(methods)]
+    pairs = list(methods.items()) if isinstance(methods, dict) else [(m if isinstance(m, str) else function_name(m), m) for m in listify(methods)]
     names = [k for k,_ in pairs]
     if bad := [k for k in names if names.count(k)>1 or k in ('original','retrained')]:
         raise ValueError(f"methods: {bad[0]!r} is the name of two rows; give functions by names of their own, "
@@ -679,20 +666,18 @@ def _named(methods):
     for k,f in res.items(): _check_call(k, f)
     return res
 
-def _name(method):
-    return method if isinstance(method, str) else getattr(getattr(method, 'func', method), '__name__', type(method).__name__)
-
 def _quiet(learn, model):
     "A `twin` without a bar"
-    res = twin(learn, model)
-    return res.remove_cb(ProgressCallback)
+    return twin(learn, model).remove_cb(ProgressCallback)
 
-def _check_scores(learn, level=.9, most=100, layers=None, dl=None, n=2000, **kwargs):
+def _check_scores(learn, **kwargs):
     "Check what is known of the arguments of `unlearning_scores` before anything is trained"
-    signature(unlearning_scores).bind(None, None, None, None, seed=0, **kwargs)
+    call = signature(unlearning_scores).bind(None, None, None, None, seed=0, **kwargs)
+    call.apply_defaults()
+    level,most,layers,dl,n = (call.arguments[k] for k in ('level','most','layers','dl','n'))
     _check_relearn(level, most)
     model = get_model(learn.model)
-    with no_random(reproducible=False), precision(learn):
+    with fixed_random(), precision(learn):
         dl = fixed_dl(learn.dls.valid if dl is None else dl, n)
         if n_samples(dl)<4: raise ValueError(f"n={n}: CKA needs at least 4 samples; give more")
         find_layers(model, _two_inputs(model, dl), layers)
@@ -706,7 +691,7 @@ def _check_call(name, f):
 def _on_copy(learn, forget, retain, f, seed):
     "A Learner with a copy of the network after a method, and how long it took"
     res = _quiet(learn, deepcopy(learn.model))
-    with no_random(seed, reproducible=False): return res,unlearn(res, forget, retain, f)
+    with fixed_random(seed): return res,unlearn(res, forget, retain, f)
 
 # %% ../nbs/17_unlearning.ipynb #130f52b0
 def _table(rows, seconds):
@@ -743,7 +728,7 @@ def compare_unlearning(
         except Exception as e:
             warnings.warn(f"methods: {k!r} failed, its row is NaN: {e}")
             rows[k] = Unlearning(index=['now'], columns=rows['original'][0].columns, dtype=float),np.nan
-    rows['retrained'] = row(_quiet(learn, _module(ref)), secs)
+    rows['retrained'] = row(_quiet(learn, _only_model(ref)), secs)
     return _table(rows, secs)
 
 # %% ../nbs/17_unlearning.ipynb #1bbac41a

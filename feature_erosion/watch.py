@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from torch import nn
 from fastcore.all import *
 from fastai.vision.all import (CancelFitException, CancelTrainException, DataLoader, DataLoaders, Metric, SaveModelCallback,
-                               TrackerCallback, get_model, no_random, num_distrib, plt)
+                               TrackerCallback, get_model, plt)
 from .batches import *
 from .loaders import *
 from .callbacks import *
@@ -27,6 +27,7 @@ from .phases import _Blank
 from .evalsets import *
 from .evalsets import _Batches
 from .measures.layers import *
+from .measures.layers import _with_weights
 from .measures.rank import effective_rank
 from .measures.cka import linear_cka
 
@@ -66,11 +67,6 @@ class _Answers(Metric):
         self.got.append((y.cpu(), ((a==y) & pred.isfinite().all(1)).cpu(), a.cpu()))
     @property
     def value(self): return tuple(torch.cat(o) for o in zip(*self.got))
-
-def _head(model, x):
-    "The module that runs last of all linear layers and convolutions, whose input are the features; `None` if there is none"
-    calls = [c.module for c in layer_calls(model, x).values() if layer_kinds['linear'](c.module) or layer_kinds['conv'](c.module)]
-    return calls[-1] if calls else None
 
 @contextmanager
 def _features(model, head):
@@ -126,7 +122,7 @@ def _references(reference, n, seed):
     if bad := [k for k in named if not isinstance(k, str) or k in _taken]:
         raise ValueError(f"reference: {bad[0]!r} as a name; must be text, and none of {', '.join(_taken)}, as other columns "
                          "are called")
-    with no_random(reproducible=False): return {k:_Known(_valid(d), class_names(d), n, seed) for k,d in named.items()}
+    with fixed_random(): return {k:_Known(_valid(d), class_names(d), n, seed) for k,d in named.items()}
 
 # %% ../nbs/18_watch.ipynb #74ff501d
 class _Layers:
@@ -191,6 +187,7 @@ def grid_boxes(
     grid:int=4 # Boxes along each side
 )->list: # `(top, left, height, width)` in pixels, row by row
     "Cut an image into boxes of equal size, to within a pixel"
+    check_whole(1, grid=grid)
     ys,xs = (np.linspace(0, o, min(grid, o)+1).round().astype(int).tolist() for o in (h,w))
     return [(t,l,b-t,r-l) for t,b in zip(ys, ys[1:]) for l,r in zip(xs, xs[1:])]
 
@@ -202,7 +199,7 @@ def hangs_on(
     seed:int=0 # Which images and partners
 )->SimpleNamespace: # `share` of right answers lost with `box`, `low`: a lower bound for it, `right`: accuracy on whole images
     "How much depends on the most important small part of the image: exchange one box with an image of another class"
-    with no_random(reproducible=False), evaluating(model):
+    with fixed_random(), evaluating(model):
         dl = fixed_dl(dl, n, seed)
         with unaugmented(dl): got = [_image_batch(dl, b, model) for b in dl]
         x,y = _joined(got)
@@ -309,7 +306,7 @@ def before_fit(self:WatchErosion):
         self.owner = get_model(self.model)
     clock = time.perf_counter()
     self.tidy()
-    with no_random(reproducible=False): self._prepare()
+    with fixed_random(): self._prepare()
     LoggedCallback.before_fit(self)
     self.fresh,self.done_iters,self.times,self.credit,self.cut = self.start is None,0,[],0.,False
     self.at,self.looked = 0,0   # iterations of the Learner that were counted, and at the last look
@@ -424,7 +421,7 @@ def _prepare(self:WatchErosion):
     if self.sets: first_dl = first(self.sets.values()).dl
     self.inside = _Layers(first_dl, self.n_layers, self.layers, model, self.seed)
     x = to_model(self.inside.batches[0], model)
-    self.reads = _head(model, x)
+    self.reads = last(_with_weights(model, x).values())   # whose input are the features
     if self.sets is None: self._without(x)
     with evaluating(model), precision(self.learn): self.outputs = answer_tensor(model(*x)).shape[-1]
     self.heads = {k:_same_head(k, s, self.outputs, self.learn.dls) for k,s in (self.sets or {}).items()}
@@ -461,7 +458,7 @@ def _look(self:WatchErosion, epoch):
     if torch.cuda.is_available(): torch.cuda.synchronize()
     clock = time.perf_counter()
     model = get_model(self.model)
-    with no_random(reproducible=False), precision(self.learn):
+    with fixed_random(), precision(self.learn):
         layers = self.inside.look(model)
         seen = {k:s.look(model, self.reads) for k,s in (self.sets or {}).items()}
         hangs = hangs_on(model, self.images, n=self.n, seed=self.seed) if self.images else None

@@ -31,6 +31,10 @@ def pytest_collection_modifyitems(config, items):
 
 needs = re.findall(r'^\| `([\w-]+)` \|', (root/'CONTRIBUTING.md').read_text('utf-8'), re.M)
 
+def works(kind, what, how):
+    "Mark the test of a situation, a row of the page “What works with what”"
+    return pytest.mark.works(kind=kind, what=what, how=how)
+
 def why(rep): return rep.longrepr[2].removeprefix('Skipped: ')
 
 @pytest.hookimpl(wrapper=True)
@@ -93,7 +97,9 @@ def shared(factory, name):
     with FileLock(f'{out}.lock'): yield out
 
 def snapshot():
-    return {f: f.stat().st_mtime_ns for d in (root, root/'nbs', root/'feature_erosion') for f in d.glob('*') if f.name[0]!='.'}
+    "The checkout's files with their times, and its folders; without `models`, where Learners in tests beside this one save"
+    found = (f for d in (root, root/'nbs', root/'feature_erosion') for f in d.glob('*') if f.name[0]!='.' and f.name!='models')
+    return {f: f.is_file() and f.stat().st_mtime_ns for f in found}
 
 @pytest.fixture(scope='session')
 def site(tmp_path_factory):
@@ -165,7 +171,8 @@ class Page:
 contrasts = """() => {   // WCAG 2 contrast of each visible text with the colour behind it
   const rgba = s => { const v = s.match(/[\\d.]+/g).map((o,i) => s.startsWith('color(') && i<3 ? 255*o : Number(o)); return v.length>3 ? v : [...v,1] }
   const lum = c => { const [r,g,b] = c.slice(0,3).map(v => (v/=255)<=.04045 ? v/12.92 : ((v+.055)/1.055)**2.4); return .2126*r+.7152*g+.0722*b }
-  const behind = e => { for (; e; e = e.parentElement) { const c = rgba(getComputedStyle(e).backgroundColor); if (c[3]==1) return c } return [255,255,255,1] }
+  const seen = new Map(), own = e => { const c = rgba(getComputedStyle(e).backgroundColor); return c[3]==1 ? c : behind(e.parentElement) }
+  const behind = e => { if (!e) return [255,255,255,1]; if (!seen.has(e)) seen.set(e, own(e)); return seen.get(e) }
   const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), res = []
   for (let n; n = walk.nextNode(); ) {
     const e = n.parentElement

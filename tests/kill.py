@@ -142,12 +142,14 @@ def run_quietly(folder, log, *args):
 def main(kills=10, seed=0, folder=None, what='few'):
     rng,tmp = random.Random(seed),Path(folder or tempfile.mkdtemp())
     log,ctx = tmp/'log.txt',mp.get_context('forkserver')
-    p = start(tmp/'whole', log, what); p.join()
-    t0 = time.monotonic(); p = start(tmp/'again', log, what); p.join(); seconds = time.monotonic()-t0
-    assert p.exitcode==0, log.read_text()
-    want = fingerprint(tmp/'whole')
-    again = fingerprint(tmp/'again')
-    assert again==want, f'two runs that nobody killed differ: {[k for k in want if again.get(k)!=want[k]]}'
+    def whole(name):
+        t0 = time.monotonic(); p = start(tmp/name, log, what); p.join()
+        assert p.exitcode==0, log.read_text()
+        return fingerprint(tmp/name),time.monotonic()-t0
+    want,seconds = whole('whole')
+    if kills>len(moments):   # the first kills do not go by the clock, and the first run has waited for what is imported
+        again,seconds = whole('again')
+        assert again==want, f'two runs that nobody killed differ: {[k for k in want if again.get(k)!=want[k]]}'
     done,hits,rounds = 0,dict.fromkeys(moments, 0),0
     while done<kills:
         home = tmp/f'killed{rounds}'

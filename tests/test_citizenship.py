@@ -3,9 +3,10 @@ import warnings
 from copy import copy, deepcopy
 import numpy as np, pandas as pd, pytest, torch
 from torch import nn
-from fastai.callback.all import (AMPMode, ChannelsLast, CSVLogger, EarlyStoppingCallback, GradientAccumulation, GradientClip,
-                                 MixedPrecision, SaveModelCallback)
+from fastai.callback.all import (ChannelsLast, CSVLogger, EarlyStoppingCallback, GradientAccumulation, GradientClip,
+                                 SaveModelCallback)
 from fastai.vision.all import Learner, accuracy, load_learner, partial, set_seed
+from trainings import Bf16
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import EvalSets, evaluate, pattern_sets
 from feature_erosion.learner import erosion_learner
@@ -63,14 +64,10 @@ def test_mixed_precision(learn, dls, cast):
 def test_bf16_on_cpu(learn, dls):
     "fastai autocasts on CUDA only; here with autocast that works on a CPU. Evaluation runs in the same precision"
     seen = []
-    class Bf16(MixedPrecision):
-        def before_fit(self):
-            super().before_fit()
-            self.autocast = torch.autocast('cpu', dtype=torch.bfloat16)
     hook = learn.model[0].register_forward_hook(lambda m,i,o: seen.append((m.training, o.dtype)))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        learn.fit_phases(phases(dls), cbs=Bf16(amp_mode=AMPMode.BF16))
+        learn.fit_phases(phases(dls), cbs=Bf16())
     hook.remove()
     check(learn, dls)
     assert {True,False}=={t for t,_ in seen} and {d for _,d in seen}=={torch.bfloat16}
@@ -87,6 +84,7 @@ def test_save_model(learn, dls):
     h = check(learn, dls)
     assert evaluate(learn.model, dls.valid)['accuracy']==pytest.approx(h.clean.max())   # the best weights are back
     with learn.at_phase('relearn'): assert evaluate(learn.model, dls.valid)['accuracy']==pytest.approx(h.clean.iloc[-1])
+    with pytest.raises(ValueError, match='arguments of their own'): learn.look_inside(['pretrain','relearn'])
 
 def test_early_stopping(learn, dls):
     "It ends the fit, not the phase; what was done is kept"

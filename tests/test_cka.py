@@ -170,3 +170,10 @@ def test_all_passes_see_the_same_random_images(workers):
     dl = torch.utils.data.DataLoader(Augmented(), 16, num_workers=workers)
     r = layer_cka(m, dl, ['0','1'], estimator='full', max_memory=9e-5, progress=False)
     assert r.attrs['passes']==2 and r.values==pytest.approx(np.ones((2,2)), abs=1e-6)
+
+def test_models_named_by_tuples():
+    nets = {('lr',.1):nn.Linear(5,4), ('lr',1):nn.Linear(5,4)}
+    res = layer_cka(nets, [(torch.randn(20,5),)], progress=False)
+    got = res.between(('lr',.1), ('lr',1))
+    assert got.shape==(1,1) and got.iloc[0,0]==res.iloc[0,1]
+    assert res.same_layer().size==1

@@ -80,7 +80,9 @@ def test_bad_arguments(args, words, tmp_path, capsys):
     (['--bs','0'], 'bs=0'), (['--ratio','2'], 'ratio=2.0'), (['--strength','-1'], 'strength=-1.0'),
     (['--size','0'], 'size=0'), (['--width','0'], 'width=0.0'), (['--seed','-1'], 'seed=-1'),
     (['--data','digits','--n-classes','3'], 'n_classes=3: only for a folder'),
-    (['--size','33'], 'the image is 32×32'), (['--size','1.5'], 'a fraction'),
+    (['--data','digits','--image-size','32'], 'image_size=32: only for a folder of images; those of digits are 16×16'),
+    (['--arch','timm/resnet18','--width','.5'], 'width=0.5: timm/resnet18 cannot be scaled'),
+    (['--size','33'], 'the image is 32×32'), (['--size','1.5'], 'size=1.5: must be whole pixels (4), or a fraction'),
     (['--data','digits','--size','17'], 'the image is 16×16')])
 def test_numbers_are_checked_before_anything_is_imported(args, words, tmp_path):
     code = "import sys; from feature_erosion.cli import main; code = main(sys.argv[1:]); assert code==2 and 'torch' not in sys.modules, sorted(sys.modules)"
@@ -150,8 +152,8 @@ def test_wrong_channels_and_classes(tmp_path, capsys):
 
 def test_out_is_checked_first(tmp_path, capsys):
     (tmp_path/'file').write_text('')
-    assert 'neither empty nor a run' in fails(capsys, 'run', 'fig1', *quick, '--out', tmp_path/'file')
-    assert 'cannot write there' in fails(capsys, 'demo', '--out', tmp_path/'file'/'sub')
+    for command,out in ((['run','fig1',*quick], tmp_path/'file'), (['demo'], tmp_path/'file'/'sub')):
+        assert f"{tmp_path/'file'} is a file; give a folder" in fails(capsys, *command, '--out', out)
 
 @pytest.mark.parametrize('figure', ['fig1','fig2'])
 def test_runs_do_not_lie_among_the_images(folder, capsys, monkeypatch, figure):
@@ -249,7 +251,10 @@ def test_bars_are_for_a_terminal(terminal, monkeypatch, capsys):
 @pytest.mark.parametrize('args,words',
                          [(['run','fig1','--data','nowhere'], "data='nowhere'"),
                           (['run','fig1','--weights','none.pth'], "weights='none.pth'"),
-                          (['report','nowhere'], "path='nowhere'")])
+                          (['report','nowhere'], "path='nowhere'"),
+                          (['demo','--out','/dev/null/x'], "out='/dev/null/x': /dev/null is a file; give a folder"),
+                          (['run','fig1','--data','digits','--out','/dev/null'], "out='/dev/null': /dev/null is a file"),
+                          (['paper','fig1','--out','/dev/null/x/y'], "/dev/null is a file")])
 def test_paths_are_checked_before_anything_is_imported(args, words, tmp_path):
     code = "import sys; from feature_erosion.cli import main; code = main(sys.argv[1:]); assert code==2 and 'torch' not in sys.modules, sorted(sys.modules)"
     p = subprocess.run([sys.executable,'-c',code,*args], capture_output=True, text=True, cwd=tmp_path)

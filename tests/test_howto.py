@@ -3,6 +3,7 @@ import ast, builtins, os, re, subprocess, sys
 from importlib import import_module
 import pandas as pd, pytest
 from conftest import root
+from feature_erosion import cli
 from fastcore.nbio import read_nb
 
 def files(page):
@@ -12,15 +13,24 @@ def files(page):
     texts += [t for c in cells if c.cell_type=='markdown' for t in re.findall(r'^```\w*\n(.*?)^```', c.source, re.M|re.S)]
     return {m[1]:t for t in texts if (m := re.match(r'# ([\w.]+\.(?:py|toml))\n', t))}
 
-def installed(page, tmp_path):
-    "The environment in which the page's package is installed"
-    (src := tmp_path/'src').mkdir()
-    for name,text in files(page).items(): (src/name).write_text(text)
+@pytest.fixture(scope='module')
+def installed(tmp_path_factory):
+    "Where the packages of two pages are installed; the recipe's networks train for an epoch, with one seed"
+    tmp = tmp_path_factory.mktemp('packages')
+    for page in 'pattern','recipe':
+        (tmp/page).mkdir()
+        for name,text in files(page).items():
+            if name=='sizes.py':
+                for a,b in ('lengths=(8,8,0)','lengths=(1,1,0)'),('seeds=2','seeds=1'):
+                    assert text.count(a)==1
+                    text = text.replace(a, b)
+            (tmp/page/name).write_text(text)
     pip = sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-build-isolation', '--no-index'
-    subprocess.run([*pip, '--target', tmp_path/'site', src], check=True)
-    return os.environ | dict(PYTHONPATH=os.pathsep.join([str(tmp_path/'site'), str(root)]))
+    subprocess.run([*pip, '--target', tmp/'site', tmp/'pattern', tmp/'recipe'], check=True)
+    return tmp/'site'
 
-def run(env, cwd, *args):
+def run(cwd, *args, site=root):
+    env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(site), str(root)]))
     r = subprocess.run([sys.executable, *args], env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert not r.returncode, r.stdout
     return r.stdout
@@ -28,18 +38,20 @@ def run(env, cwd, *args):
 @pytest.mark.parametrize('page', ['pattern','measure','recipe'])
 def test_at_most_two_files(page): assert 1<=len(files(page))<=2
 
-def test_pattern(tmp_path):
-    env,cli = installed('pattern', tmp_path),('-m', 'feature_erosion.cli', 'run', 'fig1')
+def test_pattern(installed, tmp_path, monkeypatch, capsys):
     small = '--data', 'digits', '--n', '64', '--n-valid', '60', '--arch', 'resnet20', '--width', '.25', '--iters', '2'
-    run(env, tmp_path, *cli, *small, '--pattern', 'disc', '--size', '8', '--out', 'out')
+    run(tmp_path, '-m', 'feature_erosion.cli', 'run', 'fig1', *small, '--pattern', 'disc', '--size', '8', '--out', 'out',
+        site=installed)
     assert list(pd.read_csv(tmp_path/'out/tables/history.csv').phase.unique())==['pretrain','erode','relearn']
-    r = subprocess.run([sys.executable, *cli, '--pattern', 'disk'], env=env, capture_output=True, text=True)
-    assert r.returncode==2 and "'disk'" in r.stderr and 'disc' in r.stderr
+    monkeypatch.syspath_prepend(installed)
+    try: code = cli.main(['run','fig1','--pattern','disk'])
+    except SystemExit as e: code = e.code
+    said = capsys.readouterr().err
+    assert code==2 and "'disk'" in said and 'disc' in said
 
-@pytest.mark.slow('installs a package and trains nine networks')
-def test_recipe(tmp_path):
-    said = run(installed('recipe', tmp_path), tmp_path, '-m', 'feature_erosion.cli', 'paper', 'sizes', '--preset', 'smoke',
-               '--jobs', '1')
+@pytest.mark.slow('trains networks in a process of its own')
+def test_recipe(installed, tmp_path):
+    said = run(tmp_path, '-m', 'feature_erosion.cli', 'paper', 'sizes', '--preset', 'smoke', '--jobs', '1', site=installed)
     assert 'A square of 8 pixels' in said
     assert sorted(pd.read_csv(tmp_path/'runs/paper-smoke/sizes/tables/erosion.csv')['size'].unique())==[2,4,8]
 
@@ -47,8 +59,7 @@ def test_measure(tmp_path):
     (tmp_path/'zeros.py').write_text(files('measure')['zeros.py'])
     code = ("import torch; from torch import nn; from zeros import layer_zeros; m = nn.Sequential(nn.Flatten(), nn.ReLU());"
             "x = torch.tensor([[-1.,2.,3.,-4.]]*3); print(layer_zeros(m, [(x,torch.zeros(3))]).zeros.item())")
-    assert run(os.environ | dict(PYTHONPATH=os.pathsep.join([str(tmp_path), str(root)])), tmp_path, '-W', 'ignore', '-c',
-               code).strip().endswith('0.5')
+    assert run(tmp_path, '-W', 'ignore', '-c', code, site=tmp_path).strip().endswith('0.5')
 
 def shown_code(nb):
     "The code that a page shows, cell by cell; blocks of Python in its text included"

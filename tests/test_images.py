@@ -4,11 +4,11 @@ from pathlib import Path
 import matplotlib, numpy as np, pytest, scipy.ndimage, sklearn.datasets
 from PIL import Image, ImageOps
 from fastai.vision.all import GrandparentSplitter, ImageDataLoaders, PILImage, get_image_files, parent_label
+from conftest import works
 from feature_erosion.data import (TensorImages, cached_images, cifar100_dls, cifar10_dls, class_files, decode_images,
                                   digits_dls, extract,
                                   image_folder_dls, tensor_dls, to_uint8)
 
-def works(kind, what, how): return pytest.mark.works(kind=kind, what=what, how=how)
 def case(*args, id=None, **mark): return pytest.param(*args, id=id, marks=works(**mark))
 
 # Kinds of files

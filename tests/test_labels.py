@@ -11,14 +11,13 @@ from fastai.text.data import LMDataLoader, SortedDL
 from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoader, DataLoaders, ImageBlock, IndexSplitter,
                                IntToFloatTensor, Learner, MaskBlock, MultiCategoryBlock, PointBlock, RegressionBlock, TfmdDL,
                                Transform, get_c, set_seed)
+from conftest import works
 from feature_erosion.data import TensorDL, TensorImages, digits_dls
 from feature_erosion.evalsets import evaluate, pattern_sets, train_accuracy
 from feature_erosion.loaders import label_vocab, n_labels, read_labels, same_dl
 from feature_erosion.mitigations import stamp_groups
 from feature_erosion.patterns import ColorSquare, InjectPattern, assign_stamps, stamp_dl
 from feature_erosion.unlearning import split_forget
-
-def works(kind, what, how): return pytest.mark.works(kind=kind, what=what, how=how)
 
 def number(i):
     "A black image whose last red pixel says which sample it is, in 1/255"

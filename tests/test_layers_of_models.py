@@ -7,6 +7,7 @@ from fastai.vision.all import (Adam, CrossEntropyLossFlat, DataLoader, DataLoade
                                accuracy, set_seed)
 from torch import nn
 from torch.nn import functional as F
+from conftest import works
 from feature_erosion.measures.attribution import cam_layer, grad_cam
 from feature_erosion.batches import TensorAnswer, answer_tensor, evaluating, split_batch
 from feature_erosion.measures.cka import cka, layer_cka
@@ -16,16 +17,24 @@ from feature_erosion.models import create_model, load_weights, restrict_outputs
 from feature_erosion.measures.plasticity import dormant_units, grad_norm, hessian_rank, penultimate, plasticity_measures, unit_scores, weight_norm, weight_norms
 from feature_erosion.measures.probes import dl_labels, layer_probe
 from feature_erosion.measures.rank import effective_rank, layer_rank
-from feature_erosion.measures.layers import Features, layer_calls, visit
+from feature_erosion.measures.layers import Features, find_layers, layer_calls, visit
 from feature_erosion.shortcut import find_shortcut
 from feature_erosion.watch import WatchErosion, hangs_on
 
-def works(kind, what, how): return pytest.mark.works(kind=kind, what=what, how=how)
 def case(*args, what, how, kind='models'): return pytest.param(*args, marks=works(kind, what, how), id=what)
 def features(model, dl, layer, pool=1):
     got = {}
     visit(model, dl, Features(lambda m,l,X: got.update({l:X}), pool=pool), layer, progress=False)
     return next(iter(got.values()))
+
+def watched(m, x, y):
+    "What `WatchErosion` saw of a fit that changes nothing"
+    learn = Learner(DataLoaders.from_dsets(list(zip(x,y)), list(zip(x,y)), bs=8, num_workers=0), m,
+                    loss_func=nn.CrossEntropyLoss())
+    w = WatchErosion({'old':[(x,y)]}, budget=1e6, n_layers=8)
+    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings(action='ignore'): learn.fit(1, 0., cbs=w)
+    return w.history
+
 def close(a, b, tol=1e-4): torch.testing.assert_close(a.detach(), b.detach(), rtol=tol, atol=tol*b.abs().max().item())
 
 # channels
@@ -191,11 +200,8 @@ def test_padded_sequences():
     for dl in ([(x,y)], [(x[:9],y[:9]),(x[9:],y[9:])]): close(features(m, dl, 'enc.layers.0'), want.mean(1))
     got = penultimate(m, [(x,y)])
     with evaluating(m): close(m.head(got), m(x))
-    learn = Learner(DataLoaders.from_dsets(list(zip(x,y)), list(zip(x,y)), bs=8, num_workers=0), m,
-                    loss_func=nn.CrossEntropyLoss())
-    w = WatchErosion({'old':[(x,y)]}, budget=1e6, n_layers=8)
-    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings(action='ignore'): learn.fit(1, 0., cbs=w)
-    assert w.history.cka.tolist()==pytest.approx([1.]*len(w.history)) and torch.backends.mha.get_fastpath_enabled()
+    cka = watched(m, x, y).cka.tolist()
+    assert cka==pytest.approx([1.]*len(cka)) and torch.backends.mha.get_fastpath_enabled()
 
 def turned(): return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), torchvision.ops.Permute([0,2,3,1]), nn.Linear(8, 8),
     nn.Identity(), nn.Flatten(), nn.Linear(512, 3))
@@ -375,7 +381,7 @@ def test_models_that_answer_with_more(answer):
     "As the same network that answers with the tensor"
     set_seed(0)
     ds = list(zip(torch.randn(24, 6), torch.arange(24)%3))
-    dls,m = DataLoaders.from_dsets(ds, ds, bs=8, device='cpu'),Answers(answer)
+    dls,m = DataLoaders.from_dsets(ds, ds, bs=8, num_workers=0, device='cpu'),Answers(answer)
     plain = m.lin
     assert evaluate(m, dls.valid)==evaluate(plain, dls.valid)
     assert grad_norm(m, dls.valid)==pytest.approx(grad_norm(plain, dls.valid), rel=1e-6)
@@ -479,11 +485,8 @@ def test_head_called_by_keyword():
     m,(x,y,_) = ByName().eval(),samples()
     got = penultimate(m, [(x,y)])
     with evaluating(m): close(got, m.body(x.flatten(1)).relu())
-    learn = Learner(DataLoaders.from_dsets(list(zip(x,y)), list(zip(x,y)), bs=8, num_workers=0), m,
-                    loss_func=nn.CrossEntropyLoss())
-    w = WatchErosion({'old':[(x,y)]}, budget=1e6, n_layers=8)
-    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings(action='ignore'): learn.fit(1, 0., cbs=w)
-    assert w.history['rank'].tolist()==pytest.approx([effective_rank(got)]*len(w.history), rel=1e-4)
+    rank = watched(m, x, y)['rank'].tolist()
+    assert rank==pytest.approx([effective_rank(got)]*len(rank), rel=1e-4)
 
 def test_autocast_around_a_measure():
     "The network may compute in half precision, the measure does not"
@@ -1026,3 +1029,22 @@ def test_activations_of_timm():
     d = dormant_units(m, [torch.randn(4, 3, 64, 64)])
     assert all(type(m.get_submodule(n)).__name__=='GELU' for n in d.index) and d.dormant['stages.0.blocks.0.mlp.act']==7
     assert d.dormant.sum()==7
+
+@pytest.mark.parametrize('to', [lambda v: v.to(torch.int8), torch.Tensor.bool, lambda v: v+0j])
+def test_weights_of_another_kind(tmp_path, to):
+    "Integers stand for weights only with a scale, which a plain module does not have"
+    net = nn.Sequential(nn.Linear(3,2), nn.BatchNorm1d(2))
+    old,f = {k:v.clone() for k,v in net.state_dict().items()},tmp_path/'a.pth'
+    torch.save({**old, '0.weight':to(old['0.weight']+1)}, f)
+    with pytest.raises(ValueError, match='1 of another kind .0.weight: (int8|bool|complex64) in the file'): load_weights(net, f)
+    with pytest.warns(UserWarning, match='0.weight'): load_weights(net, f, strict=False)
+    assert all(torch.equal(v, old[k]) for k,v in net.state_dict().items())
+    torch.save({k:v.half() if v.is_floating_point() else v for k,v in old.items()}, f)
+    assert torch.allclose(load_weights(net, f)[0].weight, old['0.weight'], atol=1e-3)
+
+@pytest.mark.parametrize('wrap', [lambda m: torch.compile(m, backend='eager'), nn.DataParallel])
+def test_names_of_a_wrapped_model_are_those_that_measures_take(wrap):
+    net,x = nn.Sequential(nn.Conv2d(3,4,3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4,3)),torch.rand(8,3,8,8)
+    names = find_layers(wrap(net), x)
+    assert names==find_layers(net, x)==['0','4'] and cam_layer(wrap(net), x)[0]==cam_layer(net, x)[0]
+    assert layer_rank(wrap(net), [(x,)], names, progress=False).index.get_level_values(1).tolist()==names

@@ -1,17 +1,18 @@
 "Mitigations in real fits: with mixed precision, with phases, together, stopped and gone on, and against a second, naive implementation."
 from copy import deepcopy
-from functools import partial
+from functools import cache, partial
 import numpy as np, pytest, torch, torch.nn.functional as F
 import matplotlib.pyplot as plt
 from torch import nn
 from fastai.callback.data import WeightedDL
 from fastai.callback.mixup import MixUp
 from fastai.vision.all import (ActivationStats, CancelBatchException, CancelStepException, Callback, CrossEntropyLossFlat,
-                               DataLoader, DataLoaders, GradientAccumulation, Learner, Lookahead, MixedPrecision, SGD,
+                               DataLoader, DataLoaders, GradientAccumulation, Learner, Lookahead, SGD,
                                SkipItemException, TfmdDL, accuracy, no_random, set_seed)
-from stop import Boom, StopAt
+from trainings import Bf16, Boom, StopAt, same, weights
 from feature_erosion.batches import TensorAnswer
 from feature_erosion.data import digits_dls
+from feature_erosion.evalsets import EvalSets, pattern_sets
 from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
 from feature_erosion.loaders import subset_dl
 from feature_erosion.mitigations import (DERpp, EWC, Adversarial, ContinualBackprop, Ensemble, GroupDRO, L2Init, L2SP, LwF,
@@ -46,11 +47,10 @@ def fit(cbs, folder=None, stop=None, lengths=(2,2), **kw):
     for o in groups: both[o] = grouped(both[o], torch.arange(128)%3)
     keep = [KeepRun(RunStore(folder).run('a'), minutes=0, strict=True)] if folder else []
     with learn.no_bar(), learn.no_logging():
-        learn.fit_phases([Phase(k, n, d) for (k,d),n in zip(both.items(), lengths)], cbs=[*keep, StopAt(stop), *cbs])
+        sets = EvalSets(pattern_sets(both['erode']), at=[0,3])
+        learn.fit_phases([Phase(k, n, d) for (k,d),n in zip(both.items(), lengths)], cbs=[*keep, StopAt(stop), sets, *cbs])
     return learn
 
-def weights(learn): return list(learn.model.state_dict().values())
-def same(a, b): return all(torch.equal(x, y) for x,y in zip(weights(a), weights(b), strict=True))
 
 def test_all_are_tried():
     assert {type(f()) for f in every.values()} >= {c for c in _subclasses(Mitigation) if c.__name__[0]!='_' and c.__name__!='Penalty'}
@@ -60,10 +60,15 @@ def _subclasses(cls):
 @pytest.fixture(scope='module')
 def plain(): return fit([])
 
+@pytest.fixture(scope='module')
+def whole():
+    "A fit with a mitigation alone; each is made once"
+    return cache(lambda name: fit([every[name]()]))
+
 @pytest.mark.parametrize('name', every)
-def test_acts_in_the_second_phase_only(plain, name):
+def test_acts_in_the_second_phase_only(plain, whole, name):
     "And what it leaves behind is a Learner like any other: all weights train, no hooks stay"
-    learn = fit([every[name]()])
+    learn = whole(name)
     for k,v in plain.snapshots['pretrain'].items(): assert torch.equal(v, learn.snapshots['pretrain'][k]), k
     assert not same(plain, learn)
     assert all(p.requires_grad for p in learn.model.parameters())
@@ -82,20 +87,15 @@ def test_named_phases(plain, name):
     assert not all(torch.equal(v, learn.snapshots['pretrain'][k]) for k,v in plain.snapshots['pretrain'].items()) and not cb.acts
 
 @pytest.mark.parametrize('name', every)
-def test_stopped_and_on(tmp_path, name):
-    "In the middle of the second phase: the same weights to the last bit"
-    whole = fit([every[name]()], tmp_path/'whole')
-    with pytest.raises(Boom): fit([every[name]()], tmp_path/'cut', stop=11)
-    assert same(whole, fit([every[name]()], tmp_path/'cut'))
-
-class Half(MixedPrecision):
-    def __init__(self): super().__init__('bf16')
-    def before_fit(self): super().before_fit(); self.autocast = torch.autocast('cpu', torch.bfloat16)
+def test_stopped_and_on(tmp_path, whole, name):
+    "In the middle of the second phase: the same weights to the last bit as without keeping the run"
+    with pytest.raises(Boom): fit([every[name]()], tmp_path, stop=11)
+    assert same(whole(name), fit([every[name]()], tmp_path))
 
 @pytest.mark.parametrize('name', every)
 def test_in_mixed_precision(name):
     "It trains, in its own phase too, and the weights stay in float32"
-    learn = fit([every[name](), Half()])
+    learn = fit([every[name](), Bf16()])
     assert {v.dtype for v in learn.model.parameters()}=={torch.float32} and all(v.isfinite().all() for v in weights(learn))
 
 def test_all_together():
@@ -108,7 +108,7 @@ def test_accumulated_gradients():
     def trained(bs, *cbs):
         set_seed(0)
         items = [(torch.randn(768),torch.tensor(i%10)) for i in range(128)]
-        d = DataLoaders(*[TfmdDL(items, bs=bs)]*2)
+        d = DataLoaders(*[TfmdDL(items, bs=bs, num_workers=0)]*2)
         m = nn.Sequential(nn.Flatten(), nn.Linear(768,10))
         learn = Learner(d, m, opt_func=SGD, loss_func=CrossEntropyLossFlat(), lr=.05, cbs=[L2SP(1.), *cbs])
         with learn.no_bar(), learn.no_logging(): learn.fit(2)
@@ -150,7 +150,7 @@ def test_against_a_naive_loop(kind):
     start,X,y,want = naive(kind)
     cbs = dict(plain=[], l2sp=[L2SP(1.)], lwf=[LwF(2., 2.)], decoupling=[SpectralDecoupling(.3)], sam=[SAM(.2)])[kind]
     items = list(zip(X.flatten(0,1), y.flatten()))
-    d = DataLoaders(TfmdDL(items, bs=6), TfmdDL(items, bs=6))
+    d = DataLoaders(*[TfmdDL(items, bs=6, num_workers=0)]*2)
     learn = Learner(d, deepcopy(start), loss_func=nn.CrossEntropyLoss(), opt_func=SGD, lr=.1, cbs=cbs)
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     torch.testing.assert_close(torch.cat([p.detach().flatten() for p in learn.model.parameters()]), want, atol=1e-6, rtol=1e-5)
@@ -167,7 +167,7 @@ def test_fisher_against_autograd_of_each_sample():
 def test_ewc_protects_what_matters():
     "A weight whose input is always 0 in the old data has no importance, and is free to move"
     x = torch.randn(64,2); x[:,1] = 0
-    old = DataLoaders(*[TfmdDL(list(zip(x, (x[:,0]>0).long())), bs=8)]*2)
+    old = DataLoaders(*[TfmdDL(list(zip(x, (x[:,0]>0).long())), bs=8, num_workers=0)]*2)
     lin = nn.Linear(2,2)
     f = fisher(lin, old.train, None)
     assert (f['weight'][:,1]==0).all() and (f['weight'][:,0]>0).all()
@@ -194,7 +194,7 @@ def test_sam_refuses_a_loss_that_it_would_not_know(how):
 
 def test_adversarial_images_in_half_precision():
     "A network that is sure has small gradients: those of pixels must not become 0, nor NaN where the scale is too large"
-    class Half16(Half):
+    class Half16(Bf16):
         def before_fit(self):
             super().before_fit()
             self.autocast,self.learn.scaler = torch.autocast('cpu', torch.float16),torch.amp.GradScaler('cpu', init_scale=self.scale)
@@ -440,11 +440,11 @@ def test_both_passes_of_sam_see_the_same_old_samples():
     torch.manual_seed(5)
     small(items, m, [SAM(.3), cb])
     torch.manual_seed(5)
-    (a,at),(b,_) = cb.buffer.batch(8),cb.buffer.batch(8)
+    (a,_,at),(b,y,_) = (cb.buffer.batch(8, m) for _ in range(2))
     scores = start(torch.stack([x for x,_ in points(8)])).detach()
     def loss(net):
-        x,y = (torch.stack(o) for o in zip(*items))
-        return F.cross_entropy(net(x), y) + .3*((net(a[0])-scores[at])**2).mean() + .7*F.cross_entropy(net(b[0]), b[1])
+        x,new = (torch.stack(o) for o in zip(*items))
+        return F.cross_entropy(net(x), new) + .3*((net(a[0])-scores[at])**2).mean() + .7*F.cross_entropy(net(b[0]), y[0])
     g = torch.autograd.grad(loss(start), list(start.parameters()))
     up,norm = deepcopy(start),torch.cat([o.flatten() for o in g]).norm()
     with torch.no_grad():
@@ -736,7 +736,7 @@ def test_ensembles_of_maps_and_what_is_none():
     v = torch.rand(3,4)
     torch.testing.assert_close(Ensemble([learn])(v).exp(), learn.model(v).softmax(1))
     for models,said in (([nn.Linear(4,1)]*2, 'a score for each of two classes'), ([layers(),layers(4)], 'same classes'),
-                        ([layers(),'net'], 'one is a str')):
+                        ([layers(),'net'], "'model1' is a str")):
         with pytest.raises(ValueError, match=said): Ensemble([o.eval() if isinstance(o, nn.Module) else o for o in models])(v)
 
 # Units that are not a layer's own, hooks

@@ -185,7 +185,7 @@ def test_any_batch_size_and_path(n, d, batch, scale, mean, seed):
 @pytest.mark.parametrize('n', [30,60,100])
 def test_kept_and_summed_agree(n):
     x = randn(n, 60, 0)*torch.arange(1, 61)**-1.+2
-    kept,summed = rank._Rows(x, n),rank._FeatureMoments(x)
+    kept,summed = rank._AllRows(x, n),rank._FeatureMoments(x)
     for m in kept,summed:
         for b in x.split(32): m.add(b)
     (S,whole),(T,other) = kept.moments(),summed.moments()

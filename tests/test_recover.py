@@ -9,7 +9,7 @@ from sklearn.preprocessing import StandardScaler
 from fastai.tabular.all import CategoryBlock, Normalize, TabularPandas, tabular_learner
 from fastai.vision.all import (Callback, CategoryMap, CrossEntropyLossFlat, DataLoader, DataLoaders, IntToFloatTensor, L, Learner,
                                SchedCos, SGD, TensorCategory, TensorImage, TfmdDL, accuracy, set_seed)
-from stop import Boom, StopAt
+from trainings import Boom, StopAt, same
 from feature_erosion.data import TensorImages, digits_dls, tensor_dls
 from feature_erosion.evalsets import EvalSets, pattern_sets
 from feature_erosion.mitigations import Ensemble
@@ -211,9 +211,6 @@ def fit(cbs=(), folder=None, stop=None, iters=None):
         phases = [Phase('pretrain', 1, dls), Phase('erode', None if iters else 2, easy, iters=iters)]
         learn.fit_phases(phases, cbs=[*keep, StopAt(stop), *cbs])
     return learn
-
-def weights(learn): return list(learn.model.state_dict().values())
-def same(a, b): return all(torch.equal(x, y) for x,y in zip(weights(a), weights(b), strict=True))
 
 def watch():
     d = digits_dls(n=128, n_valid=40, seed=0)

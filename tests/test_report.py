@@ -168,7 +168,8 @@ def test_two_at_once(folder):
     for p in both: p.start()
     for p in both: p.join()
     assert [p.exitcode for p in both]==[0,0]
-    assert headings((folder/'report.html').read_text())[-2:]==['a','b'] and not list(folder.rglob('*.part'))
+    assert headings((folder/'report.html').read_text())[-2:]==['a','b']
+    assert not [*folder.rglob('*.part'), *folder.rglob('.try*')]
 
 @pytest.mark.parametrize('path,out,words', [('nowhere',None,"path='"), ('empty',None,'nothing to report'),
     ('r','r/x.json','ends in .html'), ('r','r/run.json/x.html','cannot write there')])
@@ -207,3 +208,11 @@ def test_prints_what_is_folded(folder, browser):
     with Page(browser, report(folder/'fig2').as_uri()) as p:
         p.page.emulate_media(media='print')
         assert p.js("[...document.querySelectorAll('details')].every(o => o.lastElementChild.getBoundingClientRect().height>20)")
+
+def counted(seeds, finished, seed): return dict(clean=seeds+finished+seed)
+
+def test_a_sweep_over_names_of_its_own_numbers(tmp_path):
+    sweep(counted, dict(seeds=[10,20], finished=[0,.5]), seeds=2, store=tmp_path/'s', n_jobs=1, progress=False)
+    html = report(tmp_path/'s').read_text()
+    assert 'cannot be shown' not in html and '8 of 8 points' in html
+    for cell in ('10.5 (10 to 11)', '21 (20.5 to 21.5)'): assert cell in html, cell

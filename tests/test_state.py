@@ -1,5 +1,5 @@
 "What a fit remembers: a run that was stopped anywhere ends like one that nobody stopped, whatever its callbacks and its model hold."
-import enum, os, random, re, shutil, signal, subprocess, sys, time, warnings
+import enum, os, random, re, shutil, signal, time, warnings
 from collections import defaultdict, deque
 from copy import deepcopy
 from datetime import date
@@ -16,10 +16,10 @@ from fastai.vision.all import (AvgMetric, CSVLogger, Callback, DataLoader, DataL
                                ReduceLROnPlateau, Resize, ResizeMethod, SGD, SaveModelCallback, accuracy, aug_transforms,
                                imagenet_stats, load_learner, set_seed)
 from fastai.callback.mixup import CutMix, MixUp
-from fastai.losses import CrossEntropyLossFlat
+from fastai.losses import CrossEntropyLossFlat, FocalLossFlat, LabelSmoothingCrossEntropyFlat
 from fastai.text.data import LMDataLoader
-from conftest import root
-from stop import Boom, StopAt
+from run_notebooks import forked
+from trainings import Boom, StopAt
 from feature_erosion.data import digits_dls
 from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
 from feature_erosion.patterns import ColorSquare
@@ -94,13 +94,13 @@ class WithHelper(Train):
     def after_loss(self):
         self.helper.n += 1
         self.helper.history.append((self.helper.n, np.float32(self.loss.item())))
-        self.scale(1/self.helper.n)
+        self.scale(1/(1+.1*self.helper.n))
 
 class OnLearner(Train):
     def before_fit(self): self.learn.steps_taken = 0
     def after_loss(self):
         self.learn.steps_taken += 1
-        self.scale(1/self.learn.steps_taken)
+        self.scale(1/(1+.1*self.learn.steps_taken))
 
 class Own(Train):
     def before_fit(self): self._n = 0
@@ -171,41 +171,34 @@ def fit(folder, cbs=(), layers=(), stop=None, recorder=None, name='a', **kw):
                          cbs=[keep, StopAt(stop), *(c() for c in cbs)])
     return learn
 
-cases = dict(ema=dict(cbs=[Average]), ema_made_later=dict(cbs=[LateAverage]), averaged_model=dict(cbs=[Swa]),
-             dict_of_tensors=dict(cbs=[Shadow]), deque=dict(cbs=[Queue]), defaultdict=dict(cbs=[Counts]), set=dict(cbs=[Set]),
-             numpy_generator=dict(cbs=[Generator]), torch_generator=dict(cbs=[TorchGenerator]),
-             changed_setting=dict(cbs=[Setting]), helper_object=dict(cbs=[WithHelper]), on_the_learner=dict(cbs=[OnLearner]),
-             own_state_dict=dict(cbs=[Own]),
-             enums=dict(cbs=[Stages]), own_optimiser=dict(cbs=[Perturb]), thawing=dict(cbs=[Freeze]),
-             buffers=dict(layers=[Centre]), zero_gradients=dict(layers=[Skip, Skip]),
-             accumulation=dict(cbs=[lambda: GradientAccumulation(48)]), mixup=dict(cbs=[lambda: MixUp(.4)]),
-             cutmix=dict(cbs=[CutMix]),
-             train_metrics=dict(recorder=True), early_stopping=dict(cbs=[lambda: EarlyStoppingCallback(patience=9)]),
-             plateau=dict(cbs=[lambda: ReduceLROnPlateau(patience=1)]), save_model=dict(cbs=[SaveModelCallback]))
+cases = dict(averages=dict(cbs=[Average, LateAverage, Swa, Shadow, SaveModelCallback]),
+             numbers=dict(cbs=[Queue, Counts, Set, Setting, WithHelper, OnLearner, Own, Stages]),
+             generators=dict(cbs=[Generator, TorchGenerator, lambda: MixUp(.4)]), cutmix=dict(cbs=[CutMix]),
+             model=dict(cbs=[Perturb, Freeze], layers=[Centre, Skip, Skip]),
+             trackers=dict(recorder=True, cbs=[lambda: GradientAccumulation(48), lambda: EarlyStoppingCallback(patience=9),
+                                               lambda: ReduceLROnPlateau(patience=1)]))
 
 @pytest.mark.parametrize('name', cases)
 def test_stopped_and_on(tmp_path, name):
-    "In the middle of an epoch of the first phase, and in the second phase; weights, what the callback holds, and history"
-    seen = {}
+    "In the middle of an epoch of the first phase, and in the second phase; weights, what the callbacks hold, and history"
+    seen = []
     def keep(o):
         def make():
-            seen[len(seen)] = cb = o()
-            return cb
+            seen.append(o())
+            return seen[-1]
         return make
     kw = dict(cases[name], cbs=[keep(o) for o in cases[name].get('cbs', [])], strict=True)
     whole = fit(tmp_path/'whole', **kw)
-    held = {k:v for o in seen.values() for k,v in vars(o).items()}
-    seen.clear()
+    held = list(seen)
     for at in (3, 10):
         with pytest.raises(Boom): fit(tmp_path/'cut', stop=at, **kw)
     seen.clear()
     again = fit(tmp_path/'cut', **kw)
+    for a,b in zip(held, seen, strict=True):
+        for k in {'avg','losses','seen','factor','_n'} & set(vars(a)): assert same(vars(a)[k], vars(b)[k]), (type(a).__name__, k)
     assert all(torch.equal(a, b) for a,b in zip(whole.model.state_dict().values(), again.model.state_dict().values()))
     assert all(torch.equal(a, b) for a,b in zip(whole.model.buffers(), again.model.buffers()))
     assert whole.recorder.history.equals(again.recorder.history) and whole.recorder.lrs==again.recorder.lrs
-    now = {k:v for o in seen.values() for k,v in vars(o).items()}
-    for k in ('avg','losses','seen','factor','_n'):
-        if k in held: assert same(held[k], now[k]), k
 
 def same(a, b):
     if isinstance(a, nn.Module): return same(a.state_dict(), b.state_dict())
@@ -308,27 +301,26 @@ def test_a_finished_run_says_so(tmp_path, capsys):
     assert len(said)==1 and "run 'a' is finished and was loaded: made 20" in said[0] and 'feature_erosion' in said[0]
     assert "delete('a')" in said[0]
 
-waiting = '''
-import signal, sys, warnings; warnings.simplefilter('ignore')
-signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell's background job would ignore it, and so would its children
-from test_state import fit
-print('waiting', flush=True)
-fit(sys.argv[1], wait=True)
-'''
+def wait_for_another(folder):
+    signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell's background job, and its children, would ignore it
+    def acquire(self, *a, old=filelock.FileLock.acquire, **kw):
+        if kw.get('timeout')==-1: (folder/'waiting').touch()
+        return old(self, *a, **kw)
+    filelock.FileLock.acquire = acquire
+    fit(folder, wait=True)
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_signals_are_obeyed_while_waiting(tmp_path, number):
     "For another process that works on the run"
     run = RunStore(tmp_path).run('a')
-    env = {**os.environ, 'PYTHONPATH':os.pathsep.join([str(root/'tests'), str(root)])}
     with run.lock():
-        p = subprocess.Popen([sys.executable, '-c', waiting, str(tmp_path)], env=env, stdout=subprocess.PIPE,
-                             stderr=subprocess.DEVNULL, text=True)
-        assert p.stdout.readline()=='waiting\n'
-        while p.poll() is None:   # until it is obeyed
-            p.send_signal(number)
-            time.sleep(.2)
-    assert p.returncode!=0 and run.status=='new'
+        p = forked(wait_for_another, tmp_path)
+        p.start()
+        while not (tmp_path/'waiting').exists() and p.is_alive(): time.sleep(.02)
+        while p.is_alive():   # until it is obeyed
+            os.kill(p.pid, number)
+            p.join(.2)
+    assert (tmp_path/'waiting').exists() and p.exitcode!=0 and run.status=='new'
 
 def test_a_run_of_somebody_else_is_not_called_killed(tmp_path, monkeypatch):
     "Its lock may only be read"
@@ -341,17 +333,21 @@ def test_a_run_of_somebody_else_is_not_called_killed(tmp_path, monkeypatch):
         assert other.status=='running'
     assert RunStore(tmp_path)['a'].status=='killed'
 
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory): return fit(tmp_path_factory.mktemp('trained'))
+
 @pytest.mark.parametrize('phase', ['start','pretrain','erode'])
-def test_export(tmp_path, phase):
+def test_export(trained, phase):
     "After any phase: small, works elsewhere, and leaves the Learner as it was"
-    learn = fit(tmp_path)
+    learn = trained
     state = {k:v.clone() for k,v in learn.model.state_dict().items()}
     names,injected,dls = list(learn.snapshots),learn.injected.value,learn.dls
     with learn.at_phase(phase):
         learn.export('x.pkl')
         want = learn.model(torch.ones(1,3,16,16))
-    assert (tmp_path/'x.pkl').stat().st_size<4*sum(p.numel() for p in learn.model.parameters())+60_000
-    new = load_learner(tmp_path/'x.pkl')
+    f = learn.path/'x.pkl'
+    assert f.stat().st_size<4*sum(p.numel() for p in learn.model.parameters())+60_000
+    new = load_learner(f)
     assert torch.equal(new.model(torch.ones(1,3,16,16)), want) and not new.snapshots and len(new.dls.train_ds)==0
     assert new.injected.value is None
     assert new.predict(learn.dls.valid_ds.x[0].numpy())[0] in map(str, range(10))
@@ -554,6 +550,7 @@ def test_numbers_of_a_kind_of_their_own_become_plain():
     class Level(int): pass
     got = plain([Own(.5), Level(2), np.float64(.25), True])
     assert got==[.5,2,.25,True] and [type(o) for o in got]==[float,int,float,bool]
+    assert [type(o) for o in plain([Mode.slow, {Mode.slow:1}])]==[str,dict] and f'{plain(Mode.slow)}'==Mode.slow.value
 
 arrays = [np.array(['a','bc']), np.arange(3)[::-1], np.arange(3, dtype='>i4'), np.array(['2020-01-01'], 'M8[D]'),
           np.array([b'x']), np.zeros((2,0)), np.array(.5)]
@@ -733,3 +730,22 @@ def test_a_second_fit_goes_on_from_the_first(tmp_path):
         train(.1)
     store.delete('a, fit 2')
     assert not torch.equal(train(.1), first)
+
+def test_members_of_a_textual_enum_as_names(tmp_path):
+    "Their text names folders, also where Python shows the member as `Mode.slow`"
+    store,dls = RunStore(tmp_path),digits_dls(n=32, n_valid=20, bs=16)
+    learn = Learner(dls, mlp(), opt_func=SGD, lr=.01, path=tmp_path)
+    phases = [Phase(Mode.slow, 1), Phase(Mode.fast, 1)]
+    with learn.no_bar(), learn.no_logging(): learn.fit_phases(phases, run=store.run(Mode.fast))
+    run = store['f']
+    assert store[Mode.fast].path==run.path==tmp_path/'f' and list(map(str, learn.recorder.phases.phase))==['s','f']
+    for a,b in ('s',Mode.slow),('f',Mode.fast):
+        for k,v in run.weights(a).items(): assert torch.equal(v, run.weights(b)[k]) and torch.equal(v, learn.snapshots[a][k])
+
+@pytest.mark.parametrize('loss', [LabelSmoothingCrossEntropyFlat, FocalLossFlat])
+def test_fastais_losses_are_kept(tmp_path, loss):
+    "They copy the annotations of a module, which are no state"
+    run = RunStore(tmp_path).run('a')
+    learn = Learner(digits_dls(n=32, n_valid=20, bs=16), mlp(), opt_func=SGD, lr=.01, loss_func=loss(), path=tmp_path)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=KeepRun(run, strict=True))
+    assert run.status=='finished'

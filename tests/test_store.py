@@ -1,5 +1,5 @@
 "Runs that are killed, stopped, damaged, or handed something malicious."
-import errno, io, multiprocessing as mp, os, pickle, signal, struct, subprocess, tarfile, warnings, zlib
+import errno, io, os, pickle, signal, struct, subprocess, tarfile, warnings, zlib
 from pathlib import Path
 import filelock, numpy as np, pandas as pd, pytest, torch
 from torch import nn
@@ -8,6 +8,8 @@ from fastai.vision.all import (CSVLogger, Callback, CancelFitException, DataLoad
                                GradientAccumulation, LabelSmoothingCrossEntropy, Learner, MixedPrecision, SGD, SaveModelCallback,
                                accuracy, load_learner, noop, set_seed)
 import kill
+from run_notebooks import forked
+from trainings import same
 from feature_erosion import callbacks, files as files_module
 from feature_erosion.cli import main
 from feature_erosion.data import _unpack, digits_dls, extract, to_uint8
@@ -41,8 +43,6 @@ def fit(folder, name='a', epochs=(2,2), seed=0, cbs=(), lr=.05, pattern=None, ra
                   *(Phase(p, n, d) for p,n,d in zip(('erode','relearn'), epochs[1:], (easy,dls)))]
         learn.fit_phases(phases, cbs=[KeepRun(run or RunStore(folder).run(name), minutes=minutes, after=after), *cbs])
     return learn
-
-def same(a, b): return all(torch.equal(x, y) for x,y in zip(a.model.state_dict().values(), b.model.state_dict().values()))
 
 class Stop(Callback):
     "Raise, or send a signal, at an iteration"
@@ -129,10 +129,8 @@ def other_process(folder, dies):
 def test_two_processes_compute_once(tmp_path, dies):
     "Also when the first one is killed while it holds the lock: then the other one goes on"
     for o in 'a','whole': (tmp_path/o).mkdir()
-    ctx = mp.get_context('forkserver')
-    alone = ctx.Process(target=other_process, args=(tmp_path/'whole', False))
-    alone.start(), alone.join()
-    both = [ctx.Process(target=other_process, args=(tmp_path/'a', dies)) for _ in range(2)]
+    other_process(tmp_path/'whole', False)
+    both = [forked(other_process, tmp_path/'a', dies) for _ in range(2)]
     for p in both: p.start()
     for p in both: p.join()
     assert sorted(p.exitcode for p in both)==([-signal.SIGKILL,0] if dies else [0,0])
@@ -231,10 +229,11 @@ def named(name):
     res.name = name
     return res
 
-@pytest.mark.parametrize('metrics,name',
-                         [([F1Score(average='micro'),F1Score(average='macro')],'f1_score'),
-                          *(([named(o)],o) for o in ('sum','table','iters','phase','epoch','time','train_loss','valid_loss'))])
-@pytest.mark.parametrize('phases', [False, True])
+@pytest.mark.parametrize('metrics,name,phases',
+                         [([F1Score(average='micro'),F1Score(average='macro')],'f1_score',False),
+                          *(([named(o)],o,False)
+                            for o in ('sum','table','iters','phase','epoch','time','train_loss','valid_loss')),
+                          *(([named(o)],o,True) for o in ('phase','iters','epoch'))])
 def test_a_metric_whose_name_is_taken_is_refused_before_training(tmp_path, metrics, name, phases):
     def train(metrics):
         learn = Learner(digits_dls(n=64, n_valid=40, bs=32), net(), opt_func=SGD, metrics=metrics, path=tmp_path)
@@ -648,18 +647,6 @@ def test_checkpoints_behind_a_link_stay(tmp_path):
 def test_a_checkpoint_of_nothing(tmp_path, state):
     save_folder(tmp_path/'c', {**pack({}, {}), 'state.pt':state})
     with pytest.raises(ValueError, match='not a checkpoint of plain tensors'): unpack(tmp_path/'c')
-
-def test_two_reports_at_once(tmp_path):
-    "Neither falls over a file of the other's"
-    fit(tmp_path, 'run', epochs=(1,1))
-    ctx = mp.get_context('forkserver')
-    both = [ctx.Process(target=report_often, args=(tmp_path/'run',)) for _ in range(2)]
-    for p in both: p.start()
-    for p in both: p.join()
-    assert [p.exitcode for p in both]==[0,0] and not list((tmp_path/'run').glob('.try*'))
-
-def report_often(folder):
-    for _ in range(8): report(folder)
 
 @pytest.mark.parametrize('packed', [False, True])
 def test_the_revision_is_read_and_nothing_of_the_folder_is_executed(tmp_path, monkeypatch, packed):

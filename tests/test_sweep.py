@@ -1,5 +1,5 @@
 "Sweeps on loky, dask and ray, with workers that die."
-import importlib, logging, multiprocessing, os, re, signal, sys, time, types, warnings
+import enum, importlib, logging, multiprocessing, os, re, signal, sys, time, types, warnings
 from collections import namedtuple
 from functools import cached_property, partial
 from pathlib import Path
@@ -435,3 +435,13 @@ def test_sweeps_in_a_store(tmp_path, monkeypatch):
     (tmp_path/df.run[1]/'run.json').write_text('{')
     six = [o for o in RunStore(tmp_path).sweeps().values() if len(o)==5][0]
     assert sorted(six.status)==['damaged']+['finished']*4 and six.summary()['y','n'].tolist()==[2,2]
+
+class Method(str, enum.Enum):
+    sgd = 's'
+    adam = 'a'
+
+def is_adam(m, seed): return dict(adam=m=='a')
+
+def test_members_of_a_textual_enum_are_their_text(tmp_path):
+    got = sweep(is_adam, dict(m=list(Method)), store=tmp_path, n_jobs=1, progress=False)
+    assert got.m.tolist()==['s','a'] and got.adam.tolist()==[False,True]

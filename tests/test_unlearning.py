@@ -6,9 +6,10 @@ from functools import partial
 import numpy as np, pytest, torch, torch.nn.functional as F
 from scipy.stats import norm
 from torch import nn
-from fastai.vision.all import (CSVLogger, Callback, CrossEntropyLossFlat, DataLoaders, GradientClip, Learner, MixedPrecision,
+from fastai.vision.all import (CSVLogger, Callback, CrossEntropyLossFlat, DataLoaders, GradientClip, Learner,
                                ProgressCallback, SGD, TfmdDL, accuracy, load_learner, no_random, set_seed)
 from test_layers_of_models import Merging
+from trainings import Bf16, weights
 from feature_erosion.batches import TensorAnswer
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import log_iters
@@ -47,7 +48,6 @@ def ready(start, **kw):
     learn.model.load_state_dict(start)
     return learn
 
-def weights(learn): return list(learn.model.state_dict().values())
 def same(a, b): return all(torch.equal(x, y) for x,y in zip(a, b, strict=True))
 
 class Watch(TensorAnswer):
@@ -115,10 +115,6 @@ def test_statistics_of_frozen_layers_go_on(start):
         retrain(learn, *by_class, epochs=1)
         assert learn.model[2].num_batches_tracked == len(by_class[1].train) + frozen*start['2.num_batches_tracked']
 
-class Half(MixedPrecision):
-    def __init__(self): super().__init__('bf16')
-    def before_fit(self): super().before_fit(); self.autocast = torch.autocast('cpu', torch.bfloat16)
-
 class Pair(nn.Module):
     "Answers with a tuple, as networks with auxiliary heads do"
     def __init__(self): super().__init__(); self.net = net()
@@ -128,7 +124,7 @@ class Pair(nn.Module):
 def test_mixed_precision_and_other_answers(name):
     "Through the callbacks that say how a network is trained, which the twin shares"
     set_seed(0)
-    learn = learner([Half(),TensorAnswer()], Pair())
+    learn = learner([Bf16(),TensorAnswer()], Pair())
     unlearn(learn, *by_class, name, **kwargs(name))
     assert {p.dtype for p in learn.model.parameters()}=={torch.float32} and all(v.isfinite().all() for v in weights(learn))
 
@@ -163,7 +159,7 @@ def test_only_shared_callbacks_go_along(start):
 def whole(x, y):
     "A loader whose only batch are all samples"
     items = list(zip(x, y))
-    dl = TfmdDL(items, bs=len(items))
+    dl = TfmdDL(items, bs=len(items), num_workers=0)
     res = DataLoaders(dl, dl)
     res.c = 3
     return res

@@ -4,13 +4,13 @@ from copy import deepcopy
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, torch, torch.nn.functional as F
 from torch import nn
-from fastai.callback.all import AMPMode, CSVLogger, EarlyStoppingCallback, MixedPrecision, MixUp, SaveModelCallback
+from fastai.callback.all import CSVLogger, EarlyStoppingCallback, MixUp, SaveModelCallback
 from fastai.callback.rnn import rnn_cbs
 from fastai.tabular.all import (Categorify, CategoryBlock, Normalize, TabularPandas, tabular_learner)
 from fastai.text.models import AWD_LSTM, awd_lstm_clas_config, get_text_classifier
 from fastai.vision.all import (Callback, CancelFitException, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, SGD,
                                TerminateOnNaNCallback, TfmdDL, accuracy, load_learner, noop, partial, set_seed)
-from stop import Boom, StopAt
+from trainings import Bf16, Boom, StopAt, same
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import EvalSets, evaluate, pattern_sets
 from feature_erosion.learner import erosion_learner
@@ -50,9 +50,6 @@ def erode(model, *cbs, epochs=3, **kw):
     learn = learner(digits().inject(ColorSquare(4)), deepcopy(model), **kw)
     with learn.no_bar(), learn.no_logging(): quietly(learn.fit, epochs, cbs=cbs)
     return learn
-
-def same(a, b):
-    return all(torch.equal(x, y) for x,y in zip(a.model.state_dict().values(), b.model.state_dict().values(), strict=True))
 
 def test_noticed_and_training_is_the_same(knows):
     old,w = digits(),None
@@ -197,14 +194,10 @@ def test_a_run_keeps_epochs_that_were_not_looked_at(knows, tmp_path, phases):
     assert run.status=='finished' and run.history.known.notna().tolist()==[False]*3+[True]
 
 def test_mixed_precision_mixup_and_small_last_batch(knows):
-    class Bf16(MixedPrecision):
-        def before_fit(self):
-            super().before_fit()
-            self.autocast = torch.autocast('cpu', dtype=torch.bfloat16)
     w = Watch(digits_dls(n=320, n_valid=97, bs=48))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        learn = erode(knows, w, Bf16(amp_mode=AMPMode.BF16), MixUp(.4))
+        learn = erode(knows, w, Bf16(), MixUp(.4))
     assert w.history.known.notna().all() and w.history.cka.between(0,1.01).all()
     assert w.history.known.iloc[0]==pytest.approx(evaluate(knows, w.sets['known'].dl)['accuracy'], abs=.03)
 
@@ -411,6 +404,9 @@ def test_what_cannot_be_exchanged():
                  [(x,torch.arange(6)%2), (x[...,:4],torch.arange(6)%2)], n=None)
     with pytest.raises(ValueError, match=r'answers with shape \(6, 1\)'):
         hangs_on(nn.Sequential(nn.Flatten(), nn.Linear(192,1)), [(x,torch.arange(6)%2)], n=None)
+    for bad in 0,2.5:
+        with pytest.raises(ValueError, match=f'grid={bad}: must be a whole number'):
+            hangs_on(model, [(x,torch.arange(6)%2)], grid=bad, n=None)
 
 def test_an_epoch_without_a_whole_batch(knows):
     few = [(x.float(),int(y)) for b in digits_dls(n=16, n_valid=40, bs=16).valid for x,y in zip(*b)]

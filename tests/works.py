@@ -15,9 +15,9 @@ class Collect:
 def situations():
     "A row each: kind, what, how, and the test that holds it"
     import pandas as pd, pytest
-    c,here = Collect(),Path(__file__).parent
+    c,files = Collect(),[str(f) for f in Path(__file__).parent.glob('test_*.py') if 'works(' in f.read_text('utf-8')]
     with redirect_stdout(io.StringIO()) as said:
-        assert pytest.main(['--collect-only', '-qq', str(here)], plugins=[c])==0, said.getvalue()
+        assert pytest.main(['--collect-only', '-qq', *files], plugins=[c])==0, said.getvalue()
     return pd.DataFrame(c.rows)[['kind','what','how','test']].drop_duplicates().sort_values(['kind','what','test']).reset_index(drop=True)
 
 def main(out):

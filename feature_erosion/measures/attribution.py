@@ -16,14 +16,16 @@ from copy import copy
 from math import prod
 from types import SimpleNamespace
 from fastcore.all import *
-from fastai.vision.all import DataLoaders, TensorImage, no_random, plt, progress_bar
+from fastai.vision.all import DataLoaders, TensorImage, plt, progress_bar
 from ..batches import *
+from ..batches import _like
 from ..loaders import *
 from ..patterns import *
 from ..phases import class_names
 from ..evalsets import *
 from ..plots import *
 from .layers import *
+from .layers import _has_weights, _only_model
 
 # %% ../../nbs/measures/04_attribution.ipynb #a21fd434
 def _captum():
@@ -77,12 +79,10 @@ def _before_attention(calls, places):
                      "normalisation before it; name a `layer`")
 
 # %% ../../nbs/measures/04_attribution.ipynb #e842ad1a
-def _is_maker(c): return layer_kinds['conv'](c.module) or layer_kinds['linear'](c.module)
-
 def _last_maps(calls, places, b):
     "The last call before pooling: its map is as large as the last convolution's or linear layer's"
     if any(p.extra for p in places.values()): return _before_attention(calls, places)
-    makers = [n for n,p in places.items() if _is_maker(p)]
+    makers = [n for n,p in places.items() if _has_weights(p.module)]
     if not makers: raise ValueError("layer=None: no convolution of this model returns maps, so it looks nowhere in particular; "
                                     "use a convolutional model or larger images, or name a `layer` with maps")
     res,names = makers[-1],list(places)
@@ -97,7 +97,7 @@ def _check_rest(calls, last, places, b):
     names = list(calls)
     for n in names[names.index(last)+1:]:
         c = calls[n]
-        if _is_maker(c) and n not in places and len(c.shape)>2 and c.shape[0]==b and prod(c.shape[1:])>c.shape[c.axis]:
+        if _has_weights(c.module) and n not in places and len(c.shape)>2 and c.shape[0]==b and prod(c.shape[1:])>c.shape[c.axis]:
             shape = '×'.join(map(str, c.shape))
             raise ValueError(f"layer=None: {n!r} returns {shape}, and which rows and columns these are is "
                              f"not certain; name a `layer` with maps, or say it, e.g. layer={{{n!r}: (7,7)}}")
@@ -175,8 +175,7 @@ def _swapped(out, x, new):
         for k,v in out.items(): res[k] = _swapped(v, x, new)
         return res
     if not isinstance(out, (tuple,list)): return out
-    parts = [_swapped(o, x, new) for o in out]
-    return type(out)(*parts) if hasattr(out, '_fields') else type(out)(parts)
+    return _like(out, [_swapped(o, x, new) for o in out])
 
 # %% ../../nbs/measures/04_attribution.ipynb #47db24cf
 @contextmanager
@@ -222,7 +221,7 @@ def grad_cam(
 )->torch.Tensor: # Maps, 0 or more, shape `(batch, height, width)`, on the model's device
     "Maps of the positions that support a class, after Selvaraju et al. (2017); the model is left unchanged"
     check_whole(1, bs=bs)
-    model = first(named_models(model).values())
+    model = _only_model(model)
     x,target = _images(x, model),_classes(target, len(x))
     place = _place(model, x[:2], layer)
     def part(o, i): return o if o is None else o[i:i+bs]
@@ -293,7 +292,7 @@ def pattern_mask(
 
 # %% ../../nbs/measures/04_attribution.ipynb #91060540
 def _painted(dl, pattern, variant, seed):
-    "A painted loader, the class whose region counts for each sample, and the pattern"
+    "A painted loader, the class whose region counts for each sample, and the variant; `None` if it was painted before"
     if isinstance(dl, DataLoaders): pattern,dl = pattern or getattr(dl, 'pattern', None),clean_of(dl).valid
     if variant not in variants: raise ValueError(f"variant={variant!r}: must be one of {', '.join(variants)}")
     if stamped(getattr(dl, 'dataset', None)):
@@ -310,7 +309,7 @@ class _Painted:
     def __init__(self, dl, pattern, variant, n, seed):
         dl,stamps,self.variant = _painted(dl, pattern, variant, seed)
         self.dl,self.masks = fixed_dl(dl, n, seed),None   # the image size is known after the first batch
-        self.tfm = first(f for f in dl.after_batch.fs if isinstance(f, InjectPattern))
+        self.tfm = painter(dl)
         self.stamps = stamps[self.dl.get_idxs()]
         if not (bare := int((self.stamps<0).sum())): return
         raise ValueError(f"dl: {bare} of {len(self.stamps)} images have no picture; give the clean loader and the pattern")
@@ -398,7 +397,7 @@ def pattern_attention(
 )->PatternAttention: # A row for each model: `share`, `se`, `area`, `ratio`, `most`, accuracies, `n`, `blank`
     "The share of attention that networks pay to the pattern, averaged over images"
     models = named_models(models)
-    with no_random(reproducible=False):
+    with fixed_random():
         data = _Painted(dl, pattern, variant, n, seed)
         d,places,_ = _each_image(models, data, layer, target, progress)
     res = PatternAttention([_summary(d[d.model==k]) for k in models], index=pd.Index(models, name='model'))
@@ -460,7 +459,7 @@ def compare_cams(
 )->GradCam:
     "Grad-CAM of several models on the same images"
     models = named_models(models)
-    with no_random(reproducible=False):
+    with fixed_random():
         data = _Painted(dl, pattern, variant, n, seed)
         d,places,kept = _each_image(models, data, layer, target, keep=True)
         images = _decoded(data.dl, torch.cat(kept.x))

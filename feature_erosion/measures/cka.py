@@ -17,6 +17,7 @@ from fastcore.all import *
 from fastai.vision.all import plt
 from ..plots import *
 from .layers import *
+from .layers import _by_layer
 
 # %% ../../nbs/measures/02_cka.ipynb #bc2c2b26
 def center(
@@ -176,7 +177,7 @@ class LayerCKA(Measured):
         a,b = self._pair(a, b)
         bad,known = [o for o in (a,b) if o not in self.models()],', '.join(map(repr, self.models()))
         if bad: raise ValueError(f"no model {bad[0]!r}; there are {known}")
-        return pd.DataFrame(self.loc[a, b])
+        return pd.DataFrame(self).xs(a, level=0).xs(b, axis=1, level=0)
 
     def same_layer(self,
         a=None, # As in `between`
@@ -258,11 +259,11 @@ def result(self:_Kernels, **settings):
     "CKA of all pairs; a warning names layers whose kernel is always empty"
     s = self.H.diagonal().sqrt()
     C = (self.H/(s[:,None]*s)).nan_to_num(0.)   # 0/0 of empty kernels
-    idx = pd.MultiIndex.from_tuples(list(self.row), names=['model','layer'])
     dead = [k for k in self.row if k not in self.alive]
     named = ', '.join(f'{m}/{l}' for m,l in dead)
     if dead: warn(f"layers whose samples are all the same or all equally far apart, their CKA is given as 0: {named}")
-    res,sigma = LayerCKA(C.numpy(), index=idx, columns=idx),{'sigma':self.sigma} if self.kernel=='rbf' else {}
+    idx,sigma = _by_layer(self.row),{'sigma':self.sigma} if self.kernel=='rbf' else {}
+    res = LayerCKA(C.numpy(), index=idx, columns=idx)
     res.attrs.update(kernel=self.kernel, debiased=self.debiased, **sigma, n=self.n, dead=dead, **settings)
     return res
 

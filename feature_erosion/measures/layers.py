@@ -9,7 +9,7 @@ __all__ = ['layer_kinds', 'watching', 'layer_calls', 'find_layers', 'pick_featur
            'Features', 'named_models', 'visit']
 
 # %% ../../nbs/measures/00_layers.ipynb #b3cb34c7
-import difflib, re, torch, torch.nn.functional as F
+import difflib, pandas as pd, re, torch, torch.nn.functional as F
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
@@ -17,7 +17,7 @@ from math import prod
 from types import SimpleNamespace
 from torch import nn
 from fastcore.all import *
-from fastai.vision.all import Learner, no_random, progress_bar
+from fastai.vision.all import Learner, progress_bar
 from ..batches import *
 from ..loaders import *
 from ..plots import *
@@ -70,6 +70,8 @@ layer_kinds = dict(
     block  = lambda m: re.search(r'Block|Bottleneck|Residual|MBConv|Inception|Fire|EncoderLayer', type(m).__name__) is not None,
     leaf   = lambda m: not any(True for _ in m.children()),
     all    = lambda m: True)
+
+def _has_weights(m): return layer_kinds['conv'](m) or layer_kinds['linear'](m)
 
 # %% ../../nbs/measures/00_layers.ipynb #8e7dbaf1
 def _inside(name, others): return any(name.startswith(o.split('#')[0]+'.') for o in others if o!=name)
@@ -181,7 +183,7 @@ def layer_calls(
     layers='all' # As in `find_layers`
 )->dict: # By name, in the order they finish: `module`, output `shape`, `axis` of channels (`None` if uncertain)
     "All calls in a forward pass"
-    calls = {}
+    model,calls = unwrapped(model),{}
     def see(n, m, o): calls[n] = SimpleNamespace(module=m, shape=tuple(o.shape), axis=None)
     with evaluating(model), watching(model, see): model(*to_model(x if isinstance(x, tuple) else (x,), model))
     if len(calls)>1: calls.pop(type(model).__name__, None)   # the whole network: its output is that of its last layer
@@ -195,6 +197,16 @@ def find_layers(
 )->list: # Names
     "Names of a network's layers, in the order in which they finish"
     return list(layer_calls(model, x, layers))
+
+def _two_inputs(model, dl):
+    "Two inputs, enough to find a network's layers"
+    with fixed_random():
+        dl = fixed_dl(dl)
+        return first_samples(split_batch(dl, first(dl), model)[0], 2)
+
+def _with_weights(model, x):
+    "Convolutions and linear layers by name, in the order in which they finish"
+    return {n:c.module for n,c in layer_calls(model, x).items() if _has_weights(c.module)}
 
 # %% ../../nbs/measures/00_layers.ipynb #e8be956e
 def pick_features(
@@ -266,6 +278,14 @@ def check_count(
     if got!=n: raise ValueError(f"dl: its batches hold {got} samples, its dataset {n}. If `collate_fn` or `SkipItemException` "
                                 "leaves samples out or adds some, do that in the dataset, or give a list of batches, list(dl)")
 
+class _Rows:
+    "Features of all samples, batch by batch"
+    def __init__(self, x, n): self.X,self.n = x.new_empty(n, x.shape[1]),0   # a sample batch, and the number of samples to come
+    def add(self, x):
+        room = self.X[self.n:self.n+len(x)]
+        room[:] = x[:len(room)]
+        self.n += len(x)
+
 class Features(Meter):
     "Collect a layer's features on all samples, pass them on, then free them"
     def __init__(self,
@@ -283,18 +303,15 @@ class Features(Meter):
     def begin(self, shapes, n): self.n,self.got = n,{}
     def bytes(self, shape, n): return 4*n*self.width(shape)
     def end_layer(self, model, layer):
-        X,i = self.got.pop((model,layer))
-        check_count(i, self.n)
-        with torch.autocast(X.device.type, enabled=False): self.use(model, layer, X)
+        rows = self.got.pop((model,layer))
+        check_count(rows.n, self.n)
+        with torch.autocast(rows.X.device.type, enabled=False): self.use(model, layer, rows.X)
 
     def see(self, model, layer, x):
         if self.by_channel: x = pooled(x, self.pool)
         x = flat(x, pick_features(x[0].numel(), self.max_features, self.seed))
-        if (model,layer) not in self.got: self.got[model,layer] = x.new_empty(self.n, x.shape[1]),0
-        X,i = self.got[model,layer]
-        room = X[i:i+len(x)]
-        room[:] = x[:len(room)]
-        self.got[model,layer] = X,i+len(x)
+        if (model,layer) not in self.got: self.got[model,layer] = _Rows(x, self.n)
+        self.got[model,layer].add(x)
 
 # %% ../../nbs/measures/00_layers.ipynb #39616a32
 def named_models(
@@ -312,6 +329,10 @@ def named_models(
                              "by `to_empty` and `load_state_dict`")
     return models
 
+def _only_model(model): return only(named_models(model).values())
+
+def _by_layer(keys): return pd.MultiIndex.from_tuples(keys, names=['model','layer'])
+
 # %% ../../nbs/measures/00_layers.ipynb #09c300a4
 def _laid_out(x, model, last):
     "Inputs on the model's device, with images in the required memory layout"
@@ -326,13 +347,13 @@ def _survey(model, x, layers):
             if last: continue
             raise
         break
-    for n,c in calls.items(): _check_batch(n, c, len(tensors_in(x)[0]))
+    for n,c in calls.items(): _check_batch(n, c.module, c.shape, len(tensors_in(x)[0]))
     return calls,last
 
-def _check_batch(n, c, k):
-    turned = getattr(c.module, 'batch_first', True) is False and len(c.shape)==3   # even if its length equals the batch size
-    if not turned and c.shape and c.shape[0]==k: return
-    raise ValueError(f"layers: {n!r} returns shape {c.shape} for {k} samples; choose layers with the batch first")
+def _check_batch(n, m, shape, k):
+    turned = getattr(m, 'batch_first', True) is False and len(shape)==3   # even if its length equals the batch size
+    if not turned and shape and shape[0]==k: return
+    raise ValueError(f"layers: {n!r} returns shape {shape} for {k} samples; choose layers with the batch first")
 
 # %% ../../nbs/measures/00_layers.ipynb #dcf9c5b7
 def _shape(c):
@@ -391,7 +412,7 @@ def _forward(model, x, name, jobs, calls):
     wanted,x0 = {l for _,(_,l) in jobs},tensors_in(x)[0]
     todo,dev = set(wanted),x0.device.type
     def see(n, m, o):
-        _check_batch(n, SimpleNamespace(module=m, shape=tuple(o.shape)), len(x0))
+        _check_batch(n, m, tuple(o.shape), len(x0))
         if o.shape[1:]!=calls[n].shape[1:] and not all(m.by_channel for m,(_,l) in jobs if l==n): _other_size(n, calls[n], o)
         o = _channels_first(o if o.dtype==torch.float64 else o.float(), calls[n].axis)
         with torch.autocast(dev, enabled=False):   # the network may use half precision, measures do not
@@ -417,7 +438,7 @@ def visit(
 )->SimpleNamespace: # `n`, `bs`, `passes`, and `layers` by model
     "Pass data through all models and feed the meters; modes, gradients, buffers and random state are left unchanged"
     models,meters,info = named_models(models),listify(meters),SimpleNamespace()
-    with no_random(reproducible=False), ExitStack() as stack:
+    with fixed_random(), ExitStack() as stack:
         dl = fixed_dl(dl, n, seed)
         stack.enter_context(unaugmented(dl))
         b = first(dl)

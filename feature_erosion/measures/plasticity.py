@@ -15,7 +15,7 @@ from copy import deepcopy
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from fastcore.all import *
-from fastai.vision.all import Recorder, no_random, plt, to_device
+from fastai.vision.all import Recorder, plt, to_device
 from ..batches import *
 from ..loaders import *
 from ..plots import *
@@ -24,12 +24,10 @@ from ..callbacks import *
 from ..phases import *
 from ..evalsets import *
 from .layers import *
-from .layers import _NotFinite
+from .layers import _NotFinite, _by_layer, _has_weights, _only_model, _two_inputs, _with_weights
 from .rank import *
 
 # %% ../../nbs/measures/05_plasticity.ipynb #46a9a340
-def _has_weights(m): return layer_kinds['linear'](m) or layer_kinds['conv'](m)
-
 def _hidden(model, x):
     "Names of the layers whose units count"
     calls = [(n,c.module) for n,c in layer_calls(model, x).items()]
@@ -64,18 +62,12 @@ def unit_scores(
     seed:int=0 # Which samples
 )->dict: # Layer → score of each unit, at least 0, mean 1; shape `(units,)`
     "Each unit's mean |activation| relative to its layer's mean (Sokar et al. 2023, def. 3.1)"
-    model,meter = only(named_models(model).values()),_Activity()
+    model,meter = _only_model(model),_Activity()
     if layers is None:
         hidden = _hidden(model, _two_inputs(model, dl))
         layers = lambda name,_: name in hidden   # only these calls: the name `relu` alone would also match `relu#2`
     visit(model, dl, meter, layers, n, seed=seed, progress=False)
     return {k:h/(h.mean()+1e-9) for k,h in meter.mean.items()}
-
-def _two_inputs(model, dl):
-    "Two inputs, enough to find a network's layers"
-    with no_random(reproducible=False):
-        dl = fixed_dl(dl)
-        return first_samples(split_batch(dl, first(dl), model)[0], 2)
 
 # %% ../../nbs/measures/05_plasticity.ipynb #1c36f4ec
 class Dormant(Measured):
@@ -107,7 +99,7 @@ def dormant_units(
     if not 0<=tau<1: raise ValueError(f"tau={tau!r}: must be at least 0 and below 1; Sokar et al. use 0 to .1")
     named = named_models(models)
     res = {(k,l):(len(s), int((s<=tau).sum())) for k,m in named.items() for l,s in unit_scores(m, dl, layers, n, seed).items()}
-    df = Dormant(list(res.values()), columns=['units','dormant'], index=pd.MultiIndex.from_tuples(res, names=['model','layer']))
+    df = Dormant(list(res.values()), columns=['units','dormant'], index=_by_layer(res))
     df['share'] = df.dormant/df.units
     df.attrs.update(tau=tau, n=n)
     return df if len(named)>1 else df.droplevel('model')
@@ -124,7 +116,7 @@ def weight_norm(
     model # A module or Learner
 )->float:
     "L2 norm of all parameters together, including BatchNorm and biases"
-    ps = list(only(named_models(model).values()).parameters())
+    ps = list(_only_model(model).parameters())
     return _l2(ps) if ps else 0.
 
 # %% ../../nbs/measures/05_plasticity.ipynb #a79a6afb
@@ -132,7 +124,7 @@ def weight_norms(
     model # A module or Learner
 )->Measured: # A row for each module with its own parameters
     "Norm of each layer's parameters, their number, and their root mean square"
-    model,layers = only(named_models(model).values()),{}
+    model,layers = _only_model(model),{}
     for n,p in model.named_parameters(): layers.setdefault(n.rpartition('.')[0] or type(model).__name__, []).append(p)
     rows = [(_l2(ps),sum(p.numel() for p in ps)) for ps in layers.values()]
     df = Measured(rows, columns=['norm','params'], index=pd.Index(layers, name='layer'))
@@ -141,13 +133,10 @@ def weight_norms(
 
 # %% ../../nbs/measures/05_plasticity.ipynb #bcf74438
 def _batches(model, dl, n, seed):
-    "The same inputs and targets each time, without augmentation, on the model's device"
-    dl = fixed_dl(dl, n, seed)
-    with unaugmented(dl):
-        for b in dl:
-            xs,ys = split_batch(dl, b, model)
-            if not ys: raise ValueError("dl: batches have no targets; give a loader of (x, y)")
-            yield to_model(xs, model),ys
+    "The same inputs and targets each time, as the model takes them"
+    for xs,ys in model_batches(fixed_dl(dl, n, seed), model):
+        if not ys: raise ValueError("dl: batches have no targets; give a loader of (x, y)")
+        yield xs,ys
 
 # %% ../../nbs/measures/05_plasticity.ipynb #9e3d8d4b
 def _as_sum(loss):
@@ -217,7 +206,7 @@ def _differentiable(model, loss_func):
     "The loss, the module, and its trainable parameters"
     loss_func = loss_func or getattr(model, 'loss_func', None) or nn.CrossEntropyLoss()
     _check_mean(loss_func)
-    model = only(named_models(model).values())
+    model = _only_model(model)
     ps = [p for p in model.parameters() if p.requires_grad]
     if not ps: raise ValueError("model: all parameters are frozen; call requires_grad_(True) on those whose gradient you want")
     return loss_func,model,ps
@@ -329,10 +318,6 @@ class _LastInput(Meter):
     def see(self, model, layer, x): self.got.append(pooled(self.x.movedim(-1, 1)).clone())
 
 # %% ../../nbs/measures/05_plasticity.ipynb #8df1c680
-def _linears(model, dl):
-    "Names and modules of all linear layers, in the order in which they run"
-    return [(n,c.module) for n,c in layer_calls(model, _two_inputs(model, dl)).items() if layer_kinds['linear'](c.module)]
-
 def penultimate(
     model, # A module or Learner
     dl, # As in `fixed_dl`
@@ -340,11 +325,11 @@ def penultimate(
     seed:int=0 # Which samples
 )->torch.Tensor: # Shape `(samples, features)`, in the order of `dl_labels`
     "Input of the last linear layer to run, in eval mode; tokens are averaged"
-    model,meter = only(named_models(model).values()),_LastInput()
-    layers = [(n,c.module) for n,c in layer_calls(model, _two_inputs(model, dl)).items() if _has_weights(c.module)]
-    if not any(layer_kinds['linear'](m) for _,m in layers):
+    model,meter = _only_model(model),_LastInput()
+    layers = _with_weights(model, _two_inputs(model, dl))
+    if not any(map(layer_kinds['linear'], layers.values())):
         raise ValueError(f"model: {type(model).__name__} has no linear layer, so no layer before it")
-    name,module = layers[-1]
+    name,module = last(layers.items())
     if not layer_kinds['linear'](module):
         raise ValueError(f"model: {type(model).__name__} ends in the convolution {name!r}, so no linear layer reads its "
                          "features; measure a layer by name, as in `layer_rank`")
@@ -369,8 +354,8 @@ def _rank(model, dl, n, seed, **_):
 
 def _hessian(model, dl, loss_func, n, seed, **_): return hessian_rank(model, dl, loss_func, n, seed=seed)
 
-_measures = dict(dormant=_dormant, weight_norm=_weights, grad_norm=_gradient, effective_rank=_rank)
-_slow = dict(hessian_rank=_hessian)
+_measures = dict(dormant=_dormant, weight_norm=_weights, grad_norm=_gradient, effective_rank=_rank, hessian_rank=_hessian)
+_usual = tuple(k for k in _measures if k!='hessian_rank')
 _titles = dict(dormant='dormant units', weight_norm='weight norm', grad_norm='gradient norm', effective_rank='effective rank',
                hessian_rank="Hessian's rank")
 
@@ -383,14 +368,13 @@ def plasticity_measures(
     tau:float=0., # As in `dormant_units`
     layers=None, # As in `unit_scores`
     seed:int=0, # Which samples
-    measures=tuple(_measures) # Which measures; also 'hessian_rank', which takes minutes for a large network
+    measures=_usual # Which measures; also 'hessian_rank', which takes minutes for a large network
 )->dict: # Values by name
     "Share of dormant units, norms of weights and gradient, and effective rank of the penultimate features"
-    known = {**_measures, **_slow}
-    bad = [o for o in listify(measures) if o not in known]
-    if bad: raise ValueError(f"measures={bad}: must be among {', '.join(known)}")
+    bad = [o for o in listify(measures) if o not in _measures]
+    if bad: raise ValueError(f"measures={bad}: must be among {', '.join(_measures)}")
     kw = dict(loss_func=loss_func or getattr(model, 'loss_func', None), n=n, tau=tau, layers=layers, seed=seed)
-    return {k:known[k](model, dl, **kw) for k in listify(measures)}
+    return {k:_measures[k](model, dl, **kw) for k in listify(measures)}
 
 # %% ../../nbs/measures/05_plasticity.ipynb #ed45241c
 class PlasticityLog(LoggedCallback):
@@ -399,7 +383,7 @@ class PlasticityLog(LoggedCallback):
     @delegates(plasticity_measures, but='model,dl,loss_func,measures')
     def __init__(self,
         dl=None, # As in `fixed_dl`, with targets; by default the Learner's validation set, without squares
-        measures=tuple(_measures), # Which measures, as in `plasticity_measures`
+        measures=_usual, # Which measures, as in `plasticity_measures`
         **kwargs
     ): self.given,self.columns,self.kwargs = dl,listify(measures),kwargs
 

@@ -9,18 +9,18 @@ __all__ = ['solvers', 'LinearProbe', 'fit_probe', 'authors_probe', 'LayerProbe',
            'dl_labels', 'layer_probe']
 
 # %% ../../nbs/measures/03_probes.ipynb #75e78da8
-import numpy as np, pandas as pd, torch, torch.nn.functional as F
+import numpy as np, torch, torch.nn.functional as F
 from torch import nn
 from warnings import warn
 from fastcore.all import *
 from fastai.data.core import SkipItemException
-from fastai.vision.all import DataLoader, no_random, plt, progress_bar
+from fastai.vision.all import DataLoader, plt, progress_bar
 from ..batches import *
 from ..loaders import *
 from ..plots import *
 from ..phases import check_classes
 from .layers import *
-from .layers import _NotFinite
+from .layers import _NotFinite, _by_layer
 
 # %% ../../nbs/measures/03_probes.ipynb #388daf5b
 def _loss(Z, y, W, b, l2):
@@ -206,7 +206,7 @@ def authors_probe(
     y = _labels(y).to(X.device)
     _check(X, y)
     classes,y = y.unique(return_inverse=True)
-    with no_random(seed, reproducible=False), torch.inference_mode(False), torch.enable_grad():
+    with fixed_random(seed), torch.inference_mode(False), torch.enable_grad():
         train = torch.randperm(len(X))[:len(X)*4//5]
         lin = nn.Linear(X.shape[1], len(classes)).to(X.device)
         opt = torch.optim.Adam(lin.parameters(), lr)
@@ -301,8 +301,7 @@ def result(self:ProbeScore,
     "The results as a table, one row per model and layer"
     f,cols = self.fit,('accuracy','train_accuracy','C','features','converged')
     rows = {k:(self.accuracy[k],p.train_accuracy,p.C,p.weight.shape[1],p.converged) for k in f.keys for p in [f.probes[k]]}
-    idx = pd.MultiIndex.from_tuples(list(rows), names=['model','layer'])
-    res = LayerProbe(list(rows.values()), index=idx, columns=cols)
+    res = LayerProbe(list(rows.values()), index=_by_layer(rows), columns=cols)
     bad = ', '.join(f'{m}/{l}' for m,l in res.index[res.converged==False])   # `None` where the solver does not say
     if bad: warn(f"probes that have not converged: {bad}; give ProbeFit a larger max_iter")
     res.attrs.update(n=len(f.y), n_test=len(self.y), classes=len(f.y.unique()), chance=_chance(self.y))
@@ -341,7 +340,7 @@ def dl_labels(
     seed:int=0 # As in `fixed_dl`
 )->torch.Tensor: # int64, shape `(samples,)`
     "The labels of the samples that `visit` sees, in the same order: the first target of each"
-    with no_random(reproducible=False):
+    with fixed_random():
         try: return _dl_labels(fixed_dl(dl, n, seed))
         except SkipItemException:
             raise ValueError("dl: samples of its dataset are left out by `SkipItemException`, so which labels go with which "
@@ -359,7 +358,7 @@ def _batched_plainly(dl):
     parts = [getattr(dl, k) for k in ('before_batch','create_batch','after_batch')]
     return all(f.__module__.startswith(('fastai.','feature_erosion.')) for p in parts for f in getattr(p, 'fs', [p]))
 
-def _seen(dl): return torch.cat([torch.as_tensor(_label(dl, b)).cpu() for b in dl])
+def _seen(dl): return torch.cat([batch_labels(split_batch(dl, b)[1]).cpu() for b in dl])
 
 def _all_seen(dl):
     y = _seen(dl)
@@ -379,8 +378,6 @@ def _labels_last(dl):
     try: item = labelled(dl.dataset)[0]
     except KeyError: return False   # a table, whose rows have names
     return isinstance(item, tuple) and len(item)-(getattr(dl, 'n_inp', None) or len(item)-1)==1
-
-def _label(dl, b): return batch_labels(split_batch(dl, b)[1])
 
 # %% ../../nbs/measures/03_probes.ipynb #8c7a7e8e
 def _both_labels(labels, train, test, n, n_test, seed):

@@ -16,6 +16,7 @@ from fastai.vision.all import plt
 from ..batches import *
 from ..plots import *
 from .layers import *
+from .layers import _Rows, _by_layer
 
 # %% ../../nbs/measures/01_rank.ipynb #85ae9b0e
 def _add_square(S, a):
@@ -136,9 +137,11 @@ def effective_rank(
     center:bool=True # Whether to subtract the mean of each feature
 )->float: # From 1 to the number of singular values; 0 for dead features
     "Exponential of the entropy of singular values (Roy & Vetterli 2007)"
-    p = _values(x, center)
-    p = p[p>0]/p.sum()
-    return (-p*p.log()).sum().exp().item() if len(p) else 0.
+    return _exp_entropy(_values(x, center))
+
+def _exp_entropy(s, eps=0.):
+    "Of the shares of singular values; `eps` is added to each"
+    return torch.special.entr(s/s.sum()+eps).sum().exp().item() if s[0]>0 else 0.
 
 # %% ../../nbs/measures/01_rank.ipynb #cf45fd47
 def stable_rank(
@@ -167,9 +170,7 @@ def rankme(
     center:bool=False # Whether to subtract the mean of each feature; not in the paper
 )->float: # 0 for dead features
     "Effective rank of features that are not centred (RankMe, Garrido et al. 2023)"
-    s = _values(x, center)
-    p = s/s.sum()+eps
-    return (-p*p.log()).sum().exp().item() if s[0]>0 else 0.
+    return _exp_entropy(_values(x, center), eps)
 
 # %% ../../nbs/measures/01_rank.ipynb #e13b0c4d
 def _limit(rank, n, used, features):
@@ -187,13 +188,8 @@ def _ranks(S, whole, n, used, features, rtol, what):
     return dict(**res, features=features, used=used, n=n, limit=_limit(res['rank'], n, used, features))
 
 # %% ../../nbs/measures/01_rank.ipynb #b19f270c
-class _Rows:
-    "Features of all images"
-    def __init__(self, x, n): self.X,self.n = x.new_empty(n, x.shape[1]),0   # a sample batch, and the number of images to come
-    def add(self, x):
-        room = self.X[self.n:self.n+len(x)]
-        room[:] = x[:len(room)]
-        self.n += len(x)
+class _AllRows(_Rows):
+    "Features of all images, where products would take more room"
     def moments(self): return _moments(self.X)
 
 # %% ../../nbs/measures/01_rank.ipynb #ef786625
@@ -223,7 +219,7 @@ class RankMeter(Meter):
     def see(self, model, layer, x):
         k = model,layer
         x = flat(x, self.idx[self.features[k]])
-        if k not in self.got: self.got[k] = _Rows(x, self.n) if self.n<=2*x.shape[1] else _FeatureMoments(x)
+        if k not in self.got: self.got[k] = _AllRows(x, self.n) if self.n<=2*x.shape[1] else _FeatureMoments(x)
         self.got[k].add(x)
 
     def end_layer(self, model, layer):
@@ -248,7 +244,7 @@ def result(self:RankMeter,
 )->LayerRank: # As `layer_rank`
     "The results as a table, one row per model and layer"
     keys = list(self.features)
-    res = LayerRank([self.rows[k] for k in keys], index=pd.MultiIndex.from_tuples(keys, names=['model','layer']))
+    res = LayerRank([self.rows[k] for k in keys], index=_by_layer(keys))
     res.attrs.update(n=self.n, max_features=self.max_features, rtol=self.rtol, seed=self.seed, **settings)
     return res
 

@@ -29,10 +29,12 @@ from ..measures.rank import *
 from ..measures.cka import *
 from ..measures.probes import *
 from ..measures.attribution import *
+from ..measures.attribution import _scaling
 from ..measures.plasticity import *
 from ..learner import *
 from .nets import *
 from .recipes import *
+from .recipes import _claims_by
 
 # %% ../../nbs/paper/02_figures.ipynb #0b3b02f9
 _colors = dict(before='C0', after='C3', control='C7')
@@ -45,10 +47,15 @@ def _seeds(ax, d, x, y, color, label=None, **kw):
     m = d.groupby(x)[y].mean()
     ax.plot(m.index, m, color=color, label=label, **kw)
 
-def _percent(ax, label='accuracy', low=0):
-    ax.set_ylim(low-.02, 1.02)
-    ax.yaxis.set_major_formatter('{x:.0%}')
-    ax.set_ylabel(label)
+def _forgetting(ax, values, label):
+    "A y-axis for shares forgotten, which may be below 0"
+    percent(ax, label)
+    ax.set_ylim(bottom=min(0, values.min())-.02)
+
+def _points_gained(ax):
+    "A y-axis for gains in accuracy"
+    ax.axhline(0, color='C7', lw=.8, ls='--')
+    ax.yaxis.set_major_formatter(lambda v,_: f'{100*v:+.3g}'.replace('-', '−'))
 
 def _per_seed(d, f): return [f(o) for _,o in d.groupby('seed')]
 
@@ -86,6 +93,12 @@ def phase_ends(
         with learn.at_phase(p): acc = {k:evaluate(learn.model, dl)['accuracy'] for k,dl in sets.items()}
         rows.append(dict(phase=p, train_accuracy=_train_accuracy(learn, p), **acc))
     return pd.DataFrame(rows).assign(n=len(sets['clean'].dataset), chance=1/len(learn.dls.vocab))
+
+def _at_both(learn):
+    "The network before the second phase and after it"
+    return dict(zip(('before','after'), learn.models_at(before_erosion(learn), 'erode').values()))
+
+def _arm(net): return dict(opt=net.opt, squares=net.lengths[1] if net.ratio else 0)
 
 def forgotten(
     ends:pd.DataFrame # As from `phase_ends`, one network and seed
@@ -135,7 +148,7 @@ def _plot_curves(ax, t, net):
              (sq, 'clean', _colors['after'], 'clean'), (sq[sq.phase=='pretrain'], 'clean', _colors['before'], 'clean, before')]
     for d,y,color,label in lines:
         if len(d): _seeds(ax, d, 'epoch', y, color, label)
-    _percent(ax)
+    percent(ax)
     ax.set_title(net, loc='left', pad=22, weight='bold')
 
 def _plot_rates(ax, t, net):
@@ -147,7 +160,7 @@ def _plot_rates(ax, t, net):
     ax.set(xscale='log', xlabel='learning rate')
     ax.set_xticks(sorted(f.lr.unique()), [f'{v:g}' for v in sorted(f.lr.unique())], minor=False)
     ax.minorticks_off()
-    _percent(ax, 'share forgotten', min(0, f.forgotten.min()))
+    _forgetting(ax, f.forgotten, 'share forgotten')
     ax.set_title(net, loc='left', pad=22, weight='bold')
     ax.legend()
 
@@ -165,9 +178,8 @@ def plot_curves(t):
 # %% ../../nbs/paper/02_figures.ipynb #a9ea862c
 def collapse_claims(t):
     "For each network: how much it forgets, how soon, how much the control forgets, and what it relies on instead"
-    e = t['ends']
     rows = lambda net,d: _rate_claims(net, d) if d.lr.nunique()>1 else _collapse(net, d, t['curves'][t['curves'].net==net])
-    return [row for net,d in e.groupby('net', sort=False) for row in rows(net, d)]
+    return _claims_by(t['ends'], 'net', rows)
 
 def _collapse(net, e, c):
     sq,c = e[e.ratio>0],c[(c.ratio>0) & (c.phase=='erode')]
@@ -234,9 +246,10 @@ def _early_less_late(v): return v[:len(v)//3].mean()-v[-(len(v)//3):].mean()
 
 def cka_claims(t):
     "How similar each layer is to itself before, after squares and after the control, and whether early layers change less"
-    return [row for net,d in t['cka'].groupby('net', sort=False) for row in _cka_claims(net, d[d.ratio>0], d[d.ratio==0])]
+    return _claims_by(t['cka'], 'net', _cka_claims)
 
-def _cka_claims(net, sq, control):
+def _cka_claims(net, d):
+    sq,control = d[d.ratio>0],d[d.ratio==0]
     same,kept = (_per_seed(o, lambda o: _diagonal(o).mean()) for o in (sq,control))
     early = _per_seed(sq, lambda o: _early_less_late(_diagonal(o)))
     row = partial(judged, fmt='.2f', net=net)
@@ -263,7 +276,7 @@ class SpectrumMeter(Features):
 # %% ../../nbs/paper/02_figures.ipynb #5e4f1b27
 def layer_tables(learn, net, seed, scale):
     "Rank and probe accuracies of each layer, before and after the second phase; the shared start is measured only once"
-    models = dict(zip(('before','after'), learn.models_at(before_erosion(learn), 'erode').values()))
+    models = _at_both(learn)
     if net.ratio==0: models.pop('before')
     dl,train,meter = measured_dl(net, seed, scale),clean_of(learn.dls).train,SpectrumMeter()
     visit(models, dl, meter, max_memory=1., progress=False)
@@ -279,7 +292,7 @@ def plot_layers(t):
     for row,(net,d) in zip(axs, nets):
         _plot_layers(row[0], d, 'converged')
         _plot_layers(row[1], d, 'rank')
-        _percent(row[0], 'linear probe accuracy')
+        percent(row[0], 'linear probe accuracy')
         row[0].set_title(net, loc='left')
         row[1].set(ylabel='numerical rank', yscale='log')
     axs[0,1].legend()
@@ -302,10 +315,10 @@ def _last_rank(d): return _per_seed(d, lambda o: _layers(o, 'rank').before.iloc[
 
 def layer_claims(t):
     "Means over layers"
-    control = lambda d: pd.concat([d[d.model=='before'], d[d.ratio==0]])
-    return [row for net,d in t['layers'].groupby('net', sort=False) for row in _layer_claims(net, d[d.ratio>0], control(d))]
+    return _claims_by(t['layers'], 'net', _layer_claims)
 
-def _layer_claims(net, sq, control):
+def _layer_claims(net, d):
+    sq,control = d[d.ratio>0],pd.concat([d[d.model=='before'], d[d.ratio==0]])
     lost = {k:(_lost(sq, k),_lost(control, k)) for k in ('authors','converged')}
     falls,stays = _ratio(sq, 'rank'),_ratio(control, 'rank')
     row = partial(judged, net=net)
@@ -325,8 +338,7 @@ def relearning_tables(learn, net, seed, scale):
     c = learn.recorder.evals
     c = c[(c.when=='epoch') & c.phase.isin(['pretrain','relearn'])]
     c = c.assign(of_phase=c.groupby('phase').cumcount()+1)[['phase','of_phase','clean']]
-    arm = dict(opt=net.opt, squares=net.lengths[1] if net.ratio else 0)
-    return dict(curves=c.assign(**arm), ends=phase_ends(learn, net, seed, scale).assign(**arm))
+    return {k:d.assign(**_arm(net)) for k,d in dict(curves=c, ends=phase_ends(learn, net, seed, scale)).items()}
 
 _opt_names = dict(sgd='SGD', adam='Adam')
 
@@ -363,9 +375,8 @@ def _plot_gaps(ax, g):
         ax.plot(d.x, d.gain, mark, color=color, ms=4, alpha=.5)
         m = d.groupby('x').gain.mean()
         ax.plot(m.index, m, '-' if len(m)>2 else ':', color=color, label=_opt_names[opt])
-    ax.axhline(0, color='C7', lw=.8, ls='--')
+    _points_gained(ax)
     ax.set_xticks(range(len(lengths)), ['none\n(control)' if l==0 else l for l in lengths])
-    ax.yaxis.set_major_formatter(lambda v,_: f'{100*v:+.3g}'.replace('-', '−'))
     ax.set(xlabel='epochs with squares', ylabel='points above training from scratch')
     ax.legend()
 
@@ -417,7 +428,7 @@ def plot_ratios(t):
     ax.set_xticks(at, [f'{r:.0%}' if r in at[:-2] or r==1 else '' for r in at])
     ax.minorticks_off()
     zero.set_xticks([0], ['control'])
-    _percent(zero, 'share of clean accuracy forgotten', min(0, d.forgotten.min()))
+    _forgetting(zero, d.forgotten, 'share of clean accuracy forgotten')
     for a in (zero,ax): a.axhline(0, color='C7', lw=.8, ls='--')
     return fig
 
@@ -430,10 +441,10 @@ def _bend(o, r):
 
 def ratio_claims(t):
     "Rise, bend, and the effect of a modest ratio"
-    return [row for net,d in _by_ratio(t).groupby('net', sort=False) for row in _ratio_claims(net, d, _modest(d))]
+    return _claims_by(_by_ratio(t), 'net', _ratio_claims)
 
-def _ratio_claims(net, d, r):
-    rising = _per_seed(d, lambda o: _spearman(o.ratio, o.forgotten))
+def _ratio_claims(net, d):
+    r,rising = _modest(d),_per_seed(d, lambda o: _spearman(o.ratio, o.forgotten))
     row = partial(judged, net=net)
     return [
         row('Forgetting rises with the ratio: rank correlation (Spearman)', 'rises', rising, (.8,.4), **_correlation),
@@ -452,10 +463,8 @@ def sharp_layer(
 
 def _raw(maps, size):
     "Maps before scaling up; scaling is linear, so it can be undone"
-    u,v = (torch.linalg.pinv(_upsampling(k, m)) for k,m in zip(size, maps.shape[1:]))
+    u,v = (torch.linalg.pinv(_scaling(k, m)) for k,m in zip(size, maps.shape[1:]))
     return (u @ maps.double() @ v.T).clamp(min=0)
-
-def _upsampling(n, m): return F.interpolate(torch.eye(n, dtype=torch.float64)[:,None], m, mode='linear')[:,0].T
 
 def cell_share(
     maps:torch.Tensor, # Maps of `grad_cam`, shape `(images, height, width)`
@@ -476,9 +485,7 @@ def pointing(
 
 # %% ../../nbs/paper/02_figures.ipynb #8178d47a
 def _look(learn, net, seed, scale, layer, n):
-    phases = before_erosion(learn),'erode'
-    models = dict(zip(('before','after'), learn.models_at(*phases).values()))
-    return compare_cams(models, measured_dl(net, seed, scale), net_pattern(net), n, layer)
+    return compare_cams(_at_both(learn), measured_dl(net, seed, scale), net_pattern(net), n, layer)
 
 def _attention(cams):
     "Means over images, a row for each model"
@@ -538,7 +545,7 @@ def plot_cams(t):
 # %% ../../nbs/paper/02_figures.ipynb #2cc3f0b4
 def cam_claims(t):
     "Attention after squares, compared with before and with the control"
-    return [row for net,d in t['attention'].groupby('net', sort=False) for row in _cam_claims(net, d)]
+    return _claims_by(t['attention'], 'net', _cam_claims)
 
 def _cam_claims(net, d):
     def of(at, model, control=False, col='cell'):
@@ -560,12 +567,11 @@ def rank_tables(learn, net, seed, scale):
     phases = dict(before=before_erosion(learn), after='erode')
     m = learn.plasticity(*phases.values(), dl=dl, n=min(2000, len(dl.dataset)))
     e = phase_ends(learn, net, seed, scale).set_index('phase').clean
-    arm = dict(opt=net.opt, squares=net.lengths[1] if net.ratio else 0)
     ends = dict(scratch=e[phases['before']], eroded=e['erode'], relearned=e['relearn'])
     measures = {f'{k}_{w}':m.loc[p,k] for k in m for w,p in phases.items()}
     k = min(200, scale.n_train or 200)   # as Prakash et al.: 200 images, 100 steps
     with learn.at_phase('erode'): measures['hessian_rank_after'] = hessian_rank(learn, clean_of(learn.dls).train, n=k, steps=k//2)
-    return dict(rank=pd.DataFrame([{**arm, **ends, **measures}]))
+    return dict(rank=pd.DataFrame([{**_arm(net), **ends, **measures}]))
 
 def _gains(t):
     "What may predict learning again, and what is gained over training from scratch"
@@ -585,10 +591,9 @@ def plot_rank(t):
             colors = plt.cm.viridis(np.linspace(0, 1, d.squares.nunique()))
             for color,(l,o) in zip(colors, d.groupby('squares')):
                 ax.plot(o[c], o.gain, mark, color=color, label=f'{_opt_names[opt]}, {l}')
-        ax.axhline(0, color='C7', lw=.8, ls='--')
+        _points_gained(ax)
         ax.set(xlabel=_predictors[c])
         ax.locator_params(axis='x', nbins=5)
-    axs[0,0].yaxis.set_major_formatter(lambda v,_: f'{100*v:+.3g}'.replace('-', '−'))
     axs[0,0].set(ylabel='points above training from scratch')
     axs[0,-1].legend(title='epochs with squares', loc='center left', bbox_to_anchor=(1.01,.5))
     return fig

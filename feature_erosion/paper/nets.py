@@ -20,7 +20,7 @@ from torch import nn
 from fastcore.all import *
 from fastai.data.external import URLs, fastai_path
 from fastai.callback.fp16 import MixedPrecision
-from fastai.vision.all import Callback, DataLoaders, Learner, no_random
+from fastai.vision.all import Callback, DataLoaders, Learner
 from ..names import stats
 from ..files import file_sha
 from ..batches import *
@@ -209,7 +209,7 @@ def fit_net(
     quiet:bool=True # No progress bars and table
 )->Learner: # After the last phase; its `recorder` holds the history
     "Train on clean images, on painted ones, and on clean ones again: Figure 1 of the paper, and the basis of all others"
-    with no_random(seed, reproducible=False):
+    with fixed_random(seed):
         dls = net_dls(net, seed)
         easy = dls.inject(net_pattern(net), ratio=net.ratio, strength=net.strength, seed=seed)
         learn = net_learner(net, dls)
@@ -281,7 +281,7 @@ def net_seconds(
     steps:int=3 # How many to measure
 )->float: # Per epoch, or per iteration if that is the unit of its lengths
     "About how long training takes on this machine, evaluations included"
-    with no_random(0, reproducible=False):
+    with fixed_random(0):
         learn = net_learner(net, dls := net_dls(net))
         loss,opt = nn.CrossEntropyLoss(),torch.optim.SGD(learn.model.parameters(), 0.)
         bs = [split_batch(dls.train, b, learn.model) for _,b in zip(range(steps), dls.train)]

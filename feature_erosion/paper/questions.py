@@ -10,28 +10,33 @@ __all__ = ['resisting', 'train_resisting', 'resist_tables', 'plot_resist', 'resi
 
 # %% ../../nbs/paper/04_questions.ipynb #05c3721e
 import contextlib, io
-from copy import copy, deepcopy
+from copy import deepcopy
 from dataclasses import asdict, replace
 from math import ceil
 from time import perf_counter
 import numpy as np, pandas as pd
 from fastcore.all import *
-from fastai.vision.all import Callback, Learner, get_model, no_random, plt
+from fastai.vision.all import Callback, Learner, get_model, plt
 from scipy.stats import ttest_1samp
 from torch import nn
+from ..batches import fixed_random
 from ..callbacks import precision
 from ..loaders import *
+from ..plots import *
 from ..phases import *
 from ..evalsets import *
 from ..erosion import *
 from ..mitigations import *
 from ..recover import *
+from ..recover import _few_axis
 from ..unlearning import *
+from ..unlearning import _copied
 from ..runs.store import *
 from ..runs.resume import *
 from ..learner import *
 from .nets import *
 from .recipes import *
+from .recipes import _claims_by
 from .figures import *   # they are registered before the questions
 
 # %% ../../nbs/paper/04_questions.ipynb #a6c1cda0
@@ -44,11 +49,6 @@ def _with(make=None):
     return f
 
 def _last_layer(learn): return last(n for n,m in get_model(learn.model).named_modules() if isinstance(m, nn.Linear))
-
-def _copied(phase, **attrs):
-    res = copy(phase)
-    for k,v in attrs.items(): setattr(res, k, v)
-    return res
 
 def _head_only(learn, old, phases): return [Only(_last_layer(learn), ['erode'])],phases
 
@@ -134,7 +134,7 @@ def train_resisting(
     "Train the phases after the first with a method: a recipe for `RunStore.once`"
     net = Net(**net)
     learn = load_net(trained(run.store, replace(net, lengths=(net.lengths[0],0,0)), seed))
-    with no_random(seed, reproducible=False), learn.no_bar(), learn.no_logging(), contextlib.redirect_stdout(io.StringIO()):
+    with fixed_random(seed), learn.no_bar(), learn.no_logging(), contextlib.redirect_stdout(io.StringIO()):
         dls = net_dls(net, seed)
         easy = dls.inject(net_pattern(net), ratio=net.ratio, strength=net.strength, seed=seed)
         cbs,phases = _methods(net)[method](learn, dls, net_phases(replace(net, lengths=(0,*net.lengths[1:])), dls, easy))
@@ -196,7 +196,7 @@ def plot_resist(t):
 # %% ../../nbs/paper/04_questions.ipynb #302d70e5
 def resist_claims(t):
     "For each method: what it saves of what plain finetuning forgets"
-    return [row for (net,ratio),d in t['resist'].groupby(['net','ratio'], sort=False) for row in _resist_claims(net, ratio, d)]
+    return _claims_by(t['resist'], ['net','ratio'], _resist_claims)
 
 def _resist_claims(net, ratio, d):
     d = d.assign(forgotten=1-_kept(d)).set_index(['method','seed'])
@@ -236,7 +236,7 @@ def against_plain(
     t:dict # The tables of `resist`
 )->pd.DataFrame: # By network, ratio and method: `n` seeds, mean `clean` accuracy, how much `more`, its 95% interval, `p`
     "Clean accuracy with each method against plain finetuning, paired by seed"
-    return pd.concat({k:_against_plain(d) for k,d in t['resist'].groupby(['net','ratio'], sort=False)}, names=['net','ratio'])
+    return pd.concat({k:_against_plain(d) for k,d in t['resist'].groupby(['net','ratio'])}, names=['net','ratio'])
 
 # %% ../../nbs/paper/04_questions.ipynb #f395064b
 def recover_tables(learn, net, seed, scale):
@@ -265,17 +265,16 @@ def _plot_recover(ax, d):
         ax.plot(seeds.index, seeds, color=color, lw=.6, alpha=.4)
         ax.plot(seeds.index, seeds.mean(axis=1), color=color, marker='o', ms=4, label=k)
         ax.axhline(o.now.mean(), color=color, ls=':', lw=1)
-    ax.set(xscale='log', xlabel='clean images per class', ylim=(-.02,1.02))
-    ax.set_xticks(sorted(d.few.unique()), sorted(d.few.unique()))
-    ax.minorticks_off()
-    ax.yaxis.set_major_formatter('{x:.0%}')
+    _few_axis(ax, sorted(d.few.unique()))
+    percent(ax, '')
 
 # %% ../../nbs/paper/04_questions.ipynb #77b0a346
 def recover_claims(t):
     "How much of the lost accuracy comes back, and whether it was learned"
-    return [row for net,d in t['recover'].groupby('net', sort=False) for row in _recover_claims(net, d[d.ratio>0])]
+    return _claims_by(t['recover'], 'net', _recover_claims)
 
 def _recover_claims(net, d):
+    d = d[d.ratio>0]
     most = d.few.max()
     m = d[d.few==most].groupby(['features','model','seed'])[['accuracy','now']].mean()
     row,found = partial(judged, net=net),dict(last='a new last layer', all='a linear layer on all layers')
@@ -323,7 +322,7 @@ def plot_unlearn(t):
 
 def unlearn_claims(t):
     "How far each method is from the network trained without the samples"
-    return [row for (net,what),d in t['unlearn'].groupby(['net','what'], sort=False) for row in _unlearn_claims(net, what, d)]
+    return _claims_by(t['unlearn'], ['net','what'], _unlearn_claims)
 
 def _unlearn_claims(net, what, d):
     d = d.set_index(['method','seed'])

@@ -16,7 +16,7 @@ from pathlib import Path
 from time import monotonic, perf_counter
 import joblib, numpy as np, pandas as pd, torch
 from fastcore.all import *
-from fastai.vision.all import Learner, plt
+from fastai.vision.all import plt
 from ..names import named, questions
 from ..erosion import *
 from ..runs.store import *
@@ -123,6 +123,10 @@ def judged(
     mean,least,most = (f(x[~np.isnan(x)]) if not np.isnan(x).all() else np.nan for f in (np.mean,np.min,np.max))
     return dict(claim=claim, paper=paper, net=net, ours=_shown(x, fmt, none), n=len(x), mean=mean, least=least, most=most,
                 rule=_rule(yes, fmt), agrees=nothing if nothing and np.isnan(x).all() else _agrees(yes, x))
+
+def _claims_by(d, by, f):
+    "The rows that `f` gives for each network, or each group of other columns"
+    return [row for k,o in d.groupby(by, sort=False) for row in f(*listify(k), o)]
 
 # %% ../../nbs/paper/01_recipes.ipynb #bcea9fd7
 def _sign(yes): return -1 if yes[0]<yes[1] else 1

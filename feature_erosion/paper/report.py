@@ -287,7 +287,7 @@ def parts(self:_Folder, figures):
 # %% ../../nbs/paper/03_report.ipynb #64bf72eb
 def _facts(facts, status):
     badge = [_badge(status, dict(finished='yes', failed='no').get(status, 'partly'))] if status else []
-    return h.P(*badge, *(_fact(k, v) for k,v in facts.items()), klass='facts')
+    return h.P(*badge, *(_fact(k, v) for k,v in facts), klass='facts')
 
 def _fact(k, v):
     if k=='seconds' and isinstance(v, (int,float)) and 0<=v<1e10: k,v = 'took',_duration(v)
@@ -302,7 +302,7 @@ def _notes(notes, most=30):
 def section(self:_Folder, figures, id):
     "All parts under a heading"
     parts,status = list(self.parts(figures)),self.status()
-    return h.Section(h.H2(self.title), _facts(self.facts, status), _notes(self.notes), *parts, id=id)
+    return h.Section(h.H2(self.title), _facts(self.facts.items(), status), _notes(self.notes), *parts, id=id)
 
 # %% ../../nbs/paper/03_report.ipynb #eccbfd60
 def _kind(path):
@@ -334,9 +334,9 @@ def _over_seeds(df):
     s = df.summary()
     n = s.xs('n', axis=1, level=1)
     res = s.index.to_frame(index=False) if df.attrs['names'] else pd.DataFrame(index=range(len(s)))
-    res['seeds'] = n.max(axis=1).astype(int).values
-    for y in n: res[y.replace('_',' ')] = [_of(o, k) for o,k in zip(s[y].itertuples(), res.seeds)]
-    return res
+    seeds = n.max(axis=1).astype(int).to_list()
+    numbers = {y.replace('_',' '):[_of(o, k) for o,k in zip(s[y].itertuples(), seeds)] for y in n}
+    return pd.concat([res, pd.DataFrame(dict(seeds=seeds, **numbers))], axis=1)   # a setting may have the name of a number
 
 def _of(o, seeds):
     few = f', {int(o.n)} of {seeds} seeds' if o.n<seeds else ''
@@ -344,7 +344,8 @@ def _of(o, seeds):
 
 def _sweep_facts(df):
     varied = {k:', '.join(map(_text, dict.fromkeys(map(_text, df[k])))) for k in df.attrs['names']}
-    return dict(finished=f'{(df.status=="finished").sum()} of {len(df)} points', **varied, seeds=df.seed.nunique())
+    done = f'{(df.status=="finished").sum()} of {len(df)} points'
+    return [('finished',done), *varied.items(), ('seeds',df.seed.nunique())]
 
 # %% ../../nbs/paper/03_report.ipynb #c0cb21ef
 def _picture(fig, alt, caption):

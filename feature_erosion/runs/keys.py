@@ -46,8 +46,7 @@ def _is_installed(module):
     return bool(at) and any(Path(at).resolve().is_relative_to(d) for d in _installed_at())
 
 # %% ../../nbs/runs/00_keys.ipynb #f50281bf
-@lru_cache
-def _packages(): return packages_distributions()
+_packages = lru_cache(packages_distributions)
 
 def _version(top):
     "Version of the package that provides a module; empty for the standard library, which comes with Python"

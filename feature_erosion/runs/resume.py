@@ -19,6 +19,7 @@ from fastcore.all import *
 from fastai.vision.all import CancelFitException, DataLoader, Learner, get_model, num_distrib, rank_distrib
 from ..files import *
 from ..patterns import *
+from ..models import n_params
 from ..distributed import *
 from ..loop import *
 from ..callbacks import *
@@ -26,21 +27,22 @@ from ..phases import *
 from ..evalsets import *
 from .keys import *
 from .store import *
-from .state import FitState, declares, is_passive, loader_state, put, set_loader_state, settle
+from .state import FitState, declares, is_passive, loader_state, put, random_state, set_loader_state, set_random_state, settle
 
 # %% ../../nbs/runs/03_resume.ipynb #4aaed01a
 def get_rng():
     "The state of all global random generators, as plain values"
     kind,keys,*more = np.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return dict(python=random.getstate(), numpy=[kind,keys.tolist(),*more], torch=torch.get_rng_state(), cuda=cuda)
+    return dict(python=random_state(random), numpy=[kind,torch.from_numpy(keys.astype(np.int64)),*more], torch=torch.get_rng_state(), cuda=cuda)
 
 def set_rng(
     s # From `get_rng`
 ):
     "Restore the state of all global random generators"
-    random.setstate(s['python'])
-    np.random.set_state(tuple(s['numpy']))
+    set_random_state(random, s['python'])
+    kind,keys,*more = s['numpy']
+    np.random.set_state((kind, np.asarray(keys, 'u4'), *more))
     torch.set_rng_state(s['torch'])
     for i,o in zip(range(torch.cuda.device_count()), s['cuda']): torch.cuda.set_rng_state(o, i)   # here may be fewer
 
@@ -90,8 +92,12 @@ def _pipe(p):
 def _content(ds):
     "A hash of images and labels in memory"
     parts = (getattr(ds, o, None) for o in ('x','targets','stamps','groups'))
-    held = [v for v in parts if isinstance(v, (torch.Tensor,np.ndarray,list))]
-    with suppress(TypeError,ValueError): return key_of([hash_tensor(torch.as_tensor(v)) for v in held]) if held else None
+    return _key(torch.as_tensor(v) for v in parts if isinstance(v, (torch.Tensor,np.ndarray,list)))
+
+def _key(values):
+    "One hash of tensors and arrays; `None` if there are none, or one that cannot be hashed"
+    with suppress(TypeError,ValueError):
+        if hashes := list(map(hash_tensor, values)): return key_of(hashes)
 
 # %% ../../nbs/runs/03_resume.ipynb #22c46e55
 def _samples(dls):
@@ -116,8 +122,7 @@ def _held(ds):
     "A hash of the tensors of PyTorch's and the arrays of torchvision's datasets"
     own = getattr(ds, 'tensors', None)
     parts = *(own if isinstance(own, (tuple,list)) else ()),getattr(ds, 'data', None)
-    held = [v for v in parts if isinstance(v, (torch.Tensor,np.ndarray)) and not isinstance(v, np.memmap)]
-    with suppress(Untold): return key_of([hash_tensor(v) for v in held]) if held else None
+    return _key(v for v in parts if isinstance(v, (torch.Tensor,np.ndarray)) and not isinstance(v, np.memmap))
 
 def _names(items):
     "What tells items apart: the names of files, the index of a table, texts and numbers; a `TypeError` for anything else"
@@ -137,8 +142,7 @@ def _evals_settings(learn):
     return [of(o) for o in learn.cbs if isinstance(o, EvalSets)]
 
 def _evalset_settings(dl):
-    tfm = first(o for o in getattr(dl.after_batch, 'fs', []) if isinstance(o, InjectPattern))
-    return dict(pattern=describe(tfm and tfm.pattern), images=len(dl.get_idxs()))
+    return dict(pattern=describe(getattr(painter(dl), 'pattern', None)), images=len(dl.get_idxs()))
 
 # %% ../../nbs/runs/03_resume.ipynb #f0188620
 def fit_settings(
@@ -148,7 +152,8 @@ def fit_settings(
     "The settings of a fit, as JSON values"
     return dict(model=_model_settings(get_model(learn.model)), opt=describe(learn.opt_func), lr=describe(learn.lr), wd=learn.wd,
                 hypers=None if phases else _hypers(learn.opt), wd_bn_bias=learn.wd_bn_bias,
-                train_bn=learn.train_bn, loss=describe(learn.loss_func), loss_settings=_loss_settings(learn.loss_func), data=_data_settings(learn.dls),
+                train_bn=learn.train_bn, loss=describe(learn.loss_func), loss_settings=_loss_settings(learn.loss_func),
+                data=_data_settings(learn.dls),
                 samples=[_samples(o) for o in (learn.dls, *L(phases).attrgot('dls'))],
                 phases=[_phase_settings(p) for p in phases], epochs=None if phases else learn.n_epoch,
                 callbacks=_cbs_settings(learn), evals=_evals_settings(learn), processes=max(1, num_distrib()))
@@ -158,7 +163,7 @@ def _hypers(opt):
     return [{k:describe(o[k]) for k in ('lr','wd') if k in o} for o in getattr(opt, 'hypers', ())]
 
 def _model_settings(m):
-    return dict(name=type(m).__name__, parameters=sum(p.numel() for p in m.parameters()), layers=key_of(stable_repr(m)),
+    return dict(name=type(m).__name__, parameters=n_params(m), layers=key_of(stable_repr(m)),
                 trained=sum(p.requires_grad for p in m.parameters()))
 
 def _loss_settings(f):
@@ -347,12 +352,11 @@ def save(self:KeepRun,
         state = self.state()
     self.saved_at = time.monotonic()
     if not self.main or self._bad(): return
-    last = self.kept.path/'last'
+    last,old = self.kept.path/'last',self.kept._within()
     with self._writing():
         last.mkdir(exist_ok=True)
-        numbers = sorted(int(p.name) for p in last.iterdir() if p.name.isdigit())
-        self._write(last/str((numbers or [0])[-1]+1), state)
-        for n in numbers[:-1] if not last.is_symlink() else (): remove_folder(last/str(n), checkpoint_files)
+        self._write(last/str(int(old[-1].name)+1 if old else 1), state)
+        for f in old[:-1] if not last.is_symlink() else (): remove_folder(f, checkpoint_files)
 
 # %% ../../nbs/runs/03_resume.ipynb #3842150a
 @patch
@@ -360,14 +364,11 @@ def _write(self:KeepRun, path, state):
     "Write one checkpoint; `level` says how far it is"
     self._tell_late(state)
     level = [len(self._ended()), state['train_iter'], *self.at]
-    about = dict(level=level, iteration=state['train_iter'], phase=self._phase(), rows=len(state['rows']))
+    about = dict(level=level, iteration=state['train_iter'], phase=phase_name(self.learn), rows=len(state['rows']))
     save_folder(path, pack(snapshot(self.learn.model), state), **about)
 
 @patch
 def _ended(self:KeepRun): return [p.name for p in self.phases if p.name in self.done]
-
-@patch
-def _phase(self:KeepRun): return p.name if (p := getattr(self.learn, 'phase', None)) else None
 
 @patch
 @contextmanager
@@ -386,7 +387,7 @@ def after_phase(self:KeepRun):
     p = self.learn.phase
     if not self.learn.phase_schedule.complete or self.at[1]: return   # stopped before its end
     if self.idle or self.broken or self._bad(): return
-    self._end_row()
+    if hasattr(self, 'recorder'): self._write_rows([dict(table='phases', **fit_log(self.recorder).phases[-1])])
     self.done.append(p.name)
     self.learn.phase = None
     try: state = self.state()
@@ -483,8 +484,9 @@ def _check_start(self:KeepRun):
     try: was,now = unpack(self.kept.path/'phases'/'start', state=False)[0],snapshot(self.learn.model)
     except ValueError: return   # told when it is chosen
     if all(k not in now or hash_tensor(v)==hash_tensor(now[k]) for k,v in was.items()): return
-    raise ValueError(f"run {self.kept.name!r} began with other weights than run {self.first_name!r} ends with now, which was "
-                     f"trained again: delete this one, too, `RunStore({str(self.kept.path.parent)!r}).delete({self.kept.name!r})`")
+    run = self.kept
+    raise ValueError(f"run {run.name!r} began with other weights than run {self.first_name!r} ends with now, which was "
+                     f"trained again: delete this one, too, {run._deletion()}")
 
 @patch
 def _refuse(self:KeepRun, info, settings, seed):
@@ -546,9 +548,8 @@ def _choose(self:KeepRun):
 @patch
 def _all_checkpoints(self:KeepRun):
     "Folders of checkpoints, including unreadable ones"
-    names = [f for f in self.kept.path.glob('last/*') if f.name.isdigit()]
-    names += [self.kept.path/'phases'/p for p in ('start', *self.kept.info['phases'])]
-    return [f for f in names if f.exists()]
+    ends = [self.kept.path/'phases'/p for p in ('start', *self.kept.info['phases'])]
+    return self.kept._within() + [f for f in ends if f.exists()]
 
 # %% ../../nbs/runs/03_resume.ipynb #062e5918
 @patch
@@ -588,7 +589,7 @@ def _greeting(self:KeepRun, state):
     if self.was['status']!='finished': return f"run {run.name!r} goes on after {n} iterations"
     made = self.was['sessions'][-1] if self.was['sessions'] else {}
     how = ', '.join(f'{k} {made[k]}' for k in ('feature_erosion','torch','device') if k in made)
-    again = f"delete it, `RunStore({str(run.path.parent)!r}).delete({run.name!r})`, or give another name"
+    again = f"delete it, {run._deletion()}, or give another name"
     when = self.was['created'][:16].replace('T', ' ')
     return f"run {run.name!r} is finished and was loaded: made {when} with {how}. To train it again, {again}"
 
@@ -613,12 +614,8 @@ def _epoch_rows(self:KeepRun, log):
     if len(log.rows)<=done or len(log.iters)<len(log.rows): return []
     self.counts['epochs'] = len(log.rows)
     cols = log.names[1:-1] if self.recorder.add_time else log.names[1:]
-    return [dict(table='epochs', phase=self._phase(), iters=it, **dict(zip(cols, plain(list(row)))))
+    return [dict(table='epochs', phase=phase_name(self.learn), iters=it, **dict(zip(cols, plain(list(row)))))
             for row,it in zip(log.rows[done:], log.iters[done:])]
-
-@patch
-def _end_row(self:KeepRun):
-    if hasattr(self, 'recorder'): self._write_rows([dict(table='phases', **fit_log(self.recorder).phases[-1])])
 
 @patch
 def _write_rows(self:KeepRun, rows):
@@ -635,15 +632,13 @@ def _finish(self:KeepRun):
     if len(self._ended())<len(self.phases) or not self.phases: self.save(self.end)
     if not self.main: return
     with self._writing():
-        self.kept.save_metrics(self._last_values())
         rec = getattr(self, 'recorder', None)
+        self.kept.save_metrics(_last_values(rec))
         if rec and len(rec.evals): self.kept.save_figure('phases', rec.plot_phases().figure)
         self.kept._note('history.jsonl')
         if self.was['recipe'] is None: self.kept.update(status='finished', error=None)
 
-@patch
-def _last_values(self:KeepRun):
-    rec = getattr(self, 'recorder', None)
+def _last_values(rec):
     tables = [rec.history, rec.evals] if rec else []
     values = {k:v for d in tables if len(d) for k,v in plain(last_row(d)).items()}
     return {k:v for k,v in values.items() if isinstance(v, (int,float)) and k not in ('n','iter','epoch')}
@@ -673,7 +668,7 @@ def _hear(self:KeepRun, number, frame):
 
 @patch
 def _leave(self:KeepRun):
-    where = f' in phase {p!r}' if (p := self._phase()) else ''
+    where = f' in phase {p!r}' if (p := phase_name(self.learn)) else ''
     n = self.learn.train_iter
     after = f"{n} iteration{'s'*(n!=1)}{where}"
     msg = f"run {self.kept.name!r} stopped after {after}; start it again to go on from there"

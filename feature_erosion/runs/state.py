@@ -24,6 +24,7 @@ from fastai.vision.all import (CSVLogger, Callback, DataLoader, DataLoaders, Lea
 from ..files import save_atomic, save_torch
 from ..callbacks import *
 from ..phases import *
+from .store import plain
 
 # %% ../../nbs/runs/02_state.ipynb #5503d780
 class Unkept(TypeError):
@@ -41,7 +42,7 @@ class Keeper:
         self.refs,self.path,self.within = {id(o) for o in refs if o is not None},[],[]
 
     def __call__(self, v, name=''):
-        if id(v) in self.refs: return _tagged('ref')
+        if id(v) in self.refs or name=='__annotations__': return _tagged('ref')   # types, which some losses copy
         if any(v is o for o in self.within): self.refuse(v, 'refers to itself')
         self.path.append(str(name)); self.within.append(v)
         try: return _keep(v, self)
@@ -89,21 +90,16 @@ def _keeps(f, *kinds):
 
 def _exactly(cls, f): return lambda v, k: f(v, k) if type(v) is cls else k.refuse(v)
 
-def _plain_tensor(v):
-    v = v.detach().cpu()
-    return (v if type(v) is torch.Tensor else v.as_subclass(torch.Tensor)).clone()   # which sparse ones have not
-
 def _enum(v, k):
     value = k(v.value) if isinstance(v, enum.Flag) else None   # a combination of flags has no name
     return _tagged('enum', cls=[type(v).__module__, type(v).__qualname__], name=v.name, value=value)
 
 def _number(v, k):
-    if isinstance(v, enum.Enum): return _enum(v, k)
-    return next(t(v) for t in (bool,int,float,str) if type(v) is t or t is not bool and isinstance(v, t))
+    return _enum(v, k) if isinstance(v, enum.Enum) else plain(v)
 def _tuple(v, k): return tuple(k.items(v)) if type(v) is tuple else _tagged('tuple', items=k.items(v))
 def _range(v, k): return _tagged(type(v).__name__, items=k.items((v.start,v.stop,v.step), ''))
 def _tensor(v, k):
-    p = _plain_tensor(v)
+    p = plain(v)
     return p if v.device.type=='cpu' else _tagged('tensor', value=p, device=str(v.device))
 
 def _array(v, k):
@@ -168,7 +164,7 @@ def module_state(
     k = k or Keeper()
     k.refs |= {id(o) for o in (*m.parameters(), *m.buffers())}
     tensors = {**m.state_dict(), **buffers(m)} if weights else buffers(m)
-    return dict(tensors={n:_plain_tensor(v) for n,v in tensors.items() if isinstance(v, torch.Tensor)},
+    return dict(tensors={n:plain(v) for n,v in tensors.items() if isinstance(v, torch.Tensor)},
                 frozen=[n for n,p in m.named_parameters() if not p.requires_grad],
                 attrs=[[n, a, k.or_left(v, f'{n}.{a}'.lstrip('.'))] for (n,a),v in _attributes(m).items()])
 
@@ -237,9 +233,24 @@ def set_loader_state(
             for a,v in s.items(): _put_attr(o, a, v, a)
 
 # %% ../../nbs/runs/02_state.ipynb #38c0896f
+def random_state(
+    rng # A `random.Random`, or the module
+)->list:
+    "Its state; the 625 numbers as one tensor, which is written in no time"
+    version,numbers,gauss = rng.getstate()
+    return [version,torch.tensor(numbers),gauss]
+
+def set_random_state(
+    rng, # A `random.Random`, or the module
+    s # From `random_state`, or an earlier version's `getstate`
+):
+    "Restore its state"
+    version,numbers,gauss = s
+    rng.setstate((version, tuple(numbers.tolist() if isinstance(numbers, torch.Tensor) else numbers), gauss))
+
 _keeps(lambda v, k: _tagged('numpy', state=k(v.bit_generator.state)), np.random.Generator)
 _keeps(lambda v, k: _tagged('numpy_old', state=k(v.get_state(legacy=False))), np.random.RandomState)
-_keeps(lambda v, k: _tagged('python', state=v.getstate()), random.Random)
+_keeps(lambda v, k: _tagged('python', state=random_state(v)), random.Random)
 _keeps(lambda v, k: _tagged('torch', state=v.get_state()), torch.Generator)
 _keeps(lambda v, k: _tagged('loader', state=loader_state(v, k)), DataLoader, torch.utils.data.DataLoader)
 _keeps(lambda v, k: _tagged('loaders', state=[loader_state(o, k) for o in v.loaders]), DataLoaders)
@@ -259,7 +270,8 @@ def put(p, old=None, name=''):
     return p
 
 def _put_tensor(p, old):
-    if isinstance(old, nn.Parameter) or isinstance(old, torch.Tensor) and old.requires_grad and old.is_leaf and old.shape==p.shape:
+    leaf = isinstance(old, torch.Tensor) and old.requires_grad and old.is_leaf
+    if isinstance(old, nn.Parameter) or leaf and old.shape==p.shape:
         old.data.copy_(p)   # an optimiser may hold it
         return old
     return p.clone().as_subclass(type(old)) if isinstance(old, TensorBase) else p.clone()
@@ -307,7 +319,7 @@ _in_place = dict(
     vars      = _put_vars,
     numpy     = lambda o, p, name: setattr(o.bit_generator, 'state', put(p['state'])),
     numpy_old = lambda o, p, name: o.set_state(put(p['state'])),
-    python    = lambda o, p, name: o.setstate(p['state']),
+    python    = lambda o, p, name: set_random_state(o, p['state']),
     torch     = lambda o, p, name: o.set_state(p['state']),
     object    = lambda o, p, name: o.load_state_dict(put(p['state'])),
     module    = lambda o, p, name: set_module_state(o, p['state']),
@@ -562,7 +574,7 @@ def _held(opt, model):
 def _grads(model):
     some = {n:p.grad for n,p in model.named_parameters() if p.grad is not None}
     zero = [n for n,g in some.items() if not g.any()]
-    return dict(zero=zero, values={n:_plain_tensor(g) for n,g in some.items() if n not in zero})
+    return dict(zero=zero, values={n:plain(g) for n,g in some.items() if n not in zero})
 
 def _set_grads(model, s):
     for n,p in model.named_parameters():

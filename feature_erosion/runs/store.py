@@ -6,24 +6,25 @@ Docs: https://feature-erosion.github.io/feature_erosion/runs/store.html.md"""
 
 # %% auto #0
 __all__ = ['checkpoint_files', 'run_format', 'plain', 'pack', 'unpack', 'git_revision', 'environment', 'Run', 'RunStore',
-           'numbers', 'last_row']
+           'numbers']
 
 # %% ../../nbs/runs/01_store.ipynb #9e76f802
 import csv, hashlib, inspect, io, json, os, platform, re, time, traceback, warnings
 from collections import Counter
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from filelock import FileLock, Timeout
 from fastcore.all import *
-from fastai.vision.all import Learner, no_random, plt
+from fastai.vision.all import Learner, plt
 from pandas.api.types import infer_dtype
 from safetensors.torch import load as load_tensors, save as save_tensors
 from .. import __version__
 from ..files import *
+from ..batches import fixed_random
 from ..loaders import is_seed
-from ..callbacks import log_columns
+from ..callbacks import last_row, log_columns
 from .keys import *
 
 # %% ../../nbs/runs/01_store.ipynb #b27d3732
@@ -32,10 +33,13 @@ def plain(
 ):
     "Convert to Python's own types and plain tensors, which load with `weights_only=True`; a `TypeError` for anything else"
     if o is None or type(o) in (bool,int,float,str): return o
-    if isinstance(o, torch.Tensor): return o.detach().cpu().as_subclass(torch.Tensor).clone()
+    if isinstance(o, torch.Tensor):
+        o = o.detach().cpu()
+        return (o if type(o) is torch.Tensor else o.as_subclass(torch.Tensor)).clone()   # which sparse ones have not
     if isinstance(o, np.ndarray): return torch.from_numpy(o.copy())
     if isinstance(o, np.generic): return o.item()
-    if isinstance(o, (int,float,str)): return next(t(o) for t in (int,float,str) if isinstance(o, t))
+    if isinstance(o, str): return str.__str__(o)   # `str` of an enum's member is its name
+    if isinstance(o, (int,float)): return next(t(o) for t in (int,float) if isinstance(o, t))
     if isinstance(o, dict): return {plain(k):plain(v) for k,v in o.items()}
     if isinstance(o, tuple): return tuple(map(plain, o))
     if isinstance(o, (list,L)): return list(map(plain, o))
@@ -191,7 +195,7 @@ class RunStore:
     def __len__(self): return len(list(iter(self)))
     def __contains__(self, name): return (self.path/_check_name(name)/'run.json').is_file()
     def __getitem__(self, name):
-        if name in self: return Run(self.path/name)
+        if name in self: return Run(self.path/_check_name(name))
         raise KeyError(f"no run {name!r} in {self.path}; there are {', '.join(o.name for o in self) or 'none'}")
     __repr__ = basic_repr('path')
 
@@ -245,7 +249,10 @@ def _begun(self:Run):
 def _same(self:RunStore, run, settings):
     if not (diff := differences(run.settings, settings)): return run
     raise ValueError(f"run {run.name!r} has other settings: {'; '.join(diff[:5])}. Give this one another name, "
-                     f"or delete the old one: `RunStore({str(self.path)!r}).delete({run.name!r})`")
+                     f"or delete the old one: {run._deletion()}")
+
+@patch
+def _deletion(self:Run): return f"`RunStore({str(self.path.parent)!r}).delete({self.name!r})`"
 
 # %% ../../nbs/runs/01_store.ipynb #b06ced2f
 @patch
@@ -260,15 +267,9 @@ def is_busy(self:Run)->bool:
     if self.lock().is_locked: return True
     if not (self.path/'.lock').exists(): return False
     try:
-        with _held(FileLock(self.path/'.lock'), timeout=0): return False
+        with FileLock(self.path/'.lock').acquire(timeout=0): return False
     except Timeout: return True
     except OSError: return _is_held(self.path/'.lock')
-
-@contextmanager
-def _held(lock, timeout=-1):
-    lock.acquire(timeout=timeout)
-    try: yield lock
-    finally: lock.release()
 
 def _is_held(f):
     "For a lock file that is read-only; true if this cannot be determined"
@@ -368,11 +369,15 @@ def _warned(res, msg):
 @patch
 def _checkpoints(self:Run):
     "The metadata of checkpoints by folder, furthest first; unreadable ones are left out"
-    last = [f for f in self.path.glob('last/[0-9]*') if re.fullmatch(r'\d+', f.name)]
     res = {}
-    for f in (*last, *(self.path/'phases'/k for k in self._ended())):
+    for f in (*self._within(), *(self.path/'phases'/k for k in self._ended())):
         with suppress(ValueError): res[f] = read_about(f)
     return dict(sorted(res.items(), key=lambda o: o[1].get('level', []), reverse=True))
+
+@patch
+def _within(self:Run):
+    "Folders of checkpoints within phases, oldest first"
+    return sorted((f for f in self.path.glob('last/[0-9]*') if f.name.isdecimal()), key=lambda f: int(f.name))
 
 @patch
 def _ended(self:Run):
@@ -489,7 +494,7 @@ def weights(self:Run,
     if phase is None and (f := self._newest(ended)): return unpack(f, state=False)[0]
     if phase not in ended:
         raise ValueError(f"phase={phase!r}: must be one of {', '.join(ended) or 'none: no phase has ended yet'}")
-    return unpack(self.path/'phases'/phase, state=False)[0]
+    return unpack(self.path/'phases'/check_name(phase), state=False)[0]
 
 @patch
 def _newest(self:Run, ended):
@@ -500,8 +505,8 @@ def _newest(self:Run, ended):
     if status=='finished' and phases and any(o['table']=='phases' and o['phase']==phases[-1] for o in self.rows()):
         raise ValueError(f"{self.path/'phases'/phases[-1]}: gone, with the weights at the end of this run; put it back, "
                          f"or load an earlier phase, `weights({ended[-1] if ended else 'start'!r})`")
-    last = [p for p in self.path.glob('last/[0-9]*') if p.name.isdigit()]
-    return max(last, key=lambda p: int(p.name)) if last else ended and self.path/'phases'/ended[-1]
+    last = self._within()
+    return last[-1] if last else ended and self.path/'phases'/ended[-1]
 
 # %% ../../nbs/runs/01_store.ipynb #52373500
 @patch
@@ -645,7 +650,7 @@ def compute(self:Run,
 def _call(self:Run, fn, settings):
     "The numbers that a function returns; seeds the random state if there is a seed"
     own = {'run':self} if 'run' in inspect.signature(fn).parameters else {}
-    with no_random(settings['seed'], reproducible=False) if 'seed' in settings else nullcontext():
+    with fixed_random(settings['seed']) if 'seed' in settings else nullcontext():
         return numbers(fn(**settings, **own), settings)
 
 @patch
@@ -672,13 +677,6 @@ def numbers(
 def _last_row(rec):
     ev = rec.evals
     return {k:v for k,v in last_row(ev).items() if k not in log_columns} if len(ev) else last_row(rec.history)
-
-def last_row(
-    df:pd.DataFrame # `history` or `evals` of a Recorder
-)->dict: # Values by column
-    "The last row; the last evaluations of several `EvalSets` together, which are in a row each"
-    now = df[df.total_iter==df.total_iter.iloc[-1]] if 'total_iter' in df else df.iloc[-1:]
-    return {k:now[k].dropna().iloc[-1] if now[k].notna().any() else now[k].iloc[-1] for k in now}
 
 def _one_number(k, v):
     if isinstance(v, (torch.Tensor,np.ndarray,np.generic)):

@@ -66,13 +66,18 @@ def _threads(n):
 def _point(fn, point, path, threads, attempts):
     "Compute or load one point, in a worker"
     run = Run(path)
-    if (res := run.result()) is not None: return dict(status='finished', **res)
+    if row := _row_of(run): return row
     with run.lock():
-        if (res := run.result()) is not None: return dict(status='finished', **res)   # by another process just now
-        if run.info['status']!='finished' and run.info['tries']>=attempts: return _failed(run, f'its worker died {attempts} times')
+        if row := _row_of(run): return row   # by another process just now
+        if run.info['status']!='finished' and run.info['tries']>=attempts:
+            return _failed(run, f'its worker died {attempts} times')
         try:
             with _threads(threads): return dict(status='finished', **run.compute(fn, point))
         except Exception as e: return _failed(run, f'{type(e).__name__}: {e}')
+
+def _row_of(run):
+    "The row of a finished run; `None` if it must be computed"
+    return None if (res := run.result()) is None else dict(status='finished', **res)
 
 def _failed(run, error):
     run.update(status='failed', error=error)
@@ -106,7 +111,7 @@ class _Work:
 
     def take_finished(self):
         for i in self.todo():
-            if (res := self.runs[i].result()) is not None: self.results[i] = dict(status='finished', **res)
+            if row := _row_of(self.runs[i]): self.results[i] = row
 
 # %% ../../nbs/runs/04_sweep.ipynb #5e1fca01
 class OtherCode(ValueError):
@@ -250,7 +255,7 @@ def sweep(
     seeds=1, # Number or list of seeds: each point is computed with each; seeds the global random state
     store='runs', # Folder of the runs; on a cluster, one that all its machines share
     n_jobs:int=-1, # Number of parallel jobs; -1 for as many as there are cores, or workers of the cluster
-    threads:int|None=None, # PyTorch threads for each; by default cores/jobs, at most as many as here; on a cluster the workers' own
+    threads:int|None=None, # PyTorch threads for each; by default cores/jobs, no more than here; on a cluster the workers' own
     attempts:int=3, # How often a point may lose its worker
     files=(), # Files and folders that the function reads: points are recomputed if they change
     progress:bool=True # Whether to show a progress bar with the remaining time

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urldefrag, urlsplit
 
 from bs4 import BeautifulSoup
+from execnb.shell import CaptureShell
 from fastcore.nbio import read_nb, write_nb
 from fastcore.script import call_parse
 from fastcore.xtras import working_directory
@@ -16,7 +17,7 @@ from nbdev.config import get_config, nbpath2html
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 from PIL import Image
-try: from smalldocs import config, llms, notebook, site
+try: from smalldocs import config, highlight, llms, notebook, site
 except ImportError:
     sys.exit('smalldocs, which builds the site and the README, needs Python 3.11 or newer: make clean, then make PYTHON=python3.11 docs')
 
@@ -37,9 +38,10 @@ def shown_width(png:bytes):
     return im.width//2 if im.info.get('dpi', (0,))[0] > 120 else None
 
 def half_size(m):
-    "An `img` tag that shows a figure as large as matplotlib meant it"
-    w = shown_width(b64decode(m[1]))
-    return m[0].replace('<img ', f'<img width="{w}" ') if w else m[0]
+    "An `img` tag that shows a figure as large as matplotlib meant it; on a phone a wide one scrolls"
+    if not (w := shown_width(b64decode(m[1]))): return m[0]
+    img = m[0].replace('<img ', f'<img width="{w}" ')
+    return f'<span class="wide-figure">{img}</span>' if w>600 else img
 
 def alt_of(opts, n):
     "A cell's options for its `n`th picture: of `fig-alt` smalldocs knows one for all, Quarto a list as well"
@@ -47,6 +49,8 @@ def alt_of(opts, n):
     return {**opts, 'fig-alt': alts[n] if n<len(alts) else None} if isinstance(alts, list) else opts
 
 nbdev.config._load_toml = cache(nbdev.config._load_toml)   # it reads pyproject.toml five thousand times
+CaptureShell.atexit_operations = lambda self: None   # each page's shell would collect all garbage once more
+highlight.css_class = cache(highlight.css_class)
 _figure,_output = notebook.figure,llms.output
 notebook.figure = lambda img, opts, n: _figure(img, alt_of(opts, n), n)
 llms.output = lambda out, name, files, folder, opts, n, caption: _output(out, name, files, folder, alt_of(opts, n), n, caption)
@@ -59,7 +63,7 @@ def whole_row(row, above):
     "Repeat, hidden on wide screens, the cells that reach down from rows `above`: as a card a row stands alone"
     for j,(cell,n) in sorted(above.items()):
         again = copy(cell)
-        again.attrs = {'class': 'again'}
+        again.attrs = {'class': ['again']}
         row.insert(j, again)
         above[j] = cell,n-1
     above.update({j:(c,int(c['rowspan'])-1) for j,c in enumerate(row.find_all(['th','td'])) if c.has_attr('rowspan')})
@@ -99,7 +103,7 @@ def labelled(m):
         for c,label in zip(cells, labels):
             # a long first cell is a title
             if label and len(cells)>2 and (c is not cells[0] or len(c.get_text())<3):
-                c['data-label'] = label
+                c['data-label'] = label.rstrip('?')
     to_the_right(t)
     longest = max((len(c.get_text()) for c in t.tbody.find_all(['th','td'])), default=0)
     rest = [c.get_text().strip() for r in t.tbody.find_all('tr') for c in r.find_all(['th','td'])[1:]]
