@@ -171,7 +171,8 @@ def at_phase(self:Learner,
 ):
     "The Learner with the weights it had at the end of a phase; its current weights are restored afterwards"
     snaps = getattr(self, 'snapshots', {})
-    if not isinstance(name, str): raise ValueError(f"name={name!r}: must be a phase's name; give several as arguments of their own")
+    if not isinstance(name, str):
+        raise ValueError(f"name={name!r}: must be a phase's name; give several as arguments of their own")
     if name not in snaps:
         there = f"there are {', '.join(snaps)}: see `snapshots=`" if snaps else 'there are none: run `fit_phases` first'
         raise ValueError(f"name={name!r}: no weights of such a phase are kept; {there}")

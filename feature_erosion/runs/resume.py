@@ -34,7 +34,8 @@ def get_rng():
     "The state of all global random generators, as plain values"
     kind,keys,*more = np.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return dict(python=random_state(random), numpy=[kind,torch.from_numpy(keys.astype(np.int64)),*more], torch=torch.get_rng_state(), cuda=cuda)
+    return dict(python=random_state(random), numpy=[kind,torch.from_numpy(keys.astype(np.int64)),*more],
+                torch=torch.get_rng_state(), cuda=cuda)
 
 def set_rng(
     s # From `get_rng`
