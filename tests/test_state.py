@@ -701,6 +701,23 @@ def test_what_pytorchs_loaders_do_is_a_setting(tmp_path, was, now, says, new):
     train(was)
     assert run.status=='finished'
 
+def test_data_that_phases_share_are_a_setting(tmp_path):
+    "The third phase goes on with the random numbers of the first if both train on one `DataLoaders`"
+    run = RunStore(tmp_path).run('a')
+    def train(share, stop=None):
+        set_seed(0)
+        dls,again = (digits_dls(n=64, n_valid=32, bs=16) for _ in range(2))
+        phases = [Phase('clean', 1, dls), Phase('squares', 1, dls.inject(ColorSquare(4))), Phase('again', 1, dls if share else again)]
+        learn = Learner(dls, mlp(), opt_func=SGD, lr=.05)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit_phases(phases, cbs=[KeepRun(run, minutes=0), StopAt(stop)])
+        return learn
+    with pytest.raises(Boom): train(True, 3)
+    with pytest.raises(ValueError, match="other settings: loaders.3.0: was 'the Learner', is 'again'"): train(False)
+    forget(run, 'loaders')
+    train(True)
+    assert run.status=='finished'
+
 def test_an_address_is_no_setting():
     "Where a function lies in memory is something else at each start"
     def relu(o): return o
