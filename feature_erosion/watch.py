@@ -27,7 +27,7 @@ from .phases import _Blank
 from .evalsets import *
 from .evalsets import _Batches
 from .measures.layers import *
-from .measures.layers import _with_weights
+from .measures.layers import _heads
 from .measures.rank import effective_rank
 from .measures.cka import linear_cka
 
@@ -69,14 +69,17 @@ class _Answers(Metric):
     def value(self): return tuple(torch.cat(o) for o in zip(*self.got))
 
 @contextmanager
-def _features(model, head):
-    "A list that collects the input of `head` at each forward pass, averaged over positions; `None` where it does not run"
-    got,last = [],[]
+def _features(model, heads):
+    "A list that collects what `heads` read at each forward pass, averaged over positions; `None` where one does not run"
+    got,now = [],{}
     def note(m, args, kwargs):
         x = first_input(args, kwargs).detach().float()
-        last[:] = [pooled(x.movedim(-1, 1) if isinstance(m, nn.Linear) else x)]
-    def keep(m, args, out): got.append(last.pop() if last else None)
-    hooks = [head.register_forward_pre_hook(note, with_kwargs=True), model.register_forward_hook(keep)] if head is not None else []
+        now[m] = pooled(x.movedim(-1, 1) if isinstance(m, nn.Linear) else x)
+    def keep(m, args, out):
+        got.append(torch.cat([now[o] for o in heads], 1) if len(now)==len(heads) else None)
+        now.clear()
+    hooks = [o.register_forward_pre_hook(note, with_kwargs=True) for o in heads]
+    if heads: hooks.append(model.register_forward_hook(keep))
     try:
         with as_written(): yield got
     finally:
@@ -91,9 +94,9 @@ class _Known:
         self.dl,self.names = fixed_dl(dl, n, seed),names
         self.batches = _Batches(self.dl) if isinstance(self.dl, DataLoader) else self.dl
 
-    def look(self, model, head):
+    def look(self, model, heads):
         "Labels; whether the model's answers and the nearest mean of its features are right; the features"
-        with unaugmented(self.dl), _features(model, head) as got: res = evaluate(model, self.batches, _Answers())
+        with unaugmented(self.dl), _features(model, heads) as got: res = evaluate(model, self.batches, _Answers())
         y,right,pred = res['answers']
         X = _joined_features(got)
         n = len(y) if X is None else len(X)
@@ -421,7 +424,7 @@ def _prepare(self:WatchErosion):
     if self.sets: first_dl = first(self.sets.values()).dl
     self.inside = _Layers(first_dl, self.n_layers, self.layers, model, self.seed)
     x = to_model(self.inside.batches[0], model)
-    self.reads = last(_with_weights(model, x).values())   # whose input are the features
+    self.reads = list(_heads(model, x).values())   # whose input are the features
     if self.sets is None: self._without(x)
     with evaluating(model), precision(self.learn): self.outputs = answer_tensor(model(*x)).shape[-1]
     self.heads = {k:_same_head(k, s, self.outputs, self.learn.dls) for k,s in (self.sets or {}).items()}
@@ -477,9 +480,9 @@ def _begin(self:WatchErosion, layers, seen):
     for k,b in self.by.items():
         other = not self.heads[k] or seen[k].y.max()>=self.outputs
         if b=='right': continue
-        if self.reads is None:
-            raise ValueError(f"reference: the model does not know {k!r}, and has no linear layer or convolution that reads "
-                             "features, so there is nothing to watch; give what it knows, or leave it out to compare layers")
+        if not self.reads:
+            raise ValueError(f"reference: the model does not know {k!r}, and has no linear layers or convolutions that "
+                             "alone turn features into scores, so there is nothing to watch; give what it knows, or leave it out to compare layers")
         if len(seen[k].y.unique())<2:
             raise ValueError(f"reference: the model does not know {k!r}, and its samples are all of one class, so features "
                              "cannot tell either; give samples of two classes or more")

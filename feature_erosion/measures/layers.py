@@ -208,6 +208,27 @@ def _with_weights(model, x):
     "Convolutions and linear layers by name, in the order in which they finish"
     return {n:c.module for n,c in layer_calls(model, x).items() if _has_weights(c.module)}
 
+def _width(m): return getattr(m, 'out_features', getattr(m, 'out_channels', None))
+
+def _heads(model, x):
+    "Layers that give the scores: the last with weights, and in a network with several heads those beside it; `{}` if there is more"
+    layers,heads = _with_weights(model, x),{}
+    for n,m in reversed(layers.items()):
+        if _width(m)!=_width(last(layers.values())): continue
+        heads = {n:m, **heads}
+        if _decide(model, x, heads.values()): return heads
+    return {}
+
+def _decide(model, x, layers):
+    "Whether two samples get the same scores if these layers answer with zeros"
+    hooks = [m.register_forward_hook(lambda m, _, out: torch.zeros_like(out)) for m in layers]
+    try:
+        with as_written(), evaluating(model): a = scores_of(model, x)
+    except ValueError: return True   # no scores to compare: the last layer is taken
+    finally:
+        for h in hooks: h.remove()
+    return torch.allclose(a[0], a[-1], atol=1e-6, equal_nan=True)
+
 # %% ../../nbs/measures/00_layers.ipynb #e8be956e
 def pick_features(
     d:int, # Number of features
