@@ -25,7 +25,7 @@ from .patterns import *
 from .phases import *
 from .measures.layers import _only_model
 from .measures.attribution import _box
-from .watch import other_labels
+from .watch import partners
 from .watch import _image_batch, _joined
 
 # %% ../nbs/19_shortcut.ipynb #6d9f8e91
@@ -36,7 +36,7 @@ class _Images:
         with unaugmented(dl): got = [tuple(o.cpu() for o in _image_batch(dl, b, model)) for b in dl]
         x,self.y = _joined(got)
         self.dtype,self.bs,(self.shift,self.scale) = x.dtype,bs,_range(dl, x)
-        self.x,self.partner = (x.float()-self.shift)/self.scale,other_labels(self.y, seed)
+        self.x,self.partner = (x.float()-self.shift)/self.scale,partners(self.y, seed)
 
     def back(self, x):
         "Mixed images as the model takes them"

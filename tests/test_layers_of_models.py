@@ -507,7 +507,7 @@ def test_scores_from_elsewhere():
     m,(x,y,_) = TwoHeads(nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), Lambda(lambda x: x[:,:4]))),samples()
     with pytest.raises(ValueError, match="TwoHeads has scores that do not come from 'b', its last linear layer, alone"):
         penultimate(m, [(x,y)])
-    assert watched(m, x, y)['rank'].isna().all()
+    with pytest.raises(ValueError, match="does not know 'old', and has no finite features"): watched(m, x, y)
 
 class ByName(nn.Module):
     def __init__(self): super().__init__(); self.body,self.head = nn.Linear(192, 16),nn.Linear(16, 4)

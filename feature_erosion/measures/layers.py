@@ -342,6 +342,7 @@ def named_models(
     if isinstance(models, (nn.Module,Learner)): models = {'model':models}
     if not isinstance(models, dict): models = {f'model{i}':m for i,m in enumerate(listify(models))}
     if not models: raise ValueError("models: give a module, a list of modules, or a dict of them by name")
+    if None in models: raise ValueError("models: a network is called None, which tables take for a missing name; name it")
     models = {k:unwrapped(m.model if isinstance(m, Learner) else m) for k,m in models.items()}
     for k,m in models.items():
         if not isinstance(m, nn.Module): raise ValueError(f"models: {k!r} is a {type(m).__name__}, not a module")
