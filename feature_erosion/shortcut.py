@@ -169,11 +169,18 @@ def _noise_level(x):
     d = x[...,1:,1:]-x[...,1:,:-1]-x[...,:-1,1:]+x[...,:-1,:-1]
     return (d.abs().flatten(1).median(1).values/(2*.6745)+1e-4).log()
 
-def _add_noise(x, now, level):
-    sd = ((2*level).exp()-(2*now).exp()).clamp(min=0).sqrt()
-    return x+_column(sd)*torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x.device)
+def _nearest(x, level, of, change, amounts):
+    "Images changed by that amount with which `of` comes nearest to `level`, after values beyond 0…1 are cut off"
+    res,off = x.clone(),(of(x)-level).abs()
+    for k in amounts:
+        y = change(x, k).clamp(0, 1)
+        o = (of(y)-level).abs()
+        res[o<off],off = y[o<off],torch.minimum(o, off)
+    return res
 
-def _column(v): return v[:,None,None,None]
+def _add_noise(x, now, level):
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x.device)
+    return _nearest(x, level, _noise_level, lambda x,sd: x+sd*noise, np.geomspace(.01, 2, 30))
 
 def _blur_level(x):
     "Log of how much coarse detail there is for each bit of fine detail"
@@ -182,12 +189,7 @@ def _blur_level(x):
     return (power(fine-coarse)/power(x-fine)).log()
 
 def _add_blur(x, now, level):
-    res,off = x.clone(),(now-level).abs()
-    for sd in np.geomspace(.25, 4, 15):
-        y = Blur().change(x, sd)
-        o = (_blur_level(y)-level).abs()
-        res[o<off],off = y[o<off],torch.minimum(o, off)
-    return res
+    return _nearest(x, level, _blur_level, Blur().change, np.geomspace(.25, 4, 15))
 
 # %% ../nbs/19_shortcut.ipynb #7d1c30aa
 @lru_cache
