@@ -343,8 +343,9 @@ class _Painted:
         with fixed_random(): a = out(white)
         with fixed_random(): a = (a-out(white&False)).abs().sum(1).cpu()
         if (share := ((a*mask).sum()/a.sum().clamp(min=1e-9)).item())>.9: return
-        raise ValueError(f"dl: after the painting, {', '.join(type(o).__name__ for o in later)} changes images, and {1-share:.0%} of "
-                         "what is painted comes out elsewhere, so where the pattern is, is not known; "
+        names = ', '.join(type(o).__name__ for o in later)
+        raise ValueError(f"dl: after the painting, {names} changes images, and {1-share:.0%} of what is painted comes out "
+                         "elsewhere, so where the pattern is, is not known; "
                          f"give it an order below {self.tfm.order}, that of the painting")
 
 # %% ../../nbs/measures/04_attribution.ipynb #cc5bcf4e

@@ -211,7 +211,7 @@ def _with_weights(model, x):
 def _width(m): return getattr(m, 'out_features', getattr(m, 'out_channels', None))
 
 def _heads(model, x):
-    "Layers that give the scores: the last with weights, and in a network with several heads those beside it; `{}` if there is more"
+    "Layers that give the scores: the last with weights, and those beside it if there are several heads; `{}` if there is more"
     layers,heads = _with_weights(model, x),{}
     for n,m in reversed(layers.items()):
         if _width(m)!=_width(last(layers.values())): continue
