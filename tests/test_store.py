@@ -92,13 +92,6 @@ def test_another_config_is_refused_and_named(tmp_path):
 
 def pretrained(seed, run): return fit(run.path.parent, run=run, epochs=(2,), seed=seed)
 
-def returns_nothing(seed, run): pretrained(seed, run)
-
-def test_a_function_that_returns_nothing_keeps_what_its_fit_has_kept(tmp_path):
-    run = RunStore(tmp_path).once(returns_nothing, seed=0)
-    assert run.metrics and run.metrics==RunStore(tmp_path).once(returns_nothing, seed=0).metrics
-    assert run.metrics['accuracy']==run.history.accuracy.iloc[-1]
-
 @pytest.mark.usefixtures('pace')
 def test_a_run_after_another_is_one_run_of_all(tmp_path):
     "To the same bit; the first phases are trained once"

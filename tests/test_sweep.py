@@ -147,6 +147,13 @@ def test_names_of_the_result_are_no_settings(tmp_path):
         with pytest.raises(ValueError, match=f"grid: '{k}' is a column of the result"):
             sweep(lambda seed, **kw: dict(y=1.), {k:[1,2]}, store=tmp_path, n_jobs=1, progress=False)
 
+def test_values_that_are_no_settings(tmp_path):
+    "What the message offers is what a grid takes"
+    for bad in (object(), torch.zeros(2)):
+        with pytest.raises(ValueError, match='give .*number.* or .*dict') as e:
+            sweep(lambda seed, **kw: dict(y=1.), dict(a=[bad,2]), store=tmp_path, n_jobs=1, progress=False)
+        assert 'want' not in str(e.value)
+
 def test_none_among_numbers_is_drawn(tmp_path):
     "As a place of its own, since it has none on a scale"
     df = sweep(lambda seed, wd: dict(acc=.5 if wd is None else wd), dict(wd=[None,.1,.2]), seeds=2, store=tmp_path, n_jobs=1,

@@ -637,7 +637,7 @@ def compute(self:Run,
     "Call a function and store what it returns, or its error"
     self.begin()
     self.update(tries=self.info['tries']+1)
-    try: self._keep_numbers(self._call(fn, settings))
+    try: self.save_metrics(self._call(fn, settings))
     except BaseException as e:
         self._failed(e)
         if type(e) is SystemExit: raise RuntimeError(f'{_title(fn)} called sys.exit({e.code!r})') from e
@@ -652,11 +652,6 @@ def _call(self:Run, fn, settings):
     own = {'run':self} if 'run' in inspect.signature(fn).parameters else {}
     with fixed_random(settings['seed']) if 'seed' in settings else nullcontext():
         return numbers(fn(**settings, **own), settings)
-
-@patch
-def _keep_numbers(self:Run, values):
-    "Of a function that returns nothing, what a `KeepRun` in it has kept stays"
-    if values or not self.metrics: self.save_metrics(values)
 
 @patch
 def _failed(self:Run, e):
