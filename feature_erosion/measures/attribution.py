@@ -338,7 +338,7 @@ class _Painted:
         fs = self.dl.after_batch.fs
         later = [o for o in fs[fs.index(self.tfm)+1:] if not isinstance(o, Normalize)]
         if not later: return
-        def out(m): return Pipeline(later, split_idx=self.dl.after_batch.split_idx)((TensorImage(m.to(x)), *b[1:]))[0]
+        def out(m): return Pipeline(later, split_idx=self.dl.after_batch.split_idx)((m.to(x).as_subclass(type(b[0])), *b[1:]))[0]
         white = mask[:,None].expand(-1, *x.shape[1:])
         with fixed_random(): a = out(white)
         with fixed_random(): a = (a-out(white&False)).abs().sum(1).cpu()

@@ -336,7 +336,7 @@ def penultimate(
 
 def _linear_heads(model, x):
     layers,who = _with_weights(model, x),f'model: {type(model).__name__}'
-    instead = 'measure a layer by name, as in `layer_rank`'
+    instead = "measure a layer by name, as in `layer_rank`, and leave 'effective_rank' out of `measures`"
     if not any(map(layer_kinds['linear'], layers.values())): raise ValueError(f"{who} has no linear layer, so no layer before it")
     name,module = last(layers.items())
     if not layer_kinds['linear'](module):
