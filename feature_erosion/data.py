@@ -398,7 +398,7 @@ def decode_images(
 
 # %% ../nbs/09_data.ipynb #d32ff570
 def _fingerprint(files, root, *args):
-    h = hashlib.blake2b(repr(('v2',*args)).encode(), digest_size=10)
+    h = hashlib.blake2b(repr(('v3',*args)).encode(), digest_size=10)
     for f in files:
         s = os.stat(f)
         h.update(f'{str(f).removeprefix(str(root))}|{s.st_size}|{s.st_mtime_ns}\n'.encode())
