@@ -185,14 +185,15 @@ def _n_pixels(w, h):
     if w*h>most: raise ValueError(f'{w}×{h} pixels are more than PIL.Image.MAX_IMAGE_PIXELS={most}')
 
 def _open(o):
-    "An upright PIL image, or an array if it has more than 8 bits; and whether its file format has 16 bits"
+    "An upright PIL image, or an array if it has more than 8 bits; whether its file format has 16 bits, and whether 0 is white"
     im = Image.open(o) if isinstance(o, (str,Path)) else o
-    if not isinstance(im, Image.Image): return np.asarray(im),False
+    if not isinstance(im, Image.Image): return np.asarray(im),False,False
     _n_pixels(*im.size)
     short = im.mode=='I' and im.format in ('PNG','PPM')
+    negative = im.mode in _wide_modes and getattr(im, 'tag_v2', {}).get(0x0106)==0   # TIFF's WhiteIsZero; of 8 bits PIL knows
     if im.getexif().get(0x0112, 1)!=1: im = ImageOps.exif_transpose(im)
     im.load()
-    return (np.asarray(im) if im.mode in _wide_modes else im),short
+    return (np.asarray(im) if im.mode in _wide_modes else im),short,negative
 
 # %% ../nbs/09_data.ipynb #5d0c7a22
 def _meaning(a, short):
@@ -229,12 +230,12 @@ def _to_bytes(o, size, channels, value_range):
     "`to_uint8`, plus the values from `_scaled`"
     name = o if isinstance(o, (str,Path)) else type(o).__name__
     _check_range(value_range)
-    im,short = _opened(o, name)
+    im,short,negative = _opened(o, name)
     try:
         seen = None
         if not isinstance(im, Image.Image):
             a,seen = _scaled(im, value_range, short)
-            im = _from_array(a)
+            im = _from_array(255-a if negative else a)
         _n_pixels(*im.size)
         im = im.convert('RGB' if channels==3 else 'L')
     except ValueError as e: raise ValueError(f"{name}: {e}") from None
@@ -397,7 +398,7 @@ def decode_images(
 
 # %% ../nbs/09_data.ipynb #d32ff570
 def _fingerprint(files, root, *args):
-    h = hashlib.blake2b(repr(('v2',*args)).encode(), digest_size=10)
+    h = hashlib.blake2b(repr(('v3',*args)).encode(), digest_size=10)
     for f in files:
         s = os.stat(f)
         h.update(f'{str(f).removeprefix(str(root))}|{s.st_size}|{s.st_mtime_ns}\n'.encode())

@@ -965,6 +965,8 @@ def grouped(
     groups=None # Integers from 0, one for each training sample; by default `stamp_groups`
 )->DataLoaders: # For a fit with `GroupDRO`, which takes the groups off the batches again
     "The same data, with each training sample's group in the batches"
+    if _group_sizes(dls.train) is not None:
+        raise ValueError("dls: has groups already, of another `grouped`; give the data it was made of")
     g,n = np.asarray(stamp_groups(dls.train) if groups is None else groups),len(dls.train_ds)
     if g.shape!=(n,) or g.dtype.kind not in 'iu' or g.min()<0:
         raise ValueError(f"groups: {g.dtype}, shape {g.shape}; must be {n} integers from 0, one for each training sample")

@@ -17,6 +17,7 @@ from math import ceil
 from numbers import Real
 from fastcore.all import *
 from fastai.callback.fp16 import NonNativeMixedPrecision
+from fastai.callback.training import GradientAccumulation
 from fastai.vision.all import (Callback, CancelFitException, CancelTrainException, DataLoader, DataLoaders, Learner, Metric,
                                ParamScheduler, Recorder, SaveModelCallback, SchedCos, SchedExp, SchedLin, TrainEvalCallback,
                                combined_cos, event, get_model, num_distrib)
@@ -414,6 +415,8 @@ def _new_opt(self:PhaseSchedule):
     self.learn.create_opt()
     self.opt.frozen_idx = frozen
     self.model.zero_grad()
+    for o in self.learn.cbs:
+        if isinstance(o, GradientAccumulation): o.count = 0   # of samples since the last step
 
 # %% ../nbs/11_phases.ipynb #5ca1ed01
 @patch

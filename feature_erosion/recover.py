@@ -27,7 +27,7 @@ from .erosion import *
 from .learner import *   # `models_at`
 from .learner import _given
 from .measures.layers import *
-from .measures.layers import _NotFinite, _two_inputs, _with_weights
+from .measures.layers import _NotFinite, _heads, _two_inputs, _with_weights
 from .measures.probes import *
 from .measures.plasticity import *
 
@@ -150,17 +150,9 @@ def _check_last(model, dl):
         found = f'has {width} outputs' if linear else 'is missing'
         raise ValueError(f"features='last': {type(model).__name__} answers with {k} scores, and its last linear layer {found}, "
                          "so it has no last layer to train anew; use features='all'")
-    if linear: _check_alone(model, dl, *linear[-1])
-
-def _check_alone(model, dl, name, last):
-    "Refuse a last layer beside others, as of an `Ensemble`: without what it says, the answers still differ"
-    hook = last.register_forward_hook(lambda m, _, out: torch.zeros_like(out))
-    try:
-        with as_written(): a = _two_scores(model, dl)
-    finally: hook.remove()
-    if torch.allclose(a[0], a[-1], atol=1e-6, equal_nan=True): return
-    raise ValueError(f"features='last': the answers of {type(model).__name__} do not go by {name!r}, its last linear layer, "
-                     "alone, as in an ensemble or with several heads; use features='all', or give its parts one by one")
+    if linear and list(_heads(model, _two_inputs(model, dl)))!=[name := linear[-1][0]]:
+        raise ValueError(f"features='last': the answers of {type(model).__name__} do not go by {name!r}, its last linear layer, "
+                         "alone, as in an ensemble or with several heads; use features='all', or give its parts one by one")
 
 def _last(model, dl, layers):
     _check_last(model, dl)

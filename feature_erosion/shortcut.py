@@ -25,7 +25,7 @@ from .patterns import *
 from .phases import *
 from .measures.layers import _only_model
 from .measures.attribution import _box
-from .watch import other_labels
+from .watch import partners
 from .watch import _image_batch, _joined
 
 # %% ../nbs/19_shortcut.ipynb #6d9f8e91
@@ -36,7 +36,7 @@ class _Images:
         with unaugmented(dl): got = [tuple(o.cpu() for o in _image_batch(dl, b, model)) for b in dl]
         x,self.y = _joined(got)
         self.dtype,self.bs,(self.shift,self.scale) = x.dtype,bs,_range(dl, x)
-        self.x,self.partner = (x.float()-self.shift)/self.scale,other_labels(self.y, seed)
+        self.x,self.partner = (x.float()-self.shift)/self.scale,partners(self.y, seed)
 
     def back(self, x):
         "Mixed images as the model takes them"
@@ -169,11 +169,18 @@ def _noise_level(x):
     d = x[...,1:,1:]-x[...,1:,:-1]-x[...,:-1,1:]+x[...,:-1,:-1]
     return (d.abs().flatten(1).median(1).values/(2*.6745)+1e-4).log()
 
-def _add_noise(x, now, level):
-    sd = ((2*level).exp()-(2*now).exp()).clamp(min=0).sqrt()
-    return x+_column(sd)*torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x.device)
+def _nearest(x, level, of, change, amounts):
+    "Images changed by that amount with which `of` comes nearest to `level`, after values beyond 0…1 are cut off"
+    res,off = x.clone(),(of(x)-level).abs()
+    for k in amounts:
+        y = change(x, k).clamp(0, 1)
+        o = (of(y)-level).abs()
+        res[o<off],off = y[o<off],torch.minimum(o, off)
+    return res
 
-def _column(v): return v[:,None,None,None]
+def _add_noise(x, now, level):
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x.device)
+    return _nearest(x, level, _noise_level, lambda x,sd: x+sd*noise, np.geomspace(.01, 2, 30))
 
 def _blur_level(x):
     "Log of how much coarse detail there is for each bit of fine detail"
@@ -182,12 +189,7 @@ def _blur_level(x):
     return (power(fine-coarse)/power(x-fine)).log()
 
 def _add_blur(x, now, level):
-    res,off = x.clone(),(now-level).abs()
-    for sd in np.geomspace(.25, 4, 15):
-        y = Blur().change(x, sd)
-        o = (_blur_level(y)-level).abs()
-        res[o<off],off = y[o<off],torch.minimum(o, off)
-    return res
+    return _nearest(x, level, _blur_level, Blur().change, np.geomspace(.25, 4, 15))
 
 # %% ../nbs/19_shortcut.ipynb #7d1c30aa
 @lru_cache

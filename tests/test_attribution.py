@@ -279,6 +279,25 @@ def test_images_that_are_enlarged_after_painting(digits):
             for f in (pattern_attention, compare_cams):
                 with pytest.raises(ValueError, match='painted at 16×16 and come out as 32×32'): f(m, d, p)
 
+@pytest.mark.parametrize('change,share', [(lambda x: x.flip(-1), '100%'), (lambda x: x.roll(2, -1), '50%'), (lambda x: x*.5, None)],
+                         ids=['mirrored','shifted','darkened'])
+def test_images_that_are_moved_after_painting(digits, change, share):
+    "Half of a square of 4 pixels lies beside it after a shift of 2"
+    _,m = digits
+    for order in (90,100):
+        dls = digits_dls(n=80, n_valid=20)
+        class Change(Transform):
+            def encodes(self, x:TensorImage): return change(x)
+        Change.order = order
+        dls.valid.after_batch.add(Change())
+        for d,p in ((dls,ColorSquare(4)), (dls.inject(ColorSquare(4)),None)):
+            if order==90 or share is None:
+                assert pattern_attention(m, d, p, progress=False).area.item()==pytest.approx((4/16)**2)
+                continue
+            for f in (pattern_attention, compare_cams):
+                with pytest.raises(ValueError, match=f'Change changes images, and {share} of what is painted comes out elsewhere'):
+                    f(m, d, p)
+
 def test_pictures_name_the_first_of_several_targets(tmp_path):
     for i in range(12): Image.new('RGB', (16,16), (20*i,0,0)).save(tmp_path/f'{i}.png')
     block = DataBlock((ImageBlock,CategoryBlock,CategoryBlock), n_inp=1, get_items=lambda p: [p/f'{i}.png' for i in range(12)],

@@ -324,17 +324,19 @@ def test_validation_within_a_fit(learn, dls):
 # what a phase begins with
 
 def test_no_gradients_are_left(dls):
-    "A batch of the first phase was not enough for a step: the second one's first step is by its own batch alone"
-    seen = []
+    "A batch of the first phase was not enough for a step: the second one's first step is by its own two batches, as in a fit"
+    batches,steps = [],[]
     class Grads(Callback):
         order,run_valid = GradientAccumulation.order+1,False
-        def before_step(self): seen.append((self.x, self.y, [p.grad.clone() for p in self.model.parameters()]))
+        def before_batch(self): batches.append((self.learn.phase.name, self.x, self.y))
+        def before_step(self): steps.append((len(batches), [p.grad.clone() for p in self.model.parameters()]))
     learn = Learner(dls, net(), opt_func=SGD)
     with learn.no_bar(), learn.no_logging():
-        learn.fit_phases([Phase('a', iters=3, lr=0.), Phase('b', iters=1, lr=0.)], cbs=[GradientAccumulation(32), Grads()])
-    x,y,got = seen[-1]
-    want = torch.autograd.grad(nn.functional.cross_entropy(learn.model(x), y)*len(x)/32, list(learn.model.parameters()))
-    assert len(seen)==2 and len(x)==16 and all(torch.allclose(a, b, atol=1e-6) for a,b in zip(got, want))
+        learn.fit_phases([Phase('a', iters=3, lr=0.), Phase('b', iters=2, lr=0.)], cbs=[GradientAccumulation(32), Grads()])
+    assert [n for n,_ in steps]==[2,5] and [o for o,*_ in batches]==list('aaabb') and {len(x) for _,x,_ in batches}=={16}
+    x,y = (torch.cat([v.as_subclass(torch.Tensor) for v in o]) for o in list(zip(*batches[3:]))[1:])
+    want = torch.autograd.grad(nn.functional.cross_entropy(learn.model(x), y), list(learn.model.parameters()))
+    assert all(torch.allclose(a, b, atol=1e-6) for a,b in zip(steps[-1][1], want))
 
 @pytest.mark.parametrize('opt', ['reset','keep'])
 def test_frozen_weights_do_not_decay(dls, opt):

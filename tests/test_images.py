@@ -2,12 +2,13 @@
 import gzip, io, os, struct, subprocess, sys, tarfile, warnings, zlib
 from pathlib import Path
 import matplotlib, numpy as np, pytest, scipy.ndimage, sklearn.datasets
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 from fastai.vision.all import GrandparentSplitter, ImageDataLoaders, PILImage, get_image_files, parent_label
 from conftest import works
 from feature_erosion.data import (TensorImages, cached_images, cifar100_dls, cifar10_dls, class_files, decode_images,
                                   digits_dls, extract,
                                   image_folder_dls, tensor_dls, to_uint8)
+from feature_erosion.patterns import ColorSquare   # with it, `inject`
 
 def case(*args, id=None, **mark): return pytest.param(*args, id=id, marks=works(**mark))
 
@@ -95,6 +96,18 @@ def test_more_than_8_bits(tmp_path, name, im):
     off = 1 if np.asarray(im).dtype==np.float16 else 0                # half floats have 11 bits
     assert got.shape==(6,9,3) and np.abs(got.astype(int)-three(np.rint(deep/257))).max()<=off
 
+@works('images', 'grey TIFF in which 0 is white (MinIsWhite), 8 or 16 bits', 'works: white is white')
+@pytest.mark.parametrize('turned', [1,3])
+def test_zero_is_white(tmp_path, turned):
+    "The tag says so: 262, PhotometricInterpretation"
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[262],tags[274] = 0,turned
+    f = saved(tmp_path/'a.tif', deep, tiffinfo=tags)
+    assert Image.open(f).tag_v2[262]==0 and (turned!=1 or np.array_equal(np.asarray(Image.open(f)), deep))   # no tool has inverted it
+    want = 255-np.rint(deep/257)
+    assert np.array_equal(to_uint8(f), three(want if turned==1 else want[::-1,::-1]))
+    assert np.array_equal(to_uint8(saved(tmp_path/'b.tif', grey, tiffinfo=tags)), three(grey if turned==1 else grey[::-1,::-1]))
+
 def png16(rgb16):
     "A 16-bit RGB PNG, which PIL does not write"
     h,w,_ = rgb16.shape
@@ -165,16 +178,12 @@ def test_one_range_for_a_data_set(tmp_path):
         warnings.simplefilter('always')
         dls = image_folder_dls(tmp_path, None, size=None, bs=4, stats=None, value_range=(0,4000))
         files = list(vals)[::5]
-        test = dls.inject(square()).test_dl(files)
+        test = dls.inject(ColorSquare(2)).test_dl(files)
     assert len(seen)==3 and all('0…4000 became 0…255' in str(o.message) for o in seen)
     want = [round(v/4000*255) for v in vals.values()]
     assert [int(o) for ds in (dls.train_ds,dls.valid_ds) for o in ds.x[:,0,0,0]]==want
     assert [int(o) for o in test.dataset.x[:,0,0,0]]==want[::5]==[round(float(o)*255) for o in test.one_batch()[0][:,0,0,0]]
     assert dls.train_ds.subset(4).value_range==dls.train_ds.new_empty().value_range==(0,4000)
-
-def square():
-    from feature_erosion.patterns import ColorSquare
-    return ColorSquare(2)
 
 def test_bytes_say_nothing(tmp_path):
     with warnings.catch_warnings():

@@ -3,7 +3,7 @@ import io, json, resource, struct, warnings, zipfile
 from collections import OrderedDict, namedtuple
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, timm, torch, torchvision
-from fastai.vision.all import (Adam, CrossEntropyLossFlat, DataLoader, DataLoaders, LabelSmoothingCrossEntropyFlat, Learner, SGD,
+from fastai.vision.all import (Adam, CrossEntropyLossFlat, DataLoader, DataLoaders, LabelSmoothingCrossEntropyFlat, Lambda, Learner, SGD,
                                accuracy, set_seed)
 from torch import nn
 from torch.nn import functional as F
@@ -18,6 +18,7 @@ from feature_erosion.measures.plasticity import dormant_units, grad_norm, hessia
 from feature_erosion.measures.probes import dl_labels, layer_probe
 from feature_erosion.measures.rank import effective_rank, layer_rank
 from feature_erosion.measures.layers import Features, find_layers, layer_calls, visit
+from feature_erosion.recover import _check_last
 from feature_erosion.shortcut import find_shortcut
 from feature_erosion.watch import WatchErosion, hangs_on
 
@@ -474,6 +475,39 @@ def test_penultimate(make, features):
     m,x = make().eval(),torch.randn(5, 3, 64, 64)
     got = penultimate(m, [(x, torch.arange(5)%3)])
     with evaluating(m): close(got, features(m, x)); close(m.get_classifier()(got), m(x))
+
+class TwoHeads(nn.Module):
+    "Two layers of equal width in a row lie before its heads"
+    def __init__(self, beside=None):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.Linear(4, 4))
+        self.a,self.b,self.beside = nn.Linear(4, 4),nn.Linear(192, 4),beside
+    def forward(self, x):
+        z = self.a(self.body(x))+self.b(x.flatten(1)).relu()
+        return z if self.beside is None else z+self.beside(x)
+
+def distilled(): return timm.create_model('deit_tiny_distilled_patch16_224', img_size=64, num_classes=3, depth=2)
+
+@pytest.mark.parametrize('make,features', [
+    case(distilled, lambda m,x: m.forward_features(x)[:,:2].flatten(1),
+         what='Penultimate features of a network with several heads, as a distilled DeiT', how='works: what all its heads read'),
+    (TwoHeads, lambda m,x: torch.cat([m.body(x), x.flatten(1)], 1))])
+def test_features_of_several_heads(make, features):
+    set_seed(0)
+    m,x = make().eval(),torch.randn(5, 3, 64, 64) if make is distilled else samples()[0]
+    y = torch.arange(len(x))%3
+    got = penultimate(m, [(x,y)])
+    with evaluating(m): close(got, features(m, x))
+    rank = watched(m, x, y)['rank'].tolist()
+    assert rank==pytest.approx([effective_rank(got)]*len(rank), rel=1e-4)
+    with pytest.raises(ValueError, match='with several heads'): _check_last(m, [(x,y)])
+
+@works('models', 'Penultimate features where more than linear layers gives the scores', 'refused: there is no one layer before them')
+def test_scores_from_elsewhere():
+    m,(x,y,_) = TwoHeads(nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), Lambda(lambda x: x[:,:4]))),samples()
+    with pytest.raises(ValueError, match="TwoHeads has scores that do not come from 'b', its last linear layer, alone"):
+        penultimate(m, [(x,y)])
+    with pytest.raises(ValueError, match="does not know 'old', and has no finite features"): watched(m, x, y)
 
 class ByName(nn.Module):
     def __init__(self): super().__init__(); self.body,self.head = nn.Linear(192, 16),nn.Linear(16, 4)

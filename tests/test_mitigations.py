@@ -420,6 +420,7 @@ def test_groups_beside_stamps():
     assert np.array_equal(stamp_groups(both.train), stamp_groups(easy.train))
     assert _data_settings(both)['painted']==64
     assert len({_data_settings(o)['content'] for o in (easy,both,grouped(easy, np.arange(128)%2))})==3
+    with pytest.raises(ValueError, match='dls: has groups already'): grouped(both, np.arange(128)%2)
     with pytest.raises(ValueError, match='painted already'): both.inject(ColorSquare(4))
     later,seen = grouped(clean, np.arange(128)%3).inject(ColorSquare(4), seed=1),[]
     class Look(Callback):

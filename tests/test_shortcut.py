@@ -24,6 +24,9 @@ def fitted(dls, epochs=8, seed=0, lr=.05, c=3):
     with learn.no_bar(), learn.no_logging(): learn.fit(epochs)
     return learn
 
+@pytest.fixture(autouse=True)
+def seeded(): set_seed(0)   # loaders, too, draw when they are made
+
 def overlap(a, b):
     "Intersection over union of two boxes"
     h,w = (max(0, min(a[i]+a[i+2], b[i]+b[i+2])-max(a[i], b[i])) for i in (0,1))
@@ -59,6 +62,7 @@ def test_a_trace_that_is_not_read():
 @pytest.fixture(scope='module')
 def on_cifar(cifar10):
     "CIFAR-10, and a network that knows a little of it"
+    set_seed(0)
     dls = cifar10_dls(cifar10, n=1000, n_valid=200, seed=0)
     model = fitted(dls, 3).model
     assert not find_shortcut(model, dls).found

@@ -627,6 +627,21 @@ class OwnBatches(torch.utils.data.Sampler):
     def __len__(self): return self.n//self.bs
     def __iter__(self): return iter(self.rng.permutation(self.n).reshape(-1, self.bs).tolist())
 
+class Reshuffled(torch.utils.data.Sampler):
+    "Shuffles the order of the epoch before"
+    def __init__(self, order): self.order = order
+    def __len__(self): return len(self.order)
+    def __iter__(self):
+        if isinstance(self.order, torch.Tensor): self.order[:] = self.order[torch.randperm(len(self.order))]
+        else: (random if isinstance(self.order, list) else np.random).shuffle(self.order)
+        return iter([int(i) for i in self.order])
+
+class OwnOrder(DataLoader):
+    def get_idxs(self):
+        if not hasattr(self, 'order'): self.order = list(range(self.n))
+        if self.shuffle: random.shuffle(self.order)
+        return self.order
+
 class Counted(torch.utils.data.Dataset):
     "Each sample is another one each time it is read"
     def __init__(self, data): self.data,self.read = data,0
@@ -658,8 +673,10 @@ def test_texts_of_a_language_model_are_shuffled_on(tmp_path):
 @pytest.mark.parametrize('make',
                          [lambda: Torch(few, 16, sampler=ByEpoch(64)), lambda: Torch(few, batch_sampler=OwnBatches(64, 16)),
     lambda: Torch(few, batch_sampler=torch.utils.data.BatchSampler(ByEpoch(64), 16, False)),
-    lambda: DataLoader(Counted(few), 16, shuffle=True, num_workers=0)],
-    ids=['sampler','batch sampler','sampler of a batch sampler','dataset'])
+    lambda: DataLoader(Counted(few), 16, shuffle=True, num_workers=0),
+    lambda: OwnOrder(few, 16, shuffle=True, num_workers=0),
+    *[lambda f=f: Torch(few, 16, sampler=Reshuffled(f(range(64)))) for f in (list,np.array,lambda o: torch.tensor(list(o)))]],
+    ids=['sampler','batch sampler','sampler of a batch sampler','dataset','loader','order as a list','as an array','as a tensor'])
 def test_what_draws_batches_goes_on(tmp_path, make):
     def train(folder, stop=None):
         return plain_fit(RunStore(folder).run('a'), stop, dls=DataLoaders(make(), Torch(few, 16)), loss=nn.CrossEntropyLoss())
@@ -699,6 +716,23 @@ def test_what_pytorchs_loaders_do_is_a_setting(tmp_path, was, now, says, new):
     with pytest.raises(ValueError, match=f'other settings: {says}'): train(now)
     forget(run, new)
     train(was)
+    assert run.status=='finished'
+
+def test_data_that_phases_share_are_a_setting(tmp_path):
+    "The third phase goes on with the random numbers of the first if both train on one `DataLoaders`"
+    run = RunStore(tmp_path).run('a')
+    def train(share, stop=None):
+        set_seed(0)
+        dls,again = (digits_dls(n=64, n_valid=32, bs=16) for _ in range(2))
+        phases = [Phase('clean', 1, dls), Phase('squares', 1, dls.inject(ColorSquare(4))), Phase('again', 1, dls if share else again)]
+        learn = Learner(dls, mlp(), opt_func=SGD, lr=.05)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit_phases(phases, cbs=[KeepRun(run, minutes=0), StopAt(stop)])
+        return learn
+    with pytest.raises(Boom): train(True, 3)
+    with pytest.raises(ValueError, match="other settings: loaders.3.0: was 'the Learner', is 'again'"): train(False)
+    forget(run, 'loaders')
+    train(True)
     assert run.status=='finished'
 
 def test_an_address_is_no_setting():

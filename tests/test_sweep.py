@@ -14,12 +14,12 @@ from feature_erosion.runs.store import RunStore
 from feature_erosion.runs.sweep import _caller, _other_code, sweep
 
 def point(a, seed, run):
-    "Dies the first time at a=2; writes down when it is done"
+    "Dies the first time at a=2; writes down at which attempt it came to its end"
     if a==2 and not (mark := run.path/'died').exists():
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(.2)
-    with open(run.path.parent/'log.txt', 'a') as f: f.write(f'{a},{seed}\n')
+    with open(run.path.parent/'log.txt', 'a') as f: f.write(f'{a},{seed} {run.info["tries"]}\n')
     return dict(y=10*a+seed, random=float(torch.rand(1)), threads=torch.get_num_threads())
 
 def always_dies(a, seed):
@@ -41,10 +41,11 @@ class DiesOnArrival:
 
 def check(df, folder):
     assert df.status.tolist()==['finished']*6 and df.y.tolist()==[10,11,20,21,30,31]
-    assert sorted((folder/'log.txt').read_text().split())==[f'{a},{s}' for a in (1,2,3) for s in (0,1)]   # each once
+    done = (folder/'log.txt').read_text().splitlines()   # a neighbour of the dead may have been cut off before its result was kept
+    assert len(done)==len(set(done)) and {o.split()[0] for o in done}=={f'{a},{s}' for a in (1,2,3) for s in (0,1)}
     assert df.random.iloc[0]==df.random.iloc[2]!=df.random.iloc[1]   # seeded
     again = sweep(point, dict(a=[1,2,3]), seeds=2, store=folder, n_jobs=1, progress=False)
-    assert again.y.tolist()==df.y.tolist() and len((folder/'log.txt').read_text().split())==6   # loaded, not computed
+    assert again.y.tolist()==df.y.tolist() and (folder/'log.txt').read_text().splitlines()==done   # loaded, not computed
 
 @pytest.mark.slow('workers that import everything, several times')
 def test_loky_loses_a_worker(tmp_path):
@@ -145,6 +146,13 @@ def test_names_of_the_result_are_no_settings(tmp_path):
     for k in ('status','error'):
         with pytest.raises(ValueError, match=f"grid: '{k}' is a column of the result"):
             sweep(lambda seed, **kw: dict(y=1.), {k:[1,2]}, store=tmp_path, n_jobs=1, progress=False)
+
+def test_values_that_are_no_settings(tmp_path):
+    "What the message offers is what a grid takes"
+    for bad in (object(), torch.zeros(2)):
+        with pytest.raises(ValueError, match='give .*number.* or .*dict') as e:
+            sweep(lambda seed, **kw: dict(y=1.), dict(a=[bad,2]), store=tmp_path, n_jobs=1, progress=False)
+        assert 'want' not in str(e.value)
 
 def test_none_among_numbers_is_drawn(tmp_path):
     "As a place of its own, since it has none on a scale"

@@ -15,7 +15,7 @@ from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import log_iters
 from feature_erosion.mitigations import fisher, fresh
 from feature_erosion.patterns import ColorSquare, Stripes
-from feature_erosion.unlearning import (Beside, compare_unlearning, finetune, membership_attack, neg_grad, other_labels,
+from feature_erosion.unlearning import (Beside, compare_unlearning, finetune, membership_attack, neg_grad, wrong_labels,
                                         relearn_iters, retrain, saliency, sample_losses, salun, scrub, split_forget, ssd,
                                         train_on, twin, unlearn, unlearners, unlearning_scores, unsir)
 from feature_erosion.phases import Phase
@@ -258,7 +258,7 @@ def test_random_labels_are_wrong_and_stay(start):
     unlearn(ready(start, cbs=watch), *by_class, 'random_labels', epochs=2)
     own = [set(y[32:]) for y in watch.labels]
     assert all(3 not in o for o in own) and len(set.union(*own))>3
-    y = other_labels(by_share[0])
+    y = wrong_labels(by_share[0])
     assert (y.numpy()!=dls.train.dataset.y.numpy()[by_share[0].train.chosen]).all()
 
 def test_unsir_impairs_and_repairs(start):

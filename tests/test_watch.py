@@ -657,5 +657,5 @@ def test_layers_that_do_not_always_run(knows, least, ref):
 def test_nothing_to_watch_is_said():
     "Neither answers nor features"
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3))
-    with pytest.raises(ValueError, match="does not know 'known', and has no linear layer or convolution that reads features"):
+    with pytest.raises(ValueError, match="does not know 'known', and has no finite features that linear layers"):
         erode(model, Watch(digits()))

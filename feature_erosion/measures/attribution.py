@@ -16,7 +16,7 @@ from copy import copy
 from math import prod
 from types import SimpleNamespace
 from fastcore.all import *
-from fastai.vision.all import DataLoaders, TensorImage, plt, progress_bar
+from fastai.vision.all import DataLoaders, Normalize, Pipeline, TensorImage, plt, progress_bar
 from ..batches import *
 from ..batches import _like
 from ..loaders import *
@@ -323,6 +323,7 @@ class _Painted:
                 if self.masks is None:
                     self._check_size(x)
                     self.masks = pattern_mask(self.tfm.pattern, range(n), n, x.shape[1:])
+                    self._check_place(b, x, self.masks[self.stamps[:len(x)]])
                 yield x,y.cpu(),self.stamps[i:i+len(x)]
                 i += len(x)
 
@@ -331,6 +332,21 @@ class _Painted:
         if (now := f'{x.shape[2]}×{x.shape[3]}') in sizes: return
         raise ValueError(f"dl: images are painted at {sizes[-1]} and come out as {now}, so where the pattern is, is not known; "
                          f"give the transform that changes their size an order below {self.tfm.order}, that of the painting")
+
+    def _check_place(self, b, x, mask):
+        "Refuse transforms that move what is painted: those that run later are tried on white pictures on black"
+        fs = self.dl.after_batch.fs
+        later = [o for o in fs[fs.index(self.tfm)+1:] if not isinstance(o, Normalize)]
+        if not later: return
+        def out(m): return Pipeline(later, split_idx=self.dl.after_batch.split_idx)((m.to(x).as_subclass(type(b[0])), *b[1:]))[0]
+        white = mask[:,None].expand(-1, *x.shape[1:])
+        with fixed_random(): a = out(white)
+        with fixed_random(): a = (a-out(white&False)).abs().sum(1).cpu()
+        if (share := ((a*mask).sum()/a.sum().clamp(min=1e-9)).item())>.9: return
+        names = ', '.join(type(o).__name__ for o in later)
+        raise ValueError(f"dl: after the painting, {names} changes images, and {1-share:.0%} of what is painted comes out "
+                         "elsewhere, so where the pattern is, is not known; "
+                         f"give it an order below {self.tfm.order}, that of the painting")
 
 # %% ../../nbs/measures/04_attribution.ipynb #cc5bcf4e
 def _wanted(target, y, stamps):

@@ -208,6 +208,27 @@ def _with_weights(model, x):
     "Convolutions and linear layers by name, in the order in which they finish"
     return {n:c.module for n,c in layer_calls(model, x).items() if _has_weights(c.module)}
 
+def _width(m): return getattr(m, 'out_features', getattr(m, 'out_channels', None))
+
+def _heads(model, x):
+    "Layers that give the scores: the last with weights, and those beside it if there are several heads; `{}` if there is more"
+    layers,heads = _with_weights(model, x),{}
+    for n,m in reversed(layers.items()):
+        if _width(m)!=_width(last(layers.values())): continue
+        heads = {n:m, **heads}
+        if _decide(model, x, heads.values()): return heads
+    return {}
+
+def _decide(model, x, layers):
+    "Whether two samples get the same scores if these layers answer with zeros"
+    hooks = [m.register_forward_hook(lambda m, _, out: torch.zeros_like(out)) for m in layers]
+    try:
+        with as_written(), evaluating(model): a = scores_of(model, x)
+    except ValueError: return True   # no scores to compare: the last layer is taken
+    finally:
+        for h in hooks: h.remove()
+    return torch.allclose(a[0], a[-1], atol=1e-6, equal_nan=True)
+
 # %% ../../nbs/measures/00_layers.ipynb #e8be956e
 def pick_features(
     d:int, # Number of features
@@ -321,6 +342,7 @@ def named_models(
     if isinstance(models, (nn.Module,Learner)): models = {'model':models}
     if not isinstance(models, dict): models = {f'model{i}':m for i,m in enumerate(listify(models))}
     if not models: raise ValueError("models: give a module, a list of modules, or a dict of them by name")
+    if None in models: raise ValueError("models: a network is called None, which tables take for a missing name; name it")
     models = {k:unwrapped(m.model if isinstance(m, Learner) else m) for k,m in models.items()}
     for k,m in models.items():
         if not isinstance(m, nn.Module): raise ValueError(f"models: {k!r} is a {type(m).__name__}, not a module")

@@ -10,7 +10,7 @@ __all__ = ['unit_scores', 'Dormant', 'dormant_units', 'weight_norm', 'weight_nor
 
 # %% ../../nbs/measures/05_plasticity.ipynb #d974f61b
 import inspect, numpy as np, pandas as pd, torch
-from collections import Counter
+from collections import Counter, defaultdict
 from copy import deepcopy
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -24,7 +24,7 @@ from ..callbacks import *
 from ..phases import *
 from ..evalsets import *
 from .layers import *
-from .layers import _NotFinite, _by_layer, _has_weights, _only_model, _two_inputs, _with_weights
+from .layers import _NotFinite, _by_layer, _has_weights, _heads, _only_model, _two_inputs, _with_weights
 from .rank import *
 
 # %% ../../nbs/measures/05_plasticity.ipynb #46a9a340
@@ -311,11 +311,11 @@ def hessian_rank(
 
 # %% ../../nbs/measures/05_plasticity.ipynb #ebc640f1
 class _LastInput(Meter):
-    "Inputs of the observed layer"
+    "Inputs of the observed layers"
     by_channel = True
-    def begin(self, shapes, n): self.got = []
-    def note(self, module, args, kwargs): self.x = first_input(args, kwargs).detach().float()
-    def see(self, model, layer, x): self.got.append(pooled(self.x.movedim(-1, 1)).clone())
+    def __init__(self, heads): self.heads,self.x,self.got = heads,{},defaultdict(list)
+    def note(self, module, args, kwargs): self.x[module] = first_input(args, kwargs).detach().float()
+    def see(self, model, layer, x): self.got[layer].append(pooled(self.x[self.heads[layer]].movedim(-1, 1)).clone())
 
 # %% ../../nbs/measures/05_plasticity.ipynb #8df1c680
 def penultimate(
@@ -324,19 +324,26 @@ def penultimate(
     n:int|None=None, # How many samples; `None` for all
     seed:int=0 # Which samples
 )->torch.Tensor: # Shape `(samples, features)`, in the order of `dl_labels`
-    "Input of the last linear layer to run, in eval mode; tokens are averaged"
-    model,meter = _only_model(model),_LastInput()
-    layers = _with_weights(model, _two_inputs(model, dl))
-    if not any(map(layer_kinds['linear'], layers.values())):
-        raise ValueError(f"model: {type(model).__name__} has no linear layer, so no layer before it")
+    "Input of the last linear layer to run, in eval mode, or of all heads in a row; tokens are averaged"
+    model = _only_model(model)
+    heads = _linear_heads(model, _two_inputs(model, dl))
+    meter = _LastInput(heads)
+    hooks = [m.register_forward_pre_hook(meter.note, with_kwargs=True) for m in heads.values()]
+    try: visit(model, dl, meter, lambda k,m: k in heads, n, seed=seed, progress=False)
+    finally:
+        for h in hooks: h.remove()
+    return torch.cat([torch.cat(meter.got[k]) for k in heads], 1)
+
+def _linear_heads(model, x):
+    layers,who = _with_weights(model, x),f'model: {type(model).__name__}'
+    instead = "measure a layer by name, as in `layer_rank`, and leave 'effective_rank' out of `measures`"
+    if not any(map(layer_kinds['linear'], layers.values())): raise ValueError(f"{who} has no linear layer, so no layer before it")
     name,module = last(layers.items())
     if not layer_kinds['linear'](module):
-        raise ValueError(f"model: {type(model).__name__} ends in the convolution {name!r}, so no linear layer reads its "
-                         "features; measure a layer by name, as in `layer_rank`")
-    hook = module.register_forward_pre_hook(meter.note, with_kwargs=True)
-    try: visit(model, dl, meter, lambda k,m: k==name, n, seed=seed, progress=False)
-    finally: hook.remove()
-    return torch.cat(meter.got)
+        raise ValueError(f"{who} ends in the convolution {name!r}, so no linear layer reads its features; {instead}")
+    if heads := _heads(model, x): return heads
+    raise ValueError(f"{who} has scores that do not come from {name!r}, its last linear layer, alone, nor from layers like it, "
+                     f"so there is no one layer before them; {instead}")
 
 # %% ../../nbs/measures/05_plasticity.ipynb #1ed3076e
 def _dormant(model, dl, tau, layers, n, seed, **_):

@@ -52,6 +52,13 @@ def _loaders(*dls):
     "Each loader once, without its sharding wrapper"
     return L(getattr(dl, 'dl', dl) for d in dls if d is not None for dl in d.loaders).unique()
 
+def _shared(learn, phases):
+    "For each loader of the Learner and of the phases, whose it was first: two that share one go on with its random numbers"
+    owners = {}
+    def first_owner(dl, who): return owners.setdefault(id(getattr(dl, 'dl', dl)), who)
+    named = [('the Learner', learn.dls), *((p.name, p.dls) for p in phases)]
+    return [[first_owner(o, who) for o in getattr(dls, 'loaders', ())] for who,dls in named]
+
 # %% ../../nbs/runs/03_resume.ipynb #738e730c
 def _cb_settings(cb):
     if declares(cb, 'describe'): return cb.describe()
@@ -155,7 +162,7 @@ def fit_settings(
                 hypers=None if phases else _hypers(learn.opt), wd_bn_bias=learn.wd_bn_bias,
                 train_bn=learn.train_bn, loss=describe(learn.loss_func), loss_settings=_loss_settings(learn.loss_func),
                 data=_data_settings(learn.dls),
-                samples=[_samples(o) for o in (learn.dls, *L(phases).attrgot('dls'))],
+                samples=[_samples(o) for o in (learn.dls, *L(phases).attrgot('dls'))], loaders=_shared(learn, phases),
                 phases=[_phase_settings(p) for p in phases], epochs=None if phases else learn.n_epoch,
                 callbacks=_cbs_settings(learn), evals=_evals_settings(learn), processes=max(1, num_distrib()))
 
@@ -506,7 +513,7 @@ def _check_base(self:KeepRun, settings):
         raise ValueError(f"after: run {base.name!r} is {base.status} and has ended {', '.join(ended) or 'no phase'}; "
                          "want one whose phases are all done")
     unseen = dict(evals=None)
-    first = dict(settings, phases=settings['phases'][:n], samples=settings['samples'][:n+1])
+    first = dict(settings, phases=settings['phases'][:n], **{k:settings[k][:n+1] for k in ('samples','loaders')})
     if diff := _differences({**info['fit'], **unseen}, {**first, **unseen}):
         raise ValueError(f"after: run {base.name!r} was trained with other settings: {'; '.join(diff[:5])}")
 

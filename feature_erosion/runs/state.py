@@ -215,12 +215,20 @@ def loader_state(
     dl, # A loader
     k=None # A `Keeper`
 )->list: # Of dicts
-    "The state of a loader's random generators, and the counters of its samplers, datasets and transforms"
-    k = k or Keeper()
+    "State of a loader's random generators, counters of its samplers, datasets and transforms, and orders that they hold"
+    k,draws = k or Keeper(),[dl, *_samplers(dl)]
     def mine(o, a, v):   # a loader's own numbers are settings, and each process has a rank
         if isinstance(o, ReindexCollection): return a=='idxs'   # shuffled further in each epoch
+        if any(o is p for p in draws) and _is_order(v): return True
         return isinstance(v, _random) or o is not dl and type(v) in (bool,int,float) and a!='rank'
-    return [{a:k(v, a) for a,v in vars(o).items() if mine(o, a, v)} for o in _pipeline(dl)]
+    def keep(v, a): return _tagged('indices', value=torch.tensor(v)) if type(v) is list else k(v, a)
+    return [{a:keep(v, a) for a,v in vars(o).items() if mine(o, a, v)} for o in _pipeline(dl)]
+
+def _is_order(v):
+    "Whether these are indices, which a sampler may shuffle further in each epoch"
+    if type(v) is list: return len(v)>0 and all(type(i) is int for i in v)
+    if isinstance(v, np.ndarray): return v.ndim==1 and v.dtype.kind in 'iu'
+    return isinstance(v, torch.Tensor) and v.ndim==1 and v.dtype in (torch.int64,torch.int32)
 
 def set_loader_state(
     dl, # A loader like the original
@@ -230,7 +238,9 @@ def set_loader_state(
     for o,s in zip(_pipeline(dl), state):
         if isinstance(o, ReindexCollection): o.idxs[list(range(len(o.idxs)))] = put(s['idxs'])   # in place: others hold it, too
         else:
-            for a,v in s.items(): _put_attr(o, a, v, a)
+            for a,v in s.items():
+                if type(old := vars(o).get(a)) is list: old[:] = put(v)   # in place, as above
+                else: _put_attr(o, a, v, a)
 
 # %% ../../nbs/runs/02_state.ipynb #38c0896f
 def random_state(
@@ -300,6 +310,7 @@ _anew = dict(
     tensor    = lambda p, name: p['value'].to(_there(p['device']), copy=True),
     array     = lambda p, name: _put_array(p['value'].numpy(), p.get('dtype'), p.get('shape')),
     scalar    = lambda p, name: np.dtype(p['dtype']).type(p['value']),
+    indices   = lambda p, name: p['value'].tolist(),
     bytes     = lambda p, name: bytes.fromhex(p['value']),
     complex   = lambda p, name: complex(*p['value']),
     range     = lambda p, name: range(*p['items']),

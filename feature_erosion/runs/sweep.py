@@ -46,7 +46,9 @@ def _groupable(v): return json.dumps(v) if isinstance(v, (list,dict)) else v
 def _plain_values(k, vs):
     "Values as a function gets them: Python's own types, and lists for tuples"
     try: return as_json({k:plain(list(vs))})[k]
-    except TypeError as e: raise ValueError(f"grid: {k}: {e}") from None
+    except TypeError as e:
+        why = str(e).partition(':')[0]
+        raise ValueError(f"grid: {k}: {why}; give numbers, texts, `None`, or lists and dicts of them") from None
 
 def _seeds(seeds):
     try: res = plain(list(range(seeds) if isinstance(seeds, (int,np.integer)) else seeds))
