@@ -144,13 +144,15 @@ def _two_scores(model, dl):
 
 def _check_last(model, dl):
     k = _two_scores(model, dl).shape[-1]
-    linear = [o for o in _with_weights(model, _two_inputs(model, dl)).items() if layer_kinds['linear'](o[1])]
+    x = _two_inputs(model, dl)
+    layers = _with_weights(model, x)
+    linear = [o for o in layers.items() if layer_kinds['linear'](o[1])]
     width = getattr(linear[-1][1], 'out_features', k) if linear else None
     if width!=k and (width,k)!=(1,2):   # one score z may be given as (-z, z)
         found = f'has {width} outputs' if linear else 'is missing'
         raise ValueError(f"features='last': {type(model).__name__} answers with {k} scores, and its last linear layer {found}, "
                          "so it has no last layer to train anew; use features='all'")
-    if linear and list(_heads(model, _two_inputs(model, dl)))!=[name := linear[-1][0]]:
+    if linear and list(_heads(model, x, layers))!=[name := linear[-1][0]]:
         raise ValueError(f"features='last': the answers of {type(model).__name__} do not go by {name!r}, its last linear layer, "
                          "alone, as in an ensemble or with several heads; use features='all', or give its parts one by one")
 

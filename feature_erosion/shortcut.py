@@ -169,9 +169,9 @@ def _noise_level(x):
     d = x[...,1:,1:]-x[...,1:,:-1]-x[...,:-1,1:]+x[...,:-1,:-1]
     return (d.abs().flatten(1).median(1).values/(2*.6745)+1e-4).log()
 
-def _nearest(x, level, of, change, amounts):
-    "Images changed by that amount with which `of` comes nearest to `level`, after values beyond 0…1 are cut off"
-    res,off = x.clone(),(of(x)-level).abs()
+def _nearest(x, now, level, of, change, amounts):
+    "Images changed by that amount with which `of`, `now` before, comes nearest to `level`; values beyond 0…1 are cut off"
+    res,off = x.clone(),(now-level).abs()
     for k in amounts:
         y = change(x, k).clamp(0, 1)
         o = (of(y)-level).abs()
@@ -180,7 +180,7 @@ def _nearest(x, level, of, change, amounts):
 
 def _add_noise(x, now, level):
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x.device)
-    return _nearest(x, level, _noise_level, lambda x,sd: x+sd*noise, np.geomspace(.01, 2, 30))
+    return _nearest(x, now, level, _noise_level, lambda x,sd: x+sd*noise, np.geomspace(.01, 2, 30))
 
 def _blur_level(x):
     "Log of how much coarse detail there is for each bit of fine detail"
@@ -189,7 +189,7 @@ def _blur_level(x):
     return (power(fine-coarse)/power(x-fine)).log()
 
 def _add_blur(x, now, level):
-    return _nearest(x, level, _blur_level, Blur().change, np.geomspace(.25, 4, 15))
+    return _nearest(x, now, level, _blur_level, Blur().change, np.geomspace(.25, 4, 15))
 
 # %% ../nbs/19_shortcut.ipynb #7d1c30aa
 @lru_cache

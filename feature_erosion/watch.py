@@ -27,7 +27,7 @@ from .phases import _Blank
 from .evalsets import *
 from .evalsets import _Batches
 from .measures.layers import *
-from .measures.layers import _heads
+from .measures.layers import _heads, _with_weights
 from .measures.rank import effective_rank
 from .measures.cka import linear_cka
 
@@ -425,7 +425,7 @@ def _prepare(self:WatchErosion):
     if self.sets: first_dl = first(self.sets.values()).dl
     self.inside = _Layers(first_dl, self.n_layers, self.layers, model, self.seed)
     x = to_model(self.inside.batches[0], model)
-    self.reads = list(_heads(model, x).values())   # whose input are the features
+    self.reads = list(_heads(model, x, _with_weights(model, x)).values())   # whose input are the features
     if self.sets is None: self._without(x)
     with evaluating(model), precision(self.learn): self.outputs = answer_tensor(model(*x)).shape[-1]
     self.heads = {k:_same_head(k, s, self.outputs, self.learn.dls) for k,s in (self.sets or {}).items()}

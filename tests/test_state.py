@@ -25,6 +25,7 @@ from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import PerPhase, Phase
 from feature_erosion.runs.keys import Untold, describe, differences, hash_tensor
+from feature_erosion.loaders import subset_dl
 from feature_erosion.runs.resume import KeepRun, fit_settings
 from feature_erosion.runs.store import RunStore, plain, unpack
 
@@ -733,6 +734,17 @@ def test_data_that_phases_share_are_a_setting(tmp_path):
     with pytest.raises(ValueError, match="other settings: loaders.3.0: was 'the Learner', is 'again'"): train(False)
     forget(run, 'loaders')
     train(True)
+    assert run.status=='finished'
+
+def test_another_subset_is_another_run(tmp_path):
+    run = RunStore(tmp_path).run('a')
+    def train(n, stop=None):
+        dls = digits_dls(n=128, n_valid=32, bs=16)
+        return plain_fit(run, stop, dls=DataLoaders(subset_dl(dls.train, n), dls.valid), loss=nn.functional.cross_entropy)
+    with pytest.raises(Boom): train(64, 5)
+    with pytest.raises(ValueError, match='other settings: samples.0.chosen.0: was'): train(48)
+    forget(run, 'chosen')
+    train(64)
     assert run.status=='finished'
 
 def test_an_address_is_no_setting():

@@ -210,11 +210,11 @@ def _with_weights(model, x):
 
 def _width(m): return getattr(m, 'out_features', getattr(m, 'out_channels', None))
 
-def _heads(model, x):
-    "Layers that give the scores: the last with weights, and those beside it if there are several heads; `{}` if there is more"
-    layers,heads = _with_weights(model, x),{}
+def _heads(model, x, layers):
+    "Of `_with_weights`, those that give the scores: the last, and beside it those of other heads; `{}` if there is more"
+    heads,widths = {},[_width(m) for m in layers.values()]
     for n,m in reversed(layers.items()):
-        if _width(m)!=_width(last(layers.values())): continue
+        if _width(m)!=widths[-1]: continue
         heads = {n:m, **heads}
         if _decide(model, x, heads.values()): return heads
     return {}

@@ -341,7 +341,7 @@ def _linear_heads(model, x):
     name,module = last(layers.items())
     if not layer_kinds['linear'](module):
         raise ValueError(f"{who} ends in the convolution {name!r}, so no linear layer reads its features; {instead}")
-    if heads := _heads(model, x): return heads
+    if heads := _heads(model, x, layers): return heads
     raise ValueError(f"{who} has scores that do not come from {name!r}, its last linear layer, alone, nor from layers like it, "
                      f"so there is no one layer before them; {instead}")
 

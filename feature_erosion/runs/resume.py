@@ -112,7 +112,9 @@ def _samples(dls):
     "Which samples are in each part of the data, in whatever order: a random split without a seed is another one at each start"
     if dls is None: return None
     sets = [_below(dl.dataset) for dl in dls.loaders]
-    return dict(zip(('train','valid'), map(_which, dls.loaders)), held=list(map(_held, sets)), tfms=list(map(_own_tfms, sets)))
+    some = [getattr(dl, 'chosen', None) for dl in dls.loaders]   # of `subset_dl`
+    return dict(zip(('train','valid'), map(_which, dls.loaders)), held=list(map(_held, sets)), tfms=list(map(_own_tfms, sets)),
+                chosen=[None if o is None else _key([o]) for o in some])
 
 def _which(dl):
     ds = dl.dataset
@@ -476,7 +478,7 @@ def _claim(self:KeepRun, settings, seed):
         if self.was['recipe'] is None: run.begin()   # a recipe's run began with its function
         run.update(fit=settings, seed=seed, phases=[p.name for p in self.phases], status='running')
 
-_since = {'is','made','shuffle','drop_last','held','weights','tfms'}   # entries that earlier versions did not have
+_since = {'is','made','shuffle','drop_last','held','weights','tfms','chosen'}   # entries that earlier versions did not have
 
 def _differences(old, new):
     "Differences in what both say: an earlier version of this library may have stored less"
