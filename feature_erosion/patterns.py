@@ -11,12 +11,11 @@ __all__ = ['corners', 'pattern_kinds', 'variants', 'rgb2lab', 'class_colors', 'P
            'StampedDataset', 'stamped', 'painter', 'stamp_dl']
 
 # %% ../nbs/08_patterns.ipynb #563368bb
-import warnings
+import io, warnings
 from copy import copy
 from functools import lru_cache
 import numpy as np, torch, matplotlib.colors as mcolors
 from PIL import Image, ImageDraw, ImageFont
-from torchvision.io import decode_jpeg, encode_jpeg
 from torchvision.transforms.functional import gaussian_blur
 from fastcore.all import *
 from fastai.vision.all import (DataLoader, DataLoaders, Datasets, ItemTransform, Normalize, TensorBase, TensorImage,
@@ -394,8 +393,14 @@ class JpegQuality(Effect):
 
     def level(self, c, n): return round(super().level(c, n))   # JPEG's quality is a whole number
     def change(self, x, level):
-        files = encode_jpeg(list((x.clamp(0, 1)*255).round().byte().cpu()), quality=round(level))
-        return torch.stack([decode_jpeg(f) for f in files]).to(x.device)/255
+        images = (x.clamp(0, 1)*255).round().byte().cpu()
+        return torch.stack([_through_jpeg(o, round(level)) for o in images]).to(x.device)/255
+
+def _through_jpeg(x, quality):
+    "What a JPEG file keeps of an image of bytes, `(channels, height, width)`"
+    file = io.BytesIO()
+    Image.fromarray(x.permute(1, 2, 0).squeeze(-1).numpy()).save(file, 'JPEG', quality=quality)
+    return image2tensor(Image.open(file))
 
 class Noise(Effect):
     "Gaussian noise, new in each image but always the same for the same image; the class decides how much"

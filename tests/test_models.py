@@ -88,7 +88,7 @@ def test_vgg19_is_torchvisions_without_the_last_pooling():
     same(model(x), model.classifier(F.avg_pool2d(ref(x), 2).flatten(1)))
 
 @pytest.mark.parametrize('name,weights', [('resnet50', torchvision.models.ResNet50_Weights.IMAGENET1K_V2),
-                                          ('vgg19', torchvision.models.VGG19_Weights.IMAGENET1K_V1)])
+    pytest.param('vgg19', torchvision.models.VGG19_Weights.IMAGENET1K_V1, marks=pytest.mark.slow('weights of 550 MB'))])
 def test_imagenet_weights_for_ten_classes(hub, name, weights):
     "torchvision finds the file where its download would be; ten classes answer as they do among the thousand"
     torch.manual_seed(0)
