@@ -657,7 +657,8 @@ def unlearning_scores(
 def _named(methods):
     "Functions by name"
     if methods is None: methods = [k for k in unlearners if k!='retrain']
-    pairs = list(methods.items()) if isinstance(methods, dict) else [(m if isinstance(m, str) else function_name(m), m) for m in listify(methods)]
+    if isinstance(methods, dict): pairs = list(methods.items())
+    else: pairs = [(m if isinstance(m, str) else function_name(m), m) for m in listify(methods)]
     names = [k for k,_ in pairs]
     if bad := [k for k in names if names.count(k)>1 or k in ('original','retrained')]:
         raise ValueError(f"methods: {bad[0]!r} is the name of two rows; give functions by names of their own, "

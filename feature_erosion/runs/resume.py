@@ -27,7 +27,8 @@ from ..phases import *
 from ..evalsets import *
 from .keys import *
 from .store import *
-from .state import FitState, declares, is_passive, loader_state, put, random_state, set_loader_state, set_random_state, settle
+from .state import (FitState, declares, is_passive, loader_state, put, random_state, set_loader_state,
+                                        set_random_state, settle)
 
 # %% ../../nbs/runs/03_resume.ipynb #4aaed01a
 def get_rng():

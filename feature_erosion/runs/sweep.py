@@ -387,7 +387,7 @@ def plot(self:Sweep,
     x,done = self._axis(x)
     ys,lines = self._numbers()[:most],self._lines(done, x)
     if not ys or not len(done): raise ValueError(f"nothing to plot: {_nothing}")
-    cols = min(3, len(ys))
+    cols = 2 if len(ys)==4 else min(3, len(ys))
     rows = -(-len(ys)//cols)
     fig,axs = plt.subplots(rows, cols, figsize=(1+3.3*cols, .6+2.5*rows), layout='constrained', squeeze=False)
     for ax in axs.flat[len(ys):]: ax.remove()
