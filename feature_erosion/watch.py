@@ -301,13 +301,11 @@ def _check_watch(tolerance, budget, n, n_layers):
 # %% ../nbs/18_watch.ipynb #78df8199
 @patch
 def before_fit(self:WatchErosion):
-    "Find samples and columns, unless the fit does not train; another model has another start"
+    "Find samples and columns, unless the fit does not train"
     self.run = trains(self.learn)
     if not self.run: return
     if self.restore: _one_restores(self.learn.cbs)
-    if self.owner is not get_model(self.model):   # another model: another start
-        self.reset()
-        self.owner = get_model(self.model)
+    self._same_model()
     clock = time.perf_counter()
     self.tidy()
     with fixed_random(): self._prepare()
@@ -320,6 +318,13 @@ def before_fit(self:WatchErosion):
     self._points()
     self.seconds += time.perf_counter()-clock
     self.mark = time.perf_counter()
+
+@patch
+def _same_model(self:WatchErosion):
+    "Another model has another start"
+    if self.owner is get_model(self.model): return
+    self.reset()
+    self.owner = get_model(self.model)
 
 def _unwrapped(cbs): return [o.watcher if isinstance(o, PerPhase) else o for o in cbs]
 
