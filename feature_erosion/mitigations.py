@@ -283,8 +283,8 @@ class SI(Penalty):
 
     def before_step(self):
         if not self.c: return
-        scale,ws = _loss_scale(self.learn),_weights(self.model)
-        self.now = {n:(p.detach().clone(), (p.grad.detach()-self.own.get(n, 0))/scale) for n,p in ws.items() if p.grad is not None}
+        scale,ws = _loss_scale(self.learn),{n:p for n,p in _weights(self.model).items() if p.grad is not None}
+        self.now = {n:(p.detach().clone(), (p.grad.detach()-self.own.get(n, 0))/scale) for n,p in ws.items()}
 
     def after_step(self):
         if not self.c: return
@@ -638,7 +638,7 @@ def fresh(
     return res
 
 class ShrinkPerturb(Mitigation):
-    "Once: w ← a·w + b·fresh (Ash & Adams 2020, section 4)"
+    "When it begins to act: w ← a·w + b·fresh (Ash & Adams 2020, section 4); in `fine_tune`, in both of its fits"
     def __init__(self,
         shrink:float=.4, # a; 1 leaves the weights as large as they are
         perturb:float=.1, # b; 0 adds nothing
