@@ -539,8 +539,8 @@ def _judge(self:WatchErosion, epoch, layers, seen, hangs):
 def _values(self:WatchErosion, seen):
     res = {}
     for k,s in seen.items():
-        if self.heads[k]: res[k] = s.right.float().mean().item()
-        res[f'{k}_features'] = s.near.float().mean().item() if s.X is not None else float('nan')
+        if self.heads[k]: res[k] = s.right.double().mean().item()
+        res[f'{k}_features'] = s.near.double().mean().item() if s.X is not None else float('nan')
     if seen: res['worst'] = min(min(_by_class(s, self.by[k]).values()) for k,s in seen.items())
     return res
 
@@ -555,8 +555,8 @@ def _penultimate(self:WatchErosion):
 
 def _by_class(s, by, least=5):
     "Accuracy of each class of which there are at least `least` samples, else of all classes"
-    right,count = getattr(s, by).float(),s.y.bincount()
-    sums = torch.zeros(len(count)).index_add_(0, s.y, right)
+    right,count = getattr(s, by).double(),s.y.bincount()
+    sums = torch.zeros(len(count), dtype=right.dtype).index_add_(0, s.y, right)
     some = [c for c in range(len(count)) if count[c]>=min(least, count.max().item())]
     return {c:(sums[c]/count[c]).item() for c in some}
 
