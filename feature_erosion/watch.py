@@ -306,6 +306,7 @@ def before_fit(self:WatchErosion):
     "Find samples and columns, unless the fit does not train"
     self.run = trains(self.learn)
     if not self.run: return
+    warn_of_changers(self)
     if self.restore: _one_restores(self.learn.cbs)
     self._same_model()
     clock = time.perf_counter()
