@@ -3,8 +3,8 @@ import enum, importlib, logging, multiprocessing, os, re, signal, sys, time, typ
 from collections import OrderedDict, defaultdict, namedtuple
 from functools import cached_property, partial, update_wrapper, wraps
 from pathlib import Path
-import fastai.vision.all as fv, joblib, numpy as np, pytest
-from fastai.vision.all import L, TensorImage, nn, torch
+import fastai.vision.all as fv, joblib, numpy as np, pandas as pd, pytest
+from fastai.vision.all import L, TensorImage, nn, plt, torch
 from torch.nn import Linear
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.backend.context import set_start_method
@@ -12,7 +12,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from conftest import root
 from feature_erosion.runs.keys import Untold, differences, recipe
 from feature_erosion.runs.store import RunStore
-from feature_erosion.runs.sweep import _caller, _other_code, sweep
+from feature_erosion.runs.sweep import Sweep, _caller, _other_code, sweep
 
 def point(a, seed, run):
     "Dies the first time at a=2; writes down at which attempt it came to its end"
@@ -568,3 +568,47 @@ def is_adam(m, seed): return dict(adam=m=='a')
 def test_members_of_a_textual_enum_are_their_text(tmp_path):
     got = sweep(is_adam, dict(m=list(Method)), store=tmp_path, n_jobs=1, progress=False)
     assert got.m.tolist()==['s','a'] and got.adam.tolist()==[False,True]
+
+def one_fails(a, seed):
+    if a==3: raise RuntimeError('x')
+    return dict(acc=a*.1, converged=a==1, many=2**70*a, note='n', maybe=None if a else .5)
+
+@pytest.mark.filterwarnings('ignore:1 of 4 points failed')
+def test_a_point_that_failed_takes_no_column_with_it(tmp_path):
+    "`True` and ints of more than 64 bits are numbers beside a missing one, too"
+    df = sweep(one_fails, dict(a=[0,1,2,3]), store=tmp_path, n_jobs=1, progress=False)
+    for d in df,RunStore(tmp_path).sweeps()['one_fails']:
+        s = d.summary()
+        assert list(s.columns.unique(0))==['acc','converged','many','maybe']
+        assert s.converged['mean'].tolist()==[0,1,0] and s.many['mean'].tolist()==[0,2.**70,2.**71]
+        assert s.maybe['n'].tolist()==[1,0,0] and d.plot() and d.plot_means('a', 'converged', 'maybe')
+
+def table(names, **cols):
+    n = len(next(iter(cols.values())))
+    res = Sweep(dict(cols, seed=[0]*n, status=['finished']*n, run=['r']*n))
+    res.attrs.update(names=names)
+    return res
+
+def test_rows_with_one_value_of_a_name():
+    "What the error advises works; a name whose column is gone is none"
+    df = table(['a','b','c'], a=[1,1,2,2], b=[1,2,1,2], c=[[3]]*4, v=[.1,.2,.3,.4])
+    with pytest.raises(ValueError, match=r"x='a': this sweep is over a, b, c; select rows so that b has one value, e.g. `df\[df\['b'\]==…\]`"):
+        df.plot_means('a', 'v')
+    assert df[df['b']==1].plot_means('a', 'v').lines[0].get_ydata().tolist()==[.1,.3]
+    with pytest.raises(ValueError, match="x='v': this sweep is over a, b, c; give one of these"): df.plot_means('v', 'a')
+    left = df[df.b==1].drop(columns='b')
+    assert left.summary().v['mean'].to_dict()=={(1,'[3]'):.1, (2,'[3]'):.3}
+    assert left.plot().axes[0].get_xlabel()=='a' and left.plot_means('a', 'v')
+
+@pytest.mark.parametrize('values', [[0,-1], [0,0]])
+def test_a_logarithmic_axis_without_positive_values(values):
+    before = plt.get_fignums()
+    with pytest.raises(ValueError, match="log=True: 'a' has no value above 0"): table(['a'], a=values, v=[1.,2.]).plot_means('a', 'v', log=True)
+    assert plt.get_fignums()==before
+
+def test_sweeps_over_other_grids_put_together():
+    both = pd.concat([table(['a'], a=[1], v=[1.]), table(['b'], b=[1], v=[1.])])
+    for f in both.summary,both.plot,lambda: both.plot_means('a', 'v'):
+        with pytest.raises(ValueError, match="what its grid is.*set `df.attrs\\['names'\\] = "): f()
+    both.attrs['names'] = ['a','b']
+    assert len(both.summary())==2
