@@ -51,7 +51,7 @@ def trains(
     "Whether this is a fit, not `lr_find`, validation or prediction, even those that a callback starts during a fit"
     return not hasattr(learn, 'lr_finder') and not learn.lock.locked()   # validation and prediction hold the lock
 
-# %% ../nbs/05_callbacks.ipynb #027d985a
+# %% ../nbs/05_callbacks.ipynb #505c4f9c
 def warn_of_changers(
     cb:Callback # One that evaluates the model, in `before_fit`
 ):
