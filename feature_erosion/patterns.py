@@ -150,9 +150,11 @@ def _picture(self:Pattern, c, n, shape):
     who = f'{type(self).__name__}.draw'
     if pic.shape!=(C+1,h,w):
         raise ValueError(f"{who} returned shape {tuple(pic.shape)}; want {(C,h,w)}, or {(C+1,h,w)} with opacity")
-    if not 0<=pic.min()<=pic.max()<=1:
+    if not -_round<=pic.min()<=pic.max()<=1+_round:
         raise ValueError(f"{who} returned values in {pic.min():.3g}…{pic.max():.3g}; want 0…1")
-    return pic
+    return pic.clamp(0, 1)
+
+_round = 1e-3   # what rounding may add to a picture
 
 # %% ../nbs/08_patterns.ipynb #a6956008
 @patch
@@ -622,9 +624,11 @@ def _check(self:InjectPattern, x):
     if not x.is_floating_point() and x.dtype!=torch.uint8:
         raise ValueError(f"images are {x.dtype}, which does not say what white is; InjectPattern wants bytes in 0…255 (uint8) "
                          "or floats in 0…1: divide by your white first")
-    if x.is_floating_point() and not (x.min()>=0 and x.max()<=1):
+    if x.is_floating_point() and not (x.min()>=-_over and x.max()<=1+_over):
         raise ValueError(f"float images hold values in {x.min():.3g}…{x.max():.3g}; InjectPattern wants 0…1, before Normalize: "
                          f"keep its order below {Normalize.order}")
+
+_over = .45   # the most that bicubic interpolation adds, (1.375²-1)/2; images are painted as they are, none is clipped
 
 # %% ../nbs/08_patterns.ipynb #61e71ff0
 class StampedDataset(GetAttr):

@@ -10,7 +10,7 @@ from feature_erosion.data import to_uint8
 from feature_erosion.evalsets import EvalSets, pattern_sets
 from feature_erosion.loaders import np_rng
 from feature_erosion.measures.probes import dl_labels
-from feature_erosion.patterns import (Blur, Border, ColorSquare, CornerSquare, InjectPattern, JpegQuality, Noise, TensorStamp,
+from feature_erosion.patterns import (Blur, Border, ColorSquare, CornerSquare, InjectPattern, JpegQuality, Noise, Pattern, TensorStamp,
                                       assign_stamps, class_colors, rgb2lab, stamp_dl)
 from feature_erosion.phases import Phase
 
@@ -152,6 +152,35 @@ def test_labels_that_collating_changes():
         return x,y//2
     dl = torch.utils.data.DataLoader([(torch.zeros(3,4,4),i) for i in (0,1,2,3,1)], 2, collate_fn=coarse)
     assert dl_labels(dl).tolist()==[0,0,1,1,0]
+
+# values beside 0…1
+
+@pytest.mark.parametrize('kw', [{}, dict(mode='bicubic')])
+def test_white_images_that_augmentation_interpolates(kw):
+    "Interpolation gives white as 1+1.2e-7, a bicubic edge 1.05 and -.08: painted as they are"
+    white = PILImage.create(np.tile(np.uint8([[0,255],[255,0]]).repeat(8, 0).repeat(8, 1)[...,None], 3))
+    dls = DataBlock((ImageBlock, CategoryBlock), get_x=lambda i: white, get_y=lambda i: i%2, splitter=IndexSplitter(range(4)),
+                    batch_tfms=aug_transforms(size=24, max_rotate=30., **kw)).dataloaders(list(range(40)), bs=36, num_workers=0)
+    x,y = dls.inject(ColorSquare(4, palette=['red','blue'])).train.one_batch()
+    assert x[:,:,0,0].tolist()==torch.eye(3)[2*torch.tensor(y)].tolist()
+
+@pytest.mark.parametrize('x,ok', [((-.44,1.44), True), ((0,1+1.2e-7), True), ((-.42,2.8), False), ((-1.,1.), False),
+                                  ((float('nan'),1), False)])
+def test_images_beyond_white(x, ok):
+    "As bicubic interpolation of pixels in a chequerboard; MNIST normalised has -.42 as its black and 2.8 as its white"
+    t,b = InjectPattern(ColorSquare(1), n_classes=2),(TensorImage(torch.tensor(x).expand(2,3,2,2).clone()), torch.tensor([0,1]))
+    if ok: assert torch.equal(t(b)[0][:,:,1], b[0][:,:,1])
+    else:
+        with pytest.raises(ValueError, match='InjectPattern wants 0…1'): t(b)
+
+class _Rounded(Pattern):
+    def __init__(self, by): super().__init__(2); self.by = by
+    def draw(self, c, n, shape): return torch.full(shape, float(c)) + self.by*(2*c-1)
+
+def test_pictures_that_rounding_takes_beyond_white():
+    assert _Rounded(1e-4).pictures(2, (1,4,4))[2].unique().tolist()==[0.,1.]
+    with pytest.raises(ValueError, match='_Rounded.draw returned values in -0.002…1; want 0…1'):
+        _Rounded(2e-3).pictures(2, (1,4,4))
 
 # who wears what
 
