@@ -18,8 +18,9 @@ from numbers import Real
 from fastcore.all import *
 from fastai.callback.fp16 import NonNativeMixedPrecision
 from fastai.callback.training import GradientAccumulation
-from fastai.vision.all import (Callback, CancelFitException, CancelTrainException, DataLoader, DataLoaders, Learner, Metric,
-                               ParamScheduler, Recorder, SaveModelCallback, SchedCos, SchedExp, SchedLin, TrainEvalCallback,
+from fastai.vision.all import (Callback, CancelBackwardException, CancelBatchException, CancelEpochException, CancelFitException,
+                               CancelStepException, CancelTrainException, CancelValidException, DataLoader, DataLoaders,
+                               Learner, Metric, ParamScheduler, Recorder, SaveModelCallback, SchedCos, SchedExp, SchedLin, TrainEvalCallback,
                                combined_cos, event, get_model, num_distrib)
 from .files import check_name
 from .callbacks import *
@@ -305,7 +306,7 @@ class PhaseSchedule(TidyCallback):
         self.given = {k:[h[k] for h in self.opt.hypers] for k in ('lr','wd') if k in self.opt.hypers[0]}   # as set by the fit
         for p in self.phases: _check_hypers(p, self.opt.hypers, self.given)
         self.own_dls,self.todo,self.cancelled,self.rejoins = self.learn.dls,list(self.phases),False,False
-        self.ended,self.counted,self.complete,self.aside = False,False,True,None
+        self.ended,self.over,self.counted,self.complete,self.aside = False,False,False,True,None
         self.learn.phase,self.learn._call_one = None,self._call_one
         self.learn.snapshots = Snapshots(getattr(self.learn, 'snapshots', {}))
         self._snap('start')
@@ -335,6 +336,7 @@ class PhaseSchedule(TidyCallback):
     def after_cancel_epoch(self): self._count()
     def after_cancel_fit(self): self.ended = True
     def after_fit(self):
+        self.over = True
         if self.learn.phase: self._end(self._over())
         if self.counted and not self.ended: self._tell_left()
         self.tidy()
@@ -374,8 +376,21 @@ def _end(self:PhaseSchedule, complete):
     p,done = self.learn.phase,len(self.recorder.values) if hasattr(self, 'recorder') else self.learn.epoch
     self._snap(p.name)
     self.span.update(stop_epoch=done, stop_iter=self.learn.train_iter, cut=self.was_cut)
-    self.learn('after_phase')
-    self.learn.phase = None
+    self._tell_end()
+
+@patch
+def _tell_end(self:PhaseSchedule):
+    "The event `after_phase`, once: after the last phase there is no fit left to end"
+    try: self.learn('after_phase')
+    except CancelFitException:
+        if not self.over: raise
+    except _only_inside as e:
+        raise ValueError(f"after_phase: {type(e).__name__} was raised in it, and between two phases there is no epoch or batch to "
+                         "cancel; raise CancelFitException to end the fit, or use another event, such as `before_epoch`") from e
+    finally: self.learn.phase = None
+
+_only_inside = (CancelEpochException,CancelTrainException,CancelValidException,CancelBatchException,CancelStepException,
+                CancelBackwardException)
 
 @patch
 def _snap(self:PhaseSchedule, name):

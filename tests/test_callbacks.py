@@ -5,7 +5,7 @@ import numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from fastai.callback.all import CSVLogger, EarlyStoppingCallback, GradientAccumulation, ParamScheduler, ReduceLROnPlateau, SaveModelCallback, SchedLin, ShortEpochCallback
 from fastai.callback.fp16 import NonNativeMixedPrecision
-from fastai.vision.all import SGD, Callback, CancelEpochException, CancelTrainException, CancelValidException, DataLoaders, Learner, ValueMetric, accuracy, load_learner, params, partial, set_seed
+from fastai.vision.all import SGD, Callback, CancelEpochException, CancelFitException, CancelTrainException, CancelValidException, DataLoaders, Learner, ValueMetric, accuracy, load_learner, params, partial, set_seed
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import EvalSets, pattern_sets, train_accuracy
 from feature_erosion.learner import erosion_learner
@@ -474,3 +474,28 @@ def test_mlflow(learn, dls, monkeypatch):
     read = lambda k: [o.value for o in mlflow.MlflowClient().get_metric_history(run.info.run_id, k)]
     names,clean = logged(learn, 'clean')
     assert read('phase')==[i for _,i in names] and read('clean')==clean
+
+# between two phases
+
+class EndAt(Callback):
+    "Notes each event `after_phase`, and raises `error` in that of phase `name`"
+    def __init__(self, name, error): self.at,self.error,self.seen = name,error,[]
+    def after_phase(self):
+        self.seen.append(self.learn.phase.name)
+        if self.learn.phase.name==self.at: raise self.error
+
+@pytest.mark.parametrize('name,seen', [('a',['a']), ('b',['a','b'])])
+def test_a_fit_that_is_ended_between_phases(learn, name, seen, recwarn):
+    cb,own = EndAt(name, CancelFitException),learn.dls
+    learn.fit_phases(two(n=2), cbs=cb)
+    assert cb.seen==seen and learn.recorder.history.phase.tolist()==[o for o in seen for _ in range(2)]
+    assert learn.phase is None and learn.dls is own and list(learn.snapshots)==['start',*seen]
+    assert not any('not trained to the end' in str(o.message) for o in recwarn)
+
+@pytest.mark.parametrize('name', ['a','b'])
+@pytest.mark.parametrize('error', [CancelEpochException, CancelTrainException])
+def test_between_phases_there_is_no_epoch_to_cancel(learn, name, error):
+    cb = EndAt(name, error)
+    with pytest.raises(ValueError, match=f'after_phase: {error.__name__} .* raise CancelFitException'):
+        learn.fit_phases(two(), cbs=cb)
+    assert cb.seen==list('ab')[:'ab'.index(name)+1] and learn.phase is None
