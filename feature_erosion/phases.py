@@ -192,16 +192,28 @@ def _in_columns(row, n, n_train, phases):
     return [None]*n if early else [*gap, *row]   # where there are as many of both, which they are is not known
 
 # %% ../nbs/11_phases.ipynb #4be57ffa
+def _measured(rows, n):
+    "Rows without those of epochs cancelled before the Recorder began, which repeat the last one, longer by its time or phase"
+    def old(i): return len(rows[i])>n or any(isinstance(o, str) for o in rows[i]) or i and _same_objects(rows[i], rows[i-1])
+    return [[] if old(i) else list(rows[i]) for i in range(len(rows))]
+
+def _same_objects(a, b): return len(a)==len(b) and all(x is y for x,y in zip(a, b))
+
+def _by_epoch(phases, n):
+    "The name of the phase of each of `n` epochs, or `None`"
+    res = pd.Series([None]*n, dtype=object)
+    for p in phases: res[p['start_epoch']:p.get('stop_epoch', n)] = p['phase']
+    return res
+
 @patch(as_prop=True)
 def history(self:Recorder):
     "The last fit, one row per epoch: phase, iterations done, losses and metrics"
     log = last_fit(self)
     cols = list(log.names[1:-1] if self.add_time else log.names[1:])
     n_train = len(cols)//2 if self.train_metrics and self.valid_metrics else 1
-    df = pd.DataFrame([_in_columns(list(v), len(cols), n_train, log.phases) for v in log.rows], columns=cols)
+    df = pd.DataFrame([_in_columns(v, len(cols), n_train, log.phases) for v in _measured(log.rows, len(cols))], columns=cols)
     df.insert(0, 'iters', log.iters[:len(df)])
-    for p in log.phases: df.loc[p['start_epoch']:p.get('stop_epoch', len(df))-1, 'phase'] = p['phase']
-    if 'phase' in df: df.insert(0, 'phase', df.pop('phase'))
+    if log.phases: df.insert(0, 'phase', _by_epoch(log.phases, len(df)))
     return df.rename_axis('epoch')
 
 # %% ../nbs/11_phases.ipynb #bd34928d
