@@ -86,12 +86,18 @@ def last_fit(
     new = all(getattr(rec, 'values', None) is not o for o in known)
     return fit_log(rec) if new and rec.losses else rec._fit_log
 
+_begin_recording = Recorder.before_fit
+
+@patch
+def before_fit(self:Recorder):
+    "Prepare state for training, and remember if it is none, which an interrupt could not tell afterwards"
+    _begin_recording(self)
+    if not trains(self.learn): self._no_fit = self.values
+
 @patch
 def after_fit(self:Recorder):
     "Keep the log of each fit, which whatever comes next would replace"
-    if not hasattr(self, 'values'): return   # ended before it began
-    if trains(self.learn): fit_log(self)
-    else: self._no_fit = self.values
+    if hasattr(self, 'values') and trains(self.learn): fit_log(self)   # without values, it ended before it began
 
 # %% ../nbs/05_callbacks.ipynb #3ca717e3
 def _within_fit():

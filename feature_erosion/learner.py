@@ -21,7 +21,7 @@ from .models import *
 from .distributed import *
 from .phases import *
 from .evalsets import *
-from .evalsets import _n_injected
+from .evalsets import _classes_injected, _n_injected
 from .erosion import *
 from .plots import *
 from .measures.rank import layer_rank as _layer_rank
@@ -98,7 +98,7 @@ def _painted(learn, phases):
 
 def _same_sets(a, b):
     "Whether `pattern_sets` makes the same of two painted data"
-    def settings(d): return type(d.pattern), {k:repr(v) for k,v in vars(d.pattern).items()}, _n_injected(d)
+    def settings(d): return type(d.pattern), {k:repr(v) for k,v in vars(d.pattern).items()}, _n_injected(d), _classes_injected(d)
     same = clean_of(a).valid.dataset is clean_of(b).valid.dataset
     return a is b or same and settings(a)==settings(b)
 

@@ -18,8 +18,9 @@ from numbers import Real
 from fastcore.all import *
 from fastai.callback.fp16 import NonNativeMixedPrecision
 from fastai.callback.training import GradientAccumulation
-from fastai.vision.all import (Callback, CancelFitException, CancelTrainException, DataLoader, DataLoaders, Learner, Metric,
-                               ParamScheduler, Recorder, SaveModelCallback, SchedCos, SchedExp, SchedLin, TrainEvalCallback,
+from fastai.vision.all import (Callback, CancelBackwardException, CancelBatchException, CancelEpochException, CancelFitException,
+                               CancelStepException, CancelTrainException, CancelValidException, DataLoader, DataLoaders,
+                               Learner, Metric, ParamScheduler, Recorder, SaveModelCallback, SchedCos, SchedExp, SchedLin, TrainEvalCallback,
                                combined_cos, event, get_model, num_distrib)
 from .files import check_name
 from .callbacks import *
@@ -191,16 +192,28 @@ def _in_columns(row, n, n_train, phases):
     return [None]*n if early else [*gap, *row]   # where there are as many of both, which they are is not known
 
 # %% ../nbs/11_phases.ipynb #4be57ffa
+def _measured(rows, n):
+    "Rows without those of epochs cancelled before the Recorder began, which repeat the last one, longer by its time or phase"
+    def old(i): return len(rows[i])>n or any(isinstance(o, str) for o in rows[i]) or i and _same_objects(rows[i], rows[i-1])
+    return [[] if old(i) else list(rows[i]) for i in range(len(rows))]
+
+def _same_objects(a, b): return len(a)==len(b) and all(x is y for x,y in zip(a, b))
+
+def _by_epoch(phases, n):
+    "The name of the phase of each of `n` epochs, or `None`"
+    res = pd.Series([None]*n, dtype=object)
+    for p in phases: res[p['start_epoch']:p.get('stop_epoch', n)] = p['phase']
+    return res
+
 @patch(as_prop=True)
 def history(self:Recorder):
     "The last fit, one row per epoch: phase, iterations done, losses and metrics"
     log = last_fit(self)
     cols = list(log.names[1:-1] if self.add_time else log.names[1:])
     n_train = len(cols)//2 if self.train_metrics and self.valid_metrics else 1
-    df = pd.DataFrame([_in_columns(list(v), len(cols), n_train, log.phases) for v in log.rows], columns=cols)
+    df = pd.DataFrame([_in_columns(v, len(cols), n_train, log.phases) for v in _measured(log.rows, len(cols))], columns=cols)
     df.insert(0, 'iters', log.iters[:len(df)])
-    for p in log.phases: df.loc[p['start_epoch']:p.get('stop_epoch', len(df))-1, 'phase'] = p['phase']
-    if 'phase' in df: df.insert(0, 'phase', df.pop('phase'))
+    if log.phases: df.insert(0, 'phase', _by_epoch(log.phases, len(df)))
     return df.rename_axis('epoch')
 
 # %% ../nbs/11_phases.ipynb #bd34928d
@@ -305,7 +318,7 @@ class PhaseSchedule(TidyCallback):
         self.given = {k:[h[k] for h in self.opt.hypers] for k in ('lr','wd') if k in self.opt.hypers[0]}   # as set by the fit
         for p in self.phases: _check_hypers(p, self.opt.hypers, self.given)
         self.own_dls,self.todo,self.cancelled,self.rejoins = self.learn.dls,list(self.phases),False,False
-        self.ended,self.counted,self.complete,self.aside = False,False,True,None
+        self.ended,self.over,self.counted,self.complete,self.aside = False,False,False,True,None
         self.learn.phase,self.learn._call_one = None,self._call_one
         self.learn.snapshots = Snapshots(getattr(self.learn, 'snapshots', {}))
         self._snap('start')
@@ -335,6 +348,7 @@ class PhaseSchedule(TidyCallback):
     def after_cancel_epoch(self): self._count()
     def after_cancel_fit(self): self.ended = True
     def after_fit(self):
+        self.over = True
         if self.learn.phase: self._end(self._over())
         if self.counted and not self.ended: self._tell_left()
         self.tidy()
@@ -374,8 +388,21 @@ def _end(self:PhaseSchedule, complete):
     p,done = self.learn.phase,len(self.recorder.values) if hasattr(self, 'recorder') else self.learn.epoch
     self._snap(p.name)
     self.span.update(stop_epoch=done, stop_iter=self.learn.train_iter, cut=self.was_cut)
-    self.learn('after_phase')
-    self.learn.phase = None
+    self._tell_end()
+
+@patch
+def _tell_end(self:PhaseSchedule):
+    "The event `after_phase`, once: after the last phase there is no fit left to end"
+    try: self.learn('after_phase')
+    except CancelFitException:
+        if not self.over: raise
+    except _only_inside as e:
+        raise ValueError(f"after_phase: {type(e).__name__} was raised in it, and between two phases there is no epoch or batch to "
+                         "cancel; raise CancelFitException to end the fit, or use another event, such as `before_epoch`") from e
+    finally: self.learn.phase = None
+
+_only_inside = (CancelEpochException,CancelTrainException,CancelValidException,CancelBatchException,CancelStepException,
+                CancelBackwardException)
 
 @patch
 def _snap(self:PhaseSchedule, name):
