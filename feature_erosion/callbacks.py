@@ -56,12 +56,20 @@ def warn_of_changers(
     cb:Callback # One that evaluates the model, in `before_fit`
 ):
     "Warn of callbacks, other than fastai's, that may change inputs or answers in validation, too"
-    def may(o, e): return hasattr(type(o), e) or e in vars(o)
     def known(o): return getattr(type(o), 'passive', False) or type(o).__module__.startswith(('fastai.','feature_erosion.'))
-    who = [o.name for o in cb.learn.cbs if o.run_valid and not known(o) and any(may(o, e) for e in ('before_batch','after_pred'))]
+    who = [o.name for o in cb.learn.cbs if o.run_valid and not known(o) and _may_change(o)]
     if who: warnings.warn(f"{type(cb).__name__}: {', '.join(who)} may change inputs in `before_batch` or answers in `after_pred`, "
                           "which does not happen here. Make the change a batch transform or a part of the model; or set "
                           "`passive = True` on the class of what only looks")
+
+def _may_change(cb):
+    "Whether code of its own names them: many callbacks set a learning rate in `before_batch`"
+    fs = [vars(cb).get(e, getattr(type(cb), e, None)) for e in ('before_batch','after_pred')]
+    return any(not hasattr(f, '__code__') or {'xb','pred'}&{*_names(f.__code__)} for f in fs if f)
+
+def _names(code):
+    "All names in a function's code, and in the functions inside it"
+    return [*code.co_names, *(n for o in code.co_consts if hasattr(o, 'co_names') for n in _names(o))]
 
 # %% ../nbs/05_callbacks.ipynb #70059476
 def fit_log(

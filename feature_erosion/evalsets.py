@@ -195,8 +195,10 @@ class EvalSets(LoggedCallback):
 
     def before_fit(self):
         super().before_fit()
-        if self.run: self.start,self.seen = 0,None
-        for k,s in self.whole.items() if self.run else (): check_classes(self.learn.dls, s.dl, f'set {k!r}')
+        if not self.run: return
+        self.start,self.seen = 0,None
+        warn_of_changers(self)
+        for k,s in self.whole.items(): check_classes(self.learn.dls, s.dl, f'set {k!r}')
 
     def before_epoch(self): pass   # it evaluates once the phase is known
     def before_phase(self): self.fresh = True
