@@ -662,7 +662,7 @@ def painter(
 class _StampedDatasets(StampedDataset, Datasets):
     "The same for fastai's `Datasets`, so that `test_dl` and `isinstance` still work"
 
-# %% ../nbs/08_patterns.ipynb #cf1f1cf0
+# %% ../nbs/08_patterns.ipynb #52ae6705
 _items_of = Interpretation.__getitem__
 
 @patch
@@ -788,7 +788,7 @@ def inject(self:DataLoaders,
     n_classes:int|None=None, # By default that of these DataLoaders
     **kwargs
 )->DataLoaders: # `.clean` are the originals, `.pattern` is the pattern
-    "New `DataLoaders` with `pattern` painted on the images of both training and validation sets"
+    "New `DataLoaders` with `pattern` painted on the images of training and validation sets; of several inputs, on the first"
     res = copy(self)   # with attributes that others have set, such as `c`
     kwargs = dict(n_classes=n_classes, classes=classes, **kwargs)
     res.loaders = [_stamped(dl, pattern, self, seed=stamp_seed(seed, i), **kwargs) for i,dl in enumerate(self.loaders)]

@@ -154,6 +154,7 @@ class Unpickled:
     "Something a Learner holds that is not pickled with it"
     def __init__(self, value=None): self.value = value
     def __reduce__(self): return type(self),()
+    def __deepcopy__(self, memo): return type(self)(self.value)   # as with data, which never change
 
 class Snapshots(dict):
     "Weights by phase, not pickled with their Learner; if the run is saved, its weights may stay on disk"

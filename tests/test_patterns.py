@@ -1,5 +1,6 @@
 "Patterns on images of all kinds: classes that can be told apart, sizes and types of all kinds, and labels that are not shown."
 import matplotlib as mpl, numpy as np, pytest, torch
+from copy import deepcopy
 from itertools import combinations
 from PIL import Image
 from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoader, DataLoaders,
@@ -175,6 +176,21 @@ def test_one_sample_shown_again_and_again():
     dl = digits_dls(n=64, n_valid=60, bs=16).train
     dl.get_idxs = lambda: iter(lambda: 0, 1)
     assert torch.equal(dl.one_batch()[1], dl.dataset.y[:1].expand(16)) and len(dl.one_batch()[0])==16
+
+# what a Learner remembers
+
+def test_a_copy_of_a_learner_knows_what_was_painted():
+    dls = _letters()
+    easy = dls.inject(ColorSquare(4))
+    learn = Learner(dls, nn.Sequential(nn.Conv2d(3,2,3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2,3)),
+                    loss_func=CrossEntropyLossFlat())
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_phases([Phase('a', 1), Phase('b', 1, easy)])
+        assert deepcopy(learn).injected.value is easy
+        with pytest.raises(ValueError, match='give one for each'): learn.fit_phases([Phase('c', 1, lr=[.1,.2])])
+        assert learn.injected.value is easy       # refused before it began
+        learn.fit_phases([Phase('c', 1)])
+        assert learn.injected.value is None
 
 # values beside 0…1
 
