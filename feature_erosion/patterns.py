@@ -18,8 +18,8 @@ import numpy as np, torch, matplotlib.colors as mcolors
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms.functional import gaussian_blur
 from fastcore.all import *
-from fastai.vision.all import (DataLoader, DataLoaders, Datasets, ItemTransform, Normalize, TensorBase, TensorImage,
-                               image2tensor, show_images, to_device)
+from fastai.vision.all import (DataLoader, DataLoaders, Datasets, Interpretation, ItemTransform, Normalize, TensorBase,
+                               TensorImage, image2tensor, show_images, to_device)
 from .names import named
 from .batches import first_target, fixed_random, split_batch
 from .loaders import *
@@ -662,6 +662,22 @@ def painter(
 class _StampedDatasets(StampedDataset, Datasets):
     "The same for fastai's `Datasets`, so that `test_dl` and `isinstance` still work"
 
+# %% ../nbs/08_patterns.ipynb #52ae6705
+_items_of = Interpretation.__getitem__
+
+@patch
+def __getitem__(self:Interpretation, idxs):
+    "As in fastai, but painted samples and those of data without `items` are the loader's own"
+    if stamped(self.dl.dataset) is None and hasattr(self.dl.dataset, 'items'): return _items_of(self, idxs)
+    idxs = idxs.tolist() if isinstance(idxs, torch.Tensor) else listify(idxs)
+    same = same_dl(self.dl, idxs=_at(self.dl, idxs))
+    res = self.learn.get_preds(dl=same, with_input=True, with_loss=False, with_decoded=True, act=self.act, reorder=False)
+    return *res,self.losses[idxs]
+
+def _at(dl, idxs):
+    "The samples of its dataset that a loader reads in these places"
+    return subset_dl(dl, None).chosen[idxs].tolist()
+
 # %% ../nbs/08_patterns.ipynb #c6821ad4
 def stamp_dl(
     dl, # A fastai `DataLoader`
@@ -772,7 +788,7 @@ def inject(self:DataLoaders,
     n_classes:int|None=None, # By default that of these DataLoaders
     **kwargs
 )->DataLoaders: # `.clean` are the originals, `.pattern` is the pattern
-    "New `DataLoaders` with `pattern` painted on the images of both training and validation sets"
+    "New `DataLoaders` with `pattern` painted on the images of training and validation sets; of several inputs, on the first"
     res = copy(self)   # with attributes that others have set, such as `c`
     kwargs = dict(n_classes=n_classes, classes=classes, **kwargs)
     res.loaders = [_stamped(dl, pattern, self, seed=stamp_seed(seed, i), **kwargs) for i,dl in enumerate(self.loaders)]

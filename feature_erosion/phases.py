@@ -154,6 +154,7 @@ class Unpickled:
     "Something a Learner holds that is not pickled with it"
     def __init__(self, value=None): self.value = value
     def __reduce__(self): return type(self),()
+    def __deepcopy__(self, memo): return type(self)(self.value)   # as with data, which never change
 
 class Snapshots(dict):
     "Weights by phase, not pickled with their Learner; if the run is saved, its weights may stay on disk"
@@ -292,7 +293,7 @@ def _chosen(snapshots, names):
 # %% ../nbs/11_phases.ipynb #fa18c42d
 class PhaseSchedule(TidyCallback):
     "Run phases one after another in a single fit"
-    order,run_valid,_data = TrainEvalCallback.order-10,False,('own_dls',)   # before all other callbacks
+    order,run_valid,_data = TrainEvalCallback.order-10,False,('own_dls','set_dls')   # before all other callbacks
     def __init__(self,
         phases:list, # `Phase`s, with different names
         snapshots='all' # Phases after which to keep the weights in memory: names; 'start' means before the first; `[]`: none
@@ -317,7 +318,8 @@ class PhaseSchedule(TidyCallback):
         _check_data(self.phases, self.dls)
         self.given = {k:[h[k] for h in self.opt.hypers] for k in ('lr','wd') if k in self.opt.hypers[0]}   # as set by the fit
         for p in self.phases: _check_hypers(p, self.opt.hypers, self.given)
-        self.own_dls,self.todo,self.cancelled,self.rejoins = self.learn.dls,list(self.phases),False,False
+        self.own_dls = self.set_dls = self.learn.dls
+        self.todo,self.cancelled,self.rejoins = list(self.phases),False,False
         self.ended,self.over,self.counted,self.complete,self.aside = False,False,False,True,None
         self.learn.phase,self.learn._call_one = None,self._call_one
         self.learn.snapshots = Snapshots(getattr(self.learn, 'snapshots', {}))
@@ -367,9 +369,10 @@ class PhaseSchedule(TidyCallback):
 
     def tidy(self):
         if not hasattr(self, 'own_dls'): return
-        self.learn.dls,self.learn.phase = self.own_dls,None
+        self._use()
+        self.learn.phase = None
         self.learn.__dict__.pop('_call_one', None)
-        del self.own_dls
+        del self.own_dls,self.set_dls
 
 # %% ../nbs/11_phases.ipynb #472b0375
 @patch
@@ -424,10 +427,17 @@ def _tell_left(self:PhaseSchedule):
 @patch
 def _enter(self:PhaseSchedule, p):
     "Set up the data, optimiser and schedules of a phase"
-    self.learn.phase,self.learn.dls = p,ifnone(p.dls, self.own_dls)
+    self.learn.phase = p
+    self._use(p.dls)
     if p.opt=='reset': self._new_opt()
     for k,v in self.given.items(): self.opt.set_hypers(**{k:_for_groups(ifnone(getattr(p, k), v), len(self.opt.hypers))})
     self.scheds = p.scheds(_rates([h['lr'] for h in self.opt.hypers]))
+
+@patch
+def _use(self:PhaseSchedule, dls=None):
+    "Data for the Learner, by default its own, which are others if another callback has given it others since"
+    if self.learn.dls is not self.set_dls: self.own_dls = self.learn.dls
+    self.learn.dls = self.set_dls = ifnone(dls, self.own_dls)
 
 def _rates(lrs): return lrs[0] if len(lrs)==1 else np.array(lrs)
 
@@ -514,7 +524,8 @@ def load_state_dict(self:PhaseSchedule,
     "Continue from a saved state, with this schedule's own phases to come; the optimiser is new until its state is loaded"
     self.todo = [p for p in self.phases if p.name not in state['begun']]
     for k in _counts: setattr(self, k, state[k])
-    self.learn.phase,self.learn.dls,self.rejoins = None,self.own_dls,False
+    self.learn.phase,self.rejoins = None,False
+    self._use()
     if state['phase'] is None: return
     self._enter(first(self.phases, lambda p: p.name==state['phase']))
     if hasattr(self, 'recorder'): self.span = fit_log(self.recorder).phases[-1]

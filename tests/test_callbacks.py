@@ -508,14 +508,14 @@ class StopAt(Callback):
     def go(self):
         if self.at(self.learn): raise self.error
 
-@pytest.mark.parametrize('error', [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize('error', [KeyboardInterrupt('x'), RuntimeError('x')], ids=repr)
 @pytest.mark.parametrize('at', [0, 3])
 def test_an_interrupted_lr_find_leaves_the_history(learn, error, at):
     learn.fit_phases(two())
     h,e = learn.recorder.history,learn.recorder.evals
     cb = StopAt('after_loss', error, lambda learn: learn.train_iter==at)
     learn.add_cb(cb)
-    with pytest.raises(error): learn.lr_find(num_it=6, show_plot=False)
+    with pytest.raises(type(error)): learn.lr_find(num_it=6, show_plot=False)
     learn.remove_cb(cb)
     assert learn.recorder.history.equals(h) and len(h)==2 and learn.recorder.evals.equals(e)
 
@@ -538,3 +538,28 @@ def test_an_epoch_that_the_recorder_does_not_see(learn, add_time, phases):
     h = learn.recorder.history
     assert h.iters.tolist()==[4,4,4,8] and h[['train_loss','valid_loss','accuracy']].isna().all(axis=1).tolist()==[False,True,True,False]
     assert h.columns[0]==('phase' if phases else 'iters') and h.notna().iloc[[0,3]].all().all()
+
+# callbacks that give the Learner other data
+
+class Swap(Callback):
+    "Gives the Learner other data in the event `when`, in epoch `at`, and notes with how many samples each epoch is trained"
+    run_valid = False
+    def __init__(self, when, dls, at=0): self.new,self.at,self.sizes = dls,at,[]; setattr(self, when, self.swap)
+    def swap(self):
+        if getattr(self.learn, 'epoch', 0)==self.at: self.learn.dls = self.new
+    def before_train(self): self.sizes.append(len(self.dl.dataset))
+
+@pytest.mark.parametrize('when,at,sizes', [('before_epoch',1,[64,32,32,48,32]), ('before_epoch',4,[64,64,64,48,32]),
+                                           ('before_fit',0,[32,32,32,48,32]), ('after_epoch',3,[64,64,64,48,32])])
+def test_data_that_a_callback_has_set(learn, when, at, sizes):
+    "By hand: 64 samples, from the swap on 32, but in the fourth epoch the 48 of its phase; in the end the Learner has what a plain fit leaves"
+    other,own = digits_dls(n=32, n_valid=60, bs=16),digits_dls(n=48, n_valid=60, bs=16)
+    cb = Swap(when, other, at)
+    learn.epoch = 0
+    learn.fit_phases([Phase('a', 1), Phase('b', 2), Phase('c', 1, own), Phase('d', 1)], cbs=cb)
+    assert cb.sizes==sizes and learn.dls is other
+
+def test_the_learner_gets_its_own_data_back(learn):
+    own = learn.dls
+    learn.fit_phases([Phase('a', 1), Phase('b', 1, digits_dls(n=48, n_valid=60, bs=16))])
+    assert learn.dls is own

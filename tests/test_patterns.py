@@ -1,12 +1,13 @@
 "Patterns on images of all kinds: classes that can be told apart, sizes and types of all kinds, and labels that are not shown."
 import matplotlib as mpl, numpy as np, pytest, torch
+from copy import deepcopy
 from itertools import combinations
 from PIL import Image
-from fastai.vision.all import (CategoryBlock, DataBlock, DataLoader, DataLoaders, ImageBlock, IndexSplitter, Learner, TfmdDL,
-                               Normalize, PILImage, TensorCategory, TensorImage, ToTensor, Transform, aug_transforms,
-                               imagenet_stats, nn)
+from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoader, DataLoaders,
+                               ImageBlock, IndexSplitter, Interpretation, Learner, TfmdDL, Normalize, PILImage, TensorCategory,
+                               TensorImage, ToTensor, Transform, aug_transforms, imagenet_stats, nn)
 import feature_erosion.learner   # `fit_phases`
-from feature_erosion.data import to_uint8
+from feature_erosion.data import digits_dls, to_uint8
 from feature_erosion.evalsets import EvalSets, pattern_sets
 from feature_erosion.loaders import np_rng
 from feature_erosion.measures.probes import dl_labels
@@ -152,6 +153,44 @@ def test_labels_that_collating_changes():
         return x,y//2
     dl = torch.utils.data.DataLoader([(torch.zeros(3,4,4),i) for i in (0,1,2,3,1)], 2, collate_fn=coarse)
     assert dl_labels(dl).tolist()==[0,0,1,1,0]
+
+# fastai's own displays
+
+@pytest.mark.parametrize('data', ['DataBlock', 'TensorDL'])
+def test_top_losses_are_those_of_the_painted_images(data):
+    dls = _letters() if data=='DataBlock' else digits_dls(n=64, n_valid=60, bs=16)
+    easy = dls.inject(ColorSquare(4), ratio=.5)
+    learn = Learner(easy, nn.Sequential(nn.Flatten(), nn.LazyLinear(dls.c)), loss_func=CrossEntropyLossFlat())
+    learn.model(easy.one_batch()[0])
+    with learn.no_bar(), learn.no_logging():
+        interp = Interpretation.from_learner(learn)
+        losses,idxs = interp.top_losses(5)
+        x,p,y,_,same = interp[idxs]
+        interp.plot_top_losses(3)
+    images = torch.cat([b[0] for b in easy.valid])[idxs]
+    assert torch.equal(x.as_subclass(torch.Tensor), images.as_subclass(torch.Tensor))
+    assert torch.allclose(-p[range(5),torch.tensor(y)].log(), torch.tensor(losses), atol=1e-5) and same.tolist()==losses.tolist()
+
+def test_one_sample_shown_again_and_again():
+    "In `show_batch(unique=True)` fastai asks for the first sample without end"
+    dl = digits_dls(n=64, n_valid=60, bs=16).train
+    dl.get_idxs = lambda: iter(lambda: 0, 1)
+    assert torch.equal(dl.one_batch()[1], dl.dataset.y[:1].expand(16)) and len(dl.one_batch()[0])==16
+
+# what a Learner remembers
+
+def test_a_copy_of_a_learner_knows_what_was_painted():
+    dls = _letters()
+    easy = dls.inject(ColorSquare(4))
+    learn = Learner(dls, nn.Sequential(nn.Conv2d(3,2,3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2,3)),
+                    loss_func=CrossEntropyLossFlat())
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_phases([Phase('a', 1), Phase('b', 1, easy)])
+        assert deepcopy(learn).injected.value is easy
+        with pytest.raises(ValueError, match='give one for each'): learn.fit_phases([Phase('c', 1, lr=[.1,.2])])
+        assert learn.injected.value is easy       # refused before it began
+        learn.fit_phases([Phase('c', 1)])
+        assert learn.injected.value is None
 
 # values beside 0…1
 
