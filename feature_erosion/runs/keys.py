@@ -388,7 +388,8 @@ def _members(cls):
         if k in _not_code or is_dataclass(cls) and _is_written(v): continue
         if isinstance(v, property): yield from {f'{k}.{o}':getattr(v, o) for o in ('fget','fset','fdel')}.items()
         else: yield k,getattr(v, '__func__', v)
-        if isinstance(v, (property,classmethod,staticmethod)) and not _is_installed(type(v).__module__): yield f'{k}.kind',type(v)
+        own = isinstance(v, (property,classmethod,staticmethod)) and not _is_installed(type(v).__module__)
+        if own: yield f'{k}.kind',type(v)
 
 def _field(f, t):
     default = next((o for o in (f.default, f.default_factory) if o is not MISSING), '')   # a value, or its factory
@@ -397,7 +398,8 @@ def _field(f, t):
 @_tell.register(type)
 def _(c, t):
     if _is_installed(c.__module__) and _leads_to(c): return t.by_name(c)
-    return dict(_own_kind(c, t), members=t.all(dict(_members(c))), fields=[_field(f, t) for f in fields(c)] if is_dataclass(c) else [],
+    return dict(_own_kind(c, t), members=t.all(dict(_members(c))),
+                fields=[_field(f, t) for f in fields(c)] if is_dataclass(c) else [],
                 bases=[t(b, b.__name__) for b in c.__bases__])
 
 # %% ../../nbs/runs/00_keys.ipynb #79411500

@@ -137,7 +137,7 @@ def _held(ds):
     return _key(v for v in parts if isinstance(v, (torch.Tensor,np.ndarray)) and not isinstance(v, np.memmap))
 
 def _values(ds):
-    "A hash of samples in memory and their labels, in whatever order; of more than 100 MB without images. `None` if there are none"
+    "A hash of samples in memory and their labels, in whatever order; above 100 MB without images. `None` if there are none"
     held = [ds if isinstance(ds, (list,tuple,L)) else _rows(getattr(ds, 'items', None))]
     held += [v for k in ('x','y','labels','targets') if (v := getattr(ds, '__dict__', {}).get(k)) is not None]
     leaves = [[list(_leaves(v)) for v in (o if isinstance(o, (list,tuple,L)) else [o])] for o in held]
@@ -524,7 +524,7 @@ def _claim(self:KeepRun, settings, seed):
         if self.was['recipe'] is None: run.begin()   # a recipe's run began with its function
         run.update(fit=settings, seed=seed, phases=[p.name for p in self.phases], status='running')
 
-_since = {'is','made','shuffle','drop_last','held','weights','tfms','chosen','frozen','values'}   # entries that earlier versions did not have
+_since = set('is made shuffle drop_last held weights tfms chosen frozen values'.split())   # earlier versions did not have these
 
 def _differences(old, new):
     "Differences in what both say: an earlier version of this library may have stored less"

@@ -339,9 +339,10 @@ def _numbers(self:Sweep):
     return [c for c in self.columns if c not in others and _are_numbers(done[c])]
 
 def _are_numbers(values):
-    "Whether all that are there are numbers: beside a missing one, `True` has no numeric dtype, nor has an int of more than 64 bits"
+    "Whether all are, but for missing ones: beside these `True` has no numeric dtype, nor ever an int of more than 64 bits"
+    if pd.api.types.is_numeric_dtype(values): return True
     there = values.dropna()
-    return pd.api.types.is_numeric_dtype(values) or len(there)>0 and all(isinstance(v, (int,float,np.number,np.bool_)) for v in there)
+    return len(there)>0 and all(isinstance(v, (int,float,np.number,np.bool_)) for v in there)
 
 _nothing = 'no point is finished, or none has numbers'
 
@@ -396,8 +397,9 @@ def _check_names(self:Sweep, x, ys):
     names,known = self._names(),self._numbers()
     if x not in names: raise ValueError(f"x={x!r}: this sweep is over {', '.join(names)}; give one of these")
     if others := [k for k in names if k!=x and self[k].map(_groupable).nunique(dropna=False)>1]:
-        raise ValueError(f"x={x!r}: this sweep is over {', '.join(names)}; select rows so that {', '.join(others)} "
-                         f"{'has' if len(others)==1 else 'have'} one value, e.g. `df[df[{others[0]!r}]==…]`, or plot all with `plot()`")
+        has = 'has' if len(others)==1 else 'have'
+        raise ValueError(f"x={x!r}: this sweep is over {', '.join(names)}; select rows so that {', '.join(others)} {has} "
+                         f"one value, e.g. `df[df[{others[0]!r}]==…]`, or plot all with `plot()`")
     if not known: raise ValueError(f"nothing to plot: {_nothing}")
     if bad := [y for y in ys if y not in known]: raise ValueError(f"ys: {bad[0]!r} is not among {', '.join(known)}")
 
