@@ -20,7 +20,8 @@ from fastai.callback.fp16 import NonNativeMixedPrecision
 from fastai.callback.training import GradientAccumulation
 from fastai.vision.all import (Callback, CancelBackwardException, CancelBatchException, CancelEpochException, CancelFitException,
                                CancelStepException, CancelTrainException, CancelValidException, DataLoader, DataLoaders,
-                               Learner, Metric, ParamScheduler, Recorder, SaveModelCallback, SchedCos, SchedExp, SchedLin, TrainEvalCallback,
+                               Learner, Metric, ParamScheduler, Recorder, SaveModelCallback, SchedCos, SchedExp, SchedLin,
+                               TrainEvalCallback,
                                combined_cos, event, get_model, num_distrib)
 from .files import check_name
 from .callbacks import *

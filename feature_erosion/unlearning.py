@@ -283,7 +283,8 @@ def worst_noise(
     opt = torch.optim.Adam([noise], lr)
     with evaluating(model, grad=True):
         for _ in range(steps):
-            loss = decay*noise.square().sum()/len(noise) - F.cross_entropy(answer_tensor(model(*copied((noise, *more)))).float(), y)
+            pred = answer_tensor(model(*copied((noise, *more)))).float()
+            loss = decay*noise.square().sum()/len(noise) - F.cross_entropy(pred, y)
             noise.grad, = torch.autograd.grad(loss, noise)
             opt.step()
     return noise.detach()
