@@ -45,6 +45,11 @@ def _is_installed(module):
     at = spec and (spec.origin or first(spec.submodule_search_locations or ()))
     return bool(at) and any(Path(at).resolve().is_relative_to(d) for d in _installed_at())
 
+def _home(o):
+    "The module of an object; of a metaclass made in C it may be no text"
+    name = getattr(o, '__module__', None)
+    return name if isinstance(name, str) else 'builtins'
+
 # %% ../../nbs/runs/00_keys.ipynb #f50281bf
 _packages = lru_cache(packages_distributions)
 
@@ -122,7 +127,7 @@ def _tell(o, t):
 
 def _instance(o, t, values): return dict(instance=t(type(o), type(o).__name__), values=t.all(values))
 
-def _own_kind(o, t): return {} if _is_installed(type(o).__module__) else {'kind':t(type(o), type(o).__name__)}
+def _own_kind(o, t): return {} if _is_installed(_home(type(o))) else {'kind':t(type(o), type(o).__name__)}
 
 def _is_own(cls):
     "Whether all of a class's code can be described, and all of an instance's state is in its `__dict__`"
@@ -297,8 +302,6 @@ def _has_own(name, t):
     return True
 
 # %% ../../nbs/runs/00_keys.ipynb #5e1fca11
-def _home(o): return str(getattr(o, '__module__', None) or 'builtins')
-
 def _is_yours(v):
     "Whether a function, a class or an object is of code that is not installed"
     if isinstance(v, (partial,partialmethod)): v = v.func
@@ -310,7 +313,9 @@ def _added(c, n):
     "What you have made method or property `n` of an installed class"
     v = vars(c)[n]
     f = v.fget if isinstance(v, property) else getattr(v, '__func__', v)
-    if _is_installed(_home(c)) and _is_yours(f): return f.func if isinstance(f, partialmethod) else f
+    own = f.func if isinstance(f, (partial,partialmethod)) else f
+    if not isinstance(own, types.FunctionType) or _is_code_installed(own) or not _is_installed(_home(c)): return
+    return own if isinstance(f, partialmethod) else f
 
 def _methods(f, used, t):
     "Methods that you have added to the classes named in the function's module, and in modules that have a name there"
@@ -388,7 +393,7 @@ def _members(cls):
         if k in _not_code or is_dataclass(cls) and _is_written(v): continue
         if isinstance(v, property): yield from {f'{k}.{o}':getattr(v, o) for o in ('fget','fset','fdel')}.items()
         else: yield k,getattr(v, '__func__', v)
-        own = isinstance(v, (property,classmethod,staticmethod)) and not _is_installed(type(v).__module__)
+        own = isinstance(v, (property,classmethod,staticmethod)) and not _is_installed(_home(type(v)))
         if own: yield f'{k}.kind',type(v)
 
 def _field(f, t):
