@@ -223,6 +223,12 @@ def _check_out(a):
 
 _sides = dict(digits=16, cifar10=32, cifar100=32)
 
+def _check_size(size, side):
+    if isinstance(size, float) and size>1:
+        raise ValueError(f"size={size!r}: must be whole pixels (4), or a fraction of the image of at most 1 (0.125)")
+    if size>side:
+        raise ValueError(f"size={size!r}: the image is {side}×{side}; choose a smaller size, pixels (4) or a fraction (0.125)")
+
 def _check_numbers(a):
     "Values that are wrong for any data, before anything is imported"
     _check_counts(a, 'n', 'n_valid', 'n_classes', 'bs', 'image_size')
@@ -231,10 +237,7 @@ def _check_numbers(a):
     for k in 'lr','width','size':
         if not 0<(v := getattr(a, k))<float('inf'): raise ValueError(f"{k}={v!r}: must be a number above 0, and finite")
     side = _sides.get(a.data, a.image_size or 64)
-    if isinstance(a.size, float) and a.size>1:
-        raise ValueError(f"size={a.size!r}: must be whole pixels (4), or a fraction of the image of at most 1 (0.125)")
-    if a.size>side:
-        raise ValueError(f"size={a.size!r}: the image is {side}×{side}; choose a smaller size, pixels (4) or a fraction (0.125)")
+    _check_size(a.size, side)
     _check_seed(a)
     if a.data in data_sets and a.n_classes:
         raise ValueError(f"n_classes={a.n_classes}: only for a folder of images; {a.data} has its own classes")

@@ -161,8 +161,8 @@ class TensorDL(TfmdDL):
         self.after_iter()
 
     def create_batches(self, samps):
-        for i in torch.tensor(list(samps), dtype=torch.int64).split(self.bs):
-            if len(i)==self.bs or not self.drop_last: yield self._send(self.dataset[i])
+        for i in chunked(samps, self.bs, drop_last=self.drop_last):   # which may never end, as in `show_batch(unique=True)`
+            yield self._send(self.dataset[torch.tensor(i, dtype=torch.int64)])
 
     def to(self, device):
         super().to(device)

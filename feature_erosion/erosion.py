@@ -98,6 +98,7 @@ def pattern_reliance(
 ): # In 0…1; NaN if no answer is either class
     "Among conflict images answered with one of their two classes, the share that follow the picture (Geirhos et al. 2019)"
     picture,own = _paired(picture=picture, own=own)
+    _check_shares(picture=picture, own=own)
     with np.errstate(all='ignore'): res = picture/(picture+own)
     return res if res.ndim else float(res)
 
@@ -139,7 +140,18 @@ def _evals(o, chance):
     if 'clean' not in ev:
         raise ValueError(f"rec: accuracy on a set called 'clean' is needed; there are {', '.join(map(str, ev.columns))}")
     _check_metric(ev, 'clean')
-    return ev,_chance(getattr(o, 'dls', None), chance)
+    return _by_iteration(ev),_chance(getattr(o, 'dls', None), chance)
+
+def _by_iteration(ev):
+    "Evaluations of one fit in order: where a phase ends and another begins, the end comes first"
+    order = ['total_iter','iter'] + ['when']*('when' in ev)
+    ev = ev.sort_values(order, ascending=[True,False,False][:len(order)])
+    keys = ev[ev.clean.notna() & (ev.iter<ev.groupby('phase', dropna=False).iter.transform('max'))]   # callbacks may add to an end
+    twice = keys[keys.duplicated(['phase','total_iter','n',*ev.columns.intersection(['when','epoch'])])]
+    if not len(twice): return ev
+    r = twice.iloc[0]
+    raise ValueError(f"rec: phase {r.phase!r} has iteration {r.iter:g} twice, as in the evaluations of several runs in one table; "
+                     "give those of one run at a time")
 
 def _check_metric(ev, *columns):
     "Refuse sets whose plain names stand for something else than accuracy"
@@ -182,9 +194,11 @@ def _arrow(ax, y, r):
 def _said(r):
     if np.isnan(r.before): return 'no evaluation before'
     if np.isnan(r.after): return 'NaN after: it has diverged'
-    half = f'half in {r.half_life:.0f} iterations' if r.half_life>=1 else 'half in the first iteration'
+    n = 0 if np.isnan(r.half_life) or r.half_life<1 else round(r.half_life)
+    half = f'half in {n} iteration{"s"*(n>1)}' if n else 'half in the first iteration'
     known = r.lost>0 and not np.isnan(r.half_life)
-    return f'{-r.lost:+.1f} points{f", {half}" if known else ""}'.replace('-', '−')
+    points = '0.0' if abs(r.lost)<.05 else f'{-r.lost:+.1f}'
+    return f'{points} points{f", {half}" if known else ""}'.replace('-', '−')
 
 # %% ../nbs/13_erosion.ipynb #df9dfdc0
 def erosion_summary(
@@ -284,7 +298,8 @@ def plot_relearning(
     "Two learning curves, the area between them, and the level as a dashed line"
     ax,T = ax or plt.subplots(figsize=(8,3.5), layout='constrained')[1],min(len(scratch), len(relearn))
     a,b = np.asarray(scratch, dtype=float),np.asarray(relearn, dtype=float)
-    gap = f'gap {_area(a[:T]-b[:T]):+.2f} accuracy · epochs'.replace('-', '−')
+    area = _area(a[:T]-b[:T])
+    gap = 'gap unknown: NaN' if np.isnan(area) else f'gap {area:+.2f} accuracy · epochs'.replace('-', '−')
     ax.fill_between(np.arange(1, T+1), a[:T], b[:T], color='C7', alpha=.3, label=gap)
     for color,y,name in (('C0',a,'from scratch'),('C1',b,'again')):
         ax.plot(np.arange(1, len(y)+1), y, marker='.', color=color, label=f'{name}: {_reached(y[:T], level)}')
@@ -296,6 +311,7 @@ def plot_relearning(
     return ax
 
 def _reached(curve, level):
+    if np.isnan(level): return 'level unknown'
     e = epochs_to(curve, level)
     return f'{level:.0%} not reached' if np.isnan(e) else f'{level:.0%} after {e:.1f} epochs'
 

@@ -138,15 +138,28 @@ def pattern_sets(
     n_classes:int|None=None # By default as given to `inject`, or that of the data
 )->dict: # A `DataLoader` by name
     "The validation set, clean and painted in different ways"
-    pattern,n = pattern or getattr(dls, 'pattern', None),n_classes or _n_injected(dls)
+    pattern,n,classes = pattern or getattr(dls, 'pattern', None),n_classes or _n_injected(dls),_classes_injected(dls)
     dls = clean_of(dls)
     if pattern is None: raise ValueError("pattern=None: these DataLoaders were not made by `inject`; say which pattern")
     with fixed_random():
-        painted = partial(_stamped, dls[ds_idx], pattern, dls, n_classes=n, seed=stamp_seed(seed, ds_idx))
-        return {v:dls[ds_idx] if v=='clean' else painted(variant=v) for v in names}
+        painted = partial(_stamped, dls[ds_idx], pattern, dls, n_classes=n, classes=classes, seed=stamp_seed(seed, ds_idx))
+        res = {v:dls[ds_idx] if v=='clean' else painted(variant=v) for v in names}
+        return {v:_only_worn(dl) if v=='conflict' else dl for v,dl in res.items()}
 
 # %% ../nbs/12_evalsets.ipynb #0b1a55e5
 def _n_injected(dls): return getattr(painter(dls.train), 'n_classes', None)
+
+def _classes_injected(dls):
+    "The `classes` that were given to `inject`, by name if they have names"
+    ids,vocab = getattr(painter(dls.train), 'classes', None),label_vocab(dls)
+    return ids if ids is None or vocab is None else [vocab[i] for i in ids]
+
+def _only_worn(dl):
+    "Without the images that have no picture: if only one class has one, its own"
+    worn = stamped(dl.dataset).stamps.numpy()>=0
+    if worn.all(): return dl
+    mine = subset_dl(dl, None).chosen
+    return same_dl(dl, idxs=mine[worn[mine]].tolist())
 
 # %% ../nbs/12_evalsets.ipynb #0ee72f75
 def log_iters(
@@ -172,7 +185,7 @@ class EvalSets(LoggedCallback):
         _check_sets(sets, at, n, n_at)
         self.sets,self.metrics,self.at,self.last = sets,_named_metrics(metrics),at,SimpleNamespace()
         with fixed_random():
-            worn = {k:_contradicting(dl.dataset, k) for k,dl in sets.items()}
+            worn = {k:_contradicting(dl, k) for k,dl in sets.items()}
             self.whole,self.some = ({k:_Set(dl, o, seed, worn[k]) for k,dl in sets.items()} for o in (n,n_at))
         for s in self.some.values(): s.batches = _Batches(s.dl)
         kinds = [(k,o) for k,s in self.whole.items() for o in ('', *(f'{l}_' for l in s.labels))]
@@ -182,8 +195,10 @@ class EvalSets(LoggedCallback):
 
     def before_fit(self):
         super().before_fit()
-        if self.run: self.start,self.seen = 0,None
-        for k,s in self.whole.items() if self.run else (): check_classes(self.learn.dls, s.dl, f'set {k!r}')
+        if not self.run: return
+        self.start,self.seen = 0,None
+        warn_of_changers(self)
+        for k,s in self.whole.items(): check_classes(self.learn.dls, s.dl, f'set {k!r}')
 
     def before_epoch(self): pass   # it evaluates once the phase is known
     def before_phase(self): self.fresh = True
@@ -239,11 +254,11 @@ def _are_points(at):
 
 def _no_labels(ds): return len(ds.tls)<=ds.n_inp if isinstance(ds, Datasets) else getattr(ds, 'targets', 0) is None
 
-def _contradicting(ds, name=''):
+def _contradicting(dl, name=''):
     "The stamps, if at least one of them differs from the sample's class; all must in the set 'conflict'"
-    stamps = getattr(ds, 'stamps', None)
+    stamps = getattr(dl.dataset, 'stamps', None)
     if stamps is None: return None
-    other = (stamps>=0) & (stamps!=torch.as_tensor(read_labels(ds.ds)))
+    other = ((stamps>=0) & (stamps!=torch.as_tensor(read_labels(dl.dataset.ds))))[subset_dl(dl, None).chosen]
     if name=='conflict' and other.any() and not other.all():
         raise ValueError(f"sets: {int((~other).sum())} of the {len(other)} images in 'conflict' have no other class's picture, "
                          "and `conflict` and `conflict_picture` would not be shares of the same images; paint all of them "

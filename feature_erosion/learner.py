@@ -9,6 +9,7 @@ __all__ = ['TorchOptim', 'erosion_learner']
 
 # %% ../nbs/14_learner.ipynb #fa7cf499
 import torch
+from contextlib import contextmanager
 from copy import deepcopy
 from fastai.optimizer import detuplify_pg, set_item_pg
 from numbers import Number
@@ -21,7 +22,7 @@ from .models import *
 from .distributed import *
 from .phases import *
 from .evalsets import *
-from .evalsets import _n_injected
+from .evalsets import _classes_injected, _n_injected
 from .erosion import *
 from .plots import *
 from .measures.rank import layer_rank as _layer_rank
@@ -96,9 +97,18 @@ def _painted(learn, phases):
     def those(data): return {k:d for k,d in data.items() if getattr(d, 'pattern', None)}
     return those({p.name:ifnone(p.dls, learn.dls) for p in phases}) or those({'':learn.dls})
 
+@contextmanager
+def _injecting(learn, dls, schedule):
+    "Remember the painted data; if the fit is refused before a phase begins, still the last ones"
+    last,learn.injected = getattr(learn, 'injected', Unpickled()),Unpickled(dls)
+    try: yield
+    except BaseException:
+        if 'span' not in vars(schedule): learn.injected = last
+        raise
+
 def _same_sets(a, b):
     "Whether `pattern_sets` makes the same of two painted data"
-    def settings(d): return type(d.pattern), {k:repr(v) for k,v in vars(d.pattern).items()}, _n_injected(d)
+    def settings(d): return type(d.pattern), {k:repr(v) for k,v in vars(d.pattern).items()}, _n_injected(d), _classes_injected(d)
     same = clean_of(a).valid.dataset is clean_of(b).valid.dataset
     return a is b or same and settings(a)==settings(b)
 
@@ -129,13 +139,14 @@ def fit_phases(self:Learner,
     painted = _painted(self, phases)
     one = first(painted.values())
     other = first(k for k,d in painted.items() if not _same_sets(one, d))
-    self.snapshots,self.injected = getattr(self, 'snapshots', Snapshots()),Unpickled(one if other is None else None)
+    self.snapshots = getattr(self, 'snapshots', Snapshots())
     if painted and not any(isinstance(o, EvalSets) for o in [*cbs, *self.cbs]):
         if other is not None: raise _two_patterns(first(painted), other)
         cbs = cbs + EvalSets(pattern_sets(one))
     if after is not None and run is None: raise ValueError("after: needs a `run` to keep what follows in")
     keep = [] if run is None else _keep(KeepRun(run, after=after), first([*cbs, *self.cbs], risinstance(KeepRun)))
-    with cpu_broadcast(): self.fit(n_epochs(phases, self.dls), cbs=[schedule, nan, FewSyncs(), *cbs, *keep])
+    with cpu_broadcast(), _injecting(self, one if other is None else None, schedule):
+        self.fit(n_epochs(phases, self.dls), cbs=[schedule, nan, FewSyncs(), *cbs, *keep])
     if nan.error: raise ValueError(nan.error)
 
 # %% ../nbs/14_learner.ipynb #6fe0a02c

@@ -21,8 +21,8 @@ from torch.func import functional_call
 from torch.nn.utils.parametrize import is_parametrized
 from fastcore.all import *
 from fastai.callback.mixup import MixHandler
-from fastai.vision.all import (DataLoader, DataLoaders, HookCallback, Learner, MixedPrecision, NoneReduce, Normalize,
-                               TensorBase, apply, to_device)
+from fastai.vision.all import (DataLoader, DataLoaders, HookCallback, Learner, MixedPrecision, Normalize, TensorBase,
+                               apply, to_device)
 from .batches import *
 from .loaders import *
 from .loaders import _own_idxs, _samples, _strata
@@ -189,7 +189,7 @@ def fisher(
     "Diagonal of the empirical Fisher information, in eval mode, one sample at a time"
     model = unwrapped(model)
     ws = _weights(model)
-    dl = fixed_dl(dl, n, seed)
+    with fixed_random(): dl = fixed_dl(dl, n, seed)
     with evaluating(model, grad=True):
         res,k = {n:torch.zeros_like(w) for n,w in ws.items()},0
         for xs,ys in model_batches(dl, model):
@@ -248,7 +248,7 @@ class SI(Penalty):
         _check_positive(xi=xi)
         store_attr('c,xi')
 
-    def reset(self): self.omega,self.sums,self.now = {},None,{}
+    def reset(self): self.omega,self.sums,self.now,self.own = {},None,{},{}
     def strength(self): return self.c
     def _start(self, acts):
         if self.sums is not None: self._consolidate()
@@ -269,12 +269,22 @@ class SI(Penalty):
                              "begin with a phase on old data, or use EWC, which takes it from the data")
         self.anchor = _copies(self.model)
 
-    def penalty(self, pred): return self.c*_distance2(self.model, self.anchor, self.omega)
+    def penalty(self, pred):
+        ws = {n:p for n,p in _weights(self.model).items() if n in self.omega and n in self.anchor}   # others were frozen
+        return self.c*sum((self.omega[n]*(self._noted(n, p)-self.anchor[n]).square()).sum() for n,p in ws.items())
+
+    def _noted(self, n, p):
+        "A weight as this term sees it: its gradient is no part of the task's, as in the authors' code"
+        res = p.view_as(p)
+        if res.requires_grad: res.register_hook(partial(self._note, n, p))
+        return res
+
+    def _note(self, n, p, g): self.own[n] = g.detach()+(0 if p.grad is None else self.own.get(n, 0))
 
     def before_step(self):
         if not self.c: return
-        scale = _loss_scale(self.learn)
-        self.now = {n:(p.detach().clone(), p.grad.detach()/scale) for n,p in _weights(self.model).items() if p.grad is not None}
+        scale,ws = _loss_scale(self.learn),{n:p for n,p in _weights(self.model).items() if p.grad is not None}
+        self.now = {n:(p.detach().clone(), (p.grad.detach()-self.own.get(n, 0))/scale) for n,p in ws.items()}
 
     def after_step(self):
         if not self.c: return
@@ -282,8 +292,9 @@ class SI(Penalty):
         for n,(w,g) in self.now.items():
             moved = own[n].detach()-w
             if n in self.sums: self.sums[n] -= torch.where(moved==0, 0., g*moved)   # gradients of a skipped step are infinite
-        self.now = {}
+        self.now,self.own = {},{}
 
+    def after_cancel_step(self): self.own = {}
     def before_batch(self): self.now = {}   # a step may be cancelled, by others, before it is seen here
 
 # %% ../nbs/15_mitigations.ipynb #fc268e63
@@ -303,7 +314,7 @@ class SpectralDecoupling(Penalty):
 def _scores(model, xs, state=None):
     "Scores of a model, or of what it was with the weights `state`, in eval mode"
     with evaluating(model):
-        out = model(*xs) if state is None else functional_call(model, state, xs)
+        out = model(*copied(xs)) if state is None else functional_call(model, state, copied(xs))
     return answer_tensor(out)
 
 def _state(model):
@@ -319,7 +330,21 @@ def _refuse_changers(cb):
                              "would not know; make the change in the model, leave one out, or set `passive = True` on what "
                              "only looks")
 
-class LwF(Penalty):
+class _SecondLook(TidyCallback):
+    "For callbacks that show the model a batch again: if it changes its input in place, it does so on a copy"
+    acts,copying = True,None
+    def before_batch(self):
+        self.tidy()
+        if self.acts: self.copying = self.model.register_forward_pre_hook(lambda _, xs: copied(xs))
+
+    def tidy(self):
+        if self.copying: self.copying.remove()
+        self.copying = None
+
+    def after_batch(self): self.tidy()   # also of one that was cancelled
+    def after_fit(self): self.tidy()
+
+class LwF(_SecondLook, Penalty):
     "Learning without forgetting: α·cross-entropy to the old answers at temperature T (Li & Hoiem 2016, eq. 2 and 3)"
     def __init__(self,
         alpha:float=3., # Strength
@@ -443,7 +468,7 @@ class DERpp(Penalty):
     def penalty(self, pred):
         n = len(self.yb[0])
         if self.drawn is None: self.drawn = [self.buffer.batch(n, self.model) for _ in range(2)]   # `SAM` asks twice
-        (a,_,at),(b,ys,_) = ((answer_tensor(self.model(*xs)),ys,at) for xs,ys,at in self.drawn)
+        (a,_,at),(b,ys,_) = ((answer_tensor(self.model(*copied(xs))),ys,at) for xs,ys,at in self.drawn)
         old = self.scores[at.to(self.scores.device)]
         return self.alpha*F.mse_loss(a.float(), old.float()) + self.beta*_class_loss(b, batch_labels(ys))
 
@@ -468,7 +493,7 @@ def _floats(o): return o.float() if isinstance(o, torch.Tensor) and o.is_floatin
 
 def _whole_loss(learn):
     "The loss of this batch again, with all penalties, in the Learner's precision"
-    with precision(learn): pred = learn.model(*learn.xb)
+    with precision(learn): pred = learn.model(*copied(learn.xb))
     pred = apply(_floats, answer_tensor(pred) if isinstance(learn.pred, torch.Tensor) else pred)
     loss = learn.loss_func(pred, *learn.yb)
     for o in learn.cbs:
@@ -476,7 +501,7 @@ def _whole_loss(learn):
     return loss
 
 # %% ../nbs/15_mitigations.ipynb #dae0efa2
-class SAM(Mitigation):
+class SAM(_SecondLook, Mitigation):
     "Sharpness-aware minimisation: gradients at w + ρ·g/‖g‖ (Foret et al. 2021, eq. 2), or ASAM's (Kwon et al. 2021)"
     def __init__(self,
         rho:float=.05, # How far away; 2 is usual with `adaptive`
@@ -578,7 +603,7 @@ class Adversarial(Mitigation):
 
     def _uphill(self, x):
         x = x.detach().requires_grad_()
-        with precision(self.learn): pred = answer_tensor(self.model(x, *self.xb[1:]))
+        with precision(self.learn): pred = answer_tensor(self.model(*copied((x, *self.xb[1:]))))
         loss = _class_loss(pred, batch_labels(self.yb))   # MixUp's is not ready yet
         scale = _loss_scale(self.learn)                   # without it, small gradients are 0 in half precision
         return torch.autograd.grad(scale*loss, x)[0].nan_to_num(0)
@@ -613,7 +638,7 @@ def fresh(
     return res
 
 class ShrinkPerturb(Mitigation):
-    "Once: w ← a·w + b·fresh (Ash & Adams 2020, section 4)"
+    "When it begins to act: w ← a·w + b·fresh (Ash & Adams 2020, section 4); in `fine_tune`, in both of its fits"
     def __init__(self,
         shrink:float=.4, # a; 1 leaves the weights as large as they are
         perturb:float=.1, # b; 0 adds nothing
@@ -990,13 +1015,6 @@ def _group_sizes(dl):
     some = ds.groups if _own_idxs(dl) else ds.groups[_samples(dl)]   # a loader may read a part only
     return some.bincount(minlength=int(ds.groups.max())+1)
 
-def _reduces(loss_func):
-    "Whether a loss can leave out its mean"
-    if hasattr(loss_func, 'reduction'): return True
-    try: ps = inspect.signature(loss_func).parameters
-    except (TypeError,ValueError): return False
-    return 'reduction' in ps or any(p.kind==p.VAR_KEYWORD for p in ps.values())
-
 class GroupDRO(Mitigation):
     "Train on Σ q·loss over groups, with q ← q·exp(η·loss), normalised at each step (Sagawa et al. 2020, algorithm 1)"
     order,run_valid = -5,True   # takes the groups off before other callbacks see the batch, also in validation
@@ -1011,7 +1029,8 @@ class GroupDRO(Mitigation):
     def strength(self): return self.eta
     def before_fit(self):
         if bad := [o.name for o in self.learn.cbs if isinstance(o, (MixHandler,SAM))]:
-            raise ValueError(f"GroupDRO: does not work with {', '.join(bad)}, which computes the loss in another way; leave one out")
+            raise ValueError(f"GroupDRO: does not work with {', '.join(bad)}, which computes the loss in another way; "
+                             "leave one out")
         if not self.learn.lock.locked(): self.acts = False   # a validation, even within a fit, leaves it as it is
         super().before_fit()
         self.run = True   # groups come off the batch wherever it is used, also by `lr_find`
@@ -1019,10 +1038,6 @@ class GroupDRO(Mitigation):
     def begin(self):
         sizes = _group_sizes(self.learn.dls.train)
         if sizes is None: raise ValueError("GroupDRO: the data of this phase have no groups; train on `grouped(dls)`")
-        if not _reduces(self.loss_func):
-            name = getattr(self.loss_func, '__name__', type(self.loss_func).__name__)
-            raise ValueError(f"GroupDRO: the loss {name} gives a mean alone; it must have an attribute or argument `reduction`, "
-                             "as `CrossEntropyLossFlat` and `F.cross_entropy` do")
         self.log_q = (sizes>0).float().log().log_softmax(0).to(self.learn.dls.device)   # a group without samples has no weight
 
     @property
@@ -1042,14 +1057,20 @@ class GroupDRO(Mitigation):
         self.learn.loss_grad = (self.q*loss).sum()
 
     def _by_group(self):
-        "Mean loss of each group; 0 for groups that this batch lacks"
-        with NoneReduce(self.loss_func) as f: each = f(self.learn.pred, *self.yb).flatten().float()
-        if len(each)!=len(self.group):
-            raise ValueError(f"GroupDRO: {len(self.group)} groups for {len(each)} losses; another callback adds samples without "
-                             "groups, as `Replay` does (`DERpp` adds none), or a sample has several losses; leave one out")
-        sums,n = (torch.zeros_like(self.log_q).index_add(0, self.group.as_subclass(torch.Tensor), o.as_subclass(torch.Tensor))
-                  for o in (each, torch.ones_like(each)))
-        return sums/n.clamp(min=1)
+        "The loss of each group's samples alone; 0 for groups of which this batch has none, or none that counts"
+        n,group = len(tensors_in(self.learn.pred)[0]),self.group.as_subclass(torch.Tensor)
+        if n!=len(group):
+            raise ValueError(f"GroupDRO: {len(group)} groups for {n} samples; another callback adds samples without groups, "
+                             "as `Replay` does (`DERpp` adds none); leave one out")
+        there,res = group.unique().tolist(),list(torch.zeros_like(self.log_q))
+        for k in there: res[k] = self._loss_of(group==k)
+        return torch.stack(res)
+
+    def _loss_of(self, some):
+        pred,*ys = apply(lambda o: o[some], (self.learn.pred, *self.yb))
+        loss = self.loss_func(pred, *ys).float()
+        ignored = loss.isnan() and not tensors_in(pred)[0].isnan().any()   # every label is the loss's `ignore_index`
+        return torch.zeros_like(loss) if ignored else loss.as_subclass(torch.Tensor)
 
 # %% ../nbs/15_mitigations.ipynb #f8441373
 class _Drawn:
@@ -1074,8 +1095,9 @@ def just_train_twice(
     if hasattr(dls.train, 'wgts'):
         raise ValueError(f"dls: {type(dls.train).__name__} draws samples by weights of its own, which would be lost; give plain "
                          "loaders, e.g. `DataLoaders.from_dsets(train, valid)`")
-    dl = subset_dl(dls.train, None)
-    wrong = _wrong(learn.model, dl)
+    with fixed_random():
+        dl = subset_dl(dls.train, None)
+        wrong = _wrong(learn.model, dl)
     _check_none_skipped(wrong, dl.chosen)
     idxs = np.repeat(dl.chosen, np.where(wrong, upweight, 1))
     return _with_loaders(dls, same_dl(dls.train, get_idxs=_Drawn(idxs), n=len(idxs)), *dls.loaders[1:])

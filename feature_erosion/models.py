@@ -10,7 +10,7 @@ __all__ = ['CifarResNet', 'n_params', 'CifarVGG', 'archs', 'load_weights', 'rest
 # %% ../nbs/10_models.ipynb #685c13f3
 import difflib,inspect,io,mmap,operator,pickle,zipfile
 from math import prod
-from numbers import Integral
+from numbers import Integral, Real
 from warnings import warn
 import torch.fx, torchvision
 from safetensors.torch import load_file
@@ -258,11 +258,14 @@ def _size(t): return '×'.join(map(str, t.shape)) or 'a single number'
 
 # %% ../nbs/10_models.ipynb #479ab8ce
 def _kind(t): return str(t.dtype).removeprefix('torch.')
+def _place(t): return (t.data_ptr(),t.shape,t.stride()) if t.layout==torch.strided and t.data_ptr() else None   # in memory
 def _same_kind(v, t): return v.is_floating_point() or not t.is_floating_point()   # floats may have another precision
 
 def _misfits(have, sd):
-    "Entries of `sd` that do not match `have`, by kind of mismatch"
-    faults = {'missing': [k for k in have if k not in sd and not k.endswith('num_batches_tracked')],
+    "Entries of `sd` that do not match `have`, by kind of mismatch; safetensors keeps tensors that layers share under one name"
+    there = {_place(have[k]) for k in sd if k in have}-{None}
+    faults = {'missing': [k for k,v in have.items()
+                          if k not in sd and _place(v) not in there and not k.endswith('num_batches_tracked')],
               'unexpected': [k for k in sd if k not in have],
               'of another shape': [f'{k}: {_size(v)} in the file, {_size(have[k])} in the model'
                                    for k,v in sd.items() if k in have and v.shape!=have[k].shape],
@@ -516,7 +519,7 @@ def _check_args(arch, n_out, c_in, width):
         raise ValueError(f"n_out={n_out!r}: must be an integer of at least 2, the number of classes")
     if not isinstance(c_in, Integral) or c_in<1:
         raise ValueError(f"c_in={c_in!r}: must be a positive integer, 3 for colour and 1 for grey images")
-    if not (isinstance(width, (int,float)) and 0<width<math.inf):
+    if not (isinstance(width, Real) and 0<width<math.inf):
         raise ValueError(f"width={width!r}: must be a number above 0, 1 for the published network")
     if width!=1 and arch not in archs(): raise ValueError(f"width={width!r}: only {archs()} can be scaled. Leave width out")
 

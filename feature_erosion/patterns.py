@@ -11,19 +11,19 @@ __all__ = ['corners', 'pattern_kinds', 'variants', 'rgb2lab', 'class_colors', 'P
            'StampedDataset', 'stamped', 'painter', 'stamp_dl']
 
 # %% ../nbs/08_patterns.ipynb #563368bb
-import warnings
+import io, warnings
 from copy import copy
 from functools import lru_cache
 import numpy as np, torch, matplotlib.colors as mcolors
 from PIL import Image, ImageDraw, ImageFont
-from torchvision.io import decode_jpeg, encode_jpeg
 from torchvision.transforms.functional import gaussian_blur
 from fastcore.all import *
-from fastai.vision.all import (DataLoader, DataLoaders, Datasets, ItemTransform, Normalize, TensorBase, TensorImage,
-                               image2tensor, show_images, to_device)
+from fastai.vision.all import (DataLoader, DataLoaders, Datasets, Interpretation, ItemTransform, Normalize, TensorBase,
+                               TensorImage, image2tensor, show_images, to_device)
 from .names import named
 from .batches import first_target, fixed_random, split_batch
 from .loaders import *
+from .loaders import _strata
 
 # %% ../nbs/08_patterns.ipynb #a9fd4cd8
 def rgb2lab(
@@ -150,9 +150,11 @@ def _picture(self:Pattern, c, n, shape):
     who = f'{type(self).__name__}.draw'
     if pic.shape!=(C+1,h,w):
         raise ValueError(f"{who} returned shape {tuple(pic.shape)}; want {(C,h,w)}, or {(C+1,h,w)} with opacity")
-    if not 0<=pic.min()<=pic.max()<=1:
+    if not -_round<=pic.min()<=pic.max()<=1+_round:
         raise ValueError(f"{who} returned values in {pic.min():.3g}…{pic.max():.3g}; want 0…1")
-    return pic
+    return pic.clamp(0, 1)
+
+_round = 1e-3   # what rounding may add to a picture
 
 # %% ../nbs/08_patterns.ipynb #a6956008
 @patch
@@ -394,8 +396,14 @@ class JpegQuality(Effect):
 
     def level(self, c, n): return round(super().level(c, n))   # JPEG's quality is a whole number
     def change(self, x, level):
-        files = encode_jpeg(list((x.clamp(0, 1)*255).round().byte().cpu()), quality=round(level))
-        return torch.stack([decode_jpeg(f) for f in files]).to(x.device)/255
+        images = (x.clamp(0, 1)*255).round().byte().cpu()
+        return torch.stack([_through_jpeg(o, round(level)) for o in images]).to(x.device)/255
+
+def _through_jpeg(x, quality):
+    "What a JPEG file keeps of an image of bytes, `(channels, height, width)`"
+    file = io.BytesIO()
+    Image.fromarray(x.permute(1, 2, 0).squeeze(-1).numpy()).save(file, 'JPEG', quality=quality)
+    return image2tensor(Image.open(file))
 
 class Noise(Effect):
     "Gaussian noise, new in each image but always the same for the same image; the class decides how much"
@@ -475,6 +483,9 @@ def _check_stamps(labels, ratio, strength, classes, variant, n_classes):
     if variant=='conflict' and strength!=1:
         raise ValueError(f"variant='conflict', strength={strength}: in 'conflict' no image has its own class's picture; leave "
                          "`strength` out, or choose variant='pattern'")
+    if classes is not None and len(set(classes))==1 and strength<1:
+        raise ValueError(f"classes={classes}, strength={strength}: another class's picture needs two classes; name more of them, "
+                         "or leave `strength` out")
     if n_classes<2 and (variant=='conflict' or strength<1):
         raise ValueError(f"variant={variant!r}, strength={strength}: another class's picture needs two classes; got {n_classes}")
     if len(labels) and not 0<=labels.min()<=labels.max()<n_classes:
@@ -483,9 +494,9 @@ def _check_stamps(labels, ratio, strength, classes, variant, n_classes):
 # %% ../nbs/08_patterns.ipynb #2855b0a4
 def assign_stamps(
     labels, # Integer labels in 0…`n_classes`-1, shape `(samples,)`; floats are refused, not truncated
-    ratio:float=1., # Share of the samples that get a picture, in 0…1; exact: .1 of 1,000 is 100
+    ratio:float=1., # Share of the samples that get a picture, of all that may, in 0…1; exact: .1 of 1,000 is 100
     strength:float=1., # Share of those that get their own label's picture, in 0…1; the others get another class's
-    classes:list|None=None, # Only samples of these classes may get one; `ratio` is a share of them
+    classes:list|None=None, # Only pictures of these classes, on their own samples; in 'conflict' on any other class's, too
     variant:str='pattern', # One of `variants`: which pictures samples get, as in the table
     n_classes:int|None=None, # By default the largest label + 1
     stratify:bool=False, # Same ratio in every class, to within one sample
@@ -498,18 +509,26 @@ def assign_stamps(
     stamps = np.full(len(labels), -1)
     if variant=='clean': return torch.tensor(stamps)
     seed = list(np.atleast_1d(seed))
-    able = np.arange(len(labels)) if classes is None else np.flatnonzero(np.isin(labels, classes))
+    rng = np_rng(seed+[1])
+    others = _others(labels, n_classes, rng, classes)
+    able = others>=0 if variant=='conflict' else classes is None or np.isin(labels, classes)
+    able = np.flatnonzero(np.broadcast_to(able, len(labels)))
     worn = able[pick(labels[able], int(ratio*len(able)+.5), seed, stratify)]
     own = worn[pick(worn, int(strength*len(worn)+.5), seed+[2])]
-    rng = np_rng(seed+[1])
-    stamps[worn] = _others(labels, n_classes, rng)[worn]
+    stamps[worn] = others[worn]
     if variant!='conflict': stamps[own] = labels[own]
     if variant=='shuffled': stamps[worn] = rng.permutation(stamps[worn])
     return torch.tensor(stamps)
 
-def _others(labels, n, rng):
-    "For each sample a class other than its own, all equally likely"
-    return (labels + rng.randint(1, max(2, n), len(labels), dtype=np.int64)) % n
+def _others(labels, n, rng, among=None):
+    "For each sample a class other than its own, of `n` or `among` some, all equally likely; -1 where there is none"
+    among = np.arange(n) if among is None else np.unique(among).astype(np.int64)
+    if not (k := len(among)): return np.full(len(labels), -1)
+    step = rng.randint(1, max(2, k), len(labels), dtype=np.int64)
+    res,own = among[(np.searchsorted(among, labels)+step)%k],np.isin(labels, among)
+    res[~own] = among[rng.randint(k, size=(~own).sum())]
+    if k==1: res[own] = -1
+    return res
 
 # %% ../nbs/08_patterns.ipynb #5c352af1
 class TensorStamp(TensorBase):
@@ -527,6 +546,7 @@ class InjectPattern(ItemTransform):
     "Paint `pattern` on a batch or on one item"
     order = Normalize.order-1   # after augmentation, before Normalize
     by_label,n_inp = True,None   # whether images without stamps get their own label's picture; how many inputs precede it
+    classes = None               # only these have pictures, as given to `inject`
     def __init__(self,
         pattern:Pattern, # What to paint
         n_classes:int|None=None, # By default that of the DataLoaders
@@ -604,9 +624,11 @@ def _check(self:InjectPattern, x):
     if not x.is_floating_point() and x.dtype!=torch.uint8:
         raise ValueError(f"images are {x.dtype}, which does not say what white is; InjectPattern wants bytes in 0…255 (uint8) "
                          "or floats in 0…1: divide by your white first")
-    if x.is_floating_point() and not (x.min()>=0 and x.max()<=1):
+    if x.is_floating_point() and not (x.min()>=-_over and x.max()<=1+_over):
         raise ValueError(f"float images hold values in {x.min():.3g}…{x.max():.3g}; InjectPattern wants 0…1, before Normalize: "
                          f"keep its order below {Normalize.order}")
+
+_over = .45   # the most that bicubic interpolation adds, (1.375²-1)/2; images are painted as they are, none is clipped
 
 # %% ../nbs/08_patterns.ipynb #61e71ff0
 class StampedDataset(GetAttr):
@@ -640,6 +662,22 @@ def painter(
 class _StampedDatasets(StampedDataset, Datasets):
     "The same for fastai's `Datasets`, so that `test_dl` and `isinstance` still work"
 
+# %% ../nbs/08_patterns.ipynb #52ae6705
+_items_of = Interpretation.__getitem__
+
+@patch
+def __getitem__(self:Interpretation, idxs):
+    "As in fastai, but painted samples and those of data without `items` are the loader's own"
+    if stamped(self.dl.dataset) is None and hasattr(self.dl.dataset, 'items'): return _items_of(self, idxs)
+    idxs = idxs.tolist() if isinstance(idxs, torch.Tensor) else listify(idxs)
+    same = same_dl(self.dl, idxs=_at(self.dl, idxs))
+    res = self.learn.get_preds(dl=same, with_input=True, with_loss=False, with_decoded=True, act=self.act, reorder=False)
+    return *res,self.losses[idxs]
+
+def _at(dl, idxs):
+    "The samples of its dataset that a loader reads in these places"
+    return subset_dl(dl, None).chosen[idxs].tolist()
+
 # %% ../nbs/08_patterns.ipynb #c6821ad4
 def stamp_dl(
     dl, # A fastai `DataLoader`
@@ -662,13 +700,22 @@ def _stamped(dl, pattern, dls, variant='pattern', n_classes=None, classes=None, 
     y = read_labels(ds)
     n = n_labels(dls) if n_classes is None else n_classes
     ids = _class_ids(classes, label_vocab(dls))
-    stamps = assign_stamps(y, variant=variant, n_classes=n, classes=ids, **kwargs)
+    borrow = variant=='conflict' or kwargs.get('strength', 1)!=1
+    those = _with_samples(dls, y, n) if ids is None and borrow else ids
+    stamps = assign_stamps(y, variant=variant, n_classes=n, classes=those, **kwargs)
     cls = _StampedDatasets if isinstance(ds, Datasets) else StampedDataset
     tfm = InjectPattern(pattern, n, _backgrounds.get(variant))
-    tfm.by_label = False
+    tfm.by_label,tfm.classes = False,ids
     res = same_dl(dl, cls(ds, stamps), [tfm])
     _try_few(res, y)
     return res
+
+def _with_samples(dls, y, n):
+    "The classes of a vocabulary with samples in these data, whose labels `y` are one set's; `None` for all"
+    if not isinstance(dls, DataLoaders) or label_vocab(dls) is None: return   # without names, `n_classes` says what there is
+    known = [o for dl in dls.loaders if (o := _strata(getattr(dl, 'dataset', None))) is not None]
+    have = [c for c in np.unique(np.concatenate([y, *known])).tolist() if 0<=c<n]
+    return have if len(have)>1 else None
 
 def _check_unpainted(dl, ds):
     if stamped(ds):
@@ -741,7 +788,7 @@ def inject(self:DataLoaders,
     n_classes:int|None=None, # By default that of these DataLoaders
     **kwargs
 )->DataLoaders: # `.clean` are the originals, `.pattern` is the pattern
-    "New `DataLoaders` with `pattern` painted on the images of both training and validation sets"
+    "New `DataLoaders` with `pattern` painted on the images of training and validation sets; of several inputs, on the first"
     res = copy(self)   # with attributes that others have set, such as `c`
     kwargs = dict(n_classes=n_classes, classes=classes, **kwargs)
     res.loaders = [_stamped(dl, pattern, self, seed=stamp_seed(seed, i), **kwargs) for i,dl in enumerate(self.loaders)]

@@ -18,8 +18,10 @@ from numbers import Real
 from fastcore.all import *
 from fastai.callback.fp16 import NonNativeMixedPrecision
 from fastai.callback.training import GradientAccumulation
-from fastai.vision.all import (Callback, CancelFitException, CancelTrainException, DataLoader, DataLoaders, Learner, Metric,
-                               ParamScheduler, Recorder, SaveModelCallback, SchedCos, SchedExp, SchedLin, TrainEvalCallback,
+from fastai.vision.all import (Callback, CancelBackwardException, CancelBatchException, CancelEpochException, CancelFitException,
+                               CancelStepException, CancelTrainException, CancelValidException, DataLoader, DataLoaders,
+                               Learner, Metric, ParamScheduler, Recorder, SaveModelCallback, SchedCos, SchedExp, SchedLin,
+                               TrainEvalCallback,
                                combined_cos, event, get_model, num_distrib)
 from .files import check_name
 from .callbacks import *
@@ -153,6 +155,7 @@ class Unpickled:
     "Something a Learner holds that is not pickled with it"
     def __init__(self, value=None): self.value = value
     def __reduce__(self): return type(self),()
+    def __deepcopy__(self, memo): return type(self)(self.value)   # as with data, which never change
 
 class Snapshots(dict):
     "Weights by phase, not pickled with their Learner; if the run is saved, its weights may stay on disk"
@@ -191,16 +194,28 @@ def _in_columns(row, n, n_train, phases):
     return [None]*n if early else [*gap, *row]   # where there are as many of both, which they are is not known
 
 # %% ../nbs/11_phases.ipynb #4be57ffa
+def _measured(rows, n):
+    "Rows without those of epochs cancelled before the Recorder began, which repeat the last one, longer by its time or phase"
+    def old(i): return len(rows[i])>n or any(isinstance(o, str) for o in rows[i]) or i and _same_objects(rows[i], rows[i-1])
+    return [[] if old(i) else list(rows[i]) for i in range(len(rows))]
+
+def _same_objects(a, b): return len(a)==len(b) and all(x is y for x,y in zip(a, b))
+
+def _by_epoch(phases, n):
+    "The name of the phase of each of `n` epochs, or `None`"
+    res = pd.Series([None]*n, dtype=object)
+    for p in phases: res[p['start_epoch']:p.get('stop_epoch', n)] = p['phase']
+    return res
+
 @patch(as_prop=True)
 def history(self:Recorder):
     "The last fit, one row per epoch: phase, iterations done, losses and metrics"
     log = last_fit(self)
     cols = list(log.names[1:-1] if self.add_time else log.names[1:])
     n_train = len(cols)//2 if self.train_metrics and self.valid_metrics else 1
-    df = pd.DataFrame([_in_columns(list(v), len(cols), n_train, log.phases) for v in log.rows], columns=cols)
+    df = pd.DataFrame([_in_columns(v, len(cols), n_train, log.phases) for v in _measured(log.rows, len(cols))], columns=cols)
     df.insert(0, 'iters', log.iters[:len(df)])
-    for p in log.phases: df.loc[p['start_epoch']:p.get('stop_epoch', len(df))-1, 'phase'] = p['phase']
-    if 'phase' in df: df.insert(0, 'phase', df.pop('phase'))
+    if log.phases: df.insert(0, 'phase', _by_epoch(log.phases, len(df)))
     return df.rename_axis('epoch')
 
 # %% ../nbs/11_phases.ipynb #bd34928d
@@ -279,7 +294,7 @@ def _chosen(snapshots, names):
 # %% ../nbs/11_phases.ipynb #fa18c42d
 class PhaseSchedule(TidyCallback):
     "Run phases one after another in a single fit"
-    order,run_valid,_data = TrainEvalCallback.order-10,False,('own_dls',)   # before all other callbacks
+    order,run_valid,_data = TrainEvalCallback.order-10,False,('own_dls','set_dls')   # before all other callbacks
     def __init__(self,
         phases:list, # `Phase`s, with different names
         snapshots='all' # Phases after which to keep the weights in memory: names; 'start' means before the first; `[]`: none
@@ -304,8 +319,9 @@ class PhaseSchedule(TidyCallback):
         _check_data(self.phases, self.dls)
         self.given = {k:[h[k] for h in self.opt.hypers] for k in ('lr','wd') if k in self.opt.hypers[0]}   # as set by the fit
         for p in self.phases: _check_hypers(p, self.opt.hypers, self.given)
-        self.own_dls,self.todo,self.cancelled,self.rejoins = self.learn.dls,list(self.phases),False,False
-        self.ended,self.counted,self.complete,self.aside = False,False,True,None
+        self.own_dls = self.set_dls = self.learn.dls
+        self.todo,self.cancelled,self.rejoins = list(self.phases),False,False
+        self.ended,self.over,self.counted,self.complete,self.aside = False,False,False,True,None
         self.learn.phase,self.learn._call_one = None,self._call_one
         self.learn.snapshots = Snapshots(getattr(self.learn, 'snapshots', {}))
         self._snap('start')
@@ -335,6 +351,7 @@ class PhaseSchedule(TidyCallback):
     def after_cancel_epoch(self): self._count()
     def after_cancel_fit(self): self.ended = True
     def after_fit(self):
+        self.over = True
         if self.learn.phase: self._end(self._over())
         if self.counted and not self.ended: self._tell_left()
         self.tidy()
@@ -353,9 +370,10 @@ class PhaseSchedule(TidyCallback):
 
     def tidy(self):
         if not hasattr(self, 'own_dls'): return
-        self.learn.dls,self.learn.phase = self.own_dls,None
+        self._use()
+        self.learn.phase = None
         self.learn.__dict__.pop('_call_one', None)
-        del self.own_dls
+        del self.own_dls,self.set_dls
 
 # %% ../nbs/11_phases.ipynb #472b0375
 @patch
@@ -374,8 +392,21 @@ def _end(self:PhaseSchedule, complete):
     p,done = self.learn.phase,len(self.recorder.values) if hasattr(self, 'recorder') else self.learn.epoch
     self._snap(p.name)
     self.span.update(stop_epoch=done, stop_iter=self.learn.train_iter, cut=self.was_cut)
-    self.learn('after_phase')
-    self.learn.phase = None
+    self._tell_end()
+
+@patch
+def _tell_end(self:PhaseSchedule):
+    "The event `after_phase`, once: after the last phase there is no fit left to end"
+    try: self.learn('after_phase')
+    except CancelFitException:
+        if not self.over: raise
+    except _only_inside as e:
+        raise ValueError(f"after_phase: {type(e).__name__} was raised in it, and between two phases there is no epoch or batch to "
+                         "cancel; raise CancelFitException to end the fit, or use another event, such as `before_epoch`") from e
+    finally: self.learn.phase = None
+
+_only_inside = (CancelEpochException,CancelTrainException,CancelValidException,CancelBatchException,CancelStepException,
+                CancelBackwardException)
 
 @patch
 def _snap(self:PhaseSchedule, name):
@@ -397,10 +428,17 @@ def _tell_left(self:PhaseSchedule):
 @patch
 def _enter(self:PhaseSchedule, p):
     "Set up the data, optimiser and schedules of a phase"
-    self.learn.phase,self.learn.dls = p,ifnone(p.dls, self.own_dls)
+    self.learn.phase = p
+    self._use(p.dls)
     if p.opt=='reset': self._new_opt()
     for k,v in self.given.items(): self.opt.set_hypers(**{k:_for_groups(ifnone(getattr(p, k), v), len(self.opt.hypers))})
     self.scheds = p.scheds(_rates([h['lr'] for h in self.opt.hypers]))
+
+@patch
+def _use(self:PhaseSchedule, dls=None):
+    "Data for the Learner, by default its own, which are others if another callback has given it others since"
+    if self.learn.dls is not self.set_dls: self.own_dls = self.learn.dls
+    self.learn.dls = self.set_dls = ifnone(dls, self.own_dls)
 
 def _rates(lrs): return lrs[0] if len(lrs)==1 else np.array(lrs)
 
@@ -487,7 +525,8 @@ def load_state_dict(self:PhaseSchedule,
     "Continue from a saved state, with this schedule's own phases to come; the optimiser is new until its state is loaded"
     self.todo = [p for p in self.phases if p.name not in state['begun']]
     for k in _counts: setattr(self, k, state[k])
-    self.learn.phase,self.learn.dls,self.rejoins = None,self.own_dls,False
+    self.learn.phase,self.rejoins = None,False
+    self._use()
     if state['phase'] is None: return
     self._enter(first(self.phases, lambda p: p.name==state['phase']))
     if hasattr(self, 'recorder'): self.span = fit_log(self.recorder).phases[-1]

@@ -589,7 +589,11 @@ def _take(self:Ramp):
     if 'strength' in self.scheds:
         y = read_labels(self.ds)
         self.own = np.flatnonzero(self.full.numpy()==y)
-        self.others = assign_stamps(y, variant='conflict', n_classes=self.tfm.n_classes, seed=stamp_seed(self.seed, 0))
+        self.others = assign_stamps(y, variant='conflict', n_classes=self.tfm.n_classes, classes=self.tfm.classes,
+                                    seed=stamp_seed(self.seed, 0))
+        if (self.others[self.own]<0).any():
+            raise ValueError("strength: only one class has a picture, so no image can get another's; name more `classes` in "
+                             "`inject`, or ramp the ratio")
 
 @patch
 def _pct(self:Ramp):

@@ -373,7 +373,9 @@ class Shortcut:
         if self.found is None:
             a = self.table.attrs
             return f"Cannot be told: the model is right on {a['accuracy']:.0%} of these {a['n']} images. Give more of them by `n`."
-        if not self.found: return 'None found: no small part of the image decides the answers.'
+        if not self.found:
+            more = ' more than in the model it is compared with' if 'against' in self.table else ''
+            return f'None found: no small part of the image decides the answers{more}.'
         r = self.table.iloc[self.parts.index(self.part)]
         than = f" ({r.against:.0%} in the model it is compared with)" if 'against' in self.table else ''
         if isinstance(self.part, Trace):

@@ -39,7 +39,7 @@ from .measures.layers import _only_model, _two_inputs, find_layers
 from .measures.cka import layer_cka
 from .runs.keys import function_name
 from .mitigations import *
-from .mitigations import (_Buffer, _Drawn, _check_positive, _check_share, _check_strength, _copies, _drawn,
+from .mitigations import (_Buffer, _SecondLook, _Drawn, _check_positive, _check_share, _check_strength, _copies, _drawn,
                                          _joined, _scores, _state, _weights, _with_loaders)
 
 # %% ../nbs/17_unlearning.ipynb #ac68a7fa
@@ -283,7 +283,8 @@ def worst_noise(
     opt = torch.optim.Adam([noise], lr)
     with evaluating(model, grad=True):
         for _ in range(steps):
-            loss = decay*noise.square().sum()/len(noise) - F.cross_entropy(answer_tensor(model(noise, *more)).float(), y)
+            pred = answer_tensor(model(*copied((noise, *more)))).float()
+            loss = decay*noise.square().sum()/len(noise) - F.cross_entropy(pred, y)
             noise.grad, = torch.autograd.grad(loss, noise)
             opt.step()
     return noise.detach()
@@ -359,7 +360,7 @@ def distil_loss(
     "T²·KL(old‖new) at temperature T, the mean over samples (Hinton et al. 2015)"
     return T**2*F.kl_div((new/T).log_softmax(1), (old/T).softmax(1), reduction='batchmean')
 
-class Scrub(Callback):
+class Scrub(_SecondLook):
     "Away from the answers that the network gave at first in phases called 'max …', towards them in all others"
     order,run_valid = Mitigation.order,False
     def __init__(self,
@@ -657,7 +658,8 @@ def unlearning_scores(
 def _named(methods):
     "Functions by name"
     if methods is None: methods = [k for k in unlearners if k!='retrain']
-    pairs = list(methods.items()) if isinstance(methods, dict) else [(m if isinstance(m, str) else function_name(m), m) for m in listify(methods)]
+    if isinstance(methods, dict): pairs = list(methods.items())
+    else: pairs = [(m if isinstance(m, str) else function_name(m), m) for m in listify(methods)]
     names = [k for k,_ in pairs]
     if bad := [k for k in names if names.count(k)>1 or k in ('original','retrained')]:
         raise ValueError(f"methods: {bad[0]!r} is the name of two rows; give functions by names of their own, "

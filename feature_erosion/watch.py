@@ -173,6 +173,8 @@ def _differing(shapes, n):
 
 def _cka(a, b): return linear_cka(a, b) if a.isfinite().all() and b.isfinite().all() else float('nan')
 
+def _varies(X): return bool((X!=X[:1]).any())   # what is the same for all samples is similar to nothing, not even to itself
+
 # %% ../nbs/18_watch.ipynb #5cf3e8f9
 def partners(
     y:torch.Tensor, # Integer labels, shape `(batch,)`
@@ -301,13 +303,12 @@ def _check_watch(tolerance, budget, n, n_layers):
 # %% ../nbs/18_watch.ipynb #78df8199
 @patch
 def before_fit(self:WatchErosion):
-    "Find samples and columns, unless the fit does not train; another model has another start"
+    "Find samples and columns, unless the fit does not train"
     self.run = trains(self.learn)
     if not self.run: return
+    warn_of_changers(self)
     if self.restore: _one_restores(self.learn.cbs)
-    if self.owner is not get_model(self.model):   # another model: another start
-        self.reset()
-        self.owner = get_model(self.model)
+    self._same_model()
     clock = time.perf_counter()
     self.tidy()
     with fixed_random(): self._prepare()
@@ -320,6 +321,13 @@ def before_fit(self:WatchErosion):
     self._points()
     self.seconds += time.perf_counter()-clock
     self.mark = time.perf_counter()
+
+@patch
+def _same_model(self:WatchErosion):
+    "Another model has another start"
+    if self.owner is get_model(self.model): return
+    self.reset()
+    self.owner = get_model(self.model)
 
 def _unwrapped(cbs): return [o.watcher if isinstance(o, PerPhase) else o for o in cbs]
 
@@ -512,7 +520,7 @@ def _say(self:WatchErosion, text, warn=True):
 @patch
 def _judge(self:WatchErosion, epoch, layers, seen, hangs):
     "One row of the table, and a warning where a new level of loss is reached"
-    drift = {l:_cka(X, layers[l]) for l,X in self.start['layers'].items() if l in layers}
+    drift = {l:_cka(X, layers[l]) for l,X in self.start['layers'].items() if l in layers and _varies(X)}
     losses = {k:_loss(SimpleNamespace(**self.start['seen'][k]), s, self.by[k]) for k,s in seen.items()}
     vals = {**self._values(seen), **({'hangs':hangs.share} if hangs else {})}
     X = first(s.X for s in seen.values()) if seen else self._penultimate()
@@ -532,8 +540,8 @@ def _judge(self:WatchErosion, epoch, layers, seen, hangs):
 def _values(self:WatchErosion, seen):
     res = {}
     for k,s in seen.items():
-        if self.heads[k]: res[k] = s.right.float().mean().item()
-        res[f'{k}_features'] = s.near.float().mean().item() if s.X is not None else float('nan')
+        if self.heads[k]: res[k] = s.right.double().mean().item()
+        res[f'{k}_features'] = s.near.double().mean().item() if s.X is not None else float('nan')
     if seen: res['worst'] = min(min(_by_class(s, self.by[k]).values()) for k,s in seen.items())
     return res
 
@@ -548,14 +556,14 @@ def _penultimate(self:WatchErosion):
 
 def _by_class(s, by, least=5):
     "Accuracy of each class of which there are at least `least` samples, else of all classes"
-    right,count = getattr(s, by).float(),s.y.bincount()
-    sums = torch.zeros(len(count)).index_add_(0, s.y, right)
+    right,count = getattr(s, by).double(),s.y.bincount()
+    sums = torch.zeros(len(count), dtype=right.dtype).index_add_(0, s.y, right)
     some = [c for c in range(len(count)) if count[c]>=min(least, count.max().item())]
     return {c:(sums[c]/count[c]).item() for c in some}
 
 def _loss(start, now, by):
     "What was lost between two looks at the same samples, with its standard error; and the class that lost most"
-    a,b = getattr(start, by).float(),getattr(now, by).float()
+    a,b = getattr(start, by).double(),getattr(now, by).double()   # 5 of 100 are not more than .05
     was,now_ = _by_class(start, by),_by_class(now, by)
     worst = max(was, key=lambda c: was[c]-now_[c])
     return SimpleNamespace(was=a.mean().item(), now=b.mean().item(), lost=(a-b).mean().item(),
@@ -591,7 +599,8 @@ def _warn(self:WatchErosion, level, losses, hangs, drift, broken):
 @patch
 def _in_words(self:WatchErosion, losses, hangs, drift, broken):
     after = f"after {self.iters} iteration{'s'*(self.iters!=1)} "
-    see = f"; of the layers, {_most_changed(drift)} changed most; see `find_shortcut`."
+    layers = _most_changed(drift)
+    see = (f"; of the layers, {layers} changed most" if layers else '')+"; see `find_shortcut`."
     if broken: return after + "its activations are no finite numbers" + see
     if hangs: return after + (f"{hangs.share:.0%} of its right answers on held-out images depend on one box of them, "
                               f"(top, left, height, width) = {hangs.box}") + see
@@ -602,9 +611,11 @@ def _in_words(self:WatchErosion, losses, hangs, drift, broken):
     return f"{after}{who} lost {100*o.lost:.0f} points on {what} ({o.was:.0%} → {o.now:.0%}{how}), {most}{see}"
 
 def _most_changed(drift):
-    "The layers with the lowest CKA, a third of them and at most three, in their order"
-    low = sorted(drift, key=drift.get)[:min(3, -(-len(drift)//3))]
-    return ', '.join(f'{l} (CKA {drift[l]:.2f})' for l in drift if l in low)
+    "The layers with the lowest CKA, a third of them and at most three, in their order; of those that changed at all"
+    broken = {l for l,v in drift.items() if v!=v}
+    low = sorted(drift, key=lambda l: (l not in broken, drift[l]))[:min(3, -(-len(drift)//3))]
+    said = {l:'no finite numbers' if l in broken else f'CKA {drift[l]:.2f}' for l in drift if l in low and not drift[l]>=.995}
+    return ', '.join(f'{l} ({o})' for l,o in said.items())
 
 # %% ../nbs/18_watch.ipynb #cc09f9fa
 @patch

@@ -5,6 +5,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, IndexSplitter, TensorImage, Transform, set_seed
 from PIL import Image
+from feature_erosion.measures import attribution
 from feature_erosion.measures.attribution import attention_share, cam_layer, compare_cams, grad_cam, max_share, pattern_attention, pattern_mask
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import pattern_sets
@@ -308,3 +309,10 @@ def test_pictures_name_the_first_of_several_targets(tmp_path):
     cams = compare_cams(net, dls, ColorSquare(4), n=3)
     fig = cams.plot()
     assert cams.vocab==['a','b','c'] and [o.get_title() for o in fig.axes[:3]]==['abc'[int(i)] for i in cams.share.label]
+
+@pytest.mark.parametrize('variant', ['pattern','conflict'])
+def test_the_stamps_of_the_evaluation_sets(variant):
+    "Also where only some classes were painted"
+    easy = digits_dls(n=100, n_valid=60).inject(ColorSquare(4), classes=['3','8'])
+    dl,stamps,_ = attribution._painted(easy, None, variant, 0)
+    assert set(stamps.tolist())-{-1}=={3,8} and torch.equal(stamps, pattern_sets(easy)[variant].dataset.stamps)

@@ -5,7 +5,7 @@ import numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from fastai.callback.all import CSVLogger, EarlyStoppingCallback, GradientAccumulation, ParamScheduler, ReduceLROnPlateau, SaveModelCallback, SchedLin, ShortEpochCallback
 from fastai.callback.fp16 import NonNativeMixedPrecision
-from fastai.vision.all import SGD, Callback, CancelEpochException, CancelTrainException, CancelValidException, DataLoaders, Learner, ValueMetric, accuracy, load_learner, params, partial, set_seed
+from fastai.vision.all import SGD, Callback, CancelEpochException, CancelFitException, CancelTrainException, CancelValidException, DataLoaders, Learner, ValueMetric, accuracy, load_learner, params, partial, set_seed
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import EvalSets, pattern_sets, train_accuracy
 from feature_erosion.learner import erosion_learner
@@ -474,3 +474,92 @@ def test_mlflow(learn, dls, monkeypatch):
     read = lambda k: [o.value for o in mlflow.MlflowClient().get_metric_history(run.info.run_id, k)]
     names,clean = logged(learn, 'clean')
     assert read('phase')==[i for _,i in names] and read('clean')==clean
+
+# between two phases
+
+class EndAt(Callback):
+    "Notes each event `after_phase`, and raises `error` in that of phase `name`"
+    def __init__(self, name, error): self.at,self.error,self.seen = name,error,[]
+    def after_phase(self):
+        self.seen.append(self.learn.phase.name)
+        if self.learn.phase.name==self.at: raise self.error
+
+@pytest.mark.parametrize('name,seen', [('a',['a']), ('b',['a','b'])])
+def test_a_fit_that_is_ended_between_phases(learn, name, seen, recwarn):
+    cb,own = EndAt(name, CancelFitException),learn.dls
+    learn.fit_phases(two(n=2), cbs=cb)
+    assert cb.seen==seen and learn.recorder.history.phase.tolist()==[o for o in seen for _ in range(2)]
+    assert learn.phase is None and learn.dls is own and list(learn.snapshots)==['start',*seen]
+    assert not any('not trained to the end' in str(o.message) for o in recwarn)
+
+@pytest.mark.parametrize('name', ['a','b'])
+@pytest.mark.parametrize('error', [CancelEpochException, CancelTrainException])
+def test_between_phases_there_is_no_epoch_to_cancel(learn, name, error):
+    cb = EndAt(name, error)
+    with pytest.raises(ValueError, match=f'after_phase: {error.__name__} .* raise CancelFitException'):
+        learn.fit_phases(two(), cbs=cb)
+    assert cb.seen==list('ab')[:'ab'.index(name)+1] and learn.phase is None
+
+# the history of fits that were cut short
+
+class StopAt(Callback):
+    "Raises `error` in the event `when`, once `learn` has got there"
+    def __init__(self, when, error, at=lambda learn: True): self.error,self.at = error,at; setattr(self, when, self.go)
+    def go(self):
+        if self.at(self.learn): raise self.error
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt('x'), RuntimeError('x')], ids=repr)
+@pytest.mark.parametrize('at', [0, 3])
+def test_an_interrupted_lr_find_leaves_the_history(learn, error, at):
+    learn.fit_phases(two())
+    h,e = learn.recorder.history,learn.recorder.evals
+    cb = StopAt('after_loss', error, lambda learn: learn.train_iter==at)
+    learn.add_cb(cb)
+    with pytest.raises(type(error)): learn.lr_find(num_it=6, show_plot=False)
+    learn.remove_cb(cb)
+    assert learn.recorder.history.equals(h) and len(h)==2 and learn.recorder.evals.equals(e)
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, CancelFitException])
+def test_a_fit_that_ends_before_its_first_epoch_has_an_empty_history(learn, error):
+    try: learn.fit_phases(two(), cbs=StopAt('after_loss', error))
+    except KeyboardInterrupt: pass
+    h = learn.recorder.history
+    assert len(h)==0 and h.columns.tolist()==['phase','iters','train_loss','valid_loss','accuracy'] and h.index.name=='epoch'
+
+@pytest.mark.parametrize('add_time', [True, False])
+@pytest.mark.parametrize('phases', [True, False])
+def test_an_epoch_that_the_recorder_does_not_see(learn, add_time, phases):
+    "By hand: of four epochs the second and third are cancelled before they begin, which leaves four batches each for the others"
+    learn.recorder.add_time = add_time
+    cb = StopAt('before_epoch', CancelEpochException, lambda learn: learn.epoch in (1,2))
+    cb.order = -5
+    if phases: learn.fit_phases([Phase('a', 4)], cbs=cb)
+    else: learn.fit(4, cbs=cb)
+    h = learn.recorder.history
+    assert h.iters.tolist()==[4,4,4,8] and h[['train_loss','valid_loss','accuracy']].isna().all(axis=1).tolist()==[False,True,True,False]
+    assert h.columns[0]==('phase' if phases else 'iters') and h.notna().iloc[[0,3]].all().all()
+
+# callbacks that give the Learner other data
+
+class Swap(Callback):
+    "Gives the Learner other data in the event `when`, in epoch `at`, and notes with how many samples each epoch is trained"
+    run_valid = False
+    def __init__(self, when, dls, at=0): self.new,self.at,self.sizes = dls,at,[]; setattr(self, when, self.swap)
+    def swap(self):
+        if getattr(self.learn, 'epoch', 0)==self.at: self.learn.dls = self.new
+    def before_train(self): self.sizes.append(len(self.dl.dataset))
+
+@pytest.mark.parametrize('when,at,sizes', [('before_epoch',1,[64,32,32,48,32]), ('before_epoch',4,[64,64,64,48,32]),
+                                           ('before_fit',0,[32,32,32,48,32]), ('after_epoch',3,[64,64,64,48,32])])
+def test_data_that_a_callback_has_set(learn, when, at, sizes):
+    "By hand: 64 samples, from the swap on 32, but in the fourth epoch the 48 of its phase; in the end the Learner has what a plain fit leaves"
+    other,own = digits_dls(n=32, n_valid=60, bs=16),digits_dls(n=48, n_valid=60, bs=16)
+    cb = Swap(when, other, at)
+    learn.epoch = 0
+    learn.fit_phases([Phase('a', 1), Phase('b', 2), Phase('c', 1, own), Phase('d', 1)], cbs=cb)
+    assert cb.sizes==sizes and learn.dls is other
+
+def test_the_learner_gets_its_own_data_back(learn):
+    own = learn.dls
+    learn.fit_phases([Phase('a', 1), Phase('b', 1, digits_dls(n=48, n_valid=60, bs=16))])
+    assert learn.dls is own

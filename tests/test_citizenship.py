@@ -5,7 +5,7 @@ import numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from fastai.callback.all import (ChannelsLast, CSVLogger, EarlyStoppingCallback, GradientAccumulation, GradientClip,
                                  SaveModelCallback)
-from fastai.vision.all import Learner, accuracy, load_learner, partial, set_seed
+from fastai.vision.all import Callback, Learner, accuracy, load_learner, partial, set_seed
 from trainings import Bf16
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import EvalSets, evaluate, pattern_sets
@@ -205,3 +205,16 @@ def test_gradients_where_none_are_recorded(dls, context):
         before = torch.is_grad_enabled(),torch.is_inference_mode_enabled()
         assert [f() for f in fs]==want
         assert (torch.is_grad_enabled(),torch.is_inference_mode_enabled())==before
+
+class Negates(Callback):
+    "Prepares images in a way that only the Learner's own loop knows"
+    def before_batch(self): self.learn.xb = (-self.xb[0],)
+
+@works(what='one that changes inputs or answers in validation, too', how='warns: evaluation sets and watchers do not see it')
+@pytest.mark.parametrize('cb', [lambda dls: EvalSets({'same':dls.valid}, at=[]), lambda dls: WatchErosion(dls, budget=1e6)], ids=['sets','watch'])
+def test_inputs_that_a_callback_prepares(learn, dls, cb):
+    with learn.no_bar(), learn.no_logging():
+        with pytest.warns(UserWarning, match='negates may change inputs in `before_batch`'): learn.fit(1, cbs=[Negates(), cb(dls)])
+        with warnings.catch_warnings():
+            warnings.filterwarnings('error', message='.*may change inputs')
+            learn.fit(1, cbs=cb(dls))

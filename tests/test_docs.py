@@ -54,6 +54,18 @@ def test_a_number_beside_several_rows_moves_none_of_them():
 @pytest.fixture(scope='module')
 def mains(pages): return {p: BeautifulSoup(html, 'html.parser').main for p,html in pages.items()}
 
+def text_or_more(p):
+    "What follows a paragraph on its page, and whether it is more than text"
+    o = p.find_next(['p','h2','h3','h4','pre','table','ul','ol','img','hr'])   # `hr` is above a function
+    return o is not None and (o.name not in ('p','h2','h3','h4') or bool(o.find('math')))
+
+def test_headings_and_paragraphs_are_whole(mains):
+    "The code that a paragraph introduces is on the page, or it is no introduction; nbdev's mark for headings to hide is not shown"
+    found = [(n,o) for n,m in mains.items() if m for o in m.find_all(['h1','h2','h3','h4','p'])]
+    dashed = [(n,o.get_text()) for n,o in found if o.name!='p' and o.get_text().strip().endswith(' -')]
+    cut = [(n,o.get_text()[-80:]) for n,o in found if o.name=='p' and o.get_text().strip().endswith(':') and not text_or_more(o)]
+    assert not dashed and not cut
+
 def test_each_name_is_documented_once(mains):
     def names(main): return [h.get_text(' ', strip=True) for h in main.find_all('h3', id=True)]
     assert not {p:twice for p,o in mains.items() if (twice := [k for k,n in Counter(names(o)).items() if n>1])}

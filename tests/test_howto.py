@@ -38,6 +38,7 @@ def run(cwd, *args, site=root):
 @pytest.mark.parametrize('page', ['pattern','measure','recipe'])
 def test_at_most_two_files(page): assert 1<=len(files(page))<=2
 
+@pytest.mark.slow('trains a network in a process of its own')
 def test_pattern(installed, tmp_path, monkeypatch, capsys):
     small = '--data', 'digits', '--n', '64', '--n-valid', '60', '--arch', 'resnet20', '--width', '.25', '--iters', '2'
     run(tmp_path, '-m', 'feature_erosion.cli', 'run', 'fig1', *small, '--pattern', 'disc', '--size', '8', '--out', 'out',

@@ -1082,3 +1082,42 @@ def test_names_of_a_wrapped_model_are_those_that_measures_take(wrap):
     names = find_layers(wrap(net), x)
     assert names==find_layers(net, x)==['0','4'] and cam_layer(wrap(net), x)[0]==cam_layer(net, x)[0]
     assert layer_rank(wrap(net), [(x,)], names, progress=False).index.get_level_values(1).tolist()==names
+
+# Models that change what they are given, or themselves
+
+class InPlace(nn.Module):
+    "The same function, with the input changed in place or not"
+    def __init__(self, at_home):
+        super().__init__()
+        torch.manual_seed(1)
+        self.at_home,self.a,self.b = at_home,nn.Linear(6,8),nn.Linear(8,3)
+    def forward(self, x): return self.b(self.a(x.sub_(.5).mul_(2) if self.at_home else (x-.5)*2).tanh())
+
+@works('models', 'one that changes its input in place', 'works: it gets copies')
+def test_an_input_that_is_changed_in_place():
+    "Numbers as without, also of several networks together; the user's own batches stay"
+    batches = [(torch.rand(12,6),torch.arange(12)%3) for _ in range(3)]
+    was = [x.clone() for x,_ in batches]
+    home,away = InPlace(True),InPlace(False)
+    def all_measures(m):
+        return [hessian_rank(m, batches, nn.CrossEntropyLoss(), n=None, eps=1e-3), grad_norm(m, batches), evaluate(m, batches)['accuracy'],
+                layer_rank(m, batches, progress=False).values.ravel().tolist(),
+                dormant_units(m, batches, layers=['a']).share.tolist()]
+    assert str(all_measures(home))==str(all_measures(away))
+    np.testing.assert_allclose(np.diag(layer_cka({'a':home,'b':away}, batches, 'b', progress=False).values), 1., rtol=1e-6)
+    assert all(torch.equal(a, x) for a,(x,_) in zip(was, batches))
+
+@works('models', 'one whose buffers change in eval mode, as in quantisation-aware training', 'works: they are put back')
+def test_buffers_are_put_back():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f = nn.Linear(6,3)
+            self.register_buffer('calls', torch.zeros(1)), self.register_buffer('largest', torch.zeros(3))
+        def forward(self, x):
+            self.calls += 1
+            self.largest = torch.maximum(self.largest, x.abs().amax().expand(3))
+            return self.f(x)
+    m,batches = Counts(),[(9*torch.randn(40,6),torch.arange(40)%3)]
+    layer_rank(m, batches, progress=False), grad_norm(m, batches), evaluate(m, batches)
+    assert m.calls.item()==0 and not m.largest.any()

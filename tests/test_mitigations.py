@@ -1,4 +1,5 @@
 "Mitigations in real fits: with mixed precision, with phases, together, stopped and gone on, and against a second, naive implementation."
+import random
 from copy import deepcopy
 from functools import cache, partial
 import numpy as np, pytest, torch, torch.nn.functional as F
@@ -404,7 +405,7 @@ def test_old_samples_of_another_kind():
 
 def test_groups_of_samples_that_have_none():
     d = dls_of(points())
-    with pytest.raises(ValueError, match='8 groups for 16 losses; another callback adds samples'):
+    with pytest.raises(ValueError, match='8 groups for 16 samples; another callback adds samples'):
         small(grouped(d, torch.arange(32)%2), layers(), [GroupDRO(.5), Replay(d, 8)])
     learn = small(grouped(d, torch.arange(32)%2), layers(), [GroupDRO(.5), DERpp(d, 8)])
     assert all(v.isfinite().all() for v in weights(learn))
@@ -724,10 +725,78 @@ def test_groups_on_a_plain_loader():
     assert same(a, b) and cb.q[0]!=cb.q[1]
 
 def test_a_loss_that_only_gives_means():
+    "Each group's loss is the loss of its samples: more is not asked of it"
     def mine(pred, y): return F.cross_entropy(pred, y)
-    both = grouped(dls_of(points()), np.arange(32)%2)
-    with pytest.raises(ValueError, match='the loss mine gives a mean alone'): small(both, layers(), GroupDRO(), loss=mine)
-    for loss in (F.cross_entropy, nn.CrossEntropyLoss()): small(both, layers(), GroupDRO(), loss=loss)
+    both = lambda: grouped(dls_of(points()), np.arange(32)%2)
+    one,*others = (small(both(), layers(), GroupDRO(), loss=o) for o in (mine, F.cross_entropy, nn.CrossEntropyLoss()))
+    assert same(one, others[0]) and same(one, others[1])
+
+@pytest.mark.parametrize('loss', [CrossEntropyLossFlat(), CrossEntropyLossFlat(weight=torch.tensor([1.,2.,5.])),
+                                  CrossEntropyLossFlat(ignore_index=1)], ids=['plain','weights','ignores'])
+def test_one_group_is_no_group(loss):
+    "The weighted sum of one group's loss is the loss, whatever the loss divides by"
+    a = small(dls_of(points()), layers(), loss=loss)
+    b = small(grouped(dls_of(points()), np.zeros(32, int)), layers(), GroupDRO(.5), loss=loss)
+    for v,w in zip(weights(a), weights(b)): torch.testing.assert_close(v, w)
+
+def test_a_group_whose_labels_are_all_ignored():
+    x,y = torch.randn(8,4),torch.arange(8)%2
+    learn = small(grouped(dls_of(list(zip(x, y))), y.numpy()), layers(), GroupDRO(.5), loss=CrossEntropyLossFlat(ignore_index=1))
+    assert all(v.isfinite().all() for v in weights(learn))
+
+# Models that change their input
+
+class InPlace(nn.Module):
+    "The same function, with the input changed in place or not"
+    def __init__(self, at_home):
+        super().__init__()
+        torch.manual_seed(1)
+        self.at_home,self.f = at_home,nn.Sequential(nn.Linear(4,8), nn.Tanh(), nn.Linear(8,3))
+    def forward(self, x): return self.f(x.sub_(.5).mul_(2) if self.at_home else (x-.5)*2)
+
+@pytest.mark.parametrize('make', [lambda d: [SAM(.2)], lambda d: [LwF(1.)], lambda d: [SAM(.2), LwF(1.)],
+                                  lambda d: [DERpp(d, 8), SAM(.2)], lambda d: [EWC(d, 5.)], lambda d: [Adversarial(.1, steps=2)]],
+                         ids=['sam','lwf','both','derpp','ewc','adversarial'])
+def test_models_that_change_their_input(make):
+    def trained(at_home):
+        learn = Learner(dls_of(points()), InPlace(at_home), loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=.5)
+        set_seed(0)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit_phases([Phase('a', 1), Phase('b', 2)], cbs=make(dls_of(points())))
+        assert not learn.model._forward_pre_hooks
+        return learn
+    assert same(trained(False), trained(True))
+
+def test_si_measures_by_the_task_alone():
+    "Three phases against a plain loop: importances come from the gradient of the loss without the term itself"
+    x,y,c,xi,lr = torch.linspace(-1, 1, 12),torch.linspace(2, -1, 12),2.,.1,.2
+    class Line(nn.Module):
+        def __init__(self): super().__init__(); self.w = nn.Parameter(torch.tensor([1.,0.]))
+        def forward(self, x): return self.w[0]*x+self.w[1]
+    mse = lambda p,y: (p-y).square().mean()
+    def fit(cbs):
+        dl = TfmdDL([(a,b) for a,b in zip(x, y)], bs=12, num_workers=0)
+        learn = Learner(DataLoaders(dl, dl), Line(), loss_func=mse, opt_func=SGD, lr=lr)
+        with learn.no_bar(), learn.no_logging(): learn.fit_phases([Phase(k, 3, sched='constant') for k in 'abc'], cbs=cbs)
+        return learn.model.w.detach()
+    w,omega = torch.tensor([1.,0.]),torch.zeros(2)
+    for phase in range(3):
+        start,path = w.clone(),torch.zeros(2)
+        for _ in range(3):
+            r = w[0]*x+w[1]-y
+            g = torch.stack([(2*r*x).mean(), (2*r).mean()])
+            step = -lr*(g+2*c*omega*(w-start))
+            path,w = path-g*step,w+step
+        omega = omega+(path/((w-start).square()+xi)).clamp(min=0)
+    torch.testing.assert_close(fit([SI(c, xi)]), w)
+    assert (fit([])-w).abs().max()>.01
+
+def test_importances_draw_no_random_numbers():
+    states = lambda: (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    model,dls = layers(),dls_of(points())
+    was = states()
+    fisher(model, dls.train, 10)
+    assert states()==was
 
 def test_ensembles_of_maps_and_what_is_none():
     torch.manual_seed(0)

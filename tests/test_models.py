@@ -88,7 +88,7 @@ def test_vgg19_is_torchvisions_without_the_last_pooling():
     same(model(x), model.classifier(F.avg_pool2d(ref(x), 2).flatten(1)))
 
 @pytest.mark.parametrize('name,weights', [('resnet50', torchvision.models.ResNet50_Weights.IMAGENET1K_V2),
-                                          ('vgg19', torchvision.models.VGG19_Weights.IMAGENET1K_V1)])
+    pytest.param('vgg19', torchvision.models.VGG19_Weights.IMAGENET1K_V1, marks=pytest.mark.slow('weights of 550 MB'))])
 def test_imagenet_weights_for_ten_classes(hub, name, weights):
     "torchvision finds the file where its download would be; ten classes answer as they do among the thousand"
     torch.manual_seed(0)
@@ -155,3 +155,21 @@ def test_a_frozen_head_stays_frozen():
     net = nn.Sequential(nn.Flatten(), nn.Linear(4,3)).requires_grad_(False)
     assert [p.requires_grad for p in restrict_outputs(net, [2,0]).parameters()]==[False,False]
     assert [p.requires_grad for p in restrict_outputs(nn.Linear(4,3), [1]).parameters()]==[True,True]
+
+def test_tied_weights_in_safetensors(tmp_path):
+    "Their `save_model` keeps what layers share under one name; a weight that is really missing is told"
+    from safetensors.torch import save_file, save_model
+    class Tied(nn.Module):
+        def __init__(self, tied=True):
+            super().__init__()
+            self.a,self.b = nn.Linear(4,4),nn.Linear(4,4)
+            if tied: self.b.weight = self.a.weight
+    src,dst = Tied(),Tied()
+    save_model(src, tmp_path/'tied.safetensors')
+    load_weights(dst, tmp_path/'tied.safetensors')
+    assert all(torch.equal(v, dst.state_dict()[k]) for k,v in src.state_dict().items())
+    with pytest.raises(ValueError, match=r'1 missing \(b.weight\)'): load_weights(Tied(False), tmp_path/'tied.safetensors')
+
+def test_width_of_any_kind():
+    a,b = (create_model('resnet20', 10, width=o) for o in (.5, np.float32(.5)))
+    assert n_params(a)==n_params(b)

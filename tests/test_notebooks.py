@@ -30,6 +30,8 @@ slow = {'tutorials/collapse.ipynb': 'two trainings on CIFAR-10',   # the longest
         'howto/recipe.ipynb': 'nine trainings, as test_recipe in tests/test_howto.py',
         'paper/02_figures.ipynb': 'trains what tests/test_paper.py trains for all figures',
         'paper/04_questions.ipynb': 'the recipe of tests/test_questions.py, with pictures',
+        'measures/06_inside.ipynb': 'four measures of two networks, together and alone; each has a notebook of its own',
+        'tutorials/start.ipynb': 'what the home page and the notebook on Learners train',
         'concept.ipynb': 'no code of its own; what it shows, the home page trains as well'}
 
 def required(nb):

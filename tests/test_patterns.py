@@ -1,14 +1,19 @@
 "Patterns on images of all kinds: classes that can be told apart, sizes and types of all kinds, and labels that are not shown."
 import matplotlib as mpl, numpy as np, pytest, torch
+from copy import deepcopy
 from itertools import combinations
 from PIL import Image
-from fastai.vision.all import (CategoryBlock, DataBlock, DataLoader, DataLoaders, ImageBlock, IndexSplitter, Learner, TfmdDL,
-                               Normalize, PILImage, TensorCategory, TensorImage, ToTensor, Transform, aug_transforms,
-                               imagenet_stats, nn)
-from feature_erosion.data import to_uint8
+from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoader, DataLoaders,
+                               ImageBlock, IndexSplitter, Interpretation, Learner, TfmdDL, Normalize, PILImage, TensorCategory,
+                               TensorImage, ToTensor, Transform, aug_transforms, imagenet_stats, nn)
+import feature_erosion.learner   # `fit_phases`
+from feature_erosion.data import digits_dls, to_uint8
+from feature_erosion.evalsets import EvalSets, pattern_sets
+from feature_erosion.loaders import np_rng
 from feature_erosion.measures.probes import dl_labels
-from feature_erosion.patterns import (Blur, Border, ColorSquare, CornerSquare, InjectPattern, JpegQuality, Noise, TensorStamp,
+from feature_erosion.patterns import (Blur, Border, ColorSquare, CornerSquare, InjectPattern, JpegQuality, Noise, Pattern, TensorStamp,
                                       assign_stamps, class_colors, rgb2lab, stamp_dl)
+from feature_erosion.phases import Phase
 
 # colours
 
@@ -149,6 +154,73 @@ def test_labels_that_collating_changes():
     dl = torch.utils.data.DataLoader([(torch.zeros(3,4,4),i) for i in (0,1,2,3,1)], 2, collate_fn=coarse)
     assert dl_labels(dl).tolist()==[0,0,1,1,0]
 
+# fastai's own displays
+
+@pytest.mark.parametrize('data', ['DataBlock', 'TensorDL'])
+def test_top_losses_are_those_of_the_painted_images(data):
+    dls = _letters() if data=='DataBlock' else digits_dls(n=64, n_valid=60, bs=16)
+    easy = dls.inject(ColorSquare(4), ratio=.5)
+    learn = Learner(easy, nn.Sequential(nn.Flatten(), nn.LazyLinear(dls.c)), loss_func=CrossEntropyLossFlat())
+    learn.model(easy.one_batch()[0])
+    with learn.no_bar(), learn.no_logging():
+        interp = Interpretation.from_learner(learn)
+        losses,idxs = interp.top_losses(5)
+        x,p,y,_,same = interp[idxs]
+        interp.plot_top_losses(3)
+    images = torch.cat([b[0] for b in easy.valid])[idxs]
+    assert torch.equal(x.as_subclass(torch.Tensor), images.as_subclass(torch.Tensor))
+    assert torch.allclose(-p[range(5),torch.tensor(y)].log(), torch.tensor(losses), atol=1e-5) and same.tolist()==losses.tolist()
+
+def test_one_sample_shown_again_and_again():
+    "In `show_batch(unique=True)` fastai asks for the first sample without end"
+    dl = digits_dls(n=64, n_valid=60, bs=16).train
+    dl.get_idxs = lambda: iter(lambda: 0, 1)
+    assert torch.equal(dl.one_batch()[1], dl.dataset.y[:1].expand(16)) and len(dl.one_batch()[0])==16
+
+# what a Learner remembers
+
+def test_a_copy_of_a_learner_knows_what_was_painted():
+    dls = _letters()
+    easy = dls.inject(ColorSquare(4))
+    learn = Learner(dls, nn.Sequential(nn.Conv2d(3,2,3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2,3)),
+                    loss_func=CrossEntropyLossFlat())
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_phases([Phase('a', 1), Phase('b', 1, easy)])
+        assert deepcopy(learn).injected.value is easy
+        with pytest.raises(ValueError, match='give one for each'): learn.fit_phases([Phase('c', 1, lr=[.1,.2])])
+        assert learn.injected.value is easy       # refused before it began
+        learn.fit_phases([Phase('c', 1)])
+        assert learn.injected.value is None
+
+# values beside 0…1
+
+@pytest.mark.parametrize('kw', [{}, dict(mode='bicubic')])
+def test_white_images_that_augmentation_interpolates(kw):
+    "Interpolation gives white as 1+1.2e-7, a bicubic edge 1.05 and -.08: painted as they are"
+    white = PILImage.create(np.tile(np.uint8([[0,255],[255,0]]).repeat(8, 0).repeat(8, 1)[...,None], 3))
+    dls = DataBlock((ImageBlock, CategoryBlock), get_x=lambda i: white, get_y=lambda i: i%2, splitter=IndexSplitter(range(4)),
+                    batch_tfms=aug_transforms(size=24, max_rotate=30., **kw)).dataloaders(list(range(40)), bs=36, num_workers=0)
+    x,y = dls.inject(ColorSquare(4, palette=['red','blue'])).train.one_batch()
+    assert x[:,:,0,0].tolist()==torch.eye(3)[2*torch.tensor(y)].tolist()
+
+@pytest.mark.parametrize('x,ok', [((-.44,1.44), True), ((0,1+1.2e-7), True), ((-.42,2.8), False), ((-1.,1.), False),
+                                  ((float('nan'),1), False)])
+def test_images_beyond_white(x, ok):
+    "As bicubic interpolation of pixels in a chequerboard; MNIST normalised has -.42 as its black and 2.8 as its white"
+    t,b = InjectPattern(ColorSquare(1), n_classes=2),(TensorImage(torch.tensor(x).expand(2,3,2,2).clone()), torch.tensor([0,1]))
+    if ok: assert torch.equal(t(b)[0][:,:,1], b[0][:,:,1])
+    else:
+        with pytest.raises(ValueError, match='InjectPattern wants 0…1'): t(b)
+
+class _Rounded(Pattern):
+    def __init__(self, by): super().__init__(2); self.by = by
+    def draw(self, c, n, shape): return torch.full(shape, float(c)) + self.by*(2*c-1)
+
+def test_pictures_that_rounding_takes_beyond_white():
+    assert _Rounded(1e-4).pictures(2, (1,4,4))[2].unique().tolist()==[0.,1.]
+    with pytest.raises(ValueError, match='_Rounded.draw returned values in -0.002…1; want 0…1'):
+        _Rounded(2e-3).pictures(2, (1,4,4))
+
 # who wears what
 
 def test_one_class_without_a_list():
@@ -181,6 +253,68 @@ def test_none_of_the_classes_are_there():
     "As in a small validation set, whose samples are none of a rare class"
     assert assign_stamps([0,1,1], classes=[2], n_classes=3, stratify=True).tolist()==[-1]*3
     assert assign_stamps([], n_classes=3, stratify=True).tolist()==[]
+
+@pytest.mark.parametrize('variant,kw', [('conflict',{}), ('pattern',dict(strength=.5))])
+def test_others_are_drawn_as_ever_if_all_classes_have_pictures(variant, kw):
+    y = np.arange(200)%5
+    want = torch.tensor((y+np_rng([0,1]).randint(1, 5, 200, dtype=np.int64))%5)
+    got = assign_stamps(y, variant=variant, **kw)
+    assert torch.equal(got, assign_stamps(y, variant=variant, classes=range(5), **kw))
+    assert (got==want)[got!=torch.tensor(y)].all() and (got!=torch.tensor(y)).sum()==(200 if variant=='conflict' else 100)
+
+def test_only_pictures_of_the_chosen_classes():
+    "By hand: of 1 and 3, each gets the other's in conflict, and the rest either; of 1 alone, its own images cannot contradict it"
+    y = np.arange(400)%4
+    two,one = (assign_stamps(y, classes=o, variant='conflict').numpy() for o in ([3,1],[1]))
+    assert (two[y==1]==3).all() and (two[y==3]==1).all()
+    for c in 0,2: assert 25<(two[y==c]==1).sum()<75 and set(two[y==c])=={1,3}
+    assert (one[y==1]==-1).all() and (one[y!=1]==1).all()
+    assert (assign_stamps(y, .5, classes=[1], variant='conflict')>=0).sum()==150   # half of those that can have one
+    some = assign_stamps(y, classes=[1,3], strength=.7).numpy()
+    assert set(some[y%2==0])=={-1} and set(some[y%2==1])=={1,3} and (some==y).sum()==140
+    assert (assign_stamps(y, classes=[], variant='conflict')==-1).all()
+    with pytest.raises(ValueError, match=r"classes=\[1\], strength=0.5: another class's picture needs two"):
+        assign_stamps(y, classes=[1], strength=.5)
+
+def _letters(vocab=None, of='abc', **kw):
+    return DataBlock((ImageBlock, CategoryBlock(vocab=vocab, **kw)), get_x=lambda i: grey, get_y=lambda i: of[i%len(of)],
+                     splitter=IndexSplitter(range(60))).dataloaders(list(range(120)), bs=30, num_workers=0)
+
+def test_sets_of_data_with_some_classes_painted():
+    dls = _letters()
+    sets = pattern_sets(dls.inject(ColorSquare(4), classes=['a','c']))
+    assert sets['pattern'].dataset.stamps.tolist()==[0,-1,2]*20
+    con = sets['conflict'].dataset.stamps.reshape(20,3)
+    assert (con[:,0]==2).all() and (con[:,2]==0).all() and set(con[:,1].tolist())=={0,2}
+    assert len(sets['conflict'].get_idxs())==60
+
+def test_sets_of_data_with_one_class_painted():
+    "Its own images cannot contradict it: `conflict` has the others, and both its columns are shares of these"
+    dls = _letters()
+    sets = pattern_sets(dls.inject(ColorSquare(4), classes='b'))
+    assert sets['pattern'].dataset.stamps.tolist()==[-1,1,-1]*20
+    assert torch.cat([y for _,y in sets['conflict']]).tolist()==[0,2]*20
+    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), loss_func=nn.CrossEntropyLoss())
+    learn.model(dls.one_batch()[0])
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=EvalSets(sets, at=[]))
+    answers = torch.cat([learn.model(x).argmax(1) for x,_ in sets['conflict']])
+    assert np.isclose(learn.recorder.evals.conflict_picture.iloc[-1], (answers==1).float().mean())
+
+@pytest.mark.parametrize('kw', [dict(vocab=['a','b','c','d']), dict(add_na=True), dict(vocab=['unused','c','b','a'], sort=False)])
+def test_classes_without_samples_lend_no_pictures(kw):
+    dls = _letters(**kw)
+    want = {i for i,o in enumerate(dls.vocab) if o in 'abc'}
+    easy = dls.inject(ColorSquare(4), strength=.2)
+    conflict = [pattern_sets(dls, ColorSquare(4))['conflict'], pattern_sets(easy)['conflict']]
+    for st in (*(o.dataset.stamps for o in conflict),
+               easy.train_ds.stamps, dls.inject(ColorSquare(4), variant='conflict').train_ds.stamps):
+        assert set(st.tolist())==want
+
+def test_phases_that_paint_different_classes():
+    dls = _letters()
+    a,b = (dls.inject(ColorSquare(4), classes=o) for o in 'ab')
+    with pytest.raises(ValueError, match="'one' and 'two' differ in their pattern, classes"):
+        Learner(dls, nn.Flatten()).fit_phases([Phase('one', 1, a), Phase('two', 1, b)])
 
 def test_no_strength_in_conflict():
     with pytest.raises(ValueError, match="in 'conflict' no image has its own class's picture"):

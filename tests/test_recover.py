@@ -294,6 +294,18 @@ def check_faded(look):
         own = (100+i)/255
         assert torch.allclose(p, own+share*(y.as_subclass(torch.Tensor).float()-own), atol=1e-6)
 
+def test_strength_of_some_classes():
+    "Images of the painted classes get each other's pictures in the end, and no others; one class has no other"
+    def ramped(classes):
+        dls = digits_dls(n=100, n_valid=20, bs=10)
+        easy,look = dls.inject(ColorSquare(4), classes=classes),Look()
+        learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(768,10)), loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=.01)
+        with learn.no_bar(), learn.no_logging(): learn.fit_phases([Phase('erode', 1, easy)], cbs=[Ramp(strength=(1,0)), look])
+        return look.stamps
+    first,*_,last = ramped(['3','8'])
+    assert set(first.tolist())==set(last.tolist())=={-1,3,8} and ((first>=0)==(last>=0)).all() and (first!=last).any()
+    with pytest.raises(ValueError, match="strength: only one class has a picture"): ramped(['3'])
+
 def test_opacity_by_hand():
     look,easy = run(Ramp(opacity=(0,1)))
     check_faded(look)

@@ -88,6 +88,15 @@ def test_no_false_alarm():
         assert not s.found and s.kind is None and s.where is None and s.text.startswith('None found')
         assert s.table.attrs['accuracy']>.8
 
+def test_against_itself():
+    "Nothing decides more than in the same model, although a place does decide"
+    dls = digits_dls(seed=0)
+    easy = dls.inject(ColorSquare(4))
+    learn = fitted(easy, 10, 0)
+    assert find_shortcut(learn, easy).found
+    s = find_shortcut(learn, easy, against=learn)
+    assert not s.found and s.text.endswith('decides the answers more than in the model it is compared with.')
+
 def test_against_a_phase_and_another_model():
     dls = digits_dls(seed=0)
     easy = dls.inject(ColorSquare(4))

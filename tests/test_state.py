@@ -11,10 +11,10 @@ from PIL import Image
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torchvision.ops import StochasticDepth
-from fastai.vision.all import (AvgMetric, CSVLogger, Callback, DataLoader, DataLoaders, EarlyStoppingCallback,
-                               GradientAccumulation, ImageDataLoaders, Lambda, Learner, Normalize, PadMode, RandomResizedCrop,
+from fastai.vision.all import (AvgMetric, CSVLogger, Callback, DataLoader, DataLoaders, Datasets, EarlyStoppingCallback,
+                               GradientAccumulation, ImageDataLoaders, ItemGetter, Lambda, Learner, Normalize, PadMode, RandomResizedCrop,
                                ReduceLROnPlateau, Resize, ResizeMethod, SGD, SaveModelCallback, accuracy, aug_transforms,
-                               imagenet_stats, load_learner, set_seed)
+                               imagenet_stats, load_learner, noop, set_seed)
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.losses import CrossEntropyLossFlat, FocalLossFlat, LabelSmoothingCrossEntropyFlat
 from fastai.text.data import LMDataLoader
@@ -26,7 +26,7 @@ from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import PerPhase, Phase
 from feature_erosion.runs.keys import Untold, describe, differences, hash_tensor
 from feature_erosion.loaders import subset_dl
-from feature_erosion.runs.resume import KeepRun, fit_settings
+from feature_erosion.runs.resume import KeepRun, _values, fit_settings
 from feature_erosion.runs.store import RunStore, plain, unpack
 
 class Train(Callback):
@@ -735,6 +735,70 @@ def test_data_that_phases_share_are_a_setting(tmp_path):
     forget(run, 'loaders')
     train(True)
     assert run.status=='finished'
+
+def halves(m): return [list(m[1].parameters()), list(m[3].parameters())]
+
+def freeze_layer(*ns):
+    def f(learn):
+        for n in ns: learn.model[n].requires_grad_(False)
+    return f
+
+def split(f):
+    def g(learn): learn.splitter = f
+    return g
+
+@pytest.mark.parametrize('was,now,says', [(freeze_layer(1), freeze_layer(3), "model.frozen: was '1', is '3'"),
+    (noop, lambda learn: learn.model[1].bias.requires_grad_(False), "model.trained: was 4, is 3; model.frozen: was '', is '1.bias'"),
+    (split(halves), noop, 'groups: was .2, 2 .*, is .4 '), (split(halves), split(lambda m: halves(m)[::-1]), 'groups: was .2, 2 .*, is .2, 2 ')],
+    ids=['another layer','a bias','groups','order of groups'])
+@pytest.mark.parametrize('phases', [False, True])
+def test_what_is_frozen_and_its_groups_are_settings(tmp_path, was, now, says, phases):
+    run = RunStore(tmp_path).run('a')
+    def train(change, stop=None):
+        set_seed(0)
+        learn = Learner(digits_dls(n=64, n_valid=32, bs=16), mlp(), opt_func=SGD, lr=.05, path=tmp_path)
+        change(learn)
+        with learn.no_bar(), learn.no_logging():
+            if phases: learn.fit_phases([Phase('one', 1), Phase('two', 1)], cbs=[KeepRun(run, minutes=0), StopAt(stop)])
+            else: learn.fit(1, cbs=[KeepRun(run, minutes=0), StopAt(stop)])
+    with pytest.raises(Boom): train(was, 2)
+    with pytest.raises(ValueError, match=f'other settings: .*{says}'): train(now)
+    forget(run, 'frozen', 'groups')
+    train(was)
+    assert run.status=='finished'
+
+class XY:
+    def __init__(self, x, y): self.x,self.y = x,y
+    def __len__(self): return len(self.y)
+    def __getitem__(self, i): return self.x[i],self.y[i]
+
+xs = torch.rand(64, 768, generator=torch.Generator().manual_seed(0))
+def labels(k): return [(i+k)%10 for i in range(64)]
+
+@pytest.mark.parametrize('make', [lambda k: list(zip(xs, labels(k))), lambda k: list(zip(xs, torch.tensor(labels(k)))),
+    lambda k: XY(xs, torch.tensor(labels(k))), lambda k: XY(xs, labels(k)), lambda k: XY(list(xs), np.array(labels(k))),
+    lambda k: list(zip(xs+k, labels(0))), lambda k: torch.utils.data.Subset(list(zip(xs, labels(k))), range(64)),
+    lambda k: Datasets(list(zip(xs, labels(k))), [[ItemGetter(0)], [ItemGetter(1)]]),
+    lambda k: Datasets(pd.DataFrame(dict(i=range(64), y=labels(k))), [[lambda o: xs[o.i]], [lambda o: o.y]])],
+    ids=['numbers','tensors','x and y','a list','an array','images','subset','Datasets','table'])
+def test_labels_in_memory_are_a_setting(tmp_path, make):
+    run = RunStore(tmp_path).run('a')
+    def train(k, stop=None):
+        dls = DataLoaders(*(Torch(make(k), 16) for _ in range(2)))
+        return plain_fit(run, stop, 1, dls=dls, loss=nn.functional.cross_entropy)
+    with pytest.raises(Boom): train(0, 2)
+    with pytest.raises(ValueError, match=r'other settings: .*samples\.0\.values\.0: was'): train(1)
+    forget(run, 'values')
+    train(0)
+    assert run.status=='finished'
+
+def test_values_of_samples(monkeypatch):
+    "In any order; wherever the files are; of many bytes the labels alone"
+    one,two = [(Path('a/1.png'),'x'), ('a/2.png',1)],[('b/2.png',1), (Path('b/1.png'),'x')]
+    assert _values(one)==_values(two)!=_values([(Path('1.png'),'y'), ('2.png',1)])
+    assert _values([]) is _values(XY([], [])) is None and _values([Path('a/1.png')])==_values([Path('b/1.png')])!=_values([Path('2.png')])
+    large = torch.zeros(1).expand(3, 1024, 10_000)   # 123 MB
+    assert _values([(large,1)])==_values([(large+1,1)])!=_values([(large,2)])
 
 def test_another_subset_is_another_run(tmp_path):
     run = RunStore(tmp_path).run('a')

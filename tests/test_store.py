@@ -411,6 +411,17 @@ def test_a_table_that_would_not_come_back_is_refused(tmp_path):
         run.save_table('epochs', pd.DataFrame())
     assert run.history.x.tolist()==[1]
 
+@pytest.mark.parametrize('values', [['x','\t',' ','y'], ['\t'], [' ','  '], ['x',' 1','2 ']])
+def test_blank_text_in_a_table_of_one_column(tmp_path, values):
+    run = RunStore(tmp_path).run('a')
+    run.save_table('t', pd.DataFrame(dict(a=values)))
+    assert run.table('t').a.tolist()==values
+
+def test_missing_values_in_a_table_of_one_column(tmp_path):
+    run = RunStore(tmp_path).run('a')
+    run.save_table('t', pd.DataFrame(dict(a=[None,1.5,None])))
+    assert run.table('t').a.isna().tolist()==[True,False,True]
+
 @pytest.mark.parametrize('text', [{'tables/t.csv':5}, {'tables/t.csv':[5]}, {'tables/t.csv':'ab'}])
 def test_text_of_another_type(tmp_path, text):
     run = RunStore(tmp_path).run('a')

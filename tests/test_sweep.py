@@ -1,17 +1,18 @@
 "Sweeps on loky, dask and ray, with workers that die."
 import enum, importlib, logging, multiprocessing, os, re, signal, sys, time, types, warnings
-from collections import namedtuple
-from functools import cached_property, partial
+from collections import OrderedDict, defaultdict, namedtuple
+from functools import cached_property, partial, update_wrapper, wraps
 from pathlib import Path
-import joblib, numpy as np, pytest
-from fastai.vision.all import torch
+import fastai.vision.all as fv, joblib, numpy as np, pandas as pd, pytest
+from fastai.vision.all import L, TensorImage, nn, plt, torch
+from torch.nn import Linear
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.backend.context import set_start_method
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from conftest import root
 from feature_erosion.runs.keys import Untold, differences, recipe
 from feature_erosion.runs.store import RunStore
-from feature_erosion.runs.sweep import _caller, _other_code, sweep
+from feature_erosion.runs.sweep import Sweep, _caller, _other_code, sweep
 
 def point(a, seed, run):
     "Dies the first time at a=2; writes down at which attempt it came to its end"
@@ -378,6 +379,120 @@ def test_what_code_often_holds_can_be_compared(a, b):
     def told(make): return recipe(make())['function']
     assert told(a)==told(a)!=told(b)
 
+def value_of(v): return recipe(holds(v))['function']['uses']
+
+def instance(cls, *args, **kw):
+    o = cls(*args)
+    for k,v in kw.items(): setattr(o, k, v)
+    return o
+
+def with_method(base, n, **more):
+    "A class with a method of its own"
+    def rate(self): return n
+    return type('Own', (base,), dict(rate=rate, __module__=__name__, **more))
+
+kinds = [(dict,{'lr':.1}), (list,[1]), (tuple,(1,)), (str,'a'), (float,.5), (int,3), (complex,1j), (bytes,b'a'), (bytearray,b'a'), (set,{1}),
+         (frozenset,{1}), (L,[1]), (OrderedDict,{'a':1}), (type(Path()),'a'), (partial,max), (torch.Tensor,[1.]), (TensorImage,[1.])]
+
+@pytest.mark.parametrize('kind,value', kinds)
+def test_what_a_class_adds_to_a_builtin_is_told(kind, value):
+    "Its methods, attributes and slots; of an array, too"
+    def own(n=1, **kw): return value_of(instance(with_method(kind, n), value, **kw))
+    told = [value_of(kind(value)), own(), own(2), own(scale=1.), own(scale=2.)]
+    assert all(told.count(o)==1 for o in told) and own()==told[1] and own(scale=2.)==told[4]
+
+def test_slots_and_the_attributes_of_arrays_are_told():
+    def slotted(n): return value_of(instance(with_method(list, 1, __slots__=('n',)), [1], n=n))
+    def array(n): return value_of(instance(lambda: np.zeros(2).view(with_method(np.ndarray, 1)), n=n))
+    def tensor(n): return value_of(instance(torch.zeros, 2, n=n))
+    for f in slotted,array,tensor: assert f(1)==f(1)!=f(2)
+    assert value_of(defaultdict(int))!=value_of(defaultdict(list))
+
+class Shade(str, enum.Enum):
+    dark = 'dark'
+
+@pytest.mark.parametrize('a,b', [([1],(1,)), (Path('a'),f'{type(Path()).__name__} a'), ({1},dict(set=[1])), ({1},frozenset({1})),
+    (range(3),'range(0, 3)'), (torch.float32,'dtype torch.float32'), (float('inf'),'inf'), (float('inf'),'float inf'), (1j,'1j'),
+    (slice(1),[None,1,None]), ({1:2},[[1,2]]), ({1:2},[[1,2]]), (b'a',bytearray(b'a')), ([],()), (L(1),[1]),
+    (np.zeros(2,'f4'),torch.zeros(2)), (np.float64(1),torch.tensor(1.).double()), (np.float64(1),np.array(1.)), (torch.nn,'torch.nn'),
+    (max,'builtins.max'), (torch.zeros(2),torch.zeros(2).requires_grad_()), (torch.zeros(2),torch.zeros(2).to_sparse()),
+    (torch.zeros(2),torch.nn.Parameter(torch.zeros(2), False)), (torch.zeros(2),TensorImage(torch.zeros(2))), ((1,),dict(tuple=[1])),
+    (Shade.dark,'dark'), ({Shade.dark:1},{'dark':1}), ({1:1},{'1':1}), (partial(max,1),dict(partial=max, args=[1], keywords={}))])
+def test_values_of_other_kinds_are_told_apart(a, b): assert value_of(a)==value_of(a)!=value_of(b)
+
+def test_a_text_that_looks_like_a_reference():
+    v = [1]
+    assert value_of([v,v])!=value_of([v,value_of([v,v])['v'][1]])
+
+def by_alias(seed): return nn.Linear(1, 1)(torch.ones(1))
+def inside(seed):
+    import torch.nn as inner
+    return inner.Linear(1, 1)(torch.ones(1))
+def by_path(seed): return torch.nn.Linear(1, 1)(torch.ones(1))
+def by_name(seed): return Linear(1, 1)(torch.ones(1))
+def enclosed():
+    import torch.nn as inner
+    return lambda seed: inner.Linear(1, 1)(torch.ones(1))
+def on_an_object(seed, learn): return learn.my_lr()
+
+@pytest.mark.parametrize('f', [by_alias, inside, by_path, by_name, enclosed()])
+@pytest.mark.parametrize('cls', [nn.Linear, nn.Module], ids=['own','inherited'])
+def test_a_method_replaced_in_a_class_of_others(monkeypatch, f, cls):
+    "However the class is reached; `forward` is called without its name, and `wraps` hides whose it is"
+    def told(): return recipe(f)['function']
+    was = told()
+    def own(n): return wraps(cls.forward)(lambda self, x: x*n)
+    seen = []
+    for v in (lambda self, x: x*2), (lambda self, x: x*3), own(4), own(5):
+        monkeypatch.setattr(cls, 'forward', v)
+        seen.append(told())
+    assert all([was,*seen].count(o)==1 for o in [was,*seen])
+    monkeypatch.undo()
+    assert told()==was
+
+def test_a_method_added_to_a_class_below_an_alias(monkeypatch):
+    def told(): return recipe(on_an_object)['function']
+    was = told()
+    monkeypatch.setattr(fv.Learner, 'my_lr', lambda self: 1., raising=False)
+    one = told()
+    monkeypatch.setattr(fv.Learner, 'my_lr', lambda self: 2., raising=False)
+    assert was!=one!=told()!=was
+
+def with_numpy(seed): return np.CONST*np.pi
+
+@pytest.mark.parametrize('where,name,f', [(np,'CONST',with_numpy), (torch.nn,'Linear',by_alias), (torch.nn,'Linear',by_path)])
+@pytest.mark.parametrize('a,b', [(1.,2.), (with_method(object, 1),with_method(object, 2)),
+                                 (with_method(object, 1)(),with_method(object, 2)())], ids=['number','class','object'])
+def test_what_is_set_in_a_module_of_others(monkeypatch, where, name, f, a, b):
+    "A function, a class or a number; also in a module below the one that the code names first"
+    def told(v):
+        monkeypatch.setattr(where, name, v, raising=False)
+        return recipe(f)['function']
+    assert told(a)==told(a)!=told(b)
+
+def test_a_metaclass_is_part_of_a_class():
+    def told(n):
+        class Meta(type):
+            def __call__(cls): return n
+        class Own(metaclass=Meta): pass
+        return value_of(Own)
+    assert told(1)==told(1)!=told(2)
+
+def test_a_decorator_that_is_a_class_is_told():
+    "Also if it says which function it wraps, or is a kind of `property`"
+    class Times:
+        def __init__(self, f, n):
+            update_wrapper(self, f)
+            self.n = n
+        def __call__(self, x): return self.__wrapped__(x)*self.n
+    def f(x): return x
+    assert value_of(Times(f, 1))!=value_of(Times(f, 2))
+    def held(n):
+        def get(self, o, cls=None): return n
+        own = type('Own', (property,), dict(__get__=get, __module__=__name__))
+        return value_of(type('Has', (), dict(x=own(f), __module__=__name__)))
+    assert held(1)==held(1)!=held(2)
+
 def test_a_run_without_settings_differs_from_one_with_some():
     assert differences({}, dict(lr=.1))==["lr: was 'not there', is 0.1"] and differences({}, {})==[]
 
@@ -453,3 +568,47 @@ def is_adam(m, seed): return dict(adam=m=='a')
 def test_members_of_a_textual_enum_are_their_text(tmp_path):
     got = sweep(is_adam, dict(m=list(Method)), store=tmp_path, n_jobs=1, progress=False)
     assert got.m.tolist()==['s','a'] and got.adam.tolist()==[False,True]
+
+def one_fails(a, seed):
+    if a==3: raise RuntimeError('x')
+    return dict(acc=a*.1, converged=a==1, many=2**70*a, note='n', maybe=None if a else .5)
+
+@pytest.mark.filterwarnings('ignore:1 of 4 points failed')
+def test_a_point_that_failed_takes_no_column_with_it(tmp_path):
+    "`True` and ints of more than 64 bits are numbers beside a missing one, too"
+    df = sweep(one_fails, dict(a=[0,1,2,3]), store=tmp_path, n_jobs=1, progress=False)
+    for d in df,RunStore(tmp_path).sweeps()['one_fails']:
+        s = d.summary()
+        assert list(s.columns.unique(0))==['acc','converged','many','maybe']
+        assert s.converged['mean'].tolist()==[0,1,0] and s.many['mean'].tolist()==[0,2.**70,2.**71]
+        assert s.maybe['n'].tolist()==[1,0,0] and d.plot() and d.plot_means('a', 'converged', 'maybe')
+
+def table(names, **cols):
+    n = len(next(iter(cols.values())))
+    res = Sweep(dict(cols, seed=[0]*n, status=['finished']*n, run=['r']*n))
+    res.attrs.update(names=names)
+    return res
+
+def test_rows_with_one_value_of_a_name():
+    "What the error advises works; a name whose column is gone is none"
+    df = table(['a','b','c'], a=[1,1,2,2], b=[1,2,1,2], c=[[3]]*4, v=[.1,.2,.3,.4])
+    with pytest.raises(ValueError, match=r"x='a': this sweep is over a, b, c; select rows so that b has one value, e.g. `df\[df\['b'\]==…\]`"):
+        df.plot_means('a', 'v')
+    assert df[df['b']==1].plot_means('a', 'v').lines[0].get_ydata().tolist()==[.1,.3]
+    with pytest.raises(ValueError, match="x='v': this sweep is over a, b, c; give one of these"): df.plot_means('v', 'a')
+    left = df[df.b==1].drop(columns='b')
+    assert left.summary().v['mean'].to_dict()=={(1,'[3]'):.1, (2,'[3]'):.3}
+    assert left.plot().axes[0].get_xlabel()=='a' and left.plot_means('a', 'v')
+
+@pytest.mark.parametrize('values', [[0,-1], [0,0]])
+def test_a_logarithmic_axis_without_positive_values(values):
+    before = plt.get_fignums()
+    with pytest.raises(ValueError, match="log=True: 'a' has no value above 0"): table(['a'], a=values, v=[1.,2.]).plot_means('a', 'v', log=True)
+    assert plt.get_fignums()==before
+
+def test_sweeps_over_other_grids_put_together():
+    both = pd.concat([table(['a'], a=[1], v=[1.]), table(['b'], b=[1], v=[1.])])
+    for f in both.summary,both.plot,lambda: both.plot_means('a', 'v'):
+        with pytest.raises(ValueError, match="what its grid is.*set `df.attrs\\['names'\\] = "): f()
+    both.attrs['names'] = ['a','b']
+    assert len(both.summary())==2

@@ -659,3 +659,26 @@ def test_nothing_to_watch_is_said():
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3))
     with pytest.raises(ValueError, match="does not know 'known', and has no finite features that linear layers"):
         erode(model, Watch(digits()))
+
+# What a warning says
+
+@pytest.mark.parametrize('drift,words', [
+    (dict(a=.99, b=float('nan'), c=.2, d=.98, e=float('nan'), f=.1, g=.97),
+     'b (no finite numbers), e (no finite numbers), f (CKA 0.10)'),
+    (dict(a=1., b=.999, c=.5), 'c (CKA 0.50)'), (dict(a=1., b=1.), ''), ({}, ''),
+    (dict(a=.3, b=.2, c=.1, d=.4, e=.5, f=.6), 'b (CKA 0.20), c (CKA 0.10)')])
+def test_the_layers_that_changed_most(drift, words): assert watch_module._most_changed(drift)==words
+
+def test_a_layer_that_is_constant_from_the_start_has_not_changed():
+    "CKA of a constant is 0, also with itself"
+    m = nn.Sequential(nn.Flatten(), nn.Linear(768,8), nn.ReLU(), nn.Linear(8,10))
+    with torch.no_grad(): m[1].weight.zero_(); m[1].bias.fill_(-1.)
+    learn = Learner(digits(), m, loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=0.)
+    w = WatchErosion(digits(), budget=1e6)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=w)
+    assert all({*drift}=={'0'} for drift in w.drift) and all(r['cka']==1 for r in w.rows)   # what is left is the input
+
+def test_as_much_as_the_tolerance_is_not_more():
+    right = lambda n: SimpleNamespace(right=torch.arange(100)<n, y=torch.zeros(100, dtype=torch.long))
+    o = watch_module._loss(right(90), right(85), 'right')
+    assert o.lost==.05 and not o.lost>.05

@@ -12,6 +12,7 @@ import io, json, os, re, time, warnings
 import pandas as pd
 from base64 import b64encode
 from contextlib import contextmanager
+from math import floor, log10
 from xml.etree import ElementTree
 from PIL import Image
 from fastai.vision.all import plt
@@ -94,7 +95,13 @@ def _agrees(v):
     return _badge(dict(yes='agrees', no='differs').get(said) or _text(v), said) if said else '–'
 
 # %% ../../nbs/paper/03_report.ipynb #5b61e31e
-def _interval(m, l, h): return _text(m) if l!=l or h!=h else f'{_text(m)} ({_text(l)} to {_text(h)})'
+def _alike(*vals):
+    "Numbers to as many decimals as give the largest of them three digits"
+    top = max(map(abs, vals)) if all(isinstance(o, float) for o in vals) else 0
+    if not 1e-3<=top<1e6: return map(_text, vals)
+    return (f'{o:,.{max(0, 2-floor(log10(top)))}f}' for o in vals)
+
+def _interval(m, l, h): return _text(m) if l!=l or h!=h else '{} ({} to {})'.format(*_alike(m, l, h))
 
 def _with_interval(df):
     "Mean, low and high as one column"
@@ -116,11 +123,15 @@ def _check_png(b):
         if im.width*im.height>_most_pixels: raise ValueError(f'{im.width}×{im.height} pixels are too many for the page')
         width = round(im.width*96/max(im.info.get('dpi', (96,))[0], 96))
         im.verify()
-    return dict(width=width)
+    return dict(width=width, klass='wide' if width>600 else None)
 
 def _check_svg(b):
     if not ElementTree.fromstring(b).tag.endswith('svg'): raise ValueError('not an SVG')
     return {}
+
+def _figure(img, caption):
+    "A picture that scrolls in its own box if it is too wide for a phone"
+    return h.Figure(h.Div(img, klass='scroll'), h.Figcaption(caption))
 
 _pictures = dict(png=('png',_check_png), svg=('svg+xml',_check_svg))
 
@@ -149,7 +160,7 @@ def of(self:_Figures, path, title, noting, check=noop):
             img = self.embed(f)
             check(f)
             done.add(f.stem)
-            res.setdefault(img.src, h.Figure(img(alt=f"{title}: {f.stem.replace('_',' ')}"), h.Figcaption(f.stem)))
+            res.setdefault(img.src, _figure(img(alt=f"{title}: {f.stem.replace('_',' ')}"), f.stem))
     return list(res.values())
 
 # %% ../../nbs/paper/03_report.ipynb #b63d3fa1
@@ -354,7 +365,7 @@ def _picture(fig, alt, caption):
     fig.savefig(f, format='png', dpi=150)
     plt.close(fig)
     src = f'data:image/png;base64,{b64encode(f.getvalue()).decode()}'
-    return h.Figure(h.Img(src=src, alt=alt, **_check_png(f.getvalue())), h.Figcaption(caption))
+    return _figure(h.Img(src=src, alt=alt, **_check_png(f.getvalue())), caption)
 
 def _sweep_parts(name, df):
     "Facts, plot and table; what cannot be shown becomes a note"
@@ -385,7 +396,8 @@ _layout = """
 * { box-sizing: border-box }
 html { scroll-padding-top: 1rem; -webkit-text-size-adjust: 100% }
 body { margin: 0 auto; max-width: 58rem; padding: 2.5rem clamp(1rem, 4vw, 2.5rem) 3rem; background: var(--bg); color: var(--fg);
-       font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", sans-serif; overflow-wrap: anywhere }
+       font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", sans-serif;
+       overflow-wrap: anywhere }
 h1 { margin: 0; font-size: clamp(1.6rem, 5vw, 2.2rem); line-height: 1.2; letter-spacing: -.01em }
 h2 { margin: 0; font-size: 1.35rem; line-height: 1.3 }
 summary :is(h2, h3) { display: inline; font-size: 1rem }
@@ -405,13 +417,15 @@ footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line) 
 # %% ../../nbs/paper/03_report.ipynb #6e5e5cd7
 _boxes = """
 figure { margin: 1.25rem 0 1.5rem }
-img { display: block; max-width: 100%; height: auto; margin: 0 auto; background: #fff; padding: .6rem; border: 1px solid var(--line); border-radius: .6rem }
+img { display: block; max-width: 100%; height: auto; margin: 0 auto; padding: .6rem; background: #fff; border-radius: .6rem;
+      border: 1px solid var(--line) }
 figcaption { margin-top: .5rem; text-align: center }
 details { margin: .75rem 0; border: 1px solid var(--line); border-radius: .6rem; overflow: hidden }
 summary { padding: .6rem .9rem; cursor: pointer; background: var(--soft) }
 summary small { margin-left: .6rem }
 .scroll { overflow-x: auto; max-width: 100% }
-table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums; overflow-wrap: break-word }
+table { width: 100%; border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums;
+        overflow-wrap: break-word }
 th, td { padding: .4rem .9rem; text-align: left; vertical-align: top; border-top: 1px solid var(--line); max-width: 26rem }
 thead th { color: var(--mute); font-weight: 600; white-space: nowrap }
 .n { text-align: right; white-space: nowrap }
@@ -427,7 +441,8 @@ thead th { color: var(--mute); font-weight: 600; white-space: nowrap }
 .runs td:first-child { min-width: 9rem; font-weight: 600 }
 .runs thead tr > * { border-top: 0 }
 .runs td:not(.n) { min-width: 6.5rem }
-.badge { display: inline-block; padding: .05rem .55rem; border-radius: 1rem; font-size: .8125rem; font-weight: 600; white-space: nowrap }
+.badge { display: inline-block; padding: .05rem .55rem; border-radius: 1rem; font-size: .8125rem; font-weight: 600;
+         white-space: nowrap }
 .yes { color: var(--yes); background: var(--yes-bg) }
 .no { color: var(--no); background: var(--no-bg) }
 .partly, .note { color: var(--partly); background: var(--partly-bg) }
@@ -441,6 +456,7 @@ _media = """
 @media (max-width: 40rem) {
   body { padding-top: 1.5rem }
   img { padding: .3rem }
+  img.wide { max-width: 36rem }
   th, td { padding: .4rem .7rem }
   .claims, .claims tbody { display: block }
   .claims thead { display: none }

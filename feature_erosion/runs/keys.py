@@ -11,10 +11,10 @@ __all__ = ['Untold', 'hash_tensor', 'as_json', 'recipe', 'function_name', 'key_o
 # %% ../../nbs/runs/00_keys.ipynb #d66e2211
 import dis, hashlib, importlib.util, json, logging, os, platform, re, sys, sysconfig, torch, types
 import numpy as np
-from collections import namedtuple
+from collections import OrderedDict, defaultdict, namedtuple
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
-from functools import cached_property, lru_cache, singledispatch
+from functools import cached_property, lru_cache, partialmethod, singledispatch
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path, PurePath
 from fastcore.all import *
@@ -44,6 +44,11 @@ def _is_installed(module):
     except (ValueError,ImportError): return False
     at = spec and (spec.origin or first(spec.submodule_search_locations or ()))
     return bool(at) and any(Path(at).resolve().is_relative_to(d) for d in _installed_at())
+
+def _home(o):
+    "The module of an object; of a metaclass made in C it may be no text"
+    name = getattr(o, '__module__', None)
+    return name if isinstance(name, str) else 'builtins'
 
 # %% ../../nbs/runs/00_keys.ipynb #f50281bf
 _packages = lru_cache(packages_distributions)
@@ -115,12 +120,14 @@ class _Teller:
 def _tell(o, t):
     "Describe an instance, if all of its class's code can be described and it has no hidden state"
     cls = type(o)
-    if is_dataclass(o): return _instance(o, t, {f.name:getattr(o, f.name) for f in fields(o)})
-    if callable(o) and hasattr(o, '__wrapped__'): return t(o.__wrapped__, '__wrapped__')   # `lru_cache`
+    if is_dataclass(o): return _instance(o, t, {**getattr(o, '__dict__', {}), **{f.name:getattr(o, f.name) for f in fields(o)}})
     if _is_own(cls) and hasattr(o, '__dict__'): return _instance(o, t, vars(o))
+    if callable(o) and hasattr(o, '__wrapped__'): return t(o.__wrapped__, '__wrapped__')   # `lru_cache`
     t.refuse(f"is a {cls.__module__}.{cls.__qualname__}, which cannot be compared: make it inside of the function, from settings")
 
 def _instance(o, t, values): return dict(instance=t(type(o), type(o).__name__), values=t.all(values))
+
+def _own_kind(o, t): return {} if _is_installed(_home(type(o))) else {'kind':t(type(o), type(o).__name__)}
 
 def _is_own(cls):
     "Whether all of a class's code can be described, and all of an instance's state is in its `__dict__`"
@@ -131,29 +138,58 @@ def _is_own(cls):
 def _register(f, *kinds):
     for k in kinds: _tell.register(k, f)
 
-def _items(o, t): return [t(v, i) for i,v in enumerate(o)]
-def _slice(o, t): return [t(getattr(o, k), k) for k in ('start','stop','step')]
-def _partial(o, t): return dict(partial=t(o.func, 'func'), args=t(list(o.args), 'args'), keywords=t(o.keywords, 'keywords'))
+def _values(f, *kinds):
+    "As `_register`, for kinds that classes inherit from: what these add is described, too"
+    for k in kinds: _tell.register(k, partial(_value_of, f, k))
+
+def _value_of(f, kind, o, t):
+    if isinstance(o, Enum): return _enum(o, t)
+    cls,own = type(o),_state(o, kind, t)
+    if cls is kind and not own: return f(o, t)
+    by_name = _is_installed(cls.__module__) and not any(isinstance(v, types.FunctionType) for v in vars(cls).values())
+    return dict(instance=t.by_name(cls) if by_name else t(cls, cls.__name__), values=own, content=f(o, t))
+
+def _state(o, kind, t):
+    "What an instance has besides its content: attributes, slots of your own classes, the default of a `defaultdict`"
+    if isinstance(o, np.memmap): return {}
+    slots = {n:getattr(o, n) for c in type(o).__mro__ for n,v in vars(c).items()
+             if isinstance(v, types.MemberDescriptorType) and not _is_installed(c.__module__) and hasattr(o, n)}
+    more = {'default_factory':o.default_factory} if isinstance(o, defaultdict) else {}
+    return t.all({k:v for k,v in {**getattr(o, '__dict__', {}), **slots, **more}.items() if not (kind is L and k=='items')})
+
+def _enum(o, t): return dict(enum=t(type(o), type(o).__name__), name=o.name or o.value)   # before Python 3.11 `A|B` has no name
+def _items(kind): return lambda o, t: [t(v, i) for i,v in enumerate(kind.__iter__(o))]
+def _tagged(tell, tag): return lambda o, t: {tag:tell(o, t)}
+def _set(kind): return lambda o, t: {kind.__name__:sorted((t(v, 'item') for v in kind.__iter__(o)), key=repr)}
+def _named(o, t): return f'{type(o).__name__} {o}'
+def _slice(o, t): return dict(slice=[t(getattr(o, k), k) for k in ('start','stop','step')])
+def _partial(o, t): return dict(partial=t(o.func, 'func'), args=t(list(o.args), 'args'), keywords=t.all(o.keywords))
 def _method(o, t): return dict(method=t(o.__func__, o.__name__), of=t(o.__self__, 'self'))
 
-_register(lambda o, t: o, type(None), bool, int, str)
-_register(lambda o, t: o if np.isfinite(o) else repr(o), float)
-_register(lambda o, t: f'bytes {_sha(o)}', bytes, bytearray)
-_register(_items, list, tuple, L)
-_register(lambda o, t: repr(o), range, complex)
+_register(lambda o, t: o, type(None), bool)
+_values(lambda o, t: int.__int__(o), int)
+_values(lambda o, t: str.__repr__(o), str)   # in quotation marks: nothing below begins with one
+_values(lambda o, t: float.__float__(o) if np.isfinite(o) else f'float {float.__repr__(o)}', float)
+_values(lambda o, t: f'complex {complex.__repr__(o)}', complex)
+for _k in bytes,bytearray: _values(lambda o, t, k=_k: f'{k.__name__} {_sha(o)}', _k)
+_values(_items(list), list)
+for _k in tuple,L: _values(_tagged(_items(_k), _k.__name__), _k)
+for _k in set,frozenset: _values(_set(_k), _k)
+_register(lambda o, t: repr(o), range)
 _register(_slice, slice)
-_register(lambda o, t: dict(set=sorted((t(v, 'item') for v in o), key=repr)), set, frozenset)
-_register(lambda o, t: f'{type(o).__name__} {o}', PurePath, torch.dtype, torch.device)
-_register(lambda o, t: dict(enum=t(type(o), type(o).__name__), name=o.name), Enum)
-_register(_partial, partial)
+_tell.register(PurePath, lambda o, t: _value_of(_named, first(c for c in type(o).__mro__ if _is_installed(c.__module__)), o, t))
+_register(_named, torch.dtype, torch.device)
+_register(_enum, Enum)
+_values(_partial, partial)
 _register(_method, types.MethodType)
+_register(lambda o, t: dict(slot=o.__name__), types.MemberDescriptorType)
 _register(lambda o, t: t.by_name(o), types.MethodDescriptorType, types.WrapperDescriptorType,
           types.ClassMethodDescriptorType, np.ufunc)
 _register(lambda o, t: f'pattern {o.pattern!r} {o.flags}', re.Pattern)
 _register(lambda o, t: f'logger {o.name}', logging.Logger)   # it leaves results alone
-_register(lambda o, t: dict(cached=t(o.func, 'func')), cached_property)
+_register(lambda o, t: {'cached':t(o.func, 'func'), **_own_kind(o, t)}, cached_property)
 _register(lambda o, t: dict(item=o.__reduce__()[1][0]), type(namedtuple('_', 'a').a))
-_register(lambda o, t: dict(mode=t.by_name(type(o)), on=getattr(o, 'mode', None)),   # as decorators
+_register(lambda o, t: dict(mode=t(type(o), 'mode'), on=getattr(o, 'mode', None)),   # as decorators
           torch.no_grad, torch.enable_grad, torch.inference_mode, torch.set_grad_enabled)
 
 # %% ../../nbs/runs/00_keys.ipynb #be17d386
@@ -172,24 +208,34 @@ def _hash_array(o):
     return f"{o.dtype}{list(o.shape)} {_sha(o.tobytes())}"
 
 # %% ../../nbs/runs/00_keys.ipynb #91a3b709
-@_tell.register(dict)
-def _(o, t):
-    if all(isinstance(k, str) for k in o): return t.all(o)
-    return [[t(k, 'key'), t(v, k)] for k,v in o.items()]
+def _dict(o, t):
+    items = list((OrderedDict if isinstance(o, OrderedDict) else dict).items(o))
+    if all(type(k) is str for k,_ in items): return dict(dict=t.all(dict(items)))
+    return dict(dict=[[t(k, 'key'), t(v, k)] for k,v in items])
+
+_values(_dict, dict)
 
 @_tell.register(types.BuiltinFunctionType)
 def _(o, t):
     if isinstance(o.__self__, (types.ModuleType,type,type(None))): return t.by_name(o)
     t.refuse('is a method of a live object, which cannot be compared')
 
-@_tell.register(np.ndarray)
-@_tell.register(np.generic)
-@_tell.register(torch.Tensor)
-def _(o, t):
-    if getattr(getattr(o, 'dtype', None), 'hasobject', False): t.refuse('is an array of objects, which cannot be compared')
-    return hash_tensor(o)
+def _array(o, t):
+    if o.dtype.hasobject: t.refuse('is an array of objects, which cannot be compared')
+    return f'array {hash_tensor(o)}'
+
+def _tensor(o, t):
+    more = [str(v) for v,usual in ((o.device, 'cpu'), (o.layout, 'torch.strided')) if str(v)!=usual]
+    return ' '.join(['tensor', hash_tensor(o), *more, *['requires_grad']*o.requires_grad])
+
+_values(_array, np.ndarray, np.generic)
+_values(_tensor, torch.Tensor)
 
 # %% ../../nbs/runs/00_keys.ipynb #827b11da
+def _is_code_installed(f):
+    "Whether the code of a function is: `wraps` gives your own the module of another"
+    return _is_installed(f.__module__) and _is_installed(f.__globals__.get('__name__'))
+
 def _leads_to(o):
     "Whether `module.qualname` is this very object"
     found = sys.modules.get(getattr(o, '__module__', None) or '')
@@ -207,12 +253,12 @@ def _refuse_unseen(f, used, t):
 @_tell.register(types.FunctionType)
 def _(f, t):
     if f is os.getenv: t.refuse(_from_outside)
-    if _is_installed(f.__module__) and _leads_to(f): return t.by_name(f)
+    if _is_code_installed(f) and _leads_to(f): return t.by_name(f)
     used = _Used(f.__code__)
     _refuse_unseen(f, used, t)
     more = {k:v for k,v in vars(f).items() if k not in _not_code}
-    told = dict(code=_sha(json.dumps(_bytecode(f.__code__)).encode()), defaults=t(f.__defaults__, 'defaults'),
-                kwdefaults=t(f.__kwdefaults__, 'kwdefaults'), uses=_uses(f, used, t), more=t.all(more))
+    told = dict(code=_sha(json.dumps(_bytecode(f.__code__)).encode()), defaults=t(list(f.__defaults__ or ()), 'defaults'),
+                kwdefaults=t.all(f.__kwdefaults__ or {}), uses=_uses(f, used, t), more=t.all(more))
     return {k:v for k,v in told.items() if v}
 
 # %% ../../nbs/runs/00_keys.ipynb #7ae2c895
@@ -220,11 +266,14 @@ def _uses(f, used, t): return {**_closure(f, used, t), **_globals(f, used, t), *
 
 def _value(n, v, used, t): return _module(v, used.attrs, t) if isinstance(v, types.ModuleType) else t(v, n)
 
-def _closure(f, used, t):
+def _cells(f):
+    "Variables of enclosing functions"
     def value(c):
         try: return c.cell_contents
         except ValueError: return None   # not assigned yet
-    return {n:_value(n, value(c), used, t) for n,c in zip(f.__code__.co_freevars, f.__closure__ or ())}
+    return {n:value(c) for n,c in zip(f.__code__.co_freevars, f.__closure__ or ())}
+
+def _closure(f, used, t): return {n:_value(n, v, used, t) for n,v in _cells(f).items()}
 
 def _globals(f, used, t):
     return {n:_value(n, f.__globals__[n], used, t) for n in sorted(used.globals & set(f.__globals__))}
@@ -253,31 +302,66 @@ def _has_own(name, t):
     return True
 
 # %% ../../nbs/runs/00_keys.ipynb #5e1fca11
-def _top(o): return str(getattr(o, '__module__', None) or 'builtins').partition('.')[0]
+def _is_yours(v):
+    "Whether a function, a class or an object is of code that is not installed"
+    if isinstance(v, (partial,partialmethod)): v = v.func
+    if isinstance(v, types.FunctionType): return not _is_code_installed(v)
+    kind = _home(v if isinstance(v, type) else type(v))
+    return kind in sys.modules and not _is_installed(kind)
 
 def _added(c, n):
-    "Your own function that is method or property `n` of an installed class"
+    "What you have made method or property `n` of an installed class"
     v = vars(c)[n]
     f = v.fget if isinstance(v, property) else getattr(v, '__func__', v)
-    if type(f) is types.FunctionType and _top(f)!=_top(c) and _is_installed(_top(c)) and not _is_installed(_top(f)): return f
+    own = f.func if isinstance(f, (partial,partialmethod)) else f
+    if not isinstance(own, types.FunctionType) or _is_code_installed(own) or not _is_installed(_home(c)): return
+    return own if isinstance(f, partialmethod) else f
 
 def _methods(f, used, t):
-    "Methods that you have added to the classes named in the function's module"
-    names = {f'{c.__module__}.{c.__qualname__}.{n}':(c,n) for c in f.__globals__.values() if isinstance(c, type)
-             for n in used.attrs & vars(c).keys()}
-    return t.all({k:v for k,o in sorted(names.items()) if (v := _added(*o))})
+    "Methods that you have added to the classes named in the function's module, and in modules that have a name there"
+    reached,named = _classes(f, used)
+    names = [(c,n) for c in reached for n in used.attrs & vars(c).keys()] + [(c,n) for c in named for n in list(vars(c))]
+    found = {f'{c.__module__}.{c.__qualname__}.{n}':v for c,n in names if (v := _added(c, n)) is not None}
+    return t.all(dict(sorted(found.items())))
+
+def _classes(f, used):
+    "Classes that a function can reach, and those that it names, with what they inherit from"
+    held = {**f.__globals__, **_cells(f)}
+    inside = [sys.modules.get(n) for n,*_ in used.imports]
+    mods = _modules([o for o in (*held.values(), *inside) if isinstance(o, types.ModuleType)], used.attrs)
+    of = {n:o for n,o in held.items() if isinstance(o, type)}
+    named = [o for n,o in of.items() if n in (*used.globals, *f.__code__.co_freevars)]
+    named += [o for m in mods for n in used.attrs if isinstance(o := vars(m).get(n), type)]
+    reached = [*of.values(), *(o for m in mods for o in list(vars(m).values()) if isinstance(o, type))]
+    return reached,[b for c in named for b in c.__mro__]
+
+def _modules(mods, names):
+    "Modules, and those below them that the code names"
+    found,todo = {},list(mods)
+    while todo:
+        if id(m := todo.pop()) in found: continue
+        found[id(m)] = m
+        todo += [o for n in names if isinstance(o := vars(m).get(n), types.ModuleType)]
+    return list(found.values())
 
 # %% ../../nbs/runs/00_keys.ipynb #6d8b87e1
 def _module(m, attrs, t, within=()):
     "Describe a module, or the name of one that is not imported yet"
     name = m if isinstance(m, str) else m.__name__
-    installed,used = _is_installed(name),_attributes(m, attrs, within)
     t.tops.add(name.partition('.')[0])
-    if installed: used = {n:v for n,v in used.items() if isinstance(v, types.FunctionType) and not _is_installed(v.__module__)}
+    if installed := _is_installed(name): used = {} if isinstance(m, str) else _set_in(m, attrs)
+    else: used = _attributes(m, attrs, within)
     if installed and not used: return name
     parts = {n:_module(v, attrs, t, (*within, m)) for n,v in used.items() if isinstance(v, types.ModuleType)}
     uses = {**t.all({n:v for n,v in used.items() if n not in parts}), **parts}
     return dict(module=name, source=None if installed else _source(m, t), uses=uses)
+
+def _set_in(m, names):
+    "What somebody may have set in an installed module, and in those below it that the code names"
+    def counts(n, v): return n[:2]!='__' and (type(v) in (bool,int,float,complex,str) or _is_yours(v))
+    found = {f'{o.__name__}.{n}':v for o in _modules([m], names) if _is_installed(o.__name__)
+             for n in sorted(names) if n in vars(o) and not isinstance(v := vars(o)[n], types.ModuleType) and counts(n, v)}
+    return {k.removeprefix(f'{m.__name__}.'):v for k,v in found.items()}
 
 def _attributes(m, names, within):
     "A module's attributes with these names, without modules that are installed or that lead here"
@@ -309,6 +393,8 @@ def _members(cls):
         if k in _not_code or is_dataclass(cls) and _is_written(v): continue
         if isinstance(v, property): yield from {f'{k}.{o}':getattr(v, o) for o in ('fget','fset','fdel')}.items()
         else: yield k,getattr(v, '__func__', v)
+        own = isinstance(v, (property,classmethod,staticmethod)) and not _is_installed(_home(type(v)))
+        if own: yield f'{k}.kind',type(v)
 
 def _field(f, t):
     default = next((o for o in (f.default, f.default_factory) if o is not MISSING), '')   # a value, or its factory
@@ -317,7 +403,8 @@ def _field(f, t):
 @_tell.register(type)
 def _(c, t):
     if _is_installed(c.__module__) and _leads_to(c): return t.by_name(c)
-    return dict(members=t.all(dict(_members(c))), fields=[_field(f, t) for f in fields(c)] if is_dataclass(c) else [],
+    return dict(_own_kind(c, t), members=t.all(dict(_members(c))),
+                fields=[_field(f, t) for f in fields(c)] if is_dataclass(c) else [],
                 bases=[t(b, b.__name__) for b in c.__bases__])
 
 # %% ../../nbs/runs/00_keys.ipynb #79411500

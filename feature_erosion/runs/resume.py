@@ -27,7 +27,8 @@ from ..phases import *
 from ..evalsets import *
 from .keys import *
 from .store import *
-from .state import FitState, declares, is_passive, loader_state, put, random_state, set_loader_state, set_random_state, settle
+from .state import (FitState, declares, is_passive, loader_state, put, random_state, set_loader_state,
+                                        set_random_state, settle)
 
 # %% ../../nbs/runs/03_resume.ipynb #4aaed01a
 def get_rng():
@@ -114,6 +115,7 @@ def _samples(dls):
     sets = [_below(dl.dataset) for dl in dls.loaders]
     some = [getattr(dl, 'chosen', None) for dl in dls.loaders]   # of `subset_dl`
     return dict(zip(('train','valid'), map(_which, dls.loaders)), held=list(map(_held, sets)), tfms=list(map(_own_tfms, sets)),
+                values=list(map(_values, sets)),
                 chosen=[None if o is None else _key([o]) for o in some])
 
 def _which(dl):
@@ -133,6 +135,34 @@ def _held(ds):
     own = getattr(ds, 'tensors', None)
     parts = *(own if isinstance(own, (tuple,list)) else ()),getattr(ds, 'data', None)
     return _key(v for v in parts if isinstance(v, (torch.Tensor,np.ndarray)) and not isinstance(v, np.memmap))
+
+def _values(ds):
+    "A hash of samples in memory and their labels, in whatever order; above 100 MB without images. `None` if there are none"
+    held = [ds if isinstance(ds, (list,tuple,L)) else _rows(getattr(ds, 'items', None))]
+    held += [v for k in ('x','y','labels','targets') if (v := getattr(ds, '__dict__', {}).get(k)) is not None]
+    leaves = [[list(_leaves(v)) for v in (o if isinstance(o, (list,tuple,L)) else [o])] for o in held]
+    big = sum(getattr(o, 'nbytes', 0) for o in _leaves(leaves))>100*2**20
+    told = [sorted(key_of([_leaf(o, big) for o in v]) for v in vs) for vs in leaves]
+    return key_of(told) if any(told) else None
+
+def _rows(items):
+    "Samples in a list, and the rows of a table; none if these are names, which have an entry of their own"
+    if isinstance(items, pd.DataFrame): return list(items.itertuples())
+    if not isinstance(items, (list,tuple,L)) or all(isinstance(o, (str,PurePath)) for o in items): return []
+    return items
+
+def _leaves(o):
+    if isinstance(o, dict): o = [v for kv in o.items() for v in kv]
+    if not isinstance(o, (list,tuple,L)): yield o
+    else:
+        for v in o: yield from _leaves(v)
+
+def _leaf(o, big):
+    "One value of a sample; where a file is does not matter"
+    if isinstance(o, (torch.Tensor,np.ndarray,np.generic)):
+        with suppress(ValueError): return hash_tensor(o) if o.ndim<2 or not big else list(o.shape)
+    if isinstance(o, PurePath) or isinstance(o, str) and '/' in o and PurePath(o).suffix: return PurePath(o).name
+    return o if o is None or isinstance(o, (bool,int,float,str)) else type(o).__name__
 
 def _names(items):
     "What tells items apart: the names of files, the index of a table, texts and numbers; a `TypeError` for anything else"
@@ -161,7 +191,7 @@ def fit_settings(
 )->dict:
     "The settings of a fit, as JSON values"
     return dict(model=_model_settings(get_model(learn.model)), opt=describe(learn.opt_func), lr=describe(learn.lr), wd=learn.wd,
-                hypers=None if phases else _hypers(learn.opt), wd_bn_bias=learn.wd_bn_bias,
+                hypers=None if phases else _hypers(learn.opt), groups=_groups(learn), wd_bn_bias=learn.wd_bn_bias,
                 train_bn=learn.train_bn, loss=describe(learn.loss_func), loss_settings=_loss_settings(learn.loss_func),
                 data=_data_settings(learn.dls),
                 samples=[_samples(o) for o in (learn.dls, *L(phases).attrgot('dls'))], loaders=_shared(learn, phases),
@@ -172,9 +202,25 @@ def _hypers(opt):
     "What `fit` has set, for each group of layers: its `lr` and `wd` take the place of the Learner's"
     return [{k:describe(o[k]) for k in ('lr','wd') if k in o} for o in getattr(opt, 'hypers', ())]
 
+def _groups(learn):
+    "The number of tensors in each group of layers, and a hash of their names"
+    names = {id(p):n for n,p in get_model(learn.model).named_parameters()}
+    groups = L(getattr(learn.opt, 'param_lists', None) or learn.splitter(learn.model))
+    groups = [[names.get(id(p), '') for p in L(g)] for g in ([groups] if isinstance(first(groups), torch.Tensor) else groups)]
+    return f"{', '.join(str(len(g)) for g in groups)} {key_of(groups)}"
+
 def _model_settings(m):
     return dict(name=type(m).__name__, parameters=n_params(m), layers=key_of(stable_repr(m)),
-                trained=sum(p.requires_grad for p in m.parameters()))
+                trained=sum(p.requires_grad for p in m.parameters()), frozen=_brief(', '.join(_frozen(m))))
+
+def _frozen(m, name=''):
+    "Names of layers and parameters that are not trained; of a layer as a whole if none of its parameters is"
+    ps = list(m.parameters())
+    if ps and not any(p.requires_grad for p in ps): return [name or 'all']
+    own = [f'{name}.{n}'.strip('.') for n,p in m.named_parameters(recurse=False) if not p.requires_grad]
+    return own + [o for n,c in m.named_children() for o in _frozen(c, f'{name}.{n}'.strip('.'))]
+
+def _brief(s): return s if len(s)<=200 else f'{s[:150]}… {key_of(s)}'
 
 def _loss_settings(f):
     "What the modules of a loss were made with, such as `label_smoothing`: their names and weights do not tell"
@@ -478,7 +524,7 @@ def _claim(self:KeepRun, settings, seed):
         if self.was['recipe'] is None: run.begin()   # a recipe's run began with its function
         run.update(fit=settings, seed=seed, phases=[p.name for p in self.phases], status='running')
 
-_since = {'is','made','shuffle','drop_last','held','weights','tfms','chosen'}   # entries that earlier versions did not have
+_since = set('is made shuffle drop_last held weights tfms chosen frozen values'.split())   # earlier versions did not have these
 
 def _differences(old, new):
     "Differences in what both say: an earlier version of this library may have stored less"

@@ -401,7 +401,8 @@ def _read_table(self:Run, f):
 
 def _from_csv(f, text=()):
     "Columns in `text` are names, whatever they look like; 'NA' and 'None' are names everywhere"
-    try: return pd.read_csv(f, keep_default_na=False, na_values=[''], dtype=dict.fromkeys(text, str))
+    kw = dict(keep_default_na=False, na_values=[''], skip_blank_lines=False)   # a blank line is a row of one blank text
+    try: return pd.read_csv(f, dtype=dict.fromkeys(text, str), **kw)
     except pd.errors.EmptyDataError: return pd.DataFrame()
 
 def _text(df, text):

@@ -308,7 +308,7 @@ def summary(self:Sweep,
     level:float=.95 # Confidence level, for four or more seeds
 )->pd.DataFrame: # A row for each point of the grid; `n`, `mean`, `low`, `high` for each number
     "Mean and interval over seeds, as in `mean_interval`: for two or three seeds, the lowest and the highest"
-    names,done = self.attrs['names'],self._finished()
+    names,done = self._names(),self._finished()
     if not len(done) or not self._numbers(): raise ValueError(f"nothing to summarise: {_nothing}")
     groups = done.groupby(names, sort=False, dropna=False) if names else [((), done)]
     rows = {k:_intervals(d[self._numbers()], level) for k,d in groups}
@@ -320,12 +320,29 @@ def summary(self:Sweep,
 def _finished(self:Sweep):
     "Finished points; a setting that is a list or dict becomes text, by which rows can be grouped"
     done = pd.DataFrame(self[self.status=='finished'])
-    return done.assign(**{k:done[k].map(_groupable) for k in self.attrs['names']})
+    numbers = {k:done[k].astype(float) for k in self._numbers() if done[k].dtype==object}
+    return done.assign(**{k:done[k].map(_groupable) for k in self._names()}, **numbers)
+
+@patch
+def _names(self:Sweep):
+    "Names of the grid that are still columns"
+    if 'names' not in self.attrs: raise ValueError(f"this table does not say what its grid is: {_from_others}")
+    return [k for k in self.attrs['names'] if k in self.columns]
+
+_from_others = ("made from several sweeps, it has lost it. Compute all in one sweep, which loads what the store has, "
+                "or set `df.attrs['names'] = [...]`, the names of the grid")
 
 @patch
 def _numbers(self:Sweep):
-    others = {*self.attrs['names'],'seed','status','error','run'}
-    return [c for c in self.columns if c not in others and pd.api.types.is_numeric_dtype(self[c])]
+    "Columns of numbers: those of finished points alone, as others have none"
+    others,done = {*self._names(),'seed','status','error','run'},self[self.status=='finished']
+    return [c for c in self.columns if c not in others and _are_numbers(done[c])]
+
+def _are_numbers(values):
+    "Whether all are, but for missing ones: beside these `True` has no numeric dtype, nor ever an int of more than 64 bits"
+    if pd.api.types.is_numeric_dtype(values): return True
+    there = values.dropna()
+    return len(there)>0 and all(isinstance(v, (int,float,np.number,np.bool_)) for v in there)
 
 _nothing = 'no point is finished, or none has numbers'
 
@@ -346,13 +363,19 @@ def plot_means(self:Sweep,
 )->plt.Axes:
     "Means over seeds, with their intervals as in `mean_interval`, and each seed as a dot"
     self._check_names(x, ys)
-    ax = ax or plt.subplots(figsize=(5,3.5), layout='constrained')[1]
     done = self._finished()
+    linear = _linear_to(done[x], x) if log and _is_scale(done[x]) else None
+    ax = ax or plt.subplots(figsize=(5,3.5), layout='constrained')[1]
     for i,y in enumerate(ys): _plot_mean(ax, done, x, y, y.replace('_',' '), f'C{i}')
-    if log and _is_scale(done[x]): ax.set_xscale('symlog', linthresh=min(v for v in done[x] if v>0))
+    if linear is not None: ax.set_xscale('symlog', linthresh=linear)
     ax.set(xlabel=x, ylabel='mean, interval and seeds')
     ax.legend()
     return ax
+
+def _linear_to(values, x):
+    "The lowest positive value, where a logarithmic axis begins"
+    if (values>0).any(): return values[values>0].min()
+    raise ValueError(f"log=True: {x!r} has no value above 0, which a logarithmic axis needs; leave `log` out")
 
 def _is_scale(values):
     "Whether settings are numbers, all of them: `None` among them has no place on a scale"
@@ -371,10 +394,13 @@ def _plot_mean(ax, df, x, y, label, color):
 
 @patch
 def _check_names(self:Sweep, x, ys):
-    names,known = self.attrs['names'],self._numbers()
-    if names!=[x]:
-        raise ValueError(f"x={x!r}: this sweep is over {', '.join(names)}; "
-                         "select rows so that one name is left, or plot all with `plot()`")
+    names,known = self._names(),self._numbers()
+    if x not in names: raise ValueError(f"x={x!r}: this sweep is over {', '.join(names)}; give one of these")
+    if others := [k for k in names if k!=x and self[k].map(_groupable).nunique(dropna=False)>1]:
+        has = 'has' if len(others)==1 else 'have'
+        raise ValueError(f"x={x!r}: this sweep is over {', '.join(names)}; select rows so that {', '.join(others)} {has} "
+                         f"one value, e.g. `df[df[{others[0]!r}]==…]`, or plot all with `plot()`")
+    if not known: raise ValueError(f"nothing to plot: {_nothing}")
     if bad := [y for y in ys if y not in known]: raise ValueError(f"ys: {bad[0]!r} is not among {', '.join(known)}")
 
 # %% ../../nbs/runs/04_sweep.ipynb #f4e1a827
@@ -387,7 +413,7 @@ def plot(self:Sweep,
     x,done = self._axis(x)
     ys,lines = self._numbers()[:most],self._lines(done, x)
     if not ys or not len(done): raise ValueError(f"nothing to plot: {_nothing}")
-    cols = min(3, len(ys))
+    cols = 2 if len(ys)==4 else min(3, len(ys))
     rows = -(-len(ys)//cols)
     fig,axs = plt.subplots(rows, cols, figsize=(1+3.3*cols, .6+2.5*rows), layout='constrained', squeeze=False)
     for ax in axs.flat[len(ys):]: ax.remove()
@@ -401,7 +427,7 @@ def plot(self:Sweep,
 @patch
 def _axis(self:Sweep, x):
     "The setting on the x-axis, and the finished points; without a grid, all stand at one place"
-    done,names = self._finished(),self.attrs['names']
+    done,names = self._finished(),self._names()
     if not names: return 'all seeds',done.assign(**{'all seeds':''})
     if x is None: x = max(names, key=lambda k: done[k].nunique())
     if x not in names: raise ValueError(f"x={x!r}: this sweep is over {', '.join(names)}")
@@ -410,7 +436,7 @@ def _axis(self:Sweep, x):
 @patch
 def _lines(self:Sweep, done, x):
     "Points by the other settings, as far as these differ"
-    others = [k for k in self.attrs['names'] if k!=x and done[k].nunique(dropna=False)>1]
+    others = [k for k in self._names() if k!=x and done[k].nunique(dropna=False)>1]
     if not others: return {'':done}
     return {', '.join(f'{n} {_label(v)}' for n,v in zip(others, k)):d for k,d in done.groupby(others, sort=False, dropna=False)}
 

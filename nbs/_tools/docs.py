@@ -69,7 +69,7 @@ def whole_row(row, above):
     above.update({j:(c,int(c['rowspan'])-1) for j,c in enumerate(row.find_all(['th','td'])) if c.has_attr('rowspan')})
     return {j:(c,n) for j,(c,n) in above.items() if n}
 
-re_number = re.compile(r'[-−+×]?[\d.,]+( ?[%×s]|e[-+]?\d+)?|nan|–|')
+re_number = re.compile(r'[-−+×]?[\d.,]+( ?[%×s]|e[-+]?\d+)?|nan|NaN|–|')
 
 def to_the_right(t):
     "Columns of numbers, and their heads, go to the right; all else begins at the left"
