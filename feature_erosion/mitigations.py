@@ -493,7 +493,7 @@ def _floats(o): return o.float() if isinstance(o, torch.Tensor) and o.is_floatin
 
 def _whole_loss(learn):
     "The loss of this batch again, with all penalties, in the Learner's precision"
-    with precision(learn): pred = learn.model(*copied(learn.xb))
+    with precision(learn): pred = learn.model(*learn.xb)   # copies of it, by `_SecondLook`
     pred = apply(_floats, answer_tensor(pred) if isinstance(learn.pred, torch.Tensor) else pred)
     loss = learn.loss_func(pred, *learn.yb)
     for o in learn.cbs:

@@ -21,8 +21,7 @@ from fastai.callback.training import GradientAccumulation
 from fastai.vision.all import (Callback, CancelBackwardException, CancelBatchException, CancelEpochException, CancelFitException,
                                CancelStepException, CancelTrainException, CancelValidException, DataLoader, DataLoaders,
                                Learner, Metric, ParamScheduler, Recorder, SaveModelCallback, SchedCos, SchedExp, SchedLin,
-                               TrainEvalCallback,
-                               combined_cos, event, get_model, num_distrib)
+                               TrainEvalCallback, combined_cos, event, get_model, num_distrib)
 from .files import check_name
 from .callbacks import *
 from .loaders import check_whole, label_vocab, n_labels

@@ -24,7 +24,7 @@ from ..patterns import *
 from ..patterns import _stamped
 from ..phases import class_names
 from ..evalsets import *
-from ..evalsets import _classes_injected
+from ..evalsets import _classes_injected, _n_injected
 from ..plots import *
 from .layers import *
 from .layers import _has_weights, _only_model
@@ -295,16 +295,17 @@ def pattern_mask(
 # %% ../../nbs/measures/04_attribution.ipynb #91060540
 def _painted(dl, pattern, variant, seed):
     "A painted loader, the class whose region counts for each sample, and the variant; `None` if it was painted before"
-    dls,classes = dl,None
+    dls,n,classes = dl,None,None
     if isinstance(dl, DataLoaders):
-        pattern,classes = pattern or getattr(dl, 'pattern', None),_classes_injected(dl)
+        pattern,n,classes = pattern or getattr(dl, 'pattern', None),_n_injected(dl),_classes_injected(dl)
         dls,dl = clean_of(dl),clean_of(dl).valid
     if variant not in variants: raise ValueError(f"variant={variant!r}: must be one of {', '.join(variants)}")
     if stamped(getattr(dl, 'dataset', None)):
         if pattern is None: return dl,dl.dataset.stamps,None
         raise ValueError("pattern: this loader's images are painted already; leave it out, or give the clean loader")
     if pattern is None: raise ValueError("pattern=None: these images are not painted; say which pattern, e.g. `ColorSquare(4)`")
-    dl = _stamped(dl, pattern, dls, variant, classes=classes, seed=stamp_seed(seed, 1))   # the same stamps as `pattern_sets`
+    # the same stamps as `pattern_sets`
+    dl = _stamped(dl, pattern, dls, variant, n, classes, seed=stamp_seed(seed, 1))
     stamps = torch.as_tensor(read_labels(dl.dataset.ds)) if variant=='clean' else dl.dataset.stamps
     return dl,stamps,variant
 
