@@ -94,6 +94,7 @@ def last_fit(
     new = all(getattr(rec, 'values', None) is not o for o in known)
     return fit_log(rec) if new and rec.losses else rec._fit_log
 
+# %% ../nbs/05_callbacks.ipynb #18e8d34d
 _begin_recording = Recorder.before_fit
 
 @patch
