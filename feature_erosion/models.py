@@ -65,7 +65,7 @@ class CifarResNet(Module):
         n_out:int=10, # Number of classes
         blocks:tuple=(3,3,3), # Blocks in each stage
         chs:tuple=(16,32,64), # Channels of each stage at `width=1`
-        shortcut=PadShortcut, # From `(ni, nf, stride)`, makes the module that matches shapes
+        shortcut:Callable=PadShortcut, # From `(ni, nf, stride)`, makes the module that matches shapes
         c_in:int=3, # Input channels
         width:float=1. # Factor on all of `chs`
     ):

@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from copy import deepcopy
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from typing import Callable
 from fastcore.all import *
 from fastai.vision.all import Recorder, plt, to_device
 from ..batches import *
@@ -224,7 +225,7 @@ def _zeros(ps): return [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, t
 def grad_norm(
     model, # A module or Learner
     dl, # As in `fixed_dl`, with targets; pass a single batch as a list, `[(x, y)]`
-    loss_func:callable=None, # A mean over samples, weighted or not; by default the Learner's, or cross-entropy
+    loss_func:Callable=None, # A mean over samples, weighted or not; by default the Learner's, or cross-entropy
     n:int|None=None, # How many samples; `None` for all
     seed:int=0 # Which samples
 )->float:
@@ -293,7 +294,7 @@ def _beyond(ritz, error, weight, size, eps):
 def hessian_rank(
     model, # A module or Learner
     dl, # As in `fixed_dl`, with targets: the images that the network is about to learn, kept in memory
-    loss_func:callable=None, # As in `grad_norm`
+    loss_func:Callable=None, # As in `grad_norm`
     n:int|None=200, # How many samples; `None` for all
     eps:float=.1, # Count eigenvalues beyond ±`eps`, in units of the loss
     steps:int=100, # Each costs about three training steps on all samples, and memory for a copy of the parameters
@@ -370,7 +371,7 @@ _titles = dict(dormant='dormant units', weight_norm='weight norm', grad_norm='gr
 def plasticity_measures(
     model, # A module or Learner
     dl, # As in `fixed_dl`, with targets
-    loss_func:callable=None, # As in `grad_norm`
+    loss_func:Callable=None, # As in `grad_norm`
     n:int|None=512, # How many samples; `None` for all
     tau:float=0., # As in `dormant_units`
     layers=None, # As in `unit_scores`
