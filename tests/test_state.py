@@ -768,6 +768,31 @@ def test_what_is_frozen_and_its_groups_are_settings(tmp_path, was, now, says, ph
     train(was)
     assert run.status=='finished'
 
+class Scaled(nn.Module):
+    "What it was made with is neither in its `repr` nor in its weights"
+    def __init__(self, by, act=torch.relu):
+        super().__init__()
+        self.by,self.act,self.lin = by,act,nn.Linear(768,10)
+    def forward(self, x): return self.act(self.lin(x.flatten(1)))*self.by
+
+def attention(norm_first):
+    layer = nn.TransformerEncoderLayer(16, 2, 16, 0., batch_first=True, norm_first=norm_first)
+    return nn.Sequential(nn.Flatten(), nn.Unflatten(1, (48,16)), layer, nn.Flatten(), nn.Linear(768,10))
+
+@pytest.mark.parametrize('was,now,says', [(lambda: Scaled(1.), lambda: Scaled(2.), '.*by=1.0.*by=2.0'),
+    (lambda: Scaled(1.), lambda: Scaled(1., torch.tanh), '.*relu.*tanh'), (lambda: attention(False), lambda: attention(True), '.*norm_first=False.*norm_first=True')],
+    ids=['a number','a function',"an argument of torch's"])
+def test_what_a_model_was_made_with_is_a_setting(tmp_path, was, now, says):
+    run = RunStore(tmp_path).run('a')
+    def train(model, stop=None):
+        set_seed(0)
+        learn = Learner(digits_dls(n=64, n_valid=32, bs=16), model(), opt_func=SGD, lr=.05, path=tmp_path)
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=[KeepRun(run, minutes=0), StopAt(stop)])
+    with pytest.raises(Boom): train(was, 2)
+    with pytest.raises(ValueError, match=f'other settings: .*model.made: {says}'): train(now)
+    train(was)
+    assert run.status=='finished'
+
 class XY:
     def __init__(self, x, y): self.x,self.y = x,y
     def __len__(self): return len(self.y)

@@ -211,7 +211,15 @@ def _groups(learn):
 
 def _model_settings(m):
     return dict(name=type(m).__name__, parameters=n_params(m), layers=key_of(stable_repr(m)),
-                trained=sum(p.requires_grad for p in m.parameters()), frozen=_brief(', '.join(_frozen(m))))
+                trained=sum(p.requires_grad for p in m.parameters()), frozen=_brief(', '.join(_frozen(m))),
+                made=_brief(', '.join(f'{k}={v}' for k,v in _made_with(sorted(m.named_modules(), key=_is_torchs)).items())))
+
+def _is_torchs(named): return type(named[1]).__module__.startswith('torch.')   # whose `repr` shows most of it
+
+def _made_with(modules):
+    "What named modules were made with and have kept, such as `label_smoothing`: their `repr` and weights may not tell"
+    kept = {(n,m):set(inspect.signature(type(m).__init__).parameters) & set(vars(m)) for n,m in modules}
+    return {f'{n}.{a}'.strip('.'):describe(vars(m)[a], 2) for (n,m),names in kept.items() for a in sorted(names)}
 
 def _frozen(m, name=''):
     "Names of layers and parameters that are not trained; of a layer as a whole if none of its parameters is"
@@ -223,11 +231,9 @@ def _frozen(m, name=''):
 def _brief(s): return s if len(s)<=200 else f'{s[:150]}… {key_of(s)}'
 
 def _loss_settings(f):
-    "What the modules of a loss were made with, such as `label_smoothing`: their names and weights do not tell"
+    "The same of a loss, or of the modules in it"
     held = {k:o for k,o in {'':f, **getattr(f, '__dict__', {})}.items() if isinstance(o, nn.Module)}
-    mods = [(f'{k}.{n}', m) for k,o in held.items() for n,m in o.named_modules()]
-    return {f'{k}.{a}'.strip('.'):describe(vars(m)[a]) for k,m in mods
-            for a in inspect.signature(type(m).__init__).parameters if a in vars(m)}
+    return _made_with((f'{k}.{n}', m) for k,o in held.items() for n,m in o.named_modules())
 
 def _seed(): return s if (s := torch.initial_seed())<2**32 else None
 
