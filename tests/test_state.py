@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from torchvision.ops import StochasticDepth
 from fastai.vision.all import (AvgMetric, CSVLogger, Callback, DataLoader, DataLoaders, Datasets, EarlyStoppingCallback,
                                GradientAccumulation, ImageDataLoaders, ItemGetter, Lambda, Learner, Normalize, PadMode, RandomResizedCrop,
-                               ReduceLROnPlateau, Resize, ResizeMethod, SGD, SaveModelCallback, accuracy, aug_transforms,
+                               ReduceLROnPlateau, Resize, ResizeMethod, SGD, SaveModelCallback, TensorImage, Transform, accuracy, aug_transforms,
                                imagenet_stats, load_learner, noop, set_seed)
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.losses import CrossEntropyLossFlat, FocalLossFlat, LabelSmoothingCrossEntropyFlat
@@ -411,6 +411,20 @@ def test_another_random_split_is_another_run(photos, tmp_path, table):
     with pytest.raises(ValueError, match='other settings: samples.0.train: was'): train(here, 2)
     train(here.rename(tmp_path/'there'), 1)
     assert run.status=='finished'
+
+class Brighter(Transform):
+    "Holds its setting, a count and what it has made in private"
+    def __init__(self, by): self._by,self._n,self._made = by,0,{}
+    def encodes(self, x:TensorImage):
+        self._n += 1
+        return self._made.setdefault('x', x*self._by)
+
+def test_what_is_private_is_a_setting_if_only_init_sets_it():
+    a,b = Brighter(1.5),Brighter(1.5)
+    before = describe(a)
+    a(TensorImage(torch.ones(3,2,2)))
+    assert a._n==1 and a._made and describe(a)==before==describe(b)!=describe(Brighter(2.))
+    assert differences(before, describe(Brighter(2.)))==['_by: was 1.5, is 2.0']
 
 @pytest.mark.works(kind='callbacks', what='`KeepRun` in `fine_tune`, on data with `aug_transforms`',
                    how='works: each of its two fits has a run of its own, and goes on in the middle')
