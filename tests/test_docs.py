@@ -55,6 +55,8 @@ def test_users_names_come_first(mains):
     assert len(homes)>50
     tops = {o:{a.get_text() for a in mains[f'{o}.html'].find('h2').find_all_previous('a')} for o in {*homes.values()}}
     assert not [n for n,home in homes.items() if n not in tops[home]]
+    index = {a.get_text():a['href'] for a in mains['all.html'].find_all('a')}
+    assert not [n for n,home in homes.items() if not index.get(n, '').startswith(f'{home}.html#')], index
 
 
 def test_a_number_beside_several_rows_moves_none_of_them():
