@@ -336,7 +336,7 @@ class Ruler(Pattern):
 
 # %% ../nbs/08_patterns.ipynb #bc600c5e
 class Effect(Pattern):
-    "A change of the whole image for each class: subclass it and write `change`"
+    "A change of the whole image for each class: subclass it and write `change(x, level)`"
     box = _whole
     def __init__(self,
         first:float, # Level of the first class

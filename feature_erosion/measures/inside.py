@@ -20,7 +20,7 @@ from .probes import *
 
 # %% ../../nbs/measures/06_inside.ipynb #a76be54c
 class Inside:
-    "What layers represent at two or more phases: `cka`, `rank` and `probe`, each a table with its own plot"
+    "What layers represent at two or more phases: `.cka`, `.rank` and `.probe`, each a table with its own plot"
     def __init__(self,
         cka:LayerCKA, # From `layer_cka`
         rank:LayerRank, # From `layer_rank`
