@@ -22,6 +22,7 @@ from .loaders import *
 from .callbacks import *
 from .plots import *
 from .patterns import *
+from .patterns import _with_samples
 from .phases import *
 from .erosion import *
 from .learner import *   # `models_at`
@@ -589,8 +590,8 @@ def _take(self:Ramp):
     if 'strength' in self.scheds:
         y = read_labels(self.ds)
         self.own = np.flatnonzero(self.full.numpy()==y)
-        self.others = assign_stamps(y, variant='conflict', n_classes=self.tfm.n_classes, classes=self.tfm.classes,
-                                    seed=stamp_seed(self.seed, 0))
+        self.others = assign_stamps(y, variant='conflict', n_classes=self.tfm.n_classes, seed=stamp_seed(self.seed, 0),
+                                    classes=ifnone(self.tfm.classes, _with_samples(self.learn.dls, y, self.tfm.n_classes)))
         if (self.others[self.own]<0).any():
             raise ValueError("strength: only one class has a picture, so no image can get another's; name more `classes` in "
                              "`inject`, or ramp the ratio")

@@ -306,6 +306,17 @@ def test_strength_of_some_classes():
     assert set(first.tolist())==set(last.tolist())=={-1,3,8} and ((first>=0)==(last>=0)).all() and (first!=last).any()
     with pytest.raises(ValueError, match="strength: only one class has a picture"): ramped(['3'])
 
+def test_strength_with_classes_without_samples():
+    "Images get pictures of classes that there are, those that `inject` draws"
+    data = TensorImages(np.full((60,8,8,3), 90, np.uint8), np.arange(60)%3, ['a','b','c','#na#','unused'])
+    dls = tensor_dls(data, data, bs=60, pad=0, flip=False)
+    look = Look()
+    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(192,5)), loss_func=CrossEntropyLossFlat(), opt_func=SGD)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_phases([Phase('erode', 1, dls.inject(ColorSquare(4), seed=3))], cbs=[Ramp(strength=lambda pct: 0., seed=3), look])
+    want = dls.inject(ColorSquare(4), seed=3, strength=0).train_ds.stamps
+    assert torch.equal(look.stamps[-1], want) and set(want.tolist())=={0,1,2}
+
 def test_opacity_by_hand():
     look,easy = run(Ramp(opacity=(0,1)))
     check_faded(look)
