@@ -28,7 +28,7 @@ from .erosion import *
 from .learner import *   # `models_at`
 from .learner import _given
 from .measures.layers import *
-from .measures.layers import _NotFinite, _heads, _two_inputs, _with_weights
+from .measures.layers import _NotFinite, _check_names, _heads, _two_inputs, _with_weights
 from .measures.probes import *
 from .measures.plasticity import *
 
@@ -462,6 +462,7 @@ def group_accuracy(
     "Accuracy of each group of samples"
     models,named = named_models(models),sets if isinstance(sets, dict) else {'':sets}
     if not named: raise ValueError("sets: name at least one, e.g. `pattern_sets(dls, ColorSquare(4))`")
+    _check_names(sets=named)
     if not 0<level<1: raise ValueError(f"level={level!r}: must be above 0 and below 1, the confidence of an interval")
     names,fixed = _naming(by, named),{k:fixed_dl(dl, n, seed) for k,dl in named.items()}
     found = {(m,k):_by_group(model, m, dl, names, level) for m,model in models.items() for k,dl in fixed.items()}

@@ -14,6 +14,7 @@ from feature_erosion.data import TensorImages, digits_dls, tensor_dls
 from feature_erosion.evalsets import EvalSets, pattern_sets
 from feature_erosion.mitigations import Ensemble
 import feature_erosion.learner   # `fit_phases`, `recover` and others on every Learner
+from feature_erosion.measures.rank import layer_rank
 from feature_erosion.patterns import ColorSquare, Noise
 from feature_erosion.phases import Phase
 from feature_erosion.loaders import same_dl
@@ -557,6 +558,15 @@ def test_missing_groups(missing):
         with pytest.raises(ValueError, match='groups: missing for 10 of 40 samples'): dfr(x, y, g)
     whole = group_accuracy(nn.Linear(4, 4), [(x,y)], by=['a','b','none','a']*10)
     assert whole.n.sum()==40 and whole.n.to_dict()==dict(a=20, b=10, none=10)
+
+@pytest.mark.parametrize('missing', [None,float('nan'),pd.NA,pd.NaT])
+def test_missing_names(missing):
+    "As keys of models and sets they ended in an error about an index"
+    x,y = torch.randn(40, 4),torch.arange(40)%4
+    m,dl = nn.Linear(4, 4),[(x,y)]
+    with pytest.raises(ValueError, match=f'models: one is called {missing!r}'): layer_rank({'a':m, missing:m}, dl)
+    with pytest.raises(ValueError, match=f'models: one is called {missing!r}'): group_accuracy({missing:m}, dl)
+    with pytest.raises(ValueError, match=f'sets: one is called {missing!r}'): group_accuracy(m, {'a':dl, missing:dl})
 
 def test_groups_of_other_shapes():
     x,y = torch.randn(40, 4),torch.arange(40)%4

@@ -14,6 +14,7 @@ from collections import Counter
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
 from math import prod
+from pandas.api.types import is_scalar
 from types import SimpleNamespace
 from torch import nn
 from fastcore.all import *
@@ -342,7 +343,7 @@ def named_models(
     if isinstance(models, (nn.Module,Learner)): models = {'model':models}
     if not isinstance(models, dict): models = {f'model{i}':m for i,m in enumerate(listify(models))}
     if not models: raise ValueError("models: give a module, a list of modules, or a dict of them by name")
-    if None in models: raise ValueError("models: a network is called None, which tables take for a missing name; name it")
+    _check_names(models=models)
     models = {k:unwrapped(m.model if isinstance(m, Learner) else m) for k,m in models.items()}
     for k,m in models.items():
         if not isinstance(m, nn.Module): raise ValueError(f"models: {k!r} is a {type(m).__name__}, not a module")
@@ -350,6 +351,12 @@ def named_models(
             raise ValueError(f"models: {k!r} has weights on the device 'meta', which have no values; load them first, "
                              "by `to_empty` and `load_state_dict`")
     return models
+
+def _check_names(**named):
+    "Refuse names that tables take for missing, such as None and NaN"
+    for arg,names in named.items():
+        if bad := [o for o in names if is_scalar(o) and pd.isna(o)]:
+            raise ValueError(f"{arg}: one is called {bad[0]!r}, which tables take for a missing name; give it another")
 
 def _only_model(model): return only(named_models(model).values())
 
