@@ -13,6 +13,7 @@ __all__ = ['paper_stats', 'TensorImages', 'keep_on', 'TensorDL', 'to_uint8', 'Cr
 import bz2, fastai.data, gzip, hashlib, lzma, os, re, shutil, tarfile, tempfile, warnings, zlib
 from contextlib import contextmanager
 from copy import copy
+from functools import lru_cache
 import numpy as np, torch, torch.nn.functional as F
 from filelock import FileLock
 from fastdownload import FastDownload
@@ -453,7 +454,15 @@ def cached_images(
 
 # %% ../nbs/09_data.ipynb #1e99fa84
 def _in(path): return sorted(o for o in Path(path).iterdir() if not o.name.startswith('.')) if Path(path).is_dir() else []
-def _is_image(name): return not name.startswith('.') and os.path.splitext(name)[1].lower() in image_extensions
+@lru_cache
+def _pillows():
+    "Extensions of images that Pillow reads; fastai's are those that this machine lists, some without .webp"
+    return {k for k,v in Image.registered_extensions().items() if v in Image.OPEN and Image.MIME.get(v, '').startswith('image/')}
+
+def _is_image(name):
+    ext = os.path.splitext(name)[1].lower()
+    return not name.startswith('.') and (ext in image_extensions or ext in _pillows())
+
 def _subfolders(path): return [o for o in _in(path) if o.is_dir()]
 def _loose_images(path): return [o for o in _in(path) if _is_image(o.name) and not o.is_dir()]
 

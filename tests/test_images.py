@@ -1,10 +1,11 @@
 "Images as people have them: kinds of files, numbers of more than 8 bits, folders, damaged caches, hostile archives."
-import gzip, io, os, struct, subprocess, sys, tarfile, warnings, zlib
+import gzip, io, mimetypes, os, struct, subprocess, sys, tarfile, warnings, zlib
 from pathlib import Path
 import matplotlib, numpy as np, pytest, scipy.ndimage, sklearn.datasets
 from PIL import Image, ImageOps, TiffImagePlugin
 from fastai.vision.all import GrandparentSplitter, ImageDataLoaders, PILImage, get_image_files, parent_label
 from conftest import works
+from feature_erosion import data
 from feature_erosion.data import (TensorImages, cached_images, cifar100_dls, cifar10_dls, class_files, decode_images,
                                   digits_dls, extract,
                                   image_folder_dls, tensor_dls, to_uint8)
@@ -280,6 +281,18 @@ def test_layouts(tmp_path, files, want):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert counts(load(tmp_path))==want
+
+@works('folders', 'files that a machine does not list as images (WebP, TGA, JPEG 2000)', 'work: on any machine')
+def test_extensions_that_a_machine_does_not_list(tmp_path, monkeypatch):
+    "Python knows .webp as an image where /etc/mime.types does, as it is not in small containers"
+    monkeypatch.setattr(data, 'image_extensions', {k for k,v in mimetypes.MimeTypes(()).types_map[1].items() if v.startswith('image/')})
+    exts = 'png','webp','WEBP','tga','jp2','dib'
+    for c in two:
+        (tmp_path/c).mkdir()
+        for i,e in enumerate(exts): saved(tmp_path/c/f'{i}.{e}', rgb)
+        for k in 'txt','pdf','h5','csv': (tmp_path/c/f'0.{k}').write_text('no image')
+    assert {k:len(v) for k,v in class_files(tmp_path).items()}==dict.fromkeys(two, len(exts))
+    assert image_folder_dls(tmp_path, size=None, bs=2, valid_pct=.5).train_ds.x.shape==(6,*rgb.shape)
 
 said = [case(full('train')+full('val')+['train/stray.png','train/more.jpg'], (two,[4,4],[4,4]),
              '2 images lie beside the folders of the classes', kind='folders',
