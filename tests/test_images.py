@@ -122,6 +122,17 @@ def test_16_bit_rgb(tmp_path):
     (tmp_path/'a.png').write_bytes(png16(rgb.astype(int)*257))
     assert np.array_equal(to_uint8(tmp_path/'a.png'), rgb)
 
+def test_12_bits_in_16_bit_rgb(tmp_path):
+    "They come out nearly black: a warning says so, and `value_range`, of which the upper byte knows nothing, is refused"
+    for f in (names := [tmp_path/f'{i}.png' for i in range(2)]): f.write_bytes(png16(np.clip(rgb.astype(int)*16, 0, 4095)))
+    with pytest.warns(match=r'2 of 2 images have more than 8 bits: 0…65535 became 0…255. Their values lie in 0…3855'):
+        assert decode_images(names).max()==15
+    with pytest.raises(ValueError, match=r'0.png: has 16 bits a channel .* `value_range`; save it with 8 bits'):
+        decode_images(names, value_range=(0,4095))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert decode_images([saved(tmp_path/'a.png', rgb)], value_range=(0,4095)).max()==rgb.max()   # bytes are what they are
+
 @works('images', 'booleans, as an array', 'works: black and white')
 def test_booleans(): assert np.array_equal(to_uint8(grey>99), three((grey>99)*255))
 
