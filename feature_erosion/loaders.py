@@ -38,7 +38,7 @@ def wrong_label(o):
     elif a.dtype.kind=='f':
         what = f'the float {float(a.reshape(-1)[0]):.3g} (regression?)'
         do = 'make bins of a quantity (`pd.qcut`), integers of classes (`astype(int)`)'
-    return ValueError(f"labels: got {what}; a pattern is chosen by one integer per sample. To paint by class, {do}; "
+    return ValueError(f"labels: got {what}; want one integer for each sample, its class. To have one, {do}; "
                       "without, look at rank, CKA or dormant units, which need no labels")
 
 def is_int(o):
