@@ -127,6 +127,8 @@ def sorted_by_class(kind):
     ds = torch.utils.data.TensorDataset(x, y)
     return x,y,(DataLoader if kind=='fastai' else torch.utils.data.DataLoader)(ds, 100)
 
+@pytest.mark.works(kind='loaders', what='data sorted by class, as folders list them: CKA from batches',
+                   how='works: each batch has samples of all classes')
 @pytest.mark.parametrize('kind', ['fastai','torch'])
 def test_data_sorted_by_class(kind):
     "Batches of one or two classes each do not show how classes differ; what is right follows from all samples at once"
