@@ -125,6 +125,19 @@ def test_gradient_under_no_grad_and_with_fastais_loss(dls):
     m = net()
     with torch.no_grad(): assert grad_norm(m, dls.valid, CrossEntropyLossFlat())==pytest.approx(grad_norm(m, dls.valid), rel=1e-6)
 
+@pytest.mark.parametrize('kind', [torch.int32, torch.int8, torch.uint8, torch.int64])
+def test_labels_of_any_kind_of_integer(images, kind):
+    "Also in a column, and those that the loss leaves out; `F.cross_entropy` takes none of these but int64, in a row"
+    set_seed(0)
+    m,(x,y) = net().eval(),images
+    if kind!=torch.uint8: y = y.where(torch.arange(len(y))%5>0, -100)
+    gs = torch.autograd.grad(F.cross_entropy(m(x), y), list(m.parameters()))
+    want = sum(g.double().square().sum().item() for g in gs)**.5
+    for y2 in (y.to(kind), y.to(kind)[:,None]):
+        batches = [(x[:64],y2[:64]),(x[64:],y2[64:])]
+        assert grad_norm(m, batches)==pytest.approx(want, rel=1e-4)
+        assert plasticity_measures(m, batches, measures='grad_norm')['grad_norm']==pytest.approx(want, rel=1e-4)
+
 @pytest.mark.parametrize('loss', [CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat, FocalLossFlat, nn.CrossEntropyLoss])
 def test_gradient_of_the_first_target(dls, loss):
     "Of image, class and group, as `grouped` makes them, the loss is that of the class"

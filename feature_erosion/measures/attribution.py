@@ -325,12 +325,12 @@ class _Painted:
         i,n = 0,self.tfm.n_classes
         with unaugmented(self.dl):
             for b in self.dl:
-                x,y = (o[0] for o in split_batch(self.dl, b))
+                (x,*_),ys = split_batch(self.dl, b)
                 if self.masks is None:
                     self._check_size(x)
                     self.masks = pattern_mask(self.tfm.pattern, range(n), n, x.shape[1:])
                     self._check_place(b, x, self.masks[self.stamps[:len(x)]])
-                yield x,y.cpu(),self.stamps[i:i+len(x)]
+                yield x,batch_labels(ys).long().cpu(),self.stamps[i:i+len(x)]
                 i += len(x)
 
     def _check_size(self, x):

@@ -9,7 +9,7 @@ __all__ = ['unit_scores', 'Dormant', 'dormant_units', 'weight_norm', 'weight_nor
            'plasticity_measures', 'PlasticityLog']
 
 # %% ../../nbs/measures/05_plasticity.ipynb #d974f61b
-import inspect, numpy as np, pandas as pd, torch
+import inspect, numpy as np, pandas as pd, torch, torch.nn.functional as F
 from collections import Counter, defaultdict
 from copy import deepcopy
 from torch import nn
@@ -203,9 +203,14 @@ def _losses(outputs, loss):
         before,last = now,k
 
 # %% ../../nbs/measures/05_plasticity.ipynb #45b5248b
+def _cross_entropy(pred, y, reduction='mean'):
+    "Of labels as integers of any kind, also in a column, as fastai's loss takes them"
+    if pred.ndim==2: y = batch_labels([y])
+    return F.cross_entropy(pred, y if y.is_floating_point() else y.long(), reduction=reduction)
+
 def _differentiable(model, loss_func):
     "The loss, the module, and its trainable parameters"
-    loss_func = loss_func or getattr(model, 'loss_func', None) or nn.CrossEntropyLoss()
+    loss_func = loss_func or getattr(model, 'loss_func', None) or _cross_entropy
     _check_mean(loss_func)
     model = _only_model(model)
     ps = [p for p in model.parameters() if p.requires_grad]
