@@ -202,6 +202,17 @@ def test_help():
     assert r.returncode==0 and '--weights FILE' in r.stdout and 'default: vgg19' in r.stdout
     assert subprocess.run([sys.executable, '-m', 'feature_erosion.cli'], capture_output=True, text=True).returncode==2
 
+def test_completion_knows_what_the_library_has(monkeypatch):
+    "Of arguments that take other values, too, such as folders and networks of other packages"
+    seen = {}
+    def autocomplete(p): seen.update({o.dest:o.completer(prefix='') for o in p._subparsers._group_actions[0].choices['run']._actions
+                                      if hasattr(o, 'completer')})
+    monkeypatch.setitem(sys.modules, 'argcomplete', SimpleNamespace(autocomplete=autocomplete))
+    monkeypatch.setenv('_ARGCOMPLETE', '1')
+    with pytest.raises(SystemExit): main([])
+    assert {'resnet18','resnet20','vgg19','torchvision/','timm/'}<=set(seen['arch']) and {'digits','cifar10'}<=set(seen['data'])
+    assert 'square' in seen['pattern'] and 'fig4' in seen['figure']
+
 @pytest.mark.slow('CIFAR-10 on the command line; on digits it is tested above')
 def test_main_job_on_cifar(tmp_path, cifar10, resnet20):
     "The public ResNet-20 forgets CIFAR-10 within sixty iterations"
