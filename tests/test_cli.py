@@ -171,10 +171,13 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path, capsys):
 def test_stopped_goes_on_finished_is_shown_changed_is_refused(tmp_path, capsys):
     run = ['run','fig1',*quick,'--out',str(tmp_path/'o'),'--epochs','1']
     assert main(run)==0 and main(run)==0
-    first,again = capsys.readouterr().out.split('is finished and was loaded')
+    out = capsys.readouterr().out
+    first,again = out.split('is finished and was loaded')
     table = lambda s: [o for o in s.splitlines() if o.startswith(('start','pretrain','erode','relearn'))]
     assert table(first)==table(again) and len(table(again))==4
-    assert 'net.bs: was 64, is 32' in fails(capsys, *run, '--bs', '32')
+    said = fails(capsys, *run, '--bs', '32')
+    assert 'net.bs: was 64, is 32' in said
+    for o in out,said: assert 'choose another `out`, or delete the old one' in o and 'RunStore' not in o   # in the words of `--out`
 
 def test_a_finished_run_is_only_read(tmp_path):
     "So that it may be where nothing can be written; tables that were lost or changed come back"

@@ -507,7 +507,7 @@ def _lock(self:KeepRun):
         self.locked = True
     except Timeout:
         raise ValueError(f"run {run.name!r}: another process works on it; wait for it, "
-                         "or give this one another name") from None
+                         f"or {run._elsewhere()}") from None
     except OSError:
         if run.info['status']!='finished': raise   # it is only loaded, if need be from where nothing can be written
 
@@ -542,14 +542,14 @@ def _check_start(self:KeepRun):
     if all(k not in now or hash_tensor(v)==hash_tensor(now[k]) for k,v in was.items()): return
     run = self.kept
     raise ValueError(f"run {run.name!r} began with other weights than run {self.first_name!r} ends with now, which was "
-                     f"trained again: delete this one, too, {run._deletion()}")
+                     f"trained again: delete this one, too{run._deletion()}")
 
 @patch
 def _refuse(self:KeepRun, info, settings, seed):
     diff = _differences(info['fit'], settings)
     if seed!=info['seed']: diff.append(f"seed: was {info['seed']}, is {seed}")
     if diff: raise ValueError(f"run {self.kept.name!r} was begun with other settings: {'; '.join(diff[:5])}. "
-                              "Give this one another name, or delete the old one")
+                              f"To begin anew, {self.kept._instead()}")
 
 # %% ../../nbs/runs/03_resume.ipynb #2493cf37
 @patch
@@ -599,7 +599,7 @@ def _choose(self:KeepRun):
             bad.append(f)
             warnings.warn(f"{e}. It stays where it is; the checkpoint before it is used")
     if bad: raise ValueError(f"run {self.kept.name!r}: none of its checkpoints can be read, see the warnings; "
-                             "nothing was deleted. Repair them, or give this run another name to begin again")
+                             f"nothing was deleted. Repair them, or {self.kept._elsewhere()} to begin again")
 
 @patch
 def _all_checkpoints(self:KeepRun):
@@ -645,9 +645,8 @@ def _greeting(self:KeepRun, state):
     if self.was['status']!='finished': return f"run {run.name!r} goes on after {n} iterations"
     made = self.was['sessions'][-1] if self.was['sessions'] else {}
     how = ', '.join(f'{k} {made[k]}' for k in ('feature_erosion','torch','device') if k in made)
-    again = f"delete it, {run._deletion()}, or give another name"
     when = self.was['created'][:16].replace('T', ' ')
-    return f"run {run.name!r} is finished and was loaded: made {when} with {how}. To train it again, {again}"
+    return f"run {run.name!r} is finished and was loaded: made {when} with {how}. To train it again, {run._instead()}"
 
 # %% ../../nbs/runs/03_resume.ipynb #61aeff42
 _not_tables = 'iters','names','phases','rows'

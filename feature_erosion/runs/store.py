@@ -154,6 +154,7 @@ def _check_info(info, f):
 # %% ../../nbs/runs/01_store.ipynb #b78315c7
 class Run:
     "One run's folder"
+    by = 'name'   # the argument that chose it
     def __init__(self,
         path # The folder; created by `RunStore.run`
     ): self.path = Path(path)
@@ -187,6 +188,7 @@ def settings(self:Run)->dict:
 # %% ../../nbs/runs/01_store.ipynb #8b302b9e
 class RunStore:
     "A folder of runs"
+    by = 'name'   # as of its runs
     def __init__(self,
         path='runs' # The folder, created with the first run
     ): self.path = Path(path).expanduser()
@@ -195,8 +197,12 @@ class RunStore:
     def __len__(self): return len(list(iter(self)))
     def __contains__(self, name): return (self.path/_check_name(name)/'run.json').is_file()
     def __getitem__(self, name):
-        if name in self: return Run(self.path/_check_name(name))
+        if name in self: return self._at(name)
         raise KeyError(f"no run {name!r} in {self.path}; there are {', '.join(o.name for o in self) or 'none'}")
+    def _at(self, name):
+        res = Run(self.path/_check_name(name))
+        res.by = self.by
+        return res
     __repr__ = basic_repr('path')
 
 # %% ../../nbs/runs/01_store.ipynb #5b0c18ef
@@ -213,7 +219,7 @@ def _make(self:RunStore, name, settings, recipe=None):
         p.mkdir(parents=True, exist_ok=True)
         if new or Run(p).settings!=settings: save_json(p/'run.json', info, new)   # another process may have begun with it
         (p/'phases').mkdir(exist_ok=True)
-    return Run(p)
+    return self._at(name)
 
 _own_files = r'run\.json|history\.jsonl|metrics\.json'
 
@@ -248,11 +254,18 @@ def _begun(self:Run):
 @patch
 def _same(self:RunStore, run, settings):
     if not (diff := differences(run.settings, settings)): return run
-    raise ValueError(f"run {run.name!r} has other settings: {'; '.join(diff[:5])}. Give this one another name, "
-                     f"or delete the old one: {run._deletion()}")
+    raise ValueError(f"run {run.name!r} has other settings: {'; '.join(diff[:5])}. To begin anew, {run._instead()}")
 
 @patch
-def _deletion(self:Run): return f"`RunStore({str(self.path.parent)!r}).delete({self.name!r})`"
+def _instead(self:Run):
+    "How to make another one, or this one again"
+    return f"{self._elsewhere()}, or delete the old one{self._deletion()}"
+
+@patch
+def _elsewhere(self:Run): return 'choose another `out`' if self.by=='out' else 'give this one another name'
+
+@patch
+def _deletion(self:Run): return '' if self.by=='out' else f": `RunStore({str(self.path.parent)!r}).delete({self.name!r})`"
 
 # %% ../../nbs/runs/01_store.ipynb #b06ced2f
 @patch
