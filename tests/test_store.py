@@ -73,6 +73,25 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     assert run.status=='finished' and run.history.clean.tolist()==whole.recorder.history.clean.tolist()
     assert len(run.info['sessions'])==3
 
+class Long(Callback):
+    "A signal at the beginning of an evaluation before an epoch"
+    order,passive,ended = 30,True,False
+    def __init__(self, epoch, number): self.at,self.number = epoch,number
+    def before_train(self):
+        if self.learn.epoch!=self.at: return
+        os.kill(os.getpid(), self.number)
+        self.ended = sum(range(1000))>0
+
+@pytest.mark.parametrize('epoch,its,number,error', [(0, 0, signal.SIGTERM, SystemExit), (1, 5, signal.SIGINT, KeyboardInterrupt),
+                                                    (2, 10, signal.SIGTERM, SystemExit)])
+def test_an_evaluation_is_not_waited_for(tmp_path, epoch, its, number, error):
+    "Where no batch was trained since the last checkpoint, there is nothing to wait for"
+    cb = Long(epoch, number)
+    with pytest.raises(error, match=f"run 'a' stopped after {its} iterations"): fit(tmp_path, minutes=99, cbs=[cb])
+    run = RunStore(tmp_path)['a']
+    assert not cb.ended and run.status=='stopped' and not run.is_busy()
+    assert same(fit(tmp_path), fit(tmp_path/'whole'))
+
 def test_a_finished_run_is_loaded_not_computed(tmp_path):
     first = fit(tmp_path)
     class Never(Callback):

@@ -271,7 +271,7 @@ class KeepRun(TidyCallback):
         if not self.run: return
         if self.ended: self._next()
         self.main,self.active,self.broken,self.heard,self.told = not rank_distrib(),True,None,None,[]
-        self.rows,self.counts,self.saved_at,self.train_loss = [],{},time.monotonic(),None
+        self.rows,self.counts,self.saved_at,self.saved_iter,self.train_loss = [],{},time.monotonic(),None,None
         with self._tidied():
             self._open()
             self._listen()
@@ -422,6 +422,7 @@ def _write(self:KeepRun, path, state):
     level = [len(self._ended()), state['train_iter'], *self.at]
     about = dict(level=level, iteration=state['train_iter'], phase=phase_name(self.learn), rows=len(state['rows']))
     save_folder(path, pack(snapshot(self.learn.model), state), **about)
+    self.saved_iter = state['train_iter']
 
 @patch
 def _ended(self:KeepRun): return [p.name for p in self.phases if p.name in self.done]
@@ -621,6 +622,7 @@ def _save_start(self:KeepRun):
 def _load(self:KeepRun, weights, state):
     "Load a checkpoint; later rows of the history are dropped, as they will be computed again"
     self.restore(state, weights)
+    self.saved_iter = state['train_iter']
     if self.phases: self._load_snapshots(state)
     if not self.main: return
     if not self.idle:
@@ -719,6 +721,7 @@ def _listen(self:KeepRun):
 def _hear(self:KeepRun, number, frame):
     if self.heard: raise KeyboardInterrupt
     self.heard = number
+    if self.learn.train_iter==self.saved_iter: self._leave()   # nothing to save, and evaluations may come before a batch
     print(f'run {self.kept.name!r}: stopping after this batch; press Ctrl-C again to stop at once', flush=True)
 
 @patch
