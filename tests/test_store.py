@@ -1,5 +1,5 @@
 "Runs that are killed, stopped, damaged, or handed something malicious."
-import errno, io, os, pickle, signal, struct, subprocess, tarfile, warnings, zlib
+import errno, io, os, pickle, signal, struct, subprocess, tarfile, time, warnings, zlib
 from pathlib import Path
 import filelock, numpy as np, pandas as pd, pytest, torch
 from torch import nn
@@ -91,6 +91,29 @@ def test_an_evaluation_is_not_waited_for(tmp_path, epoch, its, number, error):
     run = RunStore(tmp_path)['a']
     assert not cb.ended and run.status=='stopped' and not run.is_busy()
     assert same(fit(tmp_path), fit(tmp_path/'whole'))
+
+class ToAll(Callback):
+    "SIGTERM to all processes of a session, sent by another, as SLURM does"
+    order,passive = 30,True
+    def after_batch(self):
+        if self.learn.train_iter!=2: return
+        subprocess.run(['sh','-c',f'kill -TERM -{os.getpid()}'], start_new_session=True)
+        time.sleep(.3)   # until the end of a worker would be noticed
+
+def with_a_worker(folder):
+    os.setsid()
+    set_seed(0)
+    data = [(torch.randn(4), i%2) for i in range(16)]
+    learn = Learner(DataLoaders.from_dsets(data, data, bs=4, num_workers=1), nn.Linear(4, 2), loss_func=nn.CrossEntropyLoss())
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=[KeepRun(RunStore(folder).run('a'), minutes=99), ToAll()])
+
+def test_a_signal_to_all_processes_stops_the_run(tmp_path):
+    "Which its loader's worker gets, too: the run is stopped, with a checkpoint, and has not failed"
+    p = forked(with_a_worker, tmp_path)
+    p.start(), p.join()
+    run = RunStore(tmp_path)['a']
+    assert run.status=='stopped' and 'stopped after 2 iterations' in run.info['error'], run.info['error']
+    assert [o['iteration'] for o in run._checkpoints().values()]==[2,0]
 
 def test_a_finished_run_is_loaded_not_computed(tmp_path):
     first = fit(tmp_path)

@@ -15,6 +15,7 @@ from math import isfinite
 from pathlib import PurePath
 from filelock import Timeout
 from torch import nn
+from torch.utils.data._utils import signal_handling
 from fastcore.all import *
 from fastai.vision.all import CancelFitException, DataLoader, Learner, get_model, num_distrib, rank_distrib
 from ..files import *
@@ -716,6 +717,19 @@ class Terminated(SystemExit):
 def _listen(self:KeepRun):
     if threading.current_thread() is not threading.main_thread() or num_distrib()>1: return
     for s in (signal.SIGINT, signal.SIGTERM): self.old_signals[s] = signal.signal(s, self._hear)
+    signal_handling._set_worker_signal_handlers = _as_worker
+
+_torchs_own = signal_handling._set_worker_signal_handlers
+
+def _as_worker():
+    "In a process of a loader: signals to all processes stop the run, which needs this one for its last batch"
+    _torchs_own()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _live_on)
+
+def _live_on(*args):
+    signal.alarm(30)   # seconds
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)   # the next one is the loader's own
 
 @patch
 def _hear(self:KeepRun, number, frame):
@@ -738,6 +752,7 @@ def tidy(self:KeepRun):
     "Release everything; for an unfinished run, record how it ended"
     for s,f in self.old_signals.items(): signal.signal(s, f)
     self.old_signals = {}
+    signal_handling._set_worker_signal_handlers = _torchs_own
     vars(self.learn).pop('all_batches', None)
     if not self.active: return
     self.active,self.end = False,None
