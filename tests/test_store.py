@@ -115,6 +115,26 @@ def test_a_signal_to_all_processes_stops_the_run(tmp_path):
     assert run.status=='stopped' and 'stopped after 2 iterations' in run.info['error'], run.info['error']
     assert [o['iteration'] for o in run._checkpoints().values()]==[2,0]
 
+def test_a_run_stays_where_it_was_made(tmp_path, monkeypatch, capsys):
+    "Also when the process has gone to another folder, with a run of the same name"
+    for o in 'here','there':
+        (tmp_path/o).mkdir()
+        monkeypatch.chdir(tmp_path/o)
+        run = RunStore('runs').run('a')
+    monkeypatch.chdir(tmp_path/'here')
+    fit(tmp_path, run=run)
+    assert [RunStore(tmp_path/o/'runs')['a'].status for o in ('here','there')]==['new','finished']
+    monkeypatch.chdir(tmp_path/'there')
+    fit(tmp_path, run=run)
+    assert "`RunStore('runs').delete('a')`" in capsys.readouterr().out
+
+def test_a_run_that_was_deleted_is_not_begun(tmp_path):
+    "Nothing is put where it was, so that it can be made anew"
+    run = RunStore(tmp_path).run('a')
+    RunStore(tmp_path).delete('a')
+    with pytest.raises(ValueError, match='run.json: cannot be read'): fit(tmp_path, run=run)
+    assert not run.path.exists() and RunStore(tmp_path).run('a').status=='new'
+
 def test_a_finished_run_is_loaded_not_computed(tmp_path):
     first = fit(tmp_path)
     class Never(Callback):

@@ -504,6 +504,7 @@ def _tell_late(self:KeepRun, state):
 @patch
 def _lock(self:KeepRun):
     run = self.kept
+    run.info   # if it is gone, no lock is put in its place
     try:
         run.lock().acquire(timeout=-1 if self.wait else 0)
         self.locked = True

@@ -157,7 +157,7 @@ class Run:
     by = 'name'   # the argument that chose it
     def __init__(self,
         path # The folder; created by `RunStore.run`
-    ): self.path = Path(path)
+    ): self.path = Path(path).absolute()   # the process may go to another folder
 
     def __getstate__(self): return dict(path=self.path)   # a lock belongs to its process
     @property
@@ -265,7 +265,10 @@ def _instead(self:Run):
 def _elsewhere(self:Run): return 'choose another `out`' if self.by=='out' else 'give this one another name'
 
 @patch
-def _deletion(self:Run): return '' if self.by=='out' else f": `RunStore({str(self.path.parent)!r}).delete({self.name!r})`"
+def _deletion(self:Run):
+    store,here = self.path.parent,Path.cwd()
+    store = str(store.relative_to(here) if store.is_relative_to(here) else store)
+    return '' if self.by=='out' else f": `RunStore({store!r}).delete({self.name!r})`"
 
 # %% ../../nbs/runs/01_store.ipynb #b06ced2f
 @patch
@@ -625,7 +628,7 @@ def once(self:RunStore,
     settings = as_json(settings)
     if 'seed' in settings and not is_seed(settings['seed']):
         raise ValueError(f"seed={settings['seed']!r}: must be a whole number from 0 to 2**32-1")
-    run = Run(self.recipe_runs(fn, [settings], files)[0].path.absolute())   # `fn` may go to another folder
+    run = self.recipe_runs(fn, [settings], files)[0]
     if why := run.info['recipe'].get('untold'):
         warnings.warn(f'{_title(fn)} is computed again, whatever is here already: {why}')
     if run.result() is None:   # a finished run may be where nothing can be written, not even a lock
