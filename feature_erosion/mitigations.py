@@ -627,7 +627,7 @@ def fresh(
     model:nn.Module # All its layers have `reset_parameters`, as PyTorch's do
 )->nn.Module: # A copy with new random weights, drawn as by PyTorch's layers, not by `create_model`
     "The same network before any training"
-    res = deepcopy(unwrapped(model))
+    res = model_copy(unwrapped(model))
     for n,m in res.named_modules():
         own = {k:p for k,p in m.named_parameters(recurse=False) if p.is_floating_point()}
         for p in own.values(): nn.init.constant_(p, float('nan'))

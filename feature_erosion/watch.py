@@ -282,6 +282,11 @@ class WatchErosion(LoggedCallback):
         self.level,self.now,self.iters,self.fits,self.looks,self.stopped,self.by = 0,0,0,0,0,False,{}
         self.seconds,self.look_seconds,self.trained = 0.,0.,0.
 
+    def tidy(self):
+        super().tidy()
+        for s in (vars(self).get('sets') or {}).values():
+            if isinstance(s.batches, _Batches): s.batches.kept = None   # read again in the next fit: no settings, and large
+
     def state_dict(self):
         state = super().state_dict()
         return dict(state, last={k:float(v) for k,v in state['last'].items()}, own={k:getattr(self, k) for k in _kept})

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 from torch import nn
 from fastai.callback.data import WeightedDL
 from fastai.callback.mixup import MixUp
-from fastai.vision.all import (ActivationStats, CancelBatchException, CancelStepException, Callback, CrossEntropyLossFlat,
+from fastai.vision.all import (ActivationStats, CSVLogger, CancelBatchException, CancelStepException, Callback, CrossEntropyLossFlat,
                                DataLoader, DataLoaders, GradientAccumulation, Learner, Lookahead, SGD,
                                SkipItemException, TfmdDL, accuracy, no_random, set_seed)
 from trainings import Bf16, Boom, StopAt, same, weights
@@ -393,6 +393,22 @@ def test_fastais_hooks_see_the_batch(make):
     learn = Learner(data(), nn.Sequential(nn.Flatten(), nn.Linear(768,32), nn.ReLU(), nn.Linear(32,10)), opt_func=SGD, lr=.3)
     with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=[seen, ByHand(), make()])
     assert [o[0]['std'] for o in seen.stats]==pytest.approx(want, rel=1e-5)
+
+def test_fresh_weights_without_the_hooks_of_callbacks(tmp_path):
+    "A copy of these would take along their Learner, and what of it cannot be copied, such as an open file"
+    class Look(Callback):
+        passive,n = True,0
+        def before_fit(self): self.hook = self.model[-1].register_forward_hook(self.see)
+        def see(self, *args): self.n += 1
+        def after_fit(self): self.hook.remove()
+    def fit(*cbs):
+        set_seed(0)
+        learn = Learner(data(), net(), loss_func=CrossEntropyLossFlat(), opt_func=SGD, path=tmp_path)
+        with learn.no_bar(), learn.no_logging(): learn.fit_phases([Phase('a', 1), Phase('b', 1)], cbs=[ShrinkPerturb(), *cbs])
+        return learn
+    look = Look()
+    assert same(fit(), fit(ActivationStats(), look, CSVLogger()))
+    assert look.n==2*(len(data().train)+len(data().valid))
 
 def test_old_samples_of_another_kind():
     "They would not fit in a batch, or be read in another way"

@@ -181,6 +181,25 @@ def test_goes_on_after_an_interrupt(knows, tmp_path):
     with pytest.raises(Boom): fit(tmp_path/'cut', StopAt(13))
     pd.testing.assert_frame_equal(fit(tmp_path/'cut'), whole)
 
+def test_fine_tune_goes_on_in_its_second_fit(knows, tmp_path):
+    "Which has the settings that it had after a first fit that was trained, and not loaded"
+    class InSecond(StopAt):
+        fits = 0
+        def before_fit(self): self.fits += not self.learn.lock.locked()
+        def after_batch(self):
+            if self.fits==2: super().after_batch()
+    def fit(folder, *more):
+        set_seed(0)
+        learn,w = learner(digits().inject(ColorSquare(4)), deepcopy(knows)),Watch(digits(), restore=True)
+        with learn.no_bar(), learn.no_logging():
+            quietly(learn.fine_tune, 2, .4, cbs=[w, KeepRun(RunStore(folder).run('a'), minutes=0, strict=True), *more])
+        return w.history.drop(columns='seconds'),learn.model.state_dict()
+    whole,weights = fit(tmp_path/'whole')
+    with pytest.raises(Boom): fit(tmp_path/'cut', InSecond(7))
+    again,same = fit(tmp_path/'cut')
+    pd.testing.assert_frame_equal(again, whole)
+    assert all(torch.equal(v, same[k]) for k,v in weights.items())
+
 @pytest.mark.works(kind='callbacks', what='`WatchErosion` in a kept run',
                    how='works: an epoch that its budget left out is kept as NaN')
 @pytest.mark.parametrize('phases', [True,False])
