@@ -726,7 +726,7 @@ def _listen(self:KeepRun):
     for s in (signal.SIGINT, signal.SIGTERM): self.old_signals[s] = signal.signal(s, self._hear)
     signal_handling._set_worker_signal_handlers = _as_worker
 
-_torchs_own = signal_handling._set_worker_signal_handlers
+_torchs_own = getattr(signal_handling, '_set_worker_signal_handlers', noop)
 
 def _as_worker():
     "In a process of a loader: signals to all processes stop the run, which needs this one for its last batch"
