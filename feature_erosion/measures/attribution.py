@@ -203,7 +203,7 @@ def _cam(model, x, place, target=None):
         outs.append(answer_tensor(model(x)))
         return _score(outs[0], target)
     with evaluating(model, grad=True), _tapped(model, place) as tap:
-        maps = LayerGradCam(score, tap).attribute(x.detach().clone()).detach()   # a copy of the images: the first layer may work in place
+        maps = LayerGradCam(score, tap).attribute(x.detach().clone()).detach()   # a copy: the first layer may work in place
         if place.extra and not maps.any(): _unread(place.name)
         maps = (maps if maps.dtype==torch.float64 else maps.float()).relu()
         maps = LayerGradCam.interpolate(maps, tuple(x.shape[2:]), 'bilinear')[:,0]

@@ -511,8 +511,10 @@ def _stored(fs): return {i.argval for f in fs for i in dis.get_instructions(f) i
 def _functions(cls):
     "All functions that a class defines; a `Transform` has several of one name"
     for v in vars(cls).values():
-        of = [m.implementation for m in v.methods] if isinstance(v, plum.Function) else [getattr(v, 'fget', getattr(v, '__func__', v))]
-        yield from (f for f in of if isinstance(f, types.FunctionType))
+        many = [m.implementation for m in v.methods] if isinstance(v, plum.Function) else [v]
+        for f in many:
+            f = getattr(f, 'fget', getattr(f, '__func__', f))
+            if isinstance(f, types.FunctionType): yield f
 
 @lru_cache
 def _private(cls):
