@@ -677,7 +677,9 @@ def extract(
     if total>free:
         raise ValueError(f"{archive}: needs {total/1e6:,.0f} MB, {dest} has {free/1e6:,.0f} MB left; nothing was unpacked")
     dest.mkdir(parents=True, exist_ok=True)
-    with _plain(archive) as raw, tarfile.open(fileobj=raw, mode='r:') as f: f.extractall(dest, filter='data')
+    with _plain(archive) as raw, tarfile.open(fileobj=raw, mode='r:') as f:
+        f.extraction_filter = getattr(tarfile, 'data_filter', None)   # not in Python before 3.10.12 and 3.11.4
+        f.extractall(dest)
     return dest
 
 # %% ../nbs/09_data.ipynb #8d2b62af
