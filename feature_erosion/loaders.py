@@ -164,8 +164,10 @@ def pick(
         classes,counts = np.unique(labels, return_counts=True)
         share = counts*n/max(1,len(labels))
         quota = np.floor(share+1e-9).astype(int)
-        chance = np.maximum(share-quota, 1e-9)   # of one more: by size alone, some classes would never be chosen
-        quota[np.argsort(rng.random_sample(len(classes))/chance)[:n-quota.sum()]] += 1   # Ohlsson 1998
+        rest,u = share-quota,rng.random_sample(len(classes))
+        if quota.all(): more = np.lexsort((u, -rest))           # largest remainders
+        else: more = np.argsort(u/np.maximum(rest, 1e-9))       # some classes would never be chosen (Ohlsson 1998)
+        quota[more[:n-quota.sum()]] += 1
         order = np.concatenate([order[:0], *(order[labels[order]==c][:q] for c,q in zip(classes, quota))])
     return np.sort(order[:n])
 
