@@ -158,12 +158,16 @@ def pick(
     "`n` of the samples, chosen at random"
     labels = np.asarray(labels)
     if not 0<=n<=len(labels): raise ValueError(f"n={n}: must be between 0 and the {len(labels)} samples there are")
-    order = np_rng(seed).permutation(len(labels))
+    rng = np_rng(seed)
+    order = rng.permutation(len(labels))
     if stratify:
         classes,counts = np.unique(labels, return_counts=True)
         share = counts*n/max(1,len(labels))
         quota = np.floor(share+1e-9).astype(int)
-        quota[np.argsort(quota-share, kind='stable')[:n-quota.sum()]] += 1   # largest remainders
+        rest,u = share-quota,rng.random_sample(len(classes))
+        if quota.all(): more = np.lexsort((u, -rest))           # largest remainders
+        else: more = np.argsort(u/np.maximum(rest, 1e-9))       # some classes would never be chosen (Ohlsson 1998)
+        quota[more[:n-quota.sum()]] += 1
         order = np.concatenate([order[:0], *(order[labels[order]==c][:q] for c,q in zip(classes, quota))])
     return np.sort(order[:n])
 

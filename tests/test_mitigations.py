@@ -18,7 +18,7 @@ from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
 from feature_erosion.loaders import subset_dl
 from feature_erosion.mitigations import (DERpp, EWC, Adversarial, ContinualBackprop, Ensemble, GroupDRO, L2Init, L2SP, LwF,
                                          Mitigation, Only, Penalty, ReDo, Replay, SAM, SI, ShrinkPerturb, SpectralDecoupling,
-                                         _columns, fisher, fresh, grouped, just_train_twice, stamp_groups, unit_chains)
+                                         _columns, fisher, fresh, grouped, just_train_twice, stamp_groups, unit_chains, wise_ft)
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase
 from feature_erosion.recover import Ramp, group_accuracy
@@ -65,6 +65,17 @@ def plain(): return fit([])
 def whole():
     "A fit with a mitigation alone; each is made once"
     return cache(lambda name: fit([every[name]()]))
+
+def test_batch_norms_of_averaged_weights(plain):
+    "By hand: means and variances of what the averaged first layer makes of the data; momentum and weights stay"
+    x = torch.cat([b[0] for b in plain.dls.valid])
+    a,b = wise_ft(plain),wise_ft(plain, dl=[(x,torch.zeros(40))])
+    with torch.no_grad(): z = a[:2](x)
+    assert torch.allclose(b[2].running_mean, z.mean(0), atol=1e-5) and torch.allclose(b[2].running_var, z.var(0), rtol=1e-4)
+    assert not torch.allclose(a[2].running_var, z.var(0), rtol=.05) and b[2].momentum==.1 and not b.training
+    assert all(torch.equal(p, q) for p,q in zip(a.parameters(), b.parameters()))
+    loose = wise_ft(plain, dl=plain.dls.valid.new(bs=13))[2]   # 3 batches, without the last image
+    assert loose.num_batches_tracked==3 and (loose.running_mean-z.mean(0)).abs().max()<.3*z.std(0).max()
 
 @pytest.mark.parametrize('name', every)
 def test_acts_in_the_second_phase_only(plain, whole, name):
