@@ -395,6 +395,7 @@ def _plot_mean(ax, df, x, y, label, color):
 @patch
 def _check_names(self:Sweep, x, ys):
     names,known = self._names(),self._numbers()
+    if not names: raise ValueError(f"x={x!r}: this sweep has seeds only, and nothing to plot them over; use `plot()`")
     if x not in names: raise ValueError(f"x={x!r}: this sweep is over {', '.join(names)}; give one of these")
     if others := [k for k in names if k!=x and self[k].map(_groupable).nunique(dropna=False)>1]:
         has = 'has' if len(others)==1 else 'have'
