@@ -75,6 +75,14 @@ def _put_back(buffers):
         with torch.inference_mode(version is None), torch.no_grad(): b.resize_as_(was).copy_(was)
 
 @contextmanager
+def _derivable(model):
+    "cuDNN's recurrent networks have no derivative in eval mode, and no second one in any; PyTorch's own have both"
+    was = torch.backends.cudnn.enabled
+    if any(isinstance(m, nn.RNNBase) for m in model.modules()): torch.backends.cudnn.enabled = False
+    try: yield
+    finally: torch.backends.cudnn.enabled = was
+
+@contextmanager
 def evaluating(
     model, # Any module
     grad:bool=False # Whether to compute gradients, even under `torch.no_grad` and `torch.inference_mode`
@@ -83,8 +91,8 @@ def evaluating(
     modes = [(m,m.training) for m in model.modules()]
     states = [(m,dict(vars(m))) for m in model.modules() if hasattr(m, 'reset')]   # such as `hidden` of fastai's AWD_LSTM
     buffers = _buffers(model)
-    able = torch.inference_mode(False) if grad else nullcontext()
-    with able, torch.set_grad_enabled(grad), fixed_random():
+    able,plain = (torch.inference_mode(False), _derivable(model)) if grad else (nullcontext(), nullcontext())
+    with able, plain, torch.set_grad_enabled(grad), fixed_random():
         model.eval()
         try: yield model
         finally:

@@ -6,7 +6,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/callbacks.html.md"""
 
 # %% auto #0
 __all__ = ['log_columns', 'TidyCallback', 'trains', 'warn_of_changers', 'fit_log', 'last_fit', 'LoggedCallback', 'phase_name',
-           'last_row', 'precision', 'StopOnNaN', 'Losses', 'FewSyncs']
+           'last_row', 'precision', 'model_copy', 'StopOnNaN', 'Losses', 'FewSyncs']
 
 # %% ../nbs/05_callbacks.ipynb #fc028178
 import sys, torch, warnings
@@ -17,7 +17,8 @@ from copy import copy, deepcopy
 from math import isfinite
 from types import SimpleNamespace
 from fastcore.all import *
-from fastai.vision.all import (AvgSmoothLoss, Callback, CancelFitException, Learner, MixedPrecision, Recorder, ValueMetric,
+from torch import nn
+from fastai.vision.all import (AvgSmoothLoss, Callback, CancelFitException, Hook, Learner, MixedPrecision, Recorder, ValueMetric,
                                to_detach)
 
 # %% ../nbs/05_callbacks.ipynb #a803a85e
@@ -94,6 +95,7 @@ def last_fit(
     new = all(getattr(rec, 'values', None) is not o for o in known)
     return fit_log(rec) if new and rec.losses else rec._fit_log
 
+# %% ../nbs/05_callbacks.ipynb #18e8d34d
 _begin_recording = Recorder.before_fit
 
 @patch
@@ -197,6 +199,21 @@ def precision(
     "Autocast like the Learner's mixed precision, if it has any"
     cast = first(getattr(o, 'autocast', None) for o in learn.cbs if isinstance(o, MixedPrecision))
     return copy(cast) if cast else nullcontext()
+
+# %% ../nbs/05_callbacks.ipynb #952b6168
+def model_copy(
+    model:nn.Module # Any module
+)->nn.Module:
+    "A copy, without the hooks that callbacks have set"
+    held = [d for m in model.modules() for k,d in vars(m).items() if k.endswith('_hooks') and isinstance(d, dict)]
+    return deepcopy(model, {id(f):_no_hook for d in held for f in d.values() if _is_callbacks(f)})
+
+def _no_hook(*args, **kwargs): "In the place of another"
+
+def _is_callbacks(f):
+    "Whether a hook is a callback's method, also by way of `partial` or of fastai's `Hook`"
+    owner = getattr(getattr(f, 'func', f), '__self__', None)
+    return isinstance(owner, Callback) or isinstance(owner, Hook) and _is_callbacks(owner.hook_func)
 
 # %% ../nbs/05_callbacks.ipynb #7778ef31
 def _pace(every, learn): return every or (1 if next(learn.model.parameters()).device.type=='cpu' else 50)

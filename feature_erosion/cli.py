@@ -11,7 +11,7 @@ __all__ = ['run_demo', 'run_figure', 'run_paper', 'run_report', 'main']
 import argparse, configparser, contextlib, json, os, re, sys, warnings
 from pathlib import Path
 from . import __version__
-from .names import data_sets, figures, offered, pattern_names, presets, questions, stats
+from .names import arch_names, data_sets, figures, offered, pattern_names, presets, questions, stats
 
 # %% ../nbs/20_cli.ipynb #f10e3777
 class _Parser(argparse.ArgumentParser):
@@ -51,6 +51,12 @@ def _one_of(kind, own):
         raise argparse.ArgumentTypeError(f"invalid choice: {s!r} (choose from {', '.join(name.known())})")
     name.known = lambda **kw: [*own, *offered(kind)]
     return name
+
+def _such_as(*names):
+    "The type of an argument that takes other values, too: completion knows these"
+    def value(s): return s
+    value.known = lambda **kw: names
+    return value
 
 def _group(p, title):
     "A function that adds an argument to a titled group, with its default in the help"
@@ -99,7 +105,7 @@ def _run_args(p):
 
 def _data_args(add):
     add('--data', f"{', '.join(data_sets)}, or a folder of images, with a folder for each class (or train/CLASS, val/CLASS)",
-        'cifar10')
+        'cifar10', type=_such_as(*data_sets))
     add('--n', 'training images, stratified; all if not given', type=int)
     add('--n-valid', 'test images, stratified; all if not given', type=int, metavar='N')
     add('--bs', 'batch size', 64, type=int)
@@ -119,8 +125,8 @@ def _pattern_args(add):
 _whole = 'fig5','rank','resist','unlearn'   # these compare with the network's own training
 
 def _training_args(add):
-    add('--arch', "resnet18, resnet20, resnet32, resnet44, resnet56 or vgg19 as made for CIFAR; "
-        "'torchvision/NAME', 'timm/NAME'", 'vgg19')
+    add('--arch', f"{', '.join(arch_names[:-1])} or {arch_names[-1]} as made for CIFAR; 'torchvision/NAME', 'timm/NAME'", 'vgg19',
+        type=_such_as(*arch_names, 'torchvision/', 'timm/'))
     add('--width', 'factor on the channels of a CIFAR network', 1., type=float)
     add('--weights', "start from these weights, or from 'imagenet', and leave out the first phase; "
         f"not for {', '.join(_whole)}, which compare with training from scratch", metavar='FILE')

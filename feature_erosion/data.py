@@ -13,6 +13,7 @@ __all__ = ['paper_stats', 'TensorImages', 'keep_on', 'TensorDL', 'to_uint8', 'Cr
 import bz2, fastai.data, gzip, hashlib, lzma, os, re, shutil, tarfile, tempfile, warnings, zlib
 from contextlib import contextmanager
 from copy import copy
+from functools import lru_cache
 import numpy as np, torch, torch.nn.functional as F
 from filelock import FileLock
 from fastdownload import FastDownload
@@ -184,12 +185,16 @@ def _n_pixels(w, h):
     most = Image.MAX_IMAGE_PIXELS or float('inf')
     if w*h>most: raise ValueError(f'{w}×{h} pixels are more than PIL.Image.MAX_IMAGE_PIXELS={most}')
 
+def _has_upper_bytes(im):
+    "Whether an image has 16 bits a channel, in colour or with alpha, of which Pillow reads the upper 8"
+    return im.mode not in _wide_modes and any(re.search(';16[BLN]', str(o[3])) for o in getattr(im, 'tile', ()))
+
 def _open(o):
-    "An upright PIL image, or an array if it has more than 8 bits; whether its file format has 16 bits, and whether 0 is white"
+    "An upright PIL image, or an array if it has more than 8 bits; whether its file has 16 bits, and whether 0 is white"
     im = Image.open(o) if isinstance(o, (str,Path)) else o
     if not isinstance(im, Image.Image): return np.asarray(im),False,False
     _n_pixels(*im.size)
-    short = im.mode=='I' and im.format in ('PNG','PPM')
+    short = im.mode=='I' and im.format in ('PNG','PPM') or _has_upper_bytes(im)
     negative = im.mode in _wide_modes and getattr(im, 'tag_v2', {}).get(0x0106)==0   # TIFF's WhiteIsZero; of 8 bits PIL knows
     if im.getexif().get(0x0112, 1)!=1: im = ImageOps.exif_transpose(im)
     im.load()
@@ -232,8 +237,8 @@ def _to_bytes(o, size, channels, value_range):
     _check_range(value_range)
     im,short,negative = _opened(o, name)
     try:
-        seen = None
-        if not isinstance(im, Image.Image):
+        if isinstance(im, Image.Image): seen = _upper_bytes(im, value_range) if short else None
+        else:
             a,seen = _scaled(im, value_range, short)
             im = _from_array(255-a if negative else a)
         _n_pixels(*im.size)
@@ -241,6 +246,12 @@ def _to_bytes(o, size, channels, value_range):
     except ValueError as e: raise ValueError(f"{name}: {e}") from None
     if size is not None and im.size!=size: im = ImageOps.fit(im, size, Image.BILINEAR)
     return np.asarray(im).reshape(im.height, im.width, channels),seen
+
+def _upper_bytes(im, value_range):
+    "What `_scaled` says of such an image: it is scaled like grey ones, but nothing else is possible"
+    if value_range is None: return (0, 65535, *(257*f(L(im.convert('RGB').getextrema()).concat()) for f in (min,max)))
+    raise ValueError("has 16 bits a channel in colour or with alpha, of which Pillow reads the upper 8 only, too few for a "
+                     "`value_range`; save it with 8 bits, or as grey, or read it by another library, as by `cv2.imread(file, -1)`")
 
 def _opened(o, name):
     try: return _open(o)
@@ -453,7 +464,15 @@ def cached_images(
 
 # %% ../nbs/09_data.ipynb #1e99fa84
 def _in(path): return sorted(o for o in Path(path).iterdir() if not o.name.startswith('.')) if Path(path).is_dir() else []
-def _is_image(name): return not name.startswith('.') and os.path.splitext(name)[1].lower() in image_extensions
+@lru_cache
+def _pillows():
+    "Extensions of images that Pillow reads; fastai's are those that this machine lists, some without .webp"
+    return {k for k,v in Image.registered_extensions().items() if v in Image.OPEN and Image.MIME.get(v, '').startswith('image/')}
+
+def _is_image(name):
+    ext = os.path.splitext(name)[1].lower()
+    return not name.startswith('.') and (ext in image_extensions or ext in _pillows())
+
 def _subfolders(path): return [o for o in _in(path) if o.is_dir()]
 def _loose_images(path): return [o for o in _in(path) if _is_image(o.name) and not o.is_dir()]
 
@@ -658,7 +677,9 @@ def extract(
     if total>free:
         raise ValueError(f"{archive}: needs {total/1e6:,.0f} MB, {dest} has {free/1e6:,.0f} MB left; nothing was unpacked")
     dest.mkdir(parents=True, exist_ok=True)
-    with _plain(archive) as raw, tarfile.open(fileobj=raw, mode='r:') as f: f.extractall(dest, filter='data')
+    with _plain(archive) as raw, tarfile.open(fileobj=raw, mode='r:') as f:
+        f.extraction_filter = getattr(tarfile, 'data_filter', None)   # not in Python before 3.10.12 and 3.11.4
+        f.extractall(dest)
     return dest
 
 # %% ../nbs/09_data.ipynb #8d2b62af

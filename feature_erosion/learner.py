@@ -10,7 +10,6 @@ __all__ = ['TorchOptim', 'erosion_learner']
 # %% ../nbs/14_learner.ipynb #fa7cf499
 import torch
 from contextlib import contextmanager
-from copy import deepcopy
 from fastai.optimizer import detuplify_pg, set_item_pg
 from numbers import Number
 from fastcore.all import *
@@ -158,7 +157,7 @@ def models_at(self:Learner,
     if not phases: return {'now':get_model(self.model)}
     res = {}
     for p in phases:
-        with self.at_phase(p): res[p] = deepcopy(get_model(self.model))
+        with self.at_phase(p): res[p] = model_copy(get_model(self.model))
     return res
 
 # %% ../nbs/14_learner.ipynb #15d762fe

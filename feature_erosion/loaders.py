@@ -7,8 +7,8 @@ Docs: https://feature-erosion.github.io/feature_erosion/loaders.html.md"""
 # %% auto #0
 __all__ = ['wrong_label', 'is_int', 'is_seed', 'check_whole', 'int_label', 'one_each', 'int_labels', 'labelled', 'read_labels',
            'label_part', 'label_vocab', 'n_labels', 'np_rng', 'pick', 'is_distributed', 'check_dl', 'loose_dl',
-           'same_dl', 'subset_dl', 'fixed_dl', 'n_inputs', 'n_samples', 'own_state', 'unaugmented', 'model_batches',
-           'clean_of']
+           'same_dl', 'subset_dl', 'fixed_dl', 'n_inputs', 'n_samples', 'mixed_dl', 'own_state', 'unaugmented',
+           'model_batches', 'clean_of']
 
 # %% ../nbs/03_loaders.ipynb #6e33db11
 import random, torch
@@ -38,7 +38,7 @@ def wrong_label(o):
     elif a.dtype.kind=='f':
         what = f'the float {float(a.reshape(-1)[0]):.3g} (regression?)'
         do = 'make bins of a quantity (`pd.qcut`), integers of classes (`astype(int)`)'
-    return ValueError(f"labels: got {what}; a pattern is chosen by one integer per sample. To paint by class, {do}; "
+    return ValueError(f"labels: got {what}; want one integer for each sample, its class. To have one, {do}; "
                       "without, look at rank, CKA or dormant units, which need no labels")
 
 def is_int(o):
@@ -158,12 +158,16 @@ def pick(
     "`n` of the samples, chosen at random"
     labels = np.asarray(labels)
     if not 0<=n<=len(labels): raise ValueError(f"n={n}: must be between 0 and the {len(labels)} samples there are")
-    order = np_rng(seed).permutation(len(labels))
+    rng = np_rng(seed)
+    order = rng.permutation(len(labels))
     if stratify:
         classes,counts = np.unique(labels, return_counts=True)
         share = counts*n/max(1,len(labels))
         quota = np.floor(share+1e-9).astype(int)
-        quota[np.argsort(quota-share, kind='stable')[:n-quota.sum()]] += 1   # largest remainders
+        rest,u = share-quota,rng.random_sample(len(classes))
+        if quota.all(): more = np.lexsort((u, -rest))           # largest remainders
+        else: more = np.argsort(u/np.maximum(rest, 1e-9))       # some classes would never be chosen (Ohlsson 1998)
+        quota[more[:n-quota.sum()]] += 1
         order = np.concatenate([order[:0], *(order[labels[order]==c][:q] for c,q in zip(classes, quota))])
     return np.sort(order[:n])
 
@@ -365,6 +369,10 @@ def fixed_dl(
     elif isinstance(dl, torch.utils.data.DataLoader): res = _fixed_torch(dl, n, seed)
     else: raise ValueError(f"dl: {type(dl).__name__}; must be a fastai or PyTorch DataLoader, such as `dls.valid`, or a list "
                           "of batches `(x, y)`")
+    return _same_inputs(dl, res)
+
+def _same_inputs(dl, res):
+    "`res`, with as many inputs as `dl` was said to have"
     if getattr(dl, 'n_inp', None)!=getattr(res, 'n_inp', None): res.n_inp = dl.n_inp
     return res
 
@@ -395,8 +403,12 @@ def _fixed_torch(dl, n, seed):
     if dl.batch_sampler is None or isinstance(ds, torch_data.IterableDataset):
         raise ValueError("dl: loads from an iterable; give one over a dataset with a length, or a list of batches")
     idxs = _some(ds, _drawn(dl), n, seed)
-    return torch_data.DataLoader(torch_data.Subset(ds, idxs.tolist()), dl.batch_size or 64, collate_fn=dl.collate_fn,
-                                 num_workers=dl.num_workers, worker_init_fn=dl.worker_init_fn)
+    return _torch_dl(dl, idxs)
+
+def _torch_dl(dl, idxs):
+    "A PyTorch loader of these samples in this order"
+    return torch.utils.data.DataLoader(torch.utils.data.Subset(dl.dataset, idxs.tolist()), dl.batch_size or 64,
+                                       collate_fn=dl.collate_fn, num_workers=dl.num_workers, worker_init_fn=dl.worker_init_fn)
 
 # %% ../nbs/03_loaders.ipynb #c2c5931d
 _drawers = {torch.utils.data.SequentialSampler: lambda s: range(len(s.data_source)),
@@ -419,6 +431,25 @@ def n_samples(dl):
     "The total number of samples in a loader from `fixed_dl`"
     if isinstance(dl, list): return sum(map(n_inputs, dl))
     return dl.n if isinstance(dl, DataLoader) else len(dl.dataset)
+
+# %% ../nbs/03_loaders.ipynb #d14d43bc
+def mixed_dl(
+    dl, # As in `fixed_dl`
+    n:int|None=None, # As in `fixed_dl`
+    seed:int=0 # Which samples, and their order
+):
+    "As `fixed_dl`, with samples of all classes in each batch"
+    with fixed_random():
+        res = fixed_dl(dl, n, seed)
+        if isinstance(res, list) or 'sort_func' in vars(res): return res
+        return _same_inputs(res, _shuffled(res, np_rng([seed,4])))
+
+def _shuffled(dl, rng):
+    if not isinstance(dl, DataLoader): return _torch_dl(dl, rng.permutation(n_samples(dl)))
+    idxs = rng.permutation(dl.chosen)
+    res = same_dl(dl, idxs=idxs.tolist())
+    res.chosen = idxs   # of a `DistributedDL`, too
+    return res
 
 # %% ../nbs/03_loaders.ipynb #86e04a77
 def own_state(

@@ -627,7 +627,7 @@ def fresh(
     model:nn.Module # All its layers have `reset_parameters`, as PyTorch's do
 )->nn.Module: # A copy with new random weights, drawn as by PyTorch's layers, not by `create_model`
     "The same network before any training"
-    res = deepcopy(unwrapped(model))
+    res = model_copy(unwrapped(model))
     for n,m in res.named_modules():
         own = {k:p for k,p in m.named_parameters(recurse=False) if p.is_floating_point()}
         for p in own.values(): nn.init.constant_(p, float('nan'))
@@ -715,7 +715,8 @@ def wise_ft(
     learn:Learner, # With snapshots
     before:str='pretrain', # A phase that has ended, or 'start'
     after:str='erode', # A later one
-    alpha:float=.5 # Share of the later weights, in 0…1
+    alpha:float=.5, # Share of the later weights, in 0…1
+    dl=None # Data, as in `fixed_dl`, to compute the statistics of batch norms from; by default those of both are averaged, too
 )->nn.Module: # A copy, in eval mode
     "Weights between those before and those after finetuning (Wortsman et al. 2022, eq. 1)"
     _check_share(alpha=alpha)
@@ -723,7 +724,26 @@ def wise_ft(
     states = a.state_dict(),b.state_dict()
     mixed = {k:torch.lerp(v, w, alpha) if v.is_floating_point() else w for (k,v),w in zip(states[0].items(), states[1].values())}
     b.load_state_dict(mixed)
+    if dl is not None: _new_statistics(b, dl)
     return b.eval()
+
+def _new_statistics(model, dl):
+    "Statistics of batch norms are those of all batches (Izmailov et al. 2018, section 3.2)"
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    old = [m.momentum for m in norms]
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None   # a mean over batches
+    with fixed_random(), torch.no_grad():
+        for xs in _whole(model_batches(mixed_dl(dl), model.train())): model(*xs)
+    for m,v in zip(norms, old): m.momentum = v
+
+def _whole(batches):
+    "Inputs of those that are as large as the first"
+    size = None
+    for xs,_ in batches:
+        size = size or len(tensors_in(xs)[0])
+        if len(tensors_in(xs)[0])==size: yield xs
 
 class Ensemble(nn.Module):
     "Several networks that answer together: the logarithm of the mean of their probabilities"

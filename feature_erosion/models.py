@@ -13,6 +13,7 @@ from math import prod
 from numbers import Integral, Real
 from warnings import warn
 import torch.fx, torchvision
+from torch.nn.parameter import is_lazy
 from safetensors.torch import load_file
 from torchvision.models import get_model_builder, get_model_weights, list_models
 from fastai.basics import *
@@ -65,7 +66,7 @@ class CifarResNet(Module):
         n_out:int=10, # Number of classes
         blocks:tuple=(3,3,3), # Blocks in each stage
         chs:tuple=(16,32,64), # Channels of each stage at `width=1`
-        shortcut=PadShortcut, # From `(ni, nf, stride)`, makes the module that matches shapes
+        shortcut:Callable=PadShortcut, # From `(ni, nf, stride)`, makes the module that matches shapes
         c_in:int=3, # Input channels
         width:float=1. # Factor on all of `chs`
     ):
@@ -314,28 +315,33 @@ def _has_head(model):
     if not isinstance(last, nn.Linear) or isinstance(last, attention): return False
     return not any(type(m) is nn.Identity for m in mods[mods.index(last)+1:])
 
+def _tensors(model):
+    "Parameters and buffers by name, but for single numbers such as a temperature"
+    return {k:v for k,v in [*model.named_parameters(), *model.named_buffers()] if not is_lazy(v) and v.numel()>1}
+
 def _ends(model):
-    "Names of the modules with parameters that the outputs come from, nothing with parameters in between; `None` if not traceable"
+    "Names of the modules with parameters, or tensors, that the outputs come from, with none in between; `None` if not traceable"
+    if isinstance(model, nn.Linear): return {''}   # torch.fx looks inside of what it is given
     try:
         with fixed_random(): nodes = torch.fx.Tracer().trace(deepcopy(model).eval()).nodes
     except Exception: return None   # forward methods that depend on values
-    mods,todo,seen,res = dict(model.named_modules()),[o for o in nodes if o.op=='output'],set(),set()
+    mods,loose = dict(model.named_modules()),_tensors(model)
+    todo,seen,res = [o for o in nodes if o.op=='output'],set(),set()
     while todo:
         o = todo.pop()
         if o in seen: continue
         seen.add(o)
-        if o.op=='get_attr': return None   # weights that are used by functions
-        if o.op=='call_module' and any(True for _ in mods[o.target].parameters()): res.add(o.target)
+        made = o.target in loose if o.op=='get_attr' else o.op=='call_module' and any(True for _ in mods[o.target].parameters())
+        if made: res.add(o.target)
         else: todo += o.all_input_nodes
     return res
 
 def _head(model):
     "Name and module of the linear layer that produces the outputs of `model`"
     if _has_head(model):
-        (name,lin),ends = _last_weights(model),_ends(model)
-        if ends is None or name in ends: return name,lin
-        mods = dict(model.named_modules())
-        if len(ends)==1 and isinstance(mods[first(ends)], nn.Linear): return first(ends),mods[first(ends)]
+        (name,lin),ends,mods = _last_weights(model),_ends(model),dict(model.named_modules())
+        if ends is None or name in ends and ends<=mods.keys(): return name,lin
+        if len(ends)==1 and isinstance(mods.get(first(ends)), nn.Linear): return first(ends),mods[first(ends)]
         raise ValueError(f"{type(model).__name__} defines {name!r} last, but its outputs come from {', '.join(sorted(ends))}: "
                          "which layer is the head is not certain. Create it with the outputs wanted")
     if not any(isinstance(m, nn.Linear) for m in model.modules()): what = "has no linear layer"
@@ -454,11 +460,18 @@ def _timm(name, n_out, c_in, width, weights):
 # %% ../nbs/10_models.ipynb #07afd585
 def _outputs(m): return next((getattr(m, k) for k in ('out_features','out_channels','num_features') if hasattr(m, k)), None)
 
+def _may_give(m, n):
+    "Whether a layer of any kind has `n` outputs; one that does not say how many, if its weights fit"
+    k = _outputs(m)
+    return any(n in p.shape for p in m.parameters(False)) if k is None else k==n
+
 def _answers(model, n):
-    "Whether `model` already has `n` outputs: from a last layer of another kind, its only linear layer, or nothing to change"
+    "Whether `model` already has `n` outputs: from another kind of layer or a tensor, its only linear layer, or nothing to change"
     _,last = _last_weights(model)
     if last is None: return True
-    if not isinstance(last, nn.Linear) and _outputs(last)==n: return True
+    if not isinstance(last, nn.Linear) and _may_give(last, n): return True
+    loose = _tensors(model)
+    if any(n in loose[k].shape for k in loose.keys() & (_ends(model) or set())): return True
     return [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]==[n]
 
 def _given(arch, n_out, c_in, width, weights):

@@ -336,7 +336,7 @@ class Ruler(Pattern):
 
 # %% ../nbs/08_patterns.ipynb #bc600c5e
 class Effect(Pattern):
-    "A change of the whole image for each class: subclass it and write `change`"
+    "A change of the whole image for each class: subclass it and write `change(x, level)`"
     box = _whole
     def __init__(self,
         first:float, # Level of the first class
@@ -712,8 +712,9 @@ def _stamped(dl, pattern, dls, variant='pattern', n_classes=None, classes=None, 
 
 def _with_samples(dls, y, n):
     "The classes of a vocabulary with samples in these data, whose labels `y` are one set's; `None` for all"
-    if not isinstance(dls, DataLoaders) or label_vocab(dls) is None: return   # without names, `n_classes` says what there is
-    known = [o for dl in dls.loaders if (o := _strata(getattr(dl, 'dataset', None))) is not None]
+    if label_vocab(dls) is None: return   # without names, `n_classes` says what there is
+    all_dls = dls.loaders if isinstance(dls, DataLoaders) else []
+    known = [o for dl in all_dls if (o := _strata(getattr(dl, 'dataset', None))) is not None]
     have = [c for c in np.unique(np.concatenate([y, *known])).tolist() if 0<=c<n]
     return have if len(have)>1 else None
 

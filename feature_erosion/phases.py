@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from copy import copy
 from math import ceil
 from numbers import Real
+from typing import Callable
 from fastcore.all import *
 from fastai.callback.fp16 import NonNativeMixedPrecision
 from fastai.callback.training import GradientAccumulation
@@ -108,7 +109,7 @@ class Phase:
         sched='multi_step', # One of `schedules` (the paper's by default), a fastai scheduler, or a dict by hyper-parameter
         opt:str='reset', # 'reset': a fresh optimiser; 'keep': the same one, its momentum as the last phase's schedule left it
         iters:int|None=None, # Length in iterations (batches), which may span epochs or end inside one
-        until:callable=None, # `f(learn) -> bool`, called after each epoch: ends the phase when true, before its full length
+        until:Callable=None, # `f(learn) -> bool`, called after each epoch: ends the phase when true, before its full length
         wd:float|None=None # Weight decay; by default that of the fit, too
     ):
         name = check_name(name, "a phase's name")

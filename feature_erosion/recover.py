@@ -22,12 +22,13 @@ from .loaders import *
 from .callbacks import *
 from .plots import *
 from .patterns import *
+from .patterns import _with_samples
 from .phases import *
 from .erosion import *
 from .learner import *   # `models_at`
 from .learner import _given
 from .measures.layers import *
-from .measures.layers import _NotFinite, _heads, _two_inputs, _with_weights
+from .measures.layers import _NotFinite, _check_names, _heads, _two_inputs, _with_weights
 from .measures.probes import *
 from .measures.plasticity import *
 
@@ -461,6 +462,7 @@ def group_accuracy(
     "Accuracy of each group of samples"
     models,named = named_models(models),sets if isinstance(sets, dict) else {'':sets}
     if not named: raise ValueError("sets: name at least one, e.g. `pattern_sets(dls, ColorSquare(4))`")
+    _check_names(sets=named)
     if not 0<level<1: raise ValueError(f"level={level!r}: must be above 0 and below 1, the confidence of an interval")
     names,fixed = _naming(by, named),{k:fixed_dl(dl, n, seed) for k,dl in named.items()}
     found = {(m,k):_by_group(model, m, dl, names, level) for m,model in models.items() for k,dl in fixed.items()}
@@ -589,8 +591,8 @@ def _take(self:Ramp):
     if 'strength' in self.scheds:
         y = read_labels(self.ds)
         self.own = np.flatnonzero(self.full.numpy()==y)
-        self.others = assign_stamps(y, variant='conflict', n_classes=self.tfm.n_classes, classes=self.tfm.classes,
-                                    seed=stamp_seed(self.seed, 0))
+        self.others = assign_stamps(y, variant='conflict', n_classes=self.tfm.n_classes, seed=stamp_seed(self.seed, 0),
+                                    classes=ifnone(self.tfm.classes, _with_samples(self.learn.dls, y, self.tfm.n_classes)))
         if (self.others[self.own]<0).any():
             raise ValueError("strength: only one class has a picture, so no image can get another's; name more `classes` in "
                              "`inject`, or ramp the ratio")

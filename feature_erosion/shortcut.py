@@ -284,6 +284,10 @@ def _cut(box, side, step, h, w):
     if (bh<=dy if side in ('top','bottom') else bw<=dx): return None
     return dict(top=(t+dy,l,bh-dy,bw), bottom=(t,l,bh-dy,bw), left=(t,l+dx,bh,bw-dx), right=(t,l,bh,bw-dx))[side]
 
+def _is_clear(own, rest, halfway):
+    "Whether more than halfway follow the part, and fewer the rest, as far as so many images can tell"
+    return _interval(own.sum(), len(own))[0]>halfway>_interval(rest.sum(), len(rest))[1]
+
 def _shrink(score, h, w, least, box=None):
     "The smallest box whose score stays above `least`, inside another or the whole image"
     box = box or (0,0,h,w)
@@ -292,15 +296,17 @@ def _shrink(score, h, w, least, box=None):
             while (new := _cut(box, side, step, h, w)) and score(new)>least: box = new
     return box
 
-def _places(images, model, whole):
-    "The smallest box that decides almost alone, the smallest that does so by half, and borders"
+def _places(images, model, whole, halfway):
+    "The smallest box that decides almost alone, beyond doubt, the smallest that does so by half, and borders"
     h,w = images.x.shape[2:]
     @lru_cache(None)
-    def score(box):
-        own,rest = _box_part(box, h, w).follow(images, model)
+    def answers(box): return _box_part(box, h, w).follow(images, model)
+    def pull(box):
+        own,rest = answers(box)
         return (own.float()-rest.float()).mean().item()
-    most = _shrink(score, h, w, .8*whole)
-    half = _shrink(score, h, w, .5*whole, most)
+    def sure(box): return pull(box) if _is_clear(*answers(box), halfway) else -1
+    most = _shrink(sure, h, w, .8*whole)
+    half = _shrink(pull, h, w, .5*whole, most)
     widths = sorted({max(1, round(min(h,w)*f)) for f in (1/16,1/8)})
     return [*(_box_part(b, h, w) for b in dict.fromkeys([most, half])), *(_border_part(k, h, w) for k in widths if 2*k<min(h,w))]
 
@@ -365,14 +371,16 @@ class Shortcut:
         return _order.index(kind),part.share if kind=='place' else -follows
 
     def _too_few(self):
-        "Whether not even all of an image could pass"
-        a = self.table.attrs
-        return _interval(round(a['accuracy']*a['n']), a['n'])[0]<=a['halfway']
+        "Whether not even all of an image could pass, or a trace in which all pairs agree"
+        a,traces = self.table.attrs,any(isinstance(o, Trace) for o in self.parts)
+        whole,pairs = round(a['accuracy']*a['n']),-(-a['n']//3)
+        return _interval(whole, a['n'])[0]<=a['halfway'] or traces and _interval(pairs, pairs)[0]<=Trace.halfway
 
     def _in_words(self):
         if self.found is None:
             a = self.table.attrs
-            return f"Cannot be told: the model is right on {a['accuracy']:.0%} of these {a['n']} images. Give more of them by `n`."
+            return (f"Cannot be told from {a['n']} images, of which the model has {a['accuracy']:.0%} right: "
+                    "something may decide its answers that so few do not show. Give more of them by `n`.")
         if not self.found:
             more = ' more than in the model it is compared with' if 'against' in self.table else ''
             return f'None found: no small part of the image decides the answers{more}.'
@@ -433,7 +441,7 @@ def find_shortcut(
         acc,whole = _accuracy(images, model)
         chance = images.y.unique(return_counts=True)[1].max().item()/len(images.y)
         _check_knows(acc, chance, len(images.y))
-        parts = [*_places(images, model, whole), *_globals(images, seed), *_channels(images.x), *_bands(images.x)]
+        parts = [*_places(images, model, whole, (acc+chance)/2), *_globals(images, seed), *_channels(images.x), *_bands(images.x)]
         got = [p.follow(images, model) for p in parts]
         map_ = _map(images, model, 8, max(1, (512 if images.x[0,0].numel()<1e4 else 256)//len(images.y)), seed)
         with _other(learn, against) as m: others = [m and p.follow(images, m)[0] for p in parts]

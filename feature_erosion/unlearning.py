@@ -596,7 +596,7 @@ def relearn_iters(
 )->float: # 0 if it was not forgotten, NaN if not relearnt within `most`; checked after 1, 2, 3, 4, 6, 10, … iterations
     "Iterations of training on all the data, with their own labels, until what was forgotten is known again"
     _check_relearn(level, most)
-    look,copied = _Relearnt(forget.train, level, most),twin(learn, deepcopy(learn.model))
+    look,copied = _Relearnt(forget.train, level, most),twin(learn, model_copy(learn.model))
     train_on(copied, Phase('relearn', None, retain, lr, 'constant', iters=most), [Beside(forget.train), look])
     return look.at
 
@@ -692,7 +692,7 @@ def _check_call(name, f):
 
 def _on_copy(learn, forget, retain, f, seed):
     "A Learner with a copy of the network after a method, and how long it took"
-    res = _quiet(learn, deepcopy(learn.model))
+    res = _quiet(learn, model_copy(learn.model))
     with fixed_random(seed): return res,unlearn(res, forget, retain, f)
 
 # %% ../nbs/17_unlearning.ipynb #130f52b0

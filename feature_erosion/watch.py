@@ -209,14 +209,16 @@ def hangs_on(
         dl = fixed_dl(dl, n, seed)
         with unaugmented(dl): got = [_image_batch(dl, b, model) for b in dl]
         x,y = _joined(got)
-        boxes = grid_boxes(*x.shape[2:], grid)
-        right,still,cell = _exchanged(model, x, y, boxes, len(got[0][1]), seed)
-    count = cell[right].bincount(minlength=len(boxes))
-    lost = cell[right & ~still].bincount(minlength=len(boxes))
-    top = (lost/count.clamp(min=1)).argmax().item()
-    low = _lower(lost[top].item(), count[top].item(), .05/len(boxes)) if count[top] else 0.
-    share = (lost[top]/count[top].clamp(min=1)).item()
-    return SimpleNamespace(share=share, low=low, box=boxes[top], right=right.float().mean().item())
+        boxes,answers = grid_boxes(*x.shape[2:], grid),partial(_answers, model, bs=len(got[0][1]))
+        cell,donors = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))%len(boxes),partners(y, seed)
+        right = answers(x)==y
+        top = _most_lost_box(cell[right], (answers(_exchanged(x, donors, [boxes[c] for c in cell]))!=y)[right], len(boxes))
+        lost = answers(_exchanged(x, donors, [boxes[top]]*len(x)))!=y
+    lost = lost[right & ((cell!=top) | (len(boxes)==1))]   # other images than those by which it was chosen
+    low = _lower(int(lost.sum()), len(lost), .05) if len(lost) else 0.
+    return SimpleNamespace(share=lost.sum().item()/max(1, len(lost)), low=low, box=boxes[top], right=right.float().mean().item())
+
+def _most_lost_box(cell, lost, n): return (cell[lost].bincount(minlength=n)/cell.bincount(minlength=n).clamp(min=1)).argmax().item()
 
 def _lower(k, n, alpha): return binomtest(k, n, alternative='greater').proportion_ci(1-alpha, method='wilson').low
 
@@ -242,16 +244,13 @@ def _joined(batches):
                          "of one size")
     return torch.cat(xs),torch.cat(ys)
 
-def _exchanged(model, x, y, boxes, bs, seed):
-    "Whether each image was right, and still is with one box of an image of another class, and which box"
-    donors = partners(y, seed)
-    cell = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))%len(boxes)
-    mixed = x.clone()
-    for i,(c,d) in enumerate(zip(cell.tolist(), donors.tolist())):
-        t,l,h,w = boxes[c]
-        mixed[i,:,t:t+h,l:l+w] = x[d,:,t:t+h,l:l+w]
-    right,still = (torch.cat([answered(answer_tensor(model(b))).cpu() for b in o.split(bs)])==y for o in (x,mixed))
-    return right,still,cell
+def _exchanged(x, donors, boxes):
+    "Images, each with a box of another one"
+    res = x.clone()
+    for i,((t,l,h,w),d) in enumerate(zip(boxes, donors.tolist())): res[i,:,t:t+h,l:l+w] = x[d,:,t:t+h,l:l+w]
+    return res
+
+def _answers(model, x, bs): return torch.cat([answered(answer_tensor(model(b.clone()))).cpu() for b in x.split(bs)])
 
 # %% ../nbs/18_watch.ipynb #9d1d407f
 class ErosionWarning(UserWarning): "The model is losing what it knew"
@@ -281,6 +280,11 @@ class WatchErosion(LoggedCallback):
         self.rows,self.classes,self.drift,self.warnings,self.told = [],[],[],[],[]
         self.level,self.now,self.iters,self.fits,self.looks,self.stopped,self.by = 0,0,0,0,0,False,{}
         self.seconds,self.look_seconds,self.trained = 0.,0.,0.
+
+    def tidy(self):
+        super().tidy()
+        for s in (vars(self).get('sets') or {}).values():
+            if isinstance(s.batches, _Batches): s.batches.kept = None   # read again in the next fit: no settings, and large
 
     def state_dict(self):
         state = super().state_dict()

@@ -1,9 +1,9 @@
 "Grad-CAM against an implementation of its own, shares with known answers, and that nothing is left behind."
 import inspect, random
-import numpy as np, pytest, torch, torchvision
+import numpy as np, pandas as pd, pytest, torch, torchvision
 from hypothesis import given, settings, strategies as st
 from torch import nn
-from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, IndexSplitter, TensorImage, Transform, set_seed
+from fastai.vision.all import CategoryBlock, DataBlock, DataLoader, ImageBlock, IndexSplitter, TensorImage, Transform, set_seed
 from PIL import Image
 from feature_erosion.measures import attribution
 from feature_erosion.measures.attribution import attention_share, cam_layer, compare_cams, grad_cam, max_share, pattern_attention, pattern_mask
@@ -309,6 +309,19 @@ def test_pictures_name_the_first_of_several_targets(tmp_path):
     cams = compare_cams(net, dls, ColorSquare(4), n=3)
     fig = cams.plot()
     assert cams.vocab==['a','b','c'] and [o.get_title() for o in fig.axes[:3]]==['abc'[int(i)] for i in cams.share.label]
+
+@pytest.mark.parametrize('change', [lambda y: y[:,None], lambda y: y.byte(), lambda y: y.byte()[:,None]],
+                         ids=['column','uint8','uint8 column'])
+def test_labels_of_any_kind_of_integer(change):
+    "`inject` takes them, so attention does, too: the same as of int64 in a row"
+    set_seed(0)
+    x,y = torch.rand(24, 3, 16, 16),torch.arange(24)%3
+    m = nn.Sequential(nn.Conv2d(3,4,3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4,3))
+    def share(y, target):
+        dl = DataLoader(list(zip(x, y)), bs=8)
+        dl.c = 3
+        return pattern_attention(m, dl, ColorSquare(4), target=target, progress=False).drop(columns='blank')
+    for target in (None,'label','picture'): pd.testing.assert_frame_equal(share(change(y), target), share(y, target))
 
 @pytest.mark.parametrize('variant', ['pattern','conflict'])
 def test_the_stamps_of_the_evaluation_sets(variant):

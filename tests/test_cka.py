@@ -2,7 +2,10 @@
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
+from fastai.vision.all import DataLoader
 from feature_erosion.measures.cka import cka, hsic, layer_cka, linear_cka, rbf_cka
+from feature_erosion.measures.inside import look_inside
+from feature_erosion.measures.probes import layer_probe
 from feature_erosion.models import create_model
 
 def hsic0(K, L):
@@ -116,6 +119,34 @@ def test_a_resnet_in_float32_and_float64():
     double = layer_cka([o.double() for o in nets], [(o.double(), o) for o,_ in batches], progress=False)
     assert np.abs(single.values-double.values).max() < 1e-6
     assert np.abs(np.diag(single)-1).max() < 1e-12 and not np.isnan(single.values).any()
+
+def sorted_by_class(kind):
+    "1,200 samples of ten classes, one class after the other, as folders list them"
+    y = torch.arange(10).repeat_interleave(120)
+    x = 2*torch.randn(10, 30, generator=torch.Generator().manual_seed(0))[y]+torch.randn(1200, 30, generator=torch.Generator().manual_seed(1))
+    ds = torch.utils.data.TensorDataset(x, y)
+    return x,y,(DataLoader if kind=='fastai' else torch.utils.data.DataLoader)(ds, 100)
+
+@pytest.mark.works(kind='loaders', what='data sorted by class, as folders list them: CKA from batches',
+                   how='works: each batch has samples of all classes')
+@pytest.mark.parametrize('kind', ['fastai','torch'])
+def test_data_sorted_by_class(kind):
+    "Batches of one or two classes each do not show how classes differ; what is right follows from all samples at once"
+    x,y,dl = sorted_by_class(kind)
+    def net(seed):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(30,64), nn.ReLU(), nn.Linear(64,10))
+    models = dict(a=net(0), b=net(1))
+    with torch.no_grad(): want = linear_cka(models['a'](x), models['b'](x))
+    in_order = layer_cka(models, list(zip(x.split(100), y.split(100))), progress=False).loc[('a','2'),('b','2')]   # left as it is
+    assert abs(in_order-want)>.1
+    for n in (None,800):
+        got = layer_cka(models, dl, n=n, progress=False).loc[('a','2'),('b','2')]
+        assert abs(got-want)<.03 and got==layer_cka(models, dl, n=n, progress=False).loc[('a','2'),('b','2')]
+    inside = look_inside(models, dl, dl, '2', n_test=None, C=1., progress=False)
+    assert abs(inside.cka.loc[('a','2'),('b','2')]-want)<.03
+    probes = layer_probe(models, dl, dl, '2', C=1., progress=False)
+    assert np.allclose(inside.probe.accuracy, probes.accuracy, atol=2e-3) and inside.probe.accuracy.min()>.8
 
 def test_shuffling_loader_shows_both_models_the_same_images():
     torch.manual_seed(0)

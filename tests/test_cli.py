@@ -171,10 +171,13 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path, capsys):
 def test_stopped_goes_on_finished_is_shown_changed_is_refused(tmp_path, capsys):
     run = ['run','fig1',*quick,'--out',str(tmp_path/'o'),'--epochs','1']
     assert main(run)==0 and main(run)==0
-    first,again = capsys.readouterr().out.split('is finished and was loaded')
+    out = capsys.readouterr().out
+    first,again = out.split('is finished and was loaded')
     table = lambda s: [o for o in s.splitlines() if o.startswith(('start','pretrain','erode','relearn'))]
     assert table(first)==table(again) and len(table(again))==4
-    assert 'net.bs: was 64, is 32' in fails(capsys, *run, '--bs', '32')
+    said = fails(capsys, *run, '--bs', '32')
+    assert 'net.bs: was 64, is 32' in said
+    for o in out,said: assert 'choose another `out`, or delete the old one' in o and 'RunStore' not in o   # in the words of `--out`
 
 def test_a_finished_run_is_only_read(tmp_path):
     "So that it may be where nothing can be written; tables that were lost or changed come back"
@@ -201,6 +204,17 @@ def test_help():
     r = subprocess.run([sys.executable, '-m', 'feature_erosion.cli', 'run', '--help'], capture_output=True, text=True)
     assert r.returncode==0 and '--weights FILE' in r.stdout and 'default: vgg19' in r.stdout
     assert subprocess.run([sys.executable, '-m', 'feature_erosion.cli'], capture_output=True, text=True).returncode==2
+
+def test_completion_knows_what_the_library_has(monkeypatch):
+    "Of arguments that take other values, too, such as folders and networks of other packages"
+    seen = {}
+    def autocomplete(p): seen.update({o.dest:o.completer(prefix='') for o in p._subparsers._group_actions[0].choices['run']._actions
+                                      if hasattr(o, 'completer')})
+    monkeypatch.setitem(sys.modules, 'argcomplete', SimpleNamespace(autocomplete=autocomplete))
+    monkeypatch.setenv('_ARGCOMPLETE', '1')
+    with pytest.raises(SystemExit): main([])
+    assert {'resnet18','resnet20','vgg19','torchvision/','timm/'}<=set(seen['arch']) and {'digits','cifar10'}<=set(seen['data'])
+    assert 'square' in seen['pattern'] and 'fig4' in seen['figure']
 
 @pytest.mark.slow('CIFAR-10 on the command line; on digits it is tested above')
 def test_main_job_on_cifar(tmp_path, cifar10, resnet20):

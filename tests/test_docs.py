@@ -43,6 +43,22 @@ def test_a_default_of_none_is_no_type(pages):
     api = pages['phases.html']
     assert 'until' in api and not [n for n,p in pages.items() if 'NoneType' in p]
 
+def test_types_are_those_that_one_would_write(mains):
+    signatures = [o for m in mains.values() for p in m.find_all('pre') if (o := p.get_text()).startswith('def ')]
+    assert len(signatures)>300 and not [o for o in signatures if re.search(r'^ +\w+:(<|\S*Meta\b)', o, re.M)]
+
+def test_users_names_come_first(mains):
+    "The page of each of our names in `feature_erosion.all` has a link to it before its first section"
+    import feature_erosion.all as ours
+    homes = {n:o.__module__.removeprefix('feature_erosion.').replace('.', '/') for n,o in vars(ours).items()
+             if getattr(o, '__module__', '').startswith('feature_erosion.') and n in ours.__all__}
+    assert len(homes)>50
+    tops = {o:{a.get_text() for a in mains[f'{o}.html'].find('h2').find_all_previous('a')} for o in {*homes.values()}}
+    assert not [n for n,home in homes.items() if n not in tops[home]]
+    index = {a.get_text():a['href'] for a in mains['all.html'].find_all('a')}
+    assert not [n for n,home in homes.items() if not index.get(n, '').startswith(f'{home}.html#')], index
+
+
 def test_a_number_beside_several_rows_moves_none_of_them():
     "It is repeated in each row for phones, and hidden elsewhere"
     d = pd.DataFrame(dict(lr=[.1,.1,.2,.2], network=['a','b','a','b'], clean=[1,2,3,4])).set_index(['lr','network'])

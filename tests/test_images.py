@@ -1,10 +1,11 @@
 "Images as people have them: kinds of files, numbers of more than 8 bits, folders, damaged caches, hostile archives."
-import gzip, io, os, struct, subprocess, sys, tarfile, warnings, zlib
+import gzip, io, mimetypes, os, struct, subprocess, sys, tarfile, warnings, zlib
 from pathlib import Path
 import matplotlib, numpy as np, pytest, scipy.ndimage, sklearn.datasets
 from PIL import Image, ImageOps, TiffImagePlugin
 from fastai.vision.all import GrandparentSplitter, ImageDataLoaders, PILImage, get_image_files, parent_label
 from conftest import works
+from feature_erosion import data
 from feature_erosion.data import (TensorImages, cached_images, cifar100_dls, cifar10_dls, class_files, decode_images,
                                   digits_dls, extract,
                                   image_folder_dls, tensor_dls, to_uint8)
@@ -120,6 +121,17 @@ def png16(rgb16):
 def test_16_bit_rgb(tmp_path):
     (tmp_path/'a.png').write_bytes(png16(rgb.astype(int)*257))
     assert np.array_equal(to_uint8(tmp_path/'a.png'), rgb)
+
+def test_12_bits_in_16_bit_rgb(tmp_path):
+    "They come out nearly black: a warning says so, and `value_range`, of which the upper byte knows nothing, is refused"
+    for f in (names := [tmp_path/f'{i}.png' for i in range(2)]): f.write_bytes(png16(np.clip(rgb.astype(int)*16, 0, 4095)))
+    with pytest.warns(match=r'2 of 2 images have more than 8 bits: 0…65535 became 0…255. Their values lie in 0…3855'):
+        assert decode_images(names).max()==15
+    with pytest.raises(ValueError, match=r'0.png: has 16 bits a channel .* `value_range`; save it with 8 bits'):
+        decode_images(names, value_range=(0,4095))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert decode_images([saved(tmp_path/'a.png', rgb)], value_range=(0,4095)).max()==rgb.max()   # bytes are what they are
 
 @works('images', 'booleans, as an array', 'works: black and white')
 def test_booleans(): assert np.array_equal(to_uint8(grey>99), three((grey>99)*255))
@@ -280,6 +292,18 @@ def test_layouts(tmp_path, files, want):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert counts(load(tmp_path))==want
+
+@works('folders', 'files that a machine does not list as images (WebP, TGA, JPEG 2000)', 'work: on any machine')
+def test_extensions_that_a_machine_does_not_list(tmp_path, monkeypatch):
+    "Python knows .webp as an image where /etc/mime.types does, as it is not in small containers"
+    monkeypatch.setattr(data, 'image_extensions', {k for k,v in mimetypes.MimeTypes(()).types_map[1].items() if v.startswith('image/')})
+    exts = 'png','webp','WEBP','tga','jp2','dib'
+    for c in two:
+        (tmp_path/c).mkdir()
+        for i,e in enumerate(exts): saved(tmp_path/c/f'{i}.{e}', rgb)
+        for k in 'txt','pdf','h5','csv': (tmp_path/c/f'0.{k}').write_text('no image')
+    assert {k:len(v) for k,v in class_files(tmp_path).items()}==dict.fromkeys(two, len(exts))
+    assert image_folder_dls(tmp_path, size=None, bs=2, valid_pct=.5).train_ds.x.shape==(6,*rgb.shape)
 
 said = [case(full('train')+full('val')+['train/stray.png','train/more.jpg'], (two,[4,4],[4,4]),
              '2 images lie beside the folders of the classes', kind='folders',

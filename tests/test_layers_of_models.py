@@ -236,7 +236,16 @@ def test_parametrised_layers():
     m = nn.Sequential(norm.spectral_norm(nn.Conv2d(3, 2, 3)), nn.ReLU(), nn.Flatten(), norm.weight_norm(nn.Linear(72, 2)))
     x = torch.randn(2, 3, 8, 8)
     assert list(layer_calls(m, x))==['0','1','2','3']
-    assert layer_rank(m, [x], 'leaf', progress=False).index.get_level_values(1).tolist()==['1','2']
+    assert layer_rank(m, [x], 'leaf', progress=False).index.get_level_values(1).tolist()==['0','1','2','3']
+
+def test_attention_is_a_leaf():
+    "Its output projection is a module that is never called; without convolutions and linear layers, leaves are the default"
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn,self.norm = nn.MultiheadAttention(8, 2, batch_first=True),nn.Sequential(nn.LayerNorm(8), nn.GELU())
+        def forward(self, x): return self.norm(self.attn(x, x, x)[0]).mean(1)
+    assert find_layers(Attention(), torch.rand(2,5,8))==['attn','norm.0','norm.1']
 
 @works('models', 'Compiled by torch.jit',
        'refused for layers: give the original module; works as a part of another module, without its layers')

@@ -38,7 +38,7 @@ def renamed(dls, vocab):
     "The same images; class c is what `vocab` calls so"
     old = list(dls.vocab)
     def images(ds): return TensorImages(ds.x, [vocab.index(old[int(y)]) for y in ds.y], vocab)
-    return tensor_dls(images(dls.train_ds), images(dls.valid_ds), bs=16, pad=0, flip=False)
+    return tensor_dls(images(dls.train_ds), images(dls.valid_ds), bs=16, pad=0, flip=False, stats=((.5,)*3,)*2)
 
 def quiet(learn, *args, **kwargs):
     with learn.no_bar(), learn.no_logging(): learn.fit_phases(*args, **kwargs)
@@ -157,6 +157,17 @@ def test_stratified(dls):
         got = chosen(subset_dl(dl, 10, seed))
         assert np.bincount(ds.y[got]).tolist()==[3,2,5] and got==sorted(got)==chosen(subset_dl(dl, 10, seed))
     assert chosen(subset_dl(dl, 10, 0))!=chosen(subset_dl(dl, 10, 1))
+
+@works(what='fewer samples than classes, such as `n=100` of 200 classes', how='works: each sample is as likely as any other')
+def test_fewer_samples_than_classes():
+    "By hand: classes 0 to 199 have 2 samples each, or 1, 2 or 3; means over seeds of the class and of its share are those of all"
+    for counts in (np.full(200, 2), 1+np.arange(200)%3):
+        y = np.repeat(np.arange(200), counts)
+        dl = TfmdDL(TensorImages(torch.zeros(len(y), 1, 1, 1, dtype=torch.uint8), y, list(map(str, range(200)))), bs=64, num_workers=0)
+        got = [y[chosen(subset_dl(dl, 100, s))] for s in range(40)]
+        assert all(np.bincount(o, minlength=200).max()-counts.max()*100/len(y)<1 for o in got)
+        assert abs(np.mean(got)-y.mean())<6 and abs(np.mean(counts[np.array(got)]==counts.max())-np.mean(counts[y]==counts.max()))<.05
+        assert len(np.unique(got))==200
 
 any_samples = 'works: any samples, the same ones for the same seed'
 

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 from torch import nn
 from fastai.callback.data import WeightedDL
 from fastai.callback.mixup import MixUp
-from fastai.vision.all import (ActivationStats, CancelBatchException, CancelStepException, Callback, CrossEntropyLossFlat,
+from fastai.vision.all import (ActivationStats, CSVLogger, CancelBatchException, CancelStepException, Callback, CrossEntropyLossFlat,
                                DataLoader, DataLoaders, GradientAccumulation, Learner, Lookahead, SGD,
                                SkipItemException, TfmdDL, accuracy, no_random, set_seed)
 from trainings import Bf16, Boom, StopAt, same, weights
@@ -18,7 +18,7 @@ from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
 from feature_erosion.loaders import subset_dl
 from feature_erosion.mitigations import (DERpp, EWC, Adversarial, ContinualBackprop, Ensemble, GroupDRO, L2Init, L2SP, LwF,
                                          Mitigation, Only, Penalty, ReDo, Replay, SAM, SI, ShrinkPerturb, SpectralDecoupling,
-                                         _columns, fisher, fresh, grouped, just_train_twice, stamp_groups, unit_chains)
+                                         _columns, fisher, fresh, grouped, just_train_twice, stamp_groups, unit_chains, wise_ft)
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase
 from feature_erosion.recover import Ramp, group_accuracy
@@ -65,6 +65,17 @@ def plain(): return fit([])
 def whole():
     "A fit with a mitigation alone; each is made once"
     return cache(lambda name: fit([every[name]()]))
+
+def test_batch_norms_of_averaged_weights(plain):
+    "By hand: means and variances of what the averaged first layer makes of the data; momentum and weights stay"
+    x = torch.cat([b[0] for b in plain.dls.valid])
+    a,b = wise_ft(plain),wise_ft(plain, dl=[(x,torch.zeros(40))])
+    with torch.no_grad(): z = a[:2](x)
+    assert torch.allclose(b[2].running_mean, z.mean(0), atol=1e-5) and torch.allclose(b[2].running_var, z.var(0), rtol=1e-4)
+    assert not torch.allclose(a[2].running_var, z.var(0), rtol=.05) and b[2].momentum==.1 and not b.training
+    assert all(torch.equal(p, q) for p,q in zip(a.parameters(), b.parameters()))
+    loose = wise_ft(plain, dl=plain.dls.valid.new(bs=13))[2]   # 3 batches, without the last image
+    assert loose.num_batches_tracked==3 and (loose.running_mean-z.mean(0)).abs().max()<.3*z.std(0).max()
 
 @pytest.mark.parametrize('name', every)
 def test_acts_in_the_second_phase_only(plain, whole, name):
@@ -393,6 +404,22 @@ def test_fastais_hooks_see_the_batch(make):
     learn = Learner(data(), nn.Sequential(nn.Flatten(), nn.Linear(768,32), nn.ReLU(), nn.Linear(32,10)), opt_func=SGD, lr=.3)
     with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=[seen, ByHand(), make()])
     assert [o[0]['std'] for o in seen.stats]==pytest.approx(want, rel=1e-5)
+
+def test_fresh_weights_without_the_hooks_of_callbacks(tmp_path):
+    "A copy of these would take along their Learner, and what of it cannot be copied, such as an open file"
+    class Look(Callback):
+        passive,n = True,0
+        def before_fit(self): self.hook = self.model[-1].register_forward_hook(self.see)
+        def see(self, *args): self.n += 1
+        def after_fit(self): self.hook.remove()
+    def fit(*cbs):
+        set_seed(0)
+        learn = Learner(data(), net(), loss_func=CrossEntropyLossFlat(), opt_func=SGD, path=tmp_path)
+        with learn.no_bar(), learn.no_logging(): learn.fit_phases([Phase('a', 1), Phase('b', 1)], cbs=[ShrinkPerturb(), *cbs])
+        return learn
+    look = Look()
+    assert same(fit(), fit(ActivationStats(), look, CSVLogger()))
+    assert look.n==2*(len(data().train)+len(data().valid))
 
 def test_old_samples_of_another_kind():
     "They would not fit in a batch, or be read in another way"

@@ -1,9 +1,11 @@
 "Networks against other people's: a public checkpoint on real images, torchvision's layers, its and timm's ImageNet weights"
+from functools import partial
 from pathlib import Path
 import numpy as np, pytest, torch, torchvision
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 from feature_erosion.models import *
 
 mean,std = (torch.tensor(o).view(3,1,1) for o in ([.485,.456,.406], [.229,.224,.225]))
@@ -150,6 +152,39 @@ def test_the_head_is_what_the_outputs_come_from(late):
     new = create_model(net, 7)
     assert new(x).shape==(2,7) and new.body[1].out_features==16 and getattr(new, 'aux', nn.Linear(16,4)).out_features==4
     same(restrict_outputs(net, [2,0])(x), net(x)[:,[2,0]])
+
+class Cosine(nn.Module):
+    "Similarity to a prototype of each class, which no linear layer holds; `as_layer`: in a module of its own"
+    def __init__(self, n, as_layer=False):
+        super().__init__()
+        self.body,self.scale = nn.Sequential(nn.Flatten(), nn.Linear(192,16)),nn.Parameter(torch.tensor(8.))
+        self.prototypes = Prototypes(n) if as_layer else nn.Parameter(torch.randn(n,16))
+    def forward(self, x):
+        f = F.normalize(self.body(x))
+        return self.scale*(self.prototypes(f) if isinstance(self.prototypes, nn.Module) else f@F.normalize(self.prototypes).T)
+
+class Prototypes(nn.Module):
+    def __init__(self, n): super().__init__(); self.weight = nn.Parameter(torch.randn(16,n))
+    def forward(self, x): return x@F.normalize(self.weight, dim=0)
+
+class Prior(nn.Module):
+    "Logit adjustment: the logarithm of each class's share is added"
+    def __init__(self, n): super().__init__(); self.fc = nn.Sequential(nn.Flatten(), nn.Linear(192,n)); self.register_buffer('prior', torch.randn(n))
+    def forward(self, x): return self.fc(x)+self.prior
+
+class Normed(nn.Module):
+    def __init__(self, n): super().__init__(); self.fc = weight_norm(nn.Linear(192,n))
+    def forward(self, x): return self.fc(x.flatten(1))
+
+@pytest.mark.works(kind='models', what='A head that is no layer, or one of your own, as in a cosine classifier',
+                   how='works with the outputs that it has; others are refused')
+@pytest.mark.parametrize('make', [Cosine, partial(Cosine, as_layer=True), Prior, Normed], ids=['tensor','layer','prior','weight_norm'])
+def test_a_head_that_is_no_linear_layer(make):
+    "The body's linear layer was taken for the head, and the model broken"
+    x,net = torch.rand(2,3,8,8),make(7)
+    same(create_model(net, 7)(x), net(x))
+    for f in (lambda: create_model(net, 4), lambda: restrict_outputs(net, [2,0])):
+        with pytest.raises(ValueError, match='Create it with the outputs wanted'): f()
 
 def test_a_frozen_head_stays_frozen():
     net = nn.Sequential(nn.Flatten(), nn.Linear(4,3)).requires_grad_(False)

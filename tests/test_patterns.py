@@ -307,7 +307,8 @@ def test_classes_without_samples_lend_no_pictures(kw):
     easy = dls.inject(ColorSquare(4), strength=.2)
     conflict = [pattern_sets(dls, ColorSquare(4))['conflict'], pattern_sets(easy)['conflict']]
     for st in (*(o.dataset.stamps for o in conflict),
-               easy.train_ds.stamps, dls.inject(ColorSquare(4), variant='conflict').train_ds.stamps):
+               easy.train_ds.stamps, dls.inject(ColorSquare(4), variant='conflict').train_ds.stamps,
+               *(stamp_dl(dls.valid, ColorSquare(4), **o).dataset.stamps for o in (dict(variant='conflict'), dict(strength=.2)))):
         assert set(st.tolist())==want
 
 def test_phases_that_paint_different_classes():

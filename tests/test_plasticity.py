@@ -9,15 +9,17 @@ from feature_erosion.callbacks import LoggedCallback
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import EvalSets, evaluate, evaluating, pattern_sets
 from feature_erosion.learner import erosion_learner
-from feature_erosion.mitigations import grouped
+from feature_erosion.mitigations import fisher, grouped
 from feature_erosion.models import create_model
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import PerPhase, Phase
 from feature_erosion.erosion import (Erosion, epochs_to, eri, erosion_summary, forgetting, half_life, max_forgetting,
                                      pattern_reliance, phase_table, relearning_gap)
 from feature_erosion.loaders import fixed_dl, subset_dl, unaugmented
-from feature_erosion.measures.plasticity import (Dormant, PlasticityLog, dormant_units, grad_norm, penultimate,
+from feature_erosion.measures.attribution import grad_cam
+from feature_erosion.measures.plasticity import (Dormant, PlasticityLog, dormant_units, grad_norm, hessian_rank, penultimate,
                                                  plasticity_measures, unit_scores, weight_norm, weight_norms)
+from feature_erosion.unlearning import saliency
 
 quick = settings(max_examples=60, deadline=None)
 share = st.floats(0, 1, allow_subnormal=False)
@@ -120,10 +122,51 @@ def test_gradient_is_autograds(dls, images, bs):
     m.train()
     assert grad_norm(m, dls.valid.new(bs=bs))==pytest.approx(want, rel=1e-4) and all(p.grad is None for p in m.parameters())
 
+class Recurrent(nn.Module):
+    "Notes for each pass, forward and backward, whether cuDNN may be used"
+    def __init__(self, rnn):
+        super().__init__()
+        self.conv,self.rnn,self.out,self.seen = nn.Conv2d(3, 4, 3, 8),rnn,nn.Linear(8, 10),[]
+    def note(self, *args): self.seen.append(torch.backends.cudnn.enabled)
+    def forward(self, x):
+        self.note()
+        x = self.conv(x).flatten(2).movedim(1, 2)
+        if x.requires_grad: x.register_hook(self.note)
+        x = self.rnn(x)
+        return self.out((x[0] if isinstance(x, tuple) else x)[:,-1])
+
+@pytest.mark.parametrize('enabled', [True,False])
+@pytest.mark.parametrize('measure', [fisher, grad_norm, partial(hessian_rank, steps=2), saliency, grad_cam])
+def test_gradients_of_recurrent_networks_without_cudnn(measure, enabled, monkeypatch):
+    "It has none in eval mode (`cudnn RNN backward can only be called in training mode`); nothing else goes without it"
+    monkeypatch.setattr(torch.backends.cudnn, 'enabled', enabled)
+    x,y = torch.randn(6,3,16,16),torch.arange(6)
+    data = x if measure is grad_cam else [(x,y)]
+    for rnn,used in (nn.LSTM(4, 8, batch_first=True), False), (nn.Linear(4, 8), enabled):
+        m = Recurrent(rnn)
+        measure(m, data)
+        assert len(m.seen)>1 and m.seen[-1] is used and torch.backends.cudnn.enabled is enabled
+        assert measure is grad_cam or {*m.seen}=={used}   # it finds a layer without gradients
+    with pytest.raises(RuntimeError): measure(Recurrent(nn.LSTM(5, 8, batch_first=True)), data)
+    assert torch.backends.cudnn.enabled is enabled
+
 def test_gradient_under_no_grad_and_with_fastais_loss(dls):
     set_seed(0)
     m = net()
     with torch.no_grad(): assert grad_norm(m, dls.valid, CrossEntropyLossFlat())==pytest.approx(grad_norm(m, dls.valid), rel=1e-6)
+
+@pytest.mark.parametrize('kind', [torch.int32, torch.int8, torch.uint8, torch.int64])
+def test_labels_of_any_kind_of_integer(images, kind):
+    "Also in a column, and those that the loss leaves out; `F.cross_entropy` takes none of these but int64, in a row"
+    set_seed(0)
+    m,(x,y) = net().eval(),images
+    if kind!=torch.uint8: y = y.where(torch.arange(len(y))%5>0, -100)
+    gs = torch.autograd.grad(F.cross_entropy(m(x), y), list(m.parameters()))
+    want = sum(g.double().square().sum().item() for g in gs)**.5
+    for y2 in (y.to(kind), y.to(kind)[:,None]):
+        batches = [(x[:64],y2[:64]),(x[64:],y2[64:])]
+        assert grad_norm(m, batches)==pytest.approx(want, rel=1e-4)
+        assert plasticity_measures(m, batches, measures='grad_norm')['grad_norm']==pytest.approx(want, rel=1e-4)
 
 @pytest.mark.parametrize('loss', [CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat, FocalLossFlat, nn.CrossEntropyLoss])
 def test_gradient_of_the_first_target(dls, loss):

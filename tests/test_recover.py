@@ -14,6 +14,7 @@ from feature_erosion.data import TensorImages, digits_dls, tensor_dls
 from feature_erosion.evalsets import EvalSets, pattern_sets
 from feature_erosion.mitigations import Ensemble
 import feature_erosion.learner   # `fit_phases`, `recover` and others on every Learner
+from feature_erosion.measures.rank import layer_rank
 from feature_erosion.patterns import ColorSquare, Noise
 from feature_erosion.phases import Phase
 from feature_erosion.loaders import same_dl
@@ -306,6 +307,17 @@ def test_strength_of_some_classes():
     assert set(first.tolist())==set(last.tolist())=={-1,3,8} and ((first>=0)==(last>=0)).all() and (first!=last).any()
     with pytest.raises(ValueError, match="strength: only one class has a picture"): ramped(['3'])
 
+def test_strength_with_classes_without_samples():
+    "Images get pictures of classes that there are, those that `inject` draws"
+    data = TensorImages(np.full((60,8,8,3), 90, np.uint8), np.arange(60)%3, ['a','b','c','#na#','unused'])
+    dls = tensor_dls(data, data, bs=60, pad=0, flip=False)
+    look = Look()
+    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(192,5)), loss_func=CrossEntropyLossFlat(), opt_func=SGD)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_phases([Phase('erode', 1, dls.inject(ColorSquare(4), seed=3))], cbs=[Ramp(strength=lambda pct: 0., seed=3), look])
+    want = dls.inject(ColorSquare(4), seed=3, strength=0).train_ds.stamps
+    assert torch.equal(look.stamps[-1], want) and set(want.tolist())=={0,1,2}
+
 def test_opacity_by_hand():
     look,easy = run(Ramp(opacity=(0,1)))
     check_faded(look)
@@ -546,6 +558,15 @@ def test_missing_groups(missing):
         with pytest.raises(ValueError, match='groups: missing for 10 of 40 samples'): dfr(x, y, g)
     whole = group_accuracy(nn.Linear(4, 4), [(x,y)], by=['a','b','none','a']*10)
     assert whole.n.sum()==40 and whole.n.to_dict()==dict(a=20, b=10, none=10)
+
+@pytest.mark.parametrize('missing', [None,float('nan'),pd.NA,pd.NaT])
+def test_missing_names(missing):
+    "As keys of models and sets they ended in an error about an index"
+    x,y = torch.randn(40, 4),torch.arange(40)%4
+    m,dl = nn.Linear(4, 4),[(x,y)]
+    with pytest.raises(ValueError, match=f'models: one is called {missing!r}'): layer_rank({'a':m, missing:m}, dl)
+    with pytest.raises(ValueError, match=f'models: one is called {missing!r}'): group_accuracy({missing:m}, dl)
+    with pytest.raises(ValueError, match=f'sets: one is called {missing!r}'): group_accuracy(m, {'a':dl, missing:dl})
 
 def test_groups_of_other_shapes():
     x,y = torch.randn(40, 4),torch.arange(40)%4

@@ -138,6 +138,15 @@ def test_it_reads_and_writes_nothing_else(folder):
     out = report(folder)
     assert {f:o for f,o in written().items() if f!=out}==before
 
+@pytest.mark.parametrize('out', [None,'page.html'])
+def test_it_writes_over_pages_of_its_own_only(out, tmp_path):
+    page = results(tmp_path/'r')/(out or 'report.html')
+    page.write_text('<!doctype html><title>my notes</title>')
+    with pytest.raises(ValueError, match='is no report'): report(tmp_path/'r', out and page)
+    assert 'my notes' in page.read_text()
+    page.write_text('')
+    for _ in range(2): assert report(tmp_path/'r', out and page)==page and '<h1' in page.read_text()
+
 def swept(ratio, net, seed): return dict(clean=1-ratio*(.5+.1*seed), valid_loss=ratio, **{script:seed})
 
 def test_sweeps(tmp_path, browser):

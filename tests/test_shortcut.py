@@ -155,6 +155,24 @@ def test_too_few_images_to_tell(right, n, found):
     s = find_shortcut(Reads(lambda o: o[:,:,8:12,2:6].mean((1,2,3)), [.2,.8]), [(x,y)], n=n)
     assert s.found is found and ('Cannot be told' in s.text)==(found is None)
 
+def test_a_place_is_not_shrunk_until_it_is_in_doubt():
+    "By hand: with the left half of the square, 11 of 12 answers follow it, which could be chance at 75%; with all of it, all do"
+    x,y = torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(0)),torch.arange(12)%2
+    x[:,:,8:12,2:6] = (.2+.6*y)[:,None,None,None]
+    x[3,:,8:12,2:4],x[3,:,8:12,4:6] = .5,1.   # one image tells its class, 1, in the right half alone
+    def read(o): return .75*o[:,:,8:12,2:4].mean((1,2,3))+.25*o[:,:,8:12,4:6].mean((1,2,3))
+    s = find_shortcut(Reads(read, [.2,.8]), [(x,y)])
+    assert s.kind=='place' and s.table.follows[s.table.passes].max()==1 and overlap(s.where, (8,2,4,4))>.6, s.table.to_string()
+
+@pytest.mark.parametrize('n,found', [(128,False), (33,None), (30,None)])
+def test_a_trace_needs_twelve_pairs(n, found):
+    "A model that sums up the whole image: with 11 pairs a trace could not pass though all agree (Wilson: 74 to 100%)"
+    x,y = torch.rand(n, 3, 16, 16, generator=torch.Generator().manual_seed(0)),torch.arange(n)%2
+    sign = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(1)).sign()
+    x = .4+.2*x+.15*sign*(2*y-1)[:,None,None,None]
+    s = find_shortcut(Reads(lambda o: (o*sign).mean((1,2,3)), [-.15,.15]), [(x,y)], n=n)
+    assert s.found is found and ('Cannot be told' in s.text)==(found is None), s.table.to_string()
+
 def test_reads_any_kind_of_batch():
     "uint8, normalised by the pipeline, normalised elsewhere: the same place"
     x,y = scenes()

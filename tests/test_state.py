@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from torchvision.ops import StochasticDepth
 from fastai.vision.all import (AvgMetric, CSVLogger, Callback, DataLoader, DataLoaders, Datasets, EarlyStoppingCallback,
                                GradientAccumulation, ImageDataLoaders, ItemGetter, Lambda, Learner, Normalize, PadMode, RandomResizedCrop,
-                               ReduceLROnPlateau, Resize, ResizeMethod, SGD, SaveModelCallback, accuracy, aug_transforms,
+                               ReduceLROnPlateau, Resize, ResizeMethod, SGD, SaveModelCallback, TensorImage, Transform, accuracy, aug_transforms,
                                imagenet_stats, load_learner, noop, set_seed)
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.losses import CrossEntropyLossFlat, FocalLossFlat, LabelSmoothingCrossEntropyFlat
@@ -412,6 +412,20 @@ def test_another_random_split_is_another_run(photos, tmp_path, table):
     train(here.rename(tmp_path/'there'), 1)
     assert run.status=='finished'
 
+class Brighter(Transform):
+    "Holds its setting, a count and what it has made in private"
+    def __init__(self, by): self._by,self._n,self._made = by,0,{}
+    def encodes(self, x:TensorImage):
+        self._n += 1
+        return self._made.setdefault('x', x*self._by)
+
+def test_what_is_private_is_a_setting_if_only_init_sets_it():
+    a,b = Brighter(1.5),Brighter(1.5)
+    before = describe(a)
+    a(TensorImage(torch.ones(3,2,2)))
+    assert a._n==1 and a._made and describe(a)==before==describe(b)!=describe(Brighter(2.))
+    assert differences(before, describe(Brighter(2.)))==['_by: was 1.5, is 2.0']
+
 @pytest.mark.works(kind='callbacks', what='`KeepRun` in `fine_tune`, on data with `aug_transforms`',
                    how='works: each of its two fits has a run of its own, and goes on in the middle')
 @pytest.mark.parametrize('cut', [2,4,8], ids=['frozen','first','second'])
@@ -765,6 +779,31 @@ def test_what_is_frozen_and_its_groups_are_settings(tmp_path, was, now, says, ph
     with pytest.raises(Boom): train(was, 2)
     with pytest.raises(ValueError, match=f'other settings: .*{says}'): train(now)
     forget(run, 'frozen', 'groups')
+    train(was)
+    assert run.status=='finished'
+
+class Scaled(nn.Module):
+    "What it was made with is neither in its `repr` nor in its weights"
+    def __init__(self, by, act=torch.relu):
+        super().__init__()
+        self.by,self.act,self.lin = by,act,nn.Linear(768,10)
+    def forward(self, x): return self.act(self.lin(x.flatten(1)))*self.by
+
+def attention(norm_first):
+    layer = nn.TransformerEncoderLayer(16, 2, 16, 0., batch_first=True, norm_first=norm_first)
+    return nn.Sequential(nn.Flatten(), nn.Unflatten(1, (48,16)), layer, nn.Flatten(), nn.Linear(768,10))
+
+@pytest.mark.parametrize('was,now,says', [(lambda: Scaled(1.), lambda: Scaled(2.), '.*by=1.0.*by=2.0'),
+    (lambda: Scaled(1.), lambda: Scaled(1., torch.tanh), '.*relu.*tanh'), (lambda: attention(False), lambda: attention(True), '.*norm_first=False.*norm_first=True')],
+    ids=['a number','a function',"an argument of torch's"])
+def test_what_a_model_was_made_with_is_a_setting(tmp_path, was, now, says):
+    run = RunStore(tmp_path).run('a')
+    def train(model, stop=None):
+        set_seed(0)
+        learn = Learner(digits_dls(n=64, n_valid=32, bs=16), model(), opt_func=SGD, lr=.05, path=tmp_path)
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=[KeepRun(run, minutes=0), StopAt(stop)])
+    with pytest.raises(Boom): train(was, 2)
+    with pytest.raises(ValueError, match=f'other settings: .*model.made: {says}'): train(now)
     train(was)
     assert run.status=='finished'
 

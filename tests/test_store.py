@@ -1,5 +1,5 @@
 "Runs that are killed, stopped, damaged, or handed something malicious."
-import errno, io, os, pickle, signal, struct, subprocess, tarfile, warnings, zlib
+import errno, io, os, pickle, signal, struct, subprocess, tarfile, time, warnings, zlib
 from pathlib import Path
 import filelock, numpy as np, pandas as pd, pytest, torch
 from torch import nn
@@ -72,6 +72,68 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     run = RunStore(tmp_path)['a']
     assert run.status=='finished' and run.history.clean.tolist()==whole.recorder.history.clean.tolist()
     assert len(run.info['sessions'])==3
+
+class Long(Callback):
+    "A signal at the beginning of an evaluation before an epoch"
+    order,passive,ended = 30,True,False
+    def __init__(self, epoch, number): self.at,self.number = epoch,number
+    def before_train(self):
+        if self.learn.epoch!=self.at: return
+        os.kill(os.getpid(), self.number)
+        self.ended = sum(range(1000))>0
+
+@pytest.mark.parametrize('epoch,its,number,error', [(0, 0, signal.SIGTERM, SystemExit), (1, 5, signal.SIGINT, KeyboardInterrupt),
+                                                    (2, 10, signal.SIGTERM, SystemExit)])
+def test_an_evaluation_is_not_waited_for(tmp_path, epoch, its, number, error):
+    "Where no batch was trained since the last checkpoint, there is nothing to wait for"
+    cb = Long(epoch, number)
+    with pytest.raises(error, match=f"run 'a' stopped after {its} iterations"): fit(tmp_path, minutes=99, cbs=[cb])
+    run = RunStore(tmp_path)['a']
+    assert not cb.ended and run.status=='stopped' and not run.is_busy()
+    assert same(fit(tmp_path), fit(tmp_path/'whole'))
+
+class ToAll(Callback):
+    "SIGTERM to all processes of a session, sent by another, as SLURM does"
+    order,passive = 30,True
+    def after_batch(self):
+        if self.learn.train_iter!=2: return
+        subprocess.run(['sh','-c',f'kill -TERM -{os.getpid()}'], start_new_session=True)
+        time.sleep(.3)   # until the end of a worker would be noticed
+
+def with_a_worker(folder):
+    os.setsid()
+    set_seed(0)
+    data = [(torch.randn(4), i%2) for i in range(16)]
+    learn = Learner(DataLoaders.from_dsets(data, data, bs=4, num_workers=1), nn.Linear(4, 2), loss_func=nn.CrossEntropyLoss())
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=[KeepRun(RunStore(folder).run('a'), minutes=99), ToAll()])
+
+def test_a_signal_to_all_processes_stops_the_run(tmp_path):
+    "Which its loader's worker gets, too: the run is stopped, with a checkpoint, and has not failed"
+    p = forked(with_a_worker, tmp_path)
+    p.start(), p.join()
+    run = RunStore(tmp_path)['a']
+    assert run.status=='stopped' and 'stopped after 2 iterations' in run.info['error'], run.info['error']
+    assert [o['iteration'] for o in run._checkpoints().values()]==[2,0]
+
+def test_a_run_stays_where_it_was_made(tmp_path, monkeypatch, capsys):
+    "Also when the process has gone to another folder, with a run of the same name"
+    for o in 'here','there':
+        (tmp_path/o).mkdir()
+        monkeypatch.chdir(tmp_path/o)
+        run = RunStore('runs').run('a')
+    monkeypatch.chdir(tmp_path/'here')
+    fit(tmp_path, run=run)
+    assert [RunStore(tmp_path/o/'runs')['a'].status for o in ('here','there')]==['new','finished']
+    monkeypatch.chdir(tmp_path/'there')
+    fit(tmp_path, run=run)
+    assert "`RunStore('runs').delete('a')`" in capsys.readouterr().out
+
+def test_a_run_that_was_deleted_is_not_begun(tmp_path):
+    "Nothing is put where it was, so that it can be made anew"
+    run = RunStore(tmp_path).run('a')
+    RunStore(tmp_path).delete('a')
+    with pytest.raises(ValueError, match='run.json: cannot be read'): fit(tmp_path, run=run)
+    assert not run.path.exists() and RunStore(tmp_path).run('a').status=='new'
 
 def test_a_finished_run_is_loaded_not_computed(tmp_path):
     first = fit(tmp_path)

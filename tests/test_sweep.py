@@ -596,6 +596,7 @@ def test_rows_with_one_value_of_a_name():
         df.plot_means('a', 'v')
     assert df[df['b']==1].plot_means('a', 'v').lines[0].get_ydata().tolist()==[.1,.3]
     with pytest.raises(ValueError, match="x='v': this sweep is over a, b, c; give one of these"): df.plot_means('v', 'a')
+    with pytest.raises(ValueError, match="x='v': this sweep has seeds only"): table([], v=[1.,2.]).plot_means('v', 'v')
     left = df[df.b==1].drop(columns='b')
     assert left.summary().v['mean'].to_dict()=={(1,'[3]'):.1, (2,'[3]'):.3}
     assert left.plot().axes[0].get_xlabel()=='a' and left.plot_means('a', 'v')

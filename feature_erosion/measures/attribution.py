@@ -202,8 +202,8 @@ def _cam(model, x, place, target=None):
     def score(x):
         outs.append(answer_tensor(model(x)))
         return _score(outs[0], target)
-    with torch.inference_mode(False), evaluating(model), _tapped(model, place) as tap:
-        maps = LayerGradCam(score, tap).attribute(x.detach().clone())   # a copy of the images: the first layer may work in place
+    with evaluating(model, grad=True), _tapped(model, place) as tap:
+        maps = LayerGradCam(score, tap).attribute(x.detach().clone()).detach()   # a copy: the first layer may work in place
         if place.extra and not maps.any(): _unread(place.name)
         maps = (maps if maps.dtype==torch.float64 else maps.float()).relu()
         maps = LayerGradCam.interpolate(maps, tuple(x.shape[2:]), 'bilinear')[:,0]
@@ -325,12 +325,12 @@ class _Painted:
         i,n = 0,self.tfm.n_classes
         with unaugmented(self.dl):
             for b in self.dl:
-                x,y = (o[0] for o in split_batch(self.dl, b))
+                (x,*_),ys = split_batch(self.dl, b)
                 if self.masks is None:
                     self._check_size(x)
                     self.masks = pattern_mask(self.tfm.pattern, range(n), n, x.shape[1:])
                     self._check_place(b, x, self.masks[self.stamps[:len(x)]])
-                yield x,y.cpu(),self.stamps[i:i+len(x)]
+                yield x,batch_labels(ys).long().cpu(),self.stamps[i:i+len(x)]
                 i += len(x)
 
     def _check_size(self, x):

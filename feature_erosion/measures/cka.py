@@ -15,6 +15,7 @@ from math import prod
 from warnings import warn
 from fastcore.all import *
 from fastai.vision.all import plt
+from ..loaders import *
 from ..plots import *
 from .layers import *
 from .layers import _by_layer
@@ -345,5 +346,5 @@ def layer_cka(
 )->LayerCKA: # Settings in `attrs`
     "CKA of all pairs of layers of all models, in one pass over the data"
     meter = cka_meter(estimator, kernel, debiased, sigma, max_features, seed)
-    info = visit(models, dl, meter, layers, n, max_memory, seed, progress)
+    info = visit(models, mixed_dl(dl, n, seed), meter, layers, None, max_memory, seed, progress)
     return meter.result(bs=info.bs, passes=info.passes, seed=seed)

@@ -11,6 +11,7 @@ __all__ = ['Inside', 'look_inside']
 import pandas as pd
 from fastcore.all import *
 from fastai.vision.all import plt
+from ..loaders import *
 from ..phases import check_classes
 from ..plots import *
 from .layers import *
@@ -20,7 +21,7 @@ from .probes import *
 
 # %% ../../nbs/measures/06_inside.ipynb #a76be54c
 class Inside:
-    "What layers represent at two or more phases: `cka`, `rank` and `probe`, each a table with its own plot"
+    "What layers represent at two or more phases: `.cka`, `.rank` and `.probe`, each a table with its own plot"
     def __init__(self,
         cka:LayerCKA, # From `layer_cka`
         rank:LayerRank, # From `layer_rank`
@@ -58,9 +59,10 @@ def look_inside(
     check_classes(train, test, 'test', 'train')
     fit = ProbeFit(dl_labels(train, n, seed), C, pool, seed=seed, progress=progress)
     cka,rank = cka_meter(estimator, seed=seed),RankMeter(max_features=max_features, seed=seed)
-    score = ProbeScore(fit, dl_labels(test, n_test, seed))
+    test = mixed_dl(test, n_test, seed)
+    score = ProbeScore(fit, dl_labels(test))
     visit(models, train, fit, layers, n, max_memory, seed, progress)
-    info = visit(models, test, [cka,rank,score], layers, n_test, max_memory, seed, progress)
+    info = visit(models, test, [cka,rank,score], layers, None, max_memory, seed, progress)
     how = dict(bs=info.bs, passes=info.passes)
     return Inside(cka.result(seed=seed, **how), rank.result(**how), score.result(**how))
 

@@ -14,6 +14,7 @@ from collections import Counter
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
 from math import prod
+from pandas.api.types import is_scalar
 from types import SimpleNamespace
 from torch import nn
 from fastcore.all import *
@@ -68,7 +69,7 @@ layer_kinds = dict(
     norm   = lambda m: isinstance(m, (nn.modules.batchnorm._NormBase,nn.LayerNorm,nn.RMSNorm,nn.GroupNorm)),
     act    = lambda m: any(_holds_acts(c.__module__) for c in type(m).__mro__) and not isinstance(m, nn.MultiheadAttention),
     block  = lambda m: re.search(r'Block|Bottleneck|Residual|MBConv|Inception|Fire|EncoderLayer', type(m).__name__) is not None,
-    leaf   = lambda m: not any(True for _ in m.children()),
+    leaf   = lambda m: True,   # of these, those in which no other is called
     all    = lambda m: True)
 
 def _has_weights(m): return layer_kinds['conv'](m) or layer_kinds['linear'](m)
@@ -76,9 +77,16 @@ def _has_weights(m): return layer_kinds['conv'](m) or layer_kinds['linear'](m)
 # %% ../../nbs/measures/00_layers.ipynb #8e7dbaf1
 def _inside(name, others): return any(name.startswith(o.split('#')[0]+'.') for o in others if o!=name)
 
+def _around(calls):
+    "Modules in which others are called; a network of several modules that calls none of them, too"
+    if len(calls)==1: return {n for n,m in calls.items() if any(True for _ in m.children())}
+    return {n[:i] for n in calls for i,c in enumerate(n) if c=='.'}
+
 def _of_kind(calls, kind):
     res = [n for n,m in calls.items() if layer_kinds[kind](m)]
-    return [n for n in res if not _inside(n, res)] if kind=='block' else res   # the outermost blocks
+    if kind=='block': return [n for n in res if not _inside(n, res)]   # the outermost
+    around = _around(calls) if kind=='leaf' else ()
+    return [n for n in res if n.split('#')[0] not in around]
 
 def _default(calls):
     blocks,flat = _of_kind(calls, 'block'),_of_kind(calls, 'conv')+_of_kind(calls, 'linear')
@@ -342,7 +350,7 @@ def named_models(
     if isinstance(models, (nn.Module,Learner)): models = {'model':models}
     if not isinstance(models, dict): models = {f'model{i}':m for i,m in enumerate(listify(models))}
     if not models: raise ValueError("models: give a module, a list of modules, or a dict of them by name")
-    if None in models: raise ValueError("models: a network is called None, which tables take for a missing name; name it")
+    _check_names(models=models)
     models = {k:unwrapped(m.model if isinstance(m, Learner) else m) for k,m in models.items()}
     for k,m in models.items():
         if not isinstance(m, nn.Module): raise ValueError(f"models: {k!r} is a {type(m).__name__}, not a module")
@@ -350,6 +358,12 @@ def named_models(
             raise ValueError(f"models: {k!r} has weights on the device 'meta', which have no values; load them first, "
                              "by `to_empty` and `load_state_dict`")
     return models
+
+def _check_names(**named):
+    "Refuse names that tables take for missing, such as None and NaN"
+    for arg,names in named.items():
+        if bad := [o for o in names if is_scalar(o) and pd.isna(o)]:
+            raise ValueError(f"{arg}: one is called {bad[0]!r}, which tables take for a missing name; give it another")
 
 def _only_model(model): return only(named_models(model).values())
 

@@ -9,11 +9,12 @@ __all__ = ['unit_scores', 'Dormant', 'dormant_units', 'weight_norm', 'weight_nor
            'plasticity_measures', 'PlasticityLog']
 
 # %% ../../nbs/measures/05_plasticity.ipynb #d974f61b
-import inspect, numpy as np, pandas as pd, torch
+import inspect, numpy as np, pandas as pd, torch, torch.nn.functional as F
 from collections import Counter, defaultdict
 from copy import deepcopy
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from typing import Callable
 from fastcore.all import *
 from fastai.vision.all import Recorder, plt, to_device
 from ..batches import *
@@ -202,9 +203,14 @@ def _losses(outputs, loss):
         before,last = now,k
 
 # %% ../../nbs/measures/05_plasticity.ipynb #45b5248b
+def _cross_entropy(pred, y, reduction='mean'):
+    "Of labels as integers of any kind, also in a column, as fastai's loss takes them"
+    if pred.ndim==2: y = batch_labels([y])
+    return F.cross_entropy(pred, y if y.is_floating_point() else y.long(), reduction=reduction)
+
 def _differentiable(model, loss_func):
     "The loss, the module, and its trainable parameters"
-    loss_func = loss_func or getattr(model, 'loss_func', None) or nn.CrossEntropyLoss()
+    loss_func = loss_func or getattr(model, 'loss_func', None) or _cross_entropy
     _check_mean(loss_func)
     model = _only_model(model)
     ps = [p for p in model.parameters() if p.requires_grad]
@@ -224,7 +230,7 @@ def _zeros(ps): return [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, t
 def grad_norm(
     model, # A module or Learner
     dl, # As in `fixed_dl`, with targets; pass a single batch as a list, `[(x, y)]`
-    loss_func:callable=None, # A mean over samples, weighted or not; by default the Learner's, or cross-entropy
+    loss_func:Callable=None, # A mean over samples, weighted or not; by default the Learner's, or cross-entropy
     n:int|None=None, # How many samples; `None` for all
     seed:int=0 # Which samples
 )->float:
@@ -293,7 +299,7 @@ def _beyond(ritz, error, weight, size, eps):
 def hessian_rank(
     model, # A module or Learner
     dl, # As in `fixed_dl`, with targets: the images that the network is about to learn, kept in memory
-    loss_func:callable=None, # As in `grad_norm`
+    loss_func:Callable=None, # As in `grad_norm`
     n:int|None=200, # How many samples; `None` for all
     eps:float=.1, # Count eigenvalues beyond ±`eps`, in units of the loss
     steps:int=100, # Each costs about three training steps on all samples, and memory for a copy of the parameters
@@ -370,7 +376,7 @@ _titles = dict(dormant='dormant units', weight_norm='weight norm', grad_norm='gr
 def plasticity_measures(
     model, # A module or Learner
     dl, # As in `fixed_dl`, with targets
-    loss_func:callable=None, # As in `grad_norm`
+    loss_func:Callable=None, # As in `grad_norm`
     n:int|None=512, # How many samples; `None` for all
     tau:float=0., # As in `dormant_units`
     layers=None, # As in `unit_scores`

@@ -312,7 +312,9 @@ def open_run(
 )->Run:
     "A run in a given folder; problems with it are reported before anything is computed"
     out = Path(out).expanduser().resolve()
-    try: return RunStore(out.parent).run(out.name, **settings)
+    store = RunStore(out.parent)
+    store.by = 'out'
+    try: return store.run(out.name, **settings)
     except ValueError as e: raise ValueError(f"out={str(out)!r}: {e}") from None
 
 # %% ../../nbs/paper/00_nets.ipynb #76ceaf05

@@ -120,8 +120,8 @@ def _at_ends(learn):
     res = dict(clean=end.clean.iloc[-1], pattern=end.pattern.iloc[-1])
     return {**res, **({'relearned':again.clean.iloc[-1]} if len(again) else {})}
 
-def _half_way(learn, sets):
-    model = wise_ft(learn, 'start', 'erode')
+def _half_way(learn, sets, dl):
+    model = wise_ft(learn, 'start', 'erode', dl=dl)
     return {f'half_way_{k}':evaluate(model, sets[k])['accuracy'] for k in ('clean','pattern')}
 
 # %% ../../nbs/paper/04_questions.ipynb #da752f13
@@ -141,7 +141,7 @@ def train_resisting(
         sets,steps = pattern_sets(easy),_StepTime()
         before = evaluate(learn.model, sets['clean'])['accuracy']
         learn.fit_phases(phases, cbs=[EvalSets(sets), steps, *cbs, KeepRun(run, minutes=5, epochs=1000, wait=True)])
-        half = _half_way(learn, sets) if method=='plain finetuning' else {}
+        half = _half_way(learn, sets, easy.train) if method=='plain finetuning' else {}
     return dict(before=before, **_at_ends(learn), **half, step=float(np.median(steps.took)))
 
 # %% ../../nbs/paper/04_questions.ipynb #d3d0cf63

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import monotonic, perf_counter
 import joblib, numpy as np, pandas as pd, torch
+from typing import Callable
 from fastcore.all import *
 from fastai.vision.all import plt
 from ..names import named, questions
@@ -38,9 +39,9 @@ class Recipe:
     "What to train, measure, plot and claim"
     name:str # Name of its folder, and on the command line
     title:str # What it shows
-    measure:callable # `f(learn, net, seed, scale) -> dict` of DataFrames
-    plot:callable # `f(tables) -> Figure`
-    claims:callable # `f(tables) -> list` of rows from `judged`
+    measure:Callable # `f(learn, net, seed, scale) -> dict` of DataFrames
+    plot:Callable # `f(tables) -> Figure`
+    claims:Callable # `f(tables) -> list` of rows from `judged`
     phases:int=2 # How many of the three phases it needs
     extra:str=None # A module that it needs
     scales:dict=field(default_factory=dict) # A `Scale` by preset: 'smoke', 'cpu', 'paper', or others

@@ -520,18 +520,23 @@ def _several(title, kinds, secs, sweeps):
     return h.Main(h.Header(h.H1(title), _lead(dict(kinds, sweep=sweeps), claims), nav), *(s for _,s in body))
 
 # %% ../../nbs/paper/03_report.ipynb #b401f194
+_made_by = 'Made by feature_erosion'
+
 def _page(path, kinds):
     secs,one = _sections(kinds),sum(map(len, kinds.values()))==1
     title = secs[0][0].title if one else path.name
     main = _single(secs[0][1]) if one else _several(title, kinds, secs, _sweeps(path))
-    made = h.Footer(f"Made by feature_erosion {__version__}, {time.strftime('%Y-%m-%d %H:%M')}")
+    made = h.Footer(f"{_made_by} {__version__}, {time.strftime('%Y-%m-%d %H:%M')}")
     return h.to_xml(*h.Html(_head(title), h.Body(main, made), lang='en'), indent=False)
 
 # %% ../../nbs/paper/03_report.ipynb #bda4a990
 def _check_file(out):
+    "Refuse what is no page, or somebody else's"
     if out.suffix.lower() not in ('.html','.htm'):
         raise ValueError(f"out={str(out)!r}: the report is a page: give a name that ends in .html")
     if out.is_dir(): raise ValueError(f"out={str(out)!r}: this is a folder: give the name of a file")
+    if out.exists() and (was := out.read_bytes()) and _made_by.encode() not in was:
+        raise ValueError(f"out={str(out)!r}: exists, and is no report of this library; move it, or give another name")
     return out
 
 # %% ../../nbs/paper/03_report.ipynb #ebb13ea8

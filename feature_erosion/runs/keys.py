@@ -9,7 +9,7 @@ __all__ = ['Untold', 'hash_tensor', 'as_json', 'recipe', 'function_name', 'key_o
            'flat']
 
 # %% ../../nbs/runs/00_keys.ipynb #d66e2211
-import dis, hashlib, importlib.util, json, logging, os, platform, re, sys, sysconfig, torch, types
+import dis, hashlib, importlib.util, json, logging, os, platform, plum, re, sys, sysconfig, torch, types
 import numpy as np
 from collections import OrderedDict, defaultdict, namedtuple
 from dataclasses import MISSING, fields, is_dataclass
@@ -504,10 +504,31 @@ def _describe_module(m, deep): return {'model':stable_repr(m), 'weights':_sha(js
 def _drawn(cls):
     "Attributes that a transform sets whenever it is called, such as the random numbers it has drawn"
     calls = [f for c in cls.__mro__ for f in map(vars(c).get, ('before_call','__call__')) if isinstance(f, types.FunctionType)]
-    return {i.argval for f in calls for i in dis.get_instructions(f) if i.opname=='STORE_ATTR'}
+    return _stored(calls)
+
+def _stored(fs): return {i.argval for f in fs for i in dis.get_instructions(f) if i.opname=='STORE_ATTR'}
+
+def _functions(cls):
+    "All functions that a class defines; a `Transform` has several of one name"
+    for v in vars(cls).values():
+        many = [m.implementation for m in v.methods] if isinstance(v, plum.Function) else [v]
+        for f in many:
+            f = getattr(f, 'fget', getattr(f, '__func__', f))
+            if isinstance(f, types.FunctionType): yield f
+
+@lru_cache
+def _private(cls):
+    "Private attributes that only the `__init__` of your own classes sets: settings, rather than something to work with"
+    fs = [f for c in cls.__mro__ if not _is_installed(c.__module__) for f in _functions(c)]
+    made = _stored(f for f in fs if f.__name__=='__init__')-_stored(f for f in fs if f.__name__!='__init__')
+    return {o for o in made if o[0]=='_'}
+
+def _is_plain(v): return v is None or isinstance(v, (bool,int,float,str)) or isinstance(v, tuple) and all(map(_is_plain, v))
 
 def _describe_object(o, deep):
-    shown = {k:deep(v) for k,v in getattr(o, '__dict__', {}).items() if k[0]!='_' and k not in _drawn(type(o))}
+    private = _private(type(o))
+    shown = {k:deep(v) for k,v in getattr(o, '__dict__', {}).items()
+             if k not in _drawn(type(o)) and (k[0]!='_' or k in private and _is_plain(v))}
     if isinstance(o, Enum) or not hasattr(o, '__dict__'):   # a slice, a date
         shown['is'] = stable_repr(o)
     if isinstance(o, Distribution): shown['is'] = {k:deep(getattr(o, k)) for k in o.arg_constraints}   # some hide them

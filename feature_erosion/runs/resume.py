@@ -15,6 +15,7 @@ from math import isfinite
 from pathlib import PurePath
 from filelock import Timeout
 from torch import nn
+from torch.utils.data._utils import signal_handling
 from fastcore.all import *
 from fastai.vision.all import CancelFitException, DataLoader, Learner, get_model, num_distrib, rank_distrib
 from ..files import *
@@ -211,7 +212,15 @@ def _groups(learn):
 
 def _model_settings(m):
     return dict(name=type(m).__name__, parameters=n_params(m), layers=key_of(stable_repr(m)),
-                trained=sum(p.requires_grad for p in m.parameters()), frozen=_brief(', '.join(_frozen(m))))
+                trained=sum(p.requires_grad for p in m.parameters()), frozen=_brief(', '.join(_frozen(m))),
+                made=_brief(', '.join(f'{k}={v}' for k,v in _made_with(sorted(m.named_modules(), key=_is_torchs)).items())))
+
+def _is_torchs(named): return type(named[1]).__module__.startswith('torch.')   # whose `repr` shows most of it
+
+def _made_with(modules):
+    "What named modules were made with and have kept, such as `label_smoothing`: their `repr` and weights may not tell"
+    kept = {(n,m):set(inspect.signature(type(m).__init__).parameters) & set(vars(m)) for n,m in modules}
+    return {f'{n}.{a}'.strip('.'):describe(vars(m)[a], 2) for (n,m),names in kept.items() for a in sorted(names)}
 
 def _frozen(m, name=''):
     "Names of layers and parameters that are not trained; of a layer as a whole if none of its parameters is"
@@ -223,11 +232,9 @@ def _frozen(m, name=''):
 def _brief(s): return s if len(s)<=200 else f'{s[:150]}… {key_of(s)}'
 
 def _loss_settings(f):
-    "What the modules of a loss were made with, such as `label_smoothing`: their names and weights do not tell"
+    "The same of a loss, or of the modules in it"
     held = {k:o for k,o in {'':f, **getattr(f, '__dict__', {})}.items() if isinstance(o, nn.Module)}
-    mods = [(f'{k}.{n}', m) for k,o in held.items() for n,m in o.named_modules()]
-    return {f'{k}.{a}'.strip('.'):describe(vars(m)[a]) for k,m in mods
-            for a in inspect.signature(type(m).__init__).parameters if a in vars(m)}
+    return _made_with((f'{k}.{n}', m) for k,o in held.items() for n,m in o.named_modules())
 
 def _seed(): return s if (s := torch.initial_seed())<2**32 else None
 
@@ -271,7 +278,7 @@ class KeepRun(TidyCallback):
         if not self.run: return
         if self.ended: self._next()
         self.main,self.active,self.broken,self.heard,self.told = not rank_distrib(),True,None,None,[]
-        self.rows,self.counts,self.saved_at,self.train_loss = [],{},time.monotonic(),None
+        self.rows,self.counts,self.saved_at,self.saved_iter,self.train_loss = [],{},time.monotonic(),None,None
         with self._tidied():
             self._open()
             self._listen()
@@ -422,6 +429,7 @@ def _write(self:KeepRun, path, state):
     level = [len(self._ended()), state['train_iter'], *self.at]
     about = dict(level=level, iteration=state['train_iter'], phase=phase_name(self.learn), rows=len(state['rows']))
     save_folder(path, pack(snapshot(self.learn.model), state), **about)
+    self.saved_iter = state['train_iter']
 
 @patch
 def _ended(self:KeepRun): return [p.name for p in self.phases if p.name in self.done]
@@ -502,12 +510,13 @@ def _tell_late(self:KeepRun, state):
 @patch
 def _lock(self:KeepRun):
     run = self.kept
+    run.info   # if it is gone, no lock is put in its place
     try:
         run.lock().acquire(timeout=-1 if self.wait else 0)
         self.locked = True
     except Timeout:
         raise ValueError(f"run {run.name!r}: another process works on it; wait for it, "
-                         "or give this one another name") from None
+                         f"or {run._elsewhere()}") from None
     except OSError:
         if run.info['status']!='finished': raise   # it is only loaded, if need be from where nothing can be written
 
@@ -542,14 +551,14 @@ def _check_start(self:KeepRun):
     if all(k not in now or hash_tensor(v)==hash_tensor(now[k]) for k,v in was.items()): return
     run = self.kept
     raise ValueError(f"run {run.name!r} began with other weights than run {self.first_name!r} ends with now, which was "
-                     f"trained again: delete this one, too, {run._deletion()}")
+                     f"trained again: delete this one, too{run._deletion()}")
 
 @patch
 def _refuse(self:KeepRun, info, settings, seed):
     diff = _differences(info['fit'], settings)
     if seed!=info['seed']: diff.append(f"seed: was {info['seed']}, is {seed}")
     if diff: raise ValueError(f"run {self.kept.name!r} was begun with other settings: {'; '.join(diff[:5])}. "
-                              "Give this one another name, or delete the old one")
+                              f"To begin anew, {self.kept._instead()}")
 
 # %% ../../nbs/runs/03_resume.ipynb #2493cf37
 @patch
@@ -599,7 +608,7 @@ def _choose(self:KeepRun):
             bad.append(f)
             warnings.warn(f"{e}. It stays where it is; the checkpoint before it is used")
     if bad: raise ValueError(f"run {self.kept.name!r}: none of its checkpoints can be read, see the warnings; "
-                             "nothing was deleted. Repair them, or give this run another name to begin again")
+                             f"nothing was deleted. Repair them, or {self.kept._elsewhere()} to begin again")
 
 @patch
 def _all_checkpoints(self:KeepRun):
@@ -621,6 +630,7 @@ def _save_start(self:KeepRun):
 def _load(self:KeepRun, weights, state):
     "Load a checkpoint; later rows of the history are dropped, as they will be computed again"
     self.restore(state, weights)
+    self.saved_iter = state['train_iter']
     if self.phases: self._load_snapshots(state)
     if not self.main: return
     if not self.idle:
@@ -645,9 +655,8 @@ def _greeting(self:KeepRun, state):
     if self.was['status']!='finished': return f"run {run.name!r} goes on after {n} iterations"
     made = self.was['sessions'][-1] if self.was['sessions'] else {}
     how = ', '.join(f'{k} {made[k]}' for k in ('feature_erosion','torch','device') if k in made)
-    again = f"delete it, {run._deletion()}, or give another name"
     when = self.was['created'][:16].replace('T', ' ')
-    return f"run {run.name!r} is finished and was loaded: made {when} with {how}. To train it again, {again}"
+    return f"run {run.name!r} is finished and was loaded: made {when} with {how}. To train it again, {run._instead()}"
 
 # %% ../../nbs/runs/03_resume.ipynb #61aeff42
 _not_tables = 'iters','names','phases','rows'
@@ -715,11 +724,25 @@ class Terminated(SystemExit):
 def _listen(self:KeepRun):
     if threading.current_thread() is not threading.main_thread() or num_distrib()>1: return
     for s in (signal.SIGINT, signal.SIGTERM): self.old_signals[s] = signal.signal(s, self._hear)
+    signal_handling._set_worker_signal_handlers = _as_worker
+
+_torchs_own = getattr(signal_handling, '_set_worker_signal_handlers', noop)
+
+def _as_worker():
+    "In a process of a loader: signals to all processes stop the run, which needs this one for its last batch"
+    _torchs_own()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _live_on)
+
+def _live_on(*args):
+    signal.alarm(30)   # seconds
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)   # the next one is the loader's own
 
 @patch
 def _hear(self:KeepRun, number, frame):
     if self.heard: raise KeyboardInterrupt
     self.heard = number
+    if self.learn.train_iter==self.saved_iter: self._leave()   # nothing to save, and evaluations may come before a batch
     print(f'run {self.kept.name!r}: stopping after this batch; press Ctrl-C again to stop at once', flush=True)
 
 @patch
@@ -736,6 +759,7 @@ def tidy(self:KeepRun):
     "Release everything; for an unfinished run, record how it ended"
     for s,f in self.old_signals.items(): signal.signal(s, f)
     self.old_signals = {}
+    signal_handling._set_worker_signal_handlers = _torchs_own
     vars(self.learn).pop('all_batches', None)
     if not self.active: return
     self.active,self.end = False,None

@@ -618,7 +618,7 @@ def _put_progress(self:FitState, s):
 def _put_callback(self:FitState, cb, s):
     "Restore a callback; a copy of the model made during training is made again"
     for a,v in s.get('attrs', {}).items():
-        if _kind(v)=='module' and a not in vars(cb) and v['cls']==_name(type(self.model)): vars(cb)[a] = deepcopy(self.model)
+        if _kind(v)=='module' and a not in vars(cb) and v['cls']==_name(type(self.model)): vars(cb)[a] = model_copy(self.model)
     set_state(cb, s)
 
 def set_opt(opt, s):

@@ -154,9 +154,10 @@ def _check_info(info, f):
 # %% ../../nbs/runs/01_store.ipynb #b78315c7
 class Run:
     "One run's folder"
+    by = 'name'   # the argument that chose it
     def __init__(self,
         path # The folder; created by `RunStore.run`
-    ): self.path = Path(path)
+    ): self.path = Path(path).absolute()   # the process may go to another folder
 
     def __getstate__(self): return dict(path=self.path)   # a lock belongs to its process
     @property
@@ -187,6 +188,7 @@ def settings(self:Run)->dict:
 # %% ../../nbs/runs/01_store.ipynb #8b302b9e
 class RunStore:
     "A folder of runs"
+    by = 'name'   # as of its runs
     def __init__(self,
         path='runs' # The folder, created with the first run
     ): self.path = Path(path).expanduser()
@@ -195,8 +197,12 @@ class RunStore:
     def __len__(self): return len(list(iter(self)))
     def __contains__(self, name): return (self.path/_check_name(name)/'run.json').is_file()
     def __getitem__(self, name):
-        if name in self: return Run(self.path/_check_name(name))
+        if name in self: return self._at(name)
         raise KeyError(f"no run {name!r} in {self.path}; there are {', '.join(o.name for o in self) or 'none'}")
+    def _at(self, name):
+        res = Run(self.path/_check_name(name))
+        res.by = self.by
+        return res
     __repr__ = basic_repr('path')
 
 # %% ../../nbs/runs/01_store.ipynb #5b0c18ef
@@ -213,7 +219,7 @@ def _make(self:RunStore, name, settings, recipe=None):
         p.mkdir(parents=True, exist_ok=True)
         if new or Run(p).settings!=settings: save_json(p/'run.json', info, new)   # another process may have begun with it
         (p/'phases').mkdir(exist_ok=True)
-    return Run(p)
+    return self._at(name)
 
 _own_files = r'run\.json|history\.jsonl|metrics\.json'
 
@@ -248,11 +254,21 @@ def _begun(self:Run):
 @patch
 def _same(self:RunStore, run, settings):
     if not (diff := differences(run.settings, settings)): return run
-    raise ValueError(f"run {run.name!r} has other settings: {'; '.join(diff[:5])}. Give this one another name, "
-                     f"or delete the old one: {run._deletion()}")
+    raise ValueError(f"run {run.name!r} has other settings: {'; '.join(diff[:5])}. To begin anew, {run._instead()}")
 
 @patch
-def _deletion(self:Run): return f"`RunStore({str(self.path.parent)!r}).delete({self.name!r})`"
+def _instead(self:Run):
+    "How to make another one, or this one again"
+    return f"{self._elsewhere()}, or delete the old one{self._deletion()}"
+
+@patch
+def _elsewhere(self:Run): return 'choose another `out`' if self.by=='out' else 'give this one another name'
+
+@patch
+def _deletion(self:Run):
+    store,here = self.path.parent,Path.cwd()
+    store = str(store.relative_to(here) if store.is_relative_to(here) else store)
+    return '' if self.by=='out' else f": `RunStore({store!r}).delete({self.name!r})`"
 
 # %% ../../nbs/runs/01_store.ipynb #b06ced2f
 @patch
@@ -612,7 +628,7 @@ def once(self:RunStore,
     settings = as_json(settings)
     if 'seed' in settings and not is_seed(settings['seed']):
         raise ValueError(f"seed={settings['seed']!r}: must be a whole number from 0 to 2**32-1")
-    run = Run(self.recipe_runs(fn, [settings], files)[0].path.absolute())   # `fn` may go to another folder
+    run = self.recipe_runs(fn, [settings], files)[0]
     if why := run.info['recipe'].get('untold'):
         warnings.warn(f'{_title(fn)} is computed again, whatever is here already: {why}')
     if run.result() is None:   # a finished run may be where nothing can be written, not even a lock

@@ -165,7 +165,7 @@ def collect(self:_Work, n_jobs, bar):
     "Compute what comes next; results arrive as they are done, except from ray's backend, which returns all at the end"
     call,now = joblib.delayed(_caller(self.fn, self.threads, self.attempts)),self.now()
     how = 'generator_unordered' if get_active_backend()[0].supports_return_generator else 'list'
-    res = joblib.Parallel(n_jobs=n_jobs, return_as=how)(call(i, self.points[i], str(self.runs[i].path.absolute())) for i in now)
+    res = joblib.Parallel(n_jobs=n_jobs, return_as=how)(call(i, self.points[i], str(self.runs[i].path)) for i in now)
     for i,o in progress_bar(res, total=len(now)) if bar else res: self.results[i] = o
 
 @patch
@@ -395,6 +395,7 @@ def _plot_mean(ax, df, x, y, label, color):
 @patch
 def _check_names(self:Sweep, x, ys):
     names,known = self._names(),self._numbers()
+    if not names: raise ValueError(f"x={x!r}: this sweep has seeds only, and nothing to plot them over; use `plot()`")
     if x not in names: raise ValueError(f"x={x!r}: this sweep is over {', '.join(names)}; give one of these")
     if others := [k for k in names if k!=x and self[k].map(_groupable).nunique(dropna=False)>1]:
         has = 'has' if len(others)==1 else 'have'

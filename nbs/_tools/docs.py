@@ -9,7 +9,7 @@ from urllib.parse import unquote, urldefrag, urlsplit
 
 from bs4 import BeautifulSoup
 from execnb.shell import CaptureShell
-from fastcore.nbio import read_nb, write_nb
+from fastcore.nbio import mk_cell, read_nb, write_nb
 from fastcore.script import call_parse
 from fastcore.xtras import working_directory
 import nbdev.config
@@ -31,6 +31,27 @@ def stage(tmp):
         shutil.copy(root/o, tmp)
     shutil.copytree(root/'nbs', tmp/'nbs', symlinks=True, ignore=shutil.ignore_patterns('.*', '_tools', 'models'))
     with working_directory(tmp): refresh_quarto_yml()
+    for f in (tmp/'nbs').rglob('*.ipynb'): say_what_users_get(f)
+
+def say_what_users_get(f):
+    "In a module's notebook, link to what `feature_erosion.all` has of it, which may be far down the page"
+    nb = read_nb(f)
+    mod = re.search(r'^#\|\s*default_exp (\S+)', '\n'.join(c.source for c in nb.cells), re.M)
+    if not mod or not (names := used(f'feature_erosion.{mod[1]}')): return
+    nb.cells.insert(1, mk_cell(f"In `feature_erosion.all`: {', '.join(f'`{o}`' for o in names)}", 'markdown'))
+    write_nb(nb, f)
+
+def used(mod):
+    "Names in `feature_erosion.all` from a module, and its methods on fastai's classes"
+    (users,ours),names = public(),[o.removeprefix(f'{mod}.') for o in syms().get(mod, ())]
+    methods = [o for o in names if o.count('.')==1 and not re.search(r'\._|\.(before|after)_', o)]
+    return [o for o in names if o in users] + [o for o in methods if o.split('.')[0] in ('DataLoaders','Learner','Recorder')]
+
+@cache
+def syms():
+    "Of each module, its functions, classes and methods"
+    from feature_erosion._modidx import d
+    return d['syms']
 
 def shown_width(png:bytes):
     "Width in CSS pixels of a figure saved at twice its size, None for other pictures"
@@ -123,8 +144,7 @@ for_few = re.compile(r'0[0-7]_|paper/0|runs/0[02]_|(21_all|built|works|trust|ben
 @cache
 def public():
     "What `from feature_erosion.all import *` brings, and the names of all modules"
-    from feature_erosion._modidx import d
-    ours = {name.removeprefix(f'{mod}.').partition('.')[0] for mod,syms in d['syms'].items() for name in syms
+    ours = {name.removeprefix(f'{mod}.').partition('.')[0] for mod,names in syms().items() for name in names
             if name.count('.')==mod.count('.')+1}
     text = (root/'feature_erosion/all.py').read_text()
     return {o.strip() for l in re.findall(r'^from \.\S+ import (.*)', text, re.M) for o in l.split(',')}, ours
@@ -220,8 +240,7 @@ def target(page, href):
 
 def nearest(out):
     "A doclink to something without a heading of its own goes to its class, or else to the page"
-    from feature_erosion._modidx import d
-    names = {link for mod in d['syms'].values() for link,_ in mod.values()}
+    names = {link for mod in syms().values() for link,_ in mod.values()}
     def fix(page, m):
         f,frag = target(page, m[1]) or (page,'')
         if f'{os.path.relpath(f, out)}#{frag}' not in names: return m[0]
