@@ -19,6 +19,7 @@ from math import isfinite, log
 from torch import nn
 from torch.func import functional_call
 from torch.nn.utils.parametrize import is_parametrized
+from torch.optim.swa_utils import update_bn
 from fastcore.all import *
 from fastai.callback.mixup import MixHandler
 from fastai.vision.all import (DataLoader, DataLoaders, HookCallback, Learner, MixedPrecision, Normalize, TensorBase,
@@ -729,14 +730,14 @@ def wise_ft(
 
 def _new_statistics(model, dl):
     "Statistics of batch norms are those of all batches (Izmailov et al. 2018, section 3.2)"
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    old = [m.momentum for m in norms]
-    for m in norms:
-        m.reset_running_stats()
-        m.momentum = None   # a mean over batches
-    with fixed_random(), torch.no_grad():
-        for xs in _whole(model_batches(mixed_dl(dl), model.train())): model(*xs)
-    for m,v in zip(norms, old): m.momentum = v
+    with fixed_random(): update_bn(([xs] for xs in _whole(model_batches(mixed_dl(dl), model))), _OfSeveral(model))
+
+class _OfSeveral(nn.Module):
+    "A model that takes its inputs as one"
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+    def forward(self, xs): return self.model(*xs)
 
 def _whole(batches):
     "Inputs of those that are as large as the first"
