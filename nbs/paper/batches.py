@@ -41,7 +41,8 @@ def statistics(learn, dls, easy, before='pretrain'):
     old,new = learn.models_at(before, 'erode').values()
     half = partial(wise_ft, learn, before)
     nets = {('before','own'):old, ('after','own'):new, ('after','clean images'):wise_ft(learn, before, alpha=1., dl=dls.train),
-            ('half way','averaged'):half(), ('half way','clean images'):half(dl=dls.train), ('half way','with squares'):half(dl=easy.train)}
+            ('half way','averaged'):half(), ('half way','clean images'):half(dl=dls.train),
+            ('half way','with squares'):half(dl=easy.train)}
     sets = pattern_sets(easy)
     return pd.DataFrame([dict(zip(('weights','statistics'), k), **{o:evaluate(m, dl)['accuracy'] for o,dl in sets.items()})
                          for k,m in nets.items()])
