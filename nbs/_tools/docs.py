@@ -43,7 +43,7 @@ def say_what_users_get(f):
 
 def used(mod):
     "Names in `feature_erosion.all` from a module, and its methods on fastai's classes"
-    (users,ours),names = public(),[o.removeprefix(f'{mod}.') for o in syms().get(mod, ())]
+    users,names = public()[0],[o.removeprefix(f'{mod}.') for o in syms().get(mod, ())]
     methods = [o for o in names if o.count('.')==1 and not re.search(r'\._|\.(before|after)_', o)]
     return [o for o in names if o in users] + [o for o in methods if o.split('.')[0] in ('DataLoaders','Learner','Recorder')]
 
