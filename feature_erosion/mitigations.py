@@ -11,10 +11,10 @@ __all__ = ['Mitigation', 'Penalty', 'L2SP', 'L2Init', 'fisher', 'EWC', 'SI', 'Sp
            'just_train_twice']
 
 # %% ../nbs/15_mitigations.ipynb #40e6d589
-import inspect, numpy as np, torch, torch.nn.functional as F
+import numpy as np, torch, torch.nn.functional as F
 from collections import Counter
 from contextlib import contextmanager
-from copy import copy, deepcopy
+from copy import copy
 from math import isfinite, log
 from torch import nn
 from torch.func import functional_call

@@ -14,7 +14,6 @@ from functools import lru_cache
 from math import pi
 from scipy.stats import binomtest
 from textwrap import fill
-from torch import nn
 from fastcore.all import *
 from fastai.vision.all import DataLoaders, Learner, Normalize, plt
 from .batches import *

@@ -14,7 +14,7 @@ __all__ = ['unlearners', 'split_forget', 'twin', 'train_on', 'Beside', 'wrong_la
 import warnings
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from contextlib import contextmanager
-from copy import copy, deepcopy
+from copy import copy
 from inspect import signature
 from time import perf_counter
 from sklearn.linear_model import LogisticRegression

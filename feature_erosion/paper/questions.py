@@ -16,7 +16,7 @@ from math import ceil
 from time import perf_counter
 import numpy as np, pandas as pd
 from fastcore.all import *
-from fastai.vision.all import Callback, Learner, get_model, plt
+from fastai.vision.all import Callback, get_model, plt
 from scipy.stats import ttest_1samp
 from torch import nn
 from ..batches import fixed_random
