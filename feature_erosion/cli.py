@@ -11,7 +11,7 @@ __all__ = ['run_demo', 'run_figure', 'run_paper', 'run_report', 'main']
 import argparse, configparser, contextlib, json, os, re, sys, warnings
 from pathlib import Path
 from . import __version__
-from .names import arch_names, data_sets, figures, offered, pattern_names, presets, questions, stats
+from .names import *
 
 # %% ../nbs/20_cli.ipynb #f10e3777
 class _Parser(argparse.ArgumentParser):
@@ -349,19 +349,6 @@ def run_report(
     _as_json(a, page=str(page)) if a.json else print(page)
 
 # %% ../nbs/20_cli.ipynb #4254898f
-@contextlib.contextmanager
-def _bars():
-    "Progress bars only on a terminal"
-    if sys.stdout.isatty(): return (yield)
-    from fastprogress import fastprogress
-    before = fastprogress.NO_BAR
-    fastprogress.NO_BAR = True
-    fastprogress.print = lambda *args, **kw: None   # a bar prints its character before it looks at NO_BAR
-    try: yield
-    finally:
-        fastprogress.NO_BAR = before
-        del fastprogress.print
-
 def main(
     args:list|None=None # By default from the command line
 )->int: # Exit code: 0, or 2 for bad input
@@ -371,9 +358,9 @@ def main(
         os.environ.setdefault('OMP_WAIT_POLICY', 'passive')   # threads that wait do not spin
         os.environ.setdefault('PYTHONWARNINGS', 'ignore:`torch.jit')   # the same in workers
     a = _parsed(args)
-    a.stdout = sys.stdout
+    a.stdout,bars = sys.stdout,contextlib.nullcontext if sys.stdout.isatty() else no_bars
     try:
-        with contextlib.redirect_stdout(sys.stderr if a.json else sys.stdout), _bars(): a.do(a)
+        with contextlib.redirect_stdout(sys.stderr if a.json else sys.stdout), bars(): a.do(a)
     except (ValueError, OSError, ImportError) as e:
         print(f'feature_erosion: {_one_line(e)}', file=sys.stderr)
         return 2
