@@ -5,16 +5,16 @@ number of epochs are those of `paper resist --preset cpu`.
 
 Rules, fixed before the first run. Each method with a constant has three tries of it on seed 10, among them the value of its
 paper. Chosen is, of the tries that read at least 90% of the squares, the one that keeps most clean accuracy; if none does, the
-one that reads most squares. The chosen ones, plain finetuning and replay are then trained with the seeds 0, 1 and 2.
+one that reads most squares. Plain finetuning, replay and the chosen ones are trained with the seeds 0, 1 and 2.
 
-It writes OUT/tries.csv, OUT/plain.csv and OUT/tuned.csv."""
+It writes OUT/tries.csv, plain.csv, tuned.csv and ensemble.csv."""
 import sys
 from dataclasses import asdict, replace
 from feature_erosion.all import *
 from feature_erosion.mitigations import *
-from feature_erosion.paper.nets import Net, net_files, train_net
+from feature_erosion.paper.nets import *
 from feature_erosion.paper.recipes import recipes
-from feature_erosion.paper.questions import finetune_with, train_resisting
+from feature_erosion.paper.questions import finetune_with, resisting, train_resisting
 
 def mitigation(make):
     "From old data and a constant"
@@ -50,7 +50,7 @@ def tried(run, net, seed, what):
     method,value = what
     return finetune_with(methods[method][2](value), run, Net(**net), seed)[2]
 
-def measured(fn, store, net, seeds, jobs, **grid):
+def measured(fn, store, net, seeds, jobs=2, **grid):
     "A row for each point; each is trained once"
     d = sweep(fn, dict(net=[asdict(net)], **grid), seeds, store, jobs, threads=1, files=net_files(net), progress=False)
     bad = d[d.status!='finished']
@@ -60,9 +60,10 @@ def measured(fn, store, net, seeds, jobs, **grid):
 def named(d):
     "Columns for the method and its constant, and means of what was measured"
     d = d.assign(method=[o[0] for o in d['what']], value=[o[1] for o in d['what']])
-    return d.assign(constant=d.method.map({k:v[0] for k,v in methods.items()}))[columns].round(4)
+    return d.assign(constant=d.method.map({k:v[0] for k,v in methods.items()}))[columns].round(digits)
 
 columns = 'method constant value seed before clean pattern'.split()
+digits = dict(before=4, clean=4, pattern=4)
 
 def choose(tries):
     "The row of each method's chosen try"
@@ -71,14 +72,42 @@ def choose(tries):
         return able.clean.idxmax() if len(able) else d.pattern.idxmax()
     return tries.loc[[best(d) for _,d in tries.groupby('method', sort=False)]]
 
+def at_squares(store, runs, net):
+    "For each run of plain finetuning its seed, Learner and painted data"
+    for r in runs.itertuples(): yield r.seed,*finetune_with(resisting['plain finetuning'], store[r.run], net, r.seed)[:2]
+
+def accuracies(model, easy): return {k:evaluate(model, dl)['accuracy'] for k,dl in pattern_sets(easy).items() if k!='conflict'}
+
+def averages(store, runs, net, alphas=(.25,.5,.75)):
+    "Weights between those before and after plain finetuning, with statistics of batch norms of their own"
+    def row(a, learn, easy): return dict(value=a, **accuracies(wise_ft(learn, 'start', 'erode', a, dl=easy.train), easy))
+    d = pd.DataFrame([dict(seed=s, **row(a, *o)) for s,*o in at_squares(store, runs, net) for a in alphas])
+    return d.merge(runs[['seed','before']]).assign(method='weights in between (WiSE-FT)', constant='α')[columns].round(digits)
+
+def together(store, runs, net):
+    "Networks before and after plain finetuning, alone and as an ensemble, on all test images"
+    nets = {s:learn.models_at('start','erode') for s,learn,_ in at_squares(store, runs, net)}
+    easy = net_dls(replace(net, n_valid=None)).inject(net_pattern(net))
+    def rows(k):
+        ms = {str(s):m[k] for s,m in nets.items()}
+        return [dict(when=k, network=n, **accuracies(m, easy)) for n,m in (ms | dict(ensemble=Ensemble([*ms.values()]))).items()]
+    return pd.DataFrame([*rows('start'), *rows('erode')]).round(4)
+
 def main(out, jobs=2, net=recipes['resist'].scales['cpu'].nets[0], tuned_on=(10,), seeds=(0,1,2)):
-    store,every = out/'runs',[*tuned_on, *seeds]
-    measured(train_net, store, replace(net, lengths=(net.lengths[0],0,0)), every, jobs)
-    tries = named(measured(tried, store, net, tuned_on, jobs, what=[[k,v] for k,(_,vs,_) in methods.items() for v in vs]))
-    tries.to_csv(out/'tries.csv', index=False)
-    plain = measured(train_resisting, store, net, every, jobs, method=['plain finetuning','replay'])
+    store,every = RunStore(out/'runs'),[*tuned_on, *seeds]
+    go = partial(measured, jobs=jobs)
+    go(train_net, store.path, replace(net, lengths=(net.lengths[0],0,0)), every)
+    plain = go(train_resisting, store.path, net, every, method=['plain finetuning','replay'])
     plain.drop(columns=['net','status','run','step']).round(4).to_csv(out/'plain.csv', index=False)
+    runs = plain[plain.method=='plain finetuning']
+    every_try = [[k,v] for k,(_,vs,_) in methods.items() for v in vs]
+    tries = pd.concat([named(go(tried, store.path, net, tuned_on, what=every_try)),
+                       averages(store, runs[runs.seed.isin(tuned_on)], net)], ignore_index=True)
+    tries.to_csv(out/'tries.csv', index=False)
     chosen = choose(tries)
-    named(measured(tried, store, net, seeds, jobs, what=chosen[['method','value']].values.tolist())).to_csv(out/'tuned.csv', index=False)
+    trained = chosen[chosen.method.isin(methods)][['method','value']].values.tolist()
+    between = averages(store, runs[runs.seed.isin(seeds)], net, [chosen.value.iloc[-1]])
+    pd.concat([named(go(tried, store.path, net, seeds, what=trained)), between]).to_csv(out/'tuned.csv', index=False)
+    together(store, runs[runs.seed.isin(seeds)], net).to_csv(out/'ensemble.csv', index=False)
 
 if __name__=='__main__': main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
