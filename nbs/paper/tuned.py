@@ -7,10 +7,12 @@ Rules, fixed before the first run. Each method with a constant has three tries o
 paper. Chosen is, of the tries that read at least 90% of the squares, the one that keeps most clean accuracy; if none does, the
 one that reads most squares. Plain finetuning, replay and the chosen ones are trained with the seeds 0, 1 and 2.
 
-It writes OUT/tries.csv, plain.csv, tuned.csv and ensemble.csv."""
+It writes OUT/tries.csv, plain.csv and tuned.csv; ensemble.csv, of plain finetuning; and others.csv, what new layers find with few
+images that the network was trained on, and with others."""
 import sys
 from dataclasses import asdict, replace
 from feature_erosion.all import *
+from feature_erosion.loaders import *
 from feature_erosion.mitigations import *
 from feature_erosion.paper.nets import *
 from feature_erosion.paper.recipes import recipes
@@ -93,6 +95,19 @@ def together(store, runs, net):
         return [dict(when=k, network=n, **accuracies(m, easy)) for n,m in (ms | dict(ensemble=Ensemble([*ms.values()]))).items()]
     return pd.DataFrame([*rows('start'), *rows('erode')]).round(4)
 
+def from_others(store, runs, net, few=(10,100), n_test=2000):
+    "What a new layer finds with images that the network was trained on, and with others"
+    parts = []
+    for s,learn,_ in at_squares(store, runs, net):
+        every = net_dls(replace(net, n_valid=None), s).valid
+        test = subset_dl(every, n_test, s)
+        others = sorted({*range(len(every.dataset))}-{*test.chosen.tolist()})
+        pools = {'trained on':net_dls(net, s).train, 'others':same_dl(every, idxs=others)}
+        for k,dl in pools.items():
+            r = recover(learn.models_at('start','erode'), dl, test, few=few, n_test=None, progress=False)
+            parts.append(pd.DataFrame(r).groupby(['model','features','few']).accuracy.mean().reset_index().assign(images=k, seed=s))
+    return pd.concat(parts).round(4)
+
 def main(out, jobs=2, net=recipes['resist'].scales['cpu'].nets[0], tuned_on=(10,), seeds=(0,1,2)):
     store,every = RunStore(out/'runs'),[*tuned_on, *seeds]
     go = partial(measured, jobs=jobs)
@@ -100,14 +115,16 @@ def main(out, jobs=2, net=recipes['resist'].scales['cpu'].nets[0], tuned_on=(10,
     plain = go(train_resisting, store.path, net, every, method=['plain finetuning','replay'])
     plain.drop(columns=['net','status','run','step']).round(4).to_csv(out/'plain.csv', index=False)
     runs = plain[plain.method=='plain finetuning']
+    three = runs[runs.seed.isin(seeds)]
+    together(store, three, net).to_csv(out/'ensemble.csv', index=False)
+    from_others(store, three, net).to_csv(out/'others.csv', index=False)
     every_try = [[k,v] for k,(_,vs,_) in methods.items() for v in vs]
     tries = pd.concat([named(go(tried, store.path, net, tuned_on, what=every_try)),
                        averages(store, runs[runs.seed.isin(tuned_on)], net)], ignore_index=True)
     tries.to_csv(out/'tries.csv', index=False)
     chosen = choose(tries)
     trained = chosen[chosen.method.isin(methods)][['method','value']].values.tolist()
-    between = averages(store, runs[runs.seed.isin(seeds)], net, [chosen.value.iloc[-1]])
+    between = averages(store, three, net, [chosen.value.iloc[-1]])
     pd.concat([named(go(tried, store.path, net, seeds, what=trained)), between]).to_csv(out/'tuned.csv', index=False)
-    together(store, runs[runs.seed.isin(seeds)], net).to_csv(out/'ensemble.csv', index=False)
 
 if __name__=='__main__': main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
