@@ -27,7 +27,7 @@ fig1 trains one network. The other figures train every network they compare (con
 each with several seeds, and say how long that will take."""
 _example = ('example: feature_erosion run fig1 --arch resnet20 --weights resnet20.th '
             '--stats imagenet --iters 200 200 --sched constant')
-_scales = """--preset paper needs a GPU and days, cpu 14 hours or more on two cores, smoke a few minutes.
+_scales = """--preset paper needs a GPU and days, cpu 14 hours or more on two cores, smoke a few minutes, and only tries that everything runs.
 If images or weights are missing, the figures that need them are left out, and you are told where to get the files."""
 
 def _parser():
@@ -294,6 +294,7 @@ def _make(a, preset, figures, images=None):
     from feature_erosion.paper.questions import Unfinished, claims_table, paper
     try: res,failed = paper(preset, figures, a.out, images, a.jobs),None
     except Unfinished as e: res,failed = e.results,f'feature_erosion: {e}'
+    if preset=='smoke': print("smoke tries that everything runs: after seconds of training its verdicts say nothing about the paper")
     for r in claims_table(res).itertuples() if res else (): print(f'{r.figure:8} {r.agrees:10} {r.net}: {r.claim}: {r.ours}')
     if a.json: _as_json(a, claims=claims_table(res) if res else [])
     if failed: sys.exit(failed)
