@@ -208,7 +208,7 @@ def by_pattern(
     epochs:int=5, # Passes over both parts
     lr:float=None, # By default the Learner's
     **kwargs
-):
+)->None:
     "Train on painted images of what is to be forgotten, beside clean images of the rest"
     train_on(learn, Phase('pattern', epochs, retain, lr, 'constant'), Beside(*paint_forget(forget, **kwargs)))
 

@@ -1,5 +1,5 @@
 "Build the documentation site: with Quarto where it is installed, with smalldocs elsewhere. A warning, a broken link, or a picture without an alt text is an error."
-import io, json, os, re, shutil, subprocess, sys, tempfile, warnings
+import inspect, io, json, os, re, shutil, subprocess, sys, tempfile, warnings
 from base64 import b64decode
 from copy import copy
 from functools import cache
@@ -9,6 +9,7 @@ from urllib.parse import unquote, urldefrag, urlsplit
 
 from bs4 import BeautifulSoup
 from execnb.shell import CaptureShell
+import fastcore.docments
 from fastcore.nbio import mk_cell, read_nb, write_nb
 from fastcore.script import call_parse
 from fastcore.xtras import working_directory
@@ -75,6 +76,22 @@ highlight.css_class = cache(highlight.css_class)
 _figure,_output = notebook.figure,llms.output
 notebook.figure = lambda img, opts, n: _figure(img, alt_of(opts, n), n)
 llms.output = lambda out, name, files, folder, opts, n, caption: _output(out, name, files, folder, alt_of(opts, n), n, caption)
+
+_docments,_unwrap_sym = fastcore.docments.docments,fastcore.docments._unwrap_sym
+
+def said(sym, **kwargs):
+    "Docments with those of `*args` and `**kwargs`, which fastcore else takes for that of the result; a class returns nothing"
+    d = _docments(sym, args_kwargs=True, **kwargs)
+    if inspect.isclass(sym) and kwargs.get('full') and 'return' in d: d['return'].docment = None
+    return d
+
+def unwrapped(sym):
+    "What a wrapper such as `contextmanager` wraps, under the name that `patch` gave it"
+    inner = _unwrap_sym(sym)
+    if inspect.isfunction(sym) and inspect.isfunction(inner): inner.__qualname__ = sym.__qualname__
+    return inner
+
+fastcore.docments.docments,fastcore.docments._unwrap_sym = said,unwrapped
 
 def texts(row):
     "The text of each column in a row of a table's head"
@@ -203,7 +220,8 @@ def tidy(f):
         if c.cell_type=='raw': c.source = re.sub(r'^output-file:.*\n', '', c.source, flags=re.M)
         for o in c.get('outputs', []):   # in a signature: the notebook's own classes, and a default of `None` taken for a type
             if md := o.get('data', {}).get('text/markdown'):
-                o['data']['text/markdown'] = re.sub(r':?\bNoneType\b', '', ''.join(md).replace('__main__.', ''))
+                md = re.sub(r':?\bNoneType\b', '', ''.join(md).replace('__main__.', ''))
+                o['data']['text/markdown'] = re.sub(r'^(#+ .*\.)__(\w+)__', r'\1\_\_\2\_\_', md, flags=re.M)
     write_nb(nb, f)
 
 def with_smalldocs():
