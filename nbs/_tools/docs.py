@@ -257,14 +257,16 @@ def target(page, href):
     return (f/'index.html' if f.is_dir() else f), unquote(frag)
 
 def nearest(out):
-    "A doclink to something without a heading of its own goes to its class, or else to the page"
+    "A doclink to something without a heading of its own goes to its class, or else to the page; on that page it is none"
     names = {link for mod in syms().values() for link,_ in mod.values()}
     def fix(page, m):
         f,frag = target(page, m[1]) or (page,'')
         if f'{os.path.relpath(f, out)}#{frag}' not in names: return m[0]
         while f.exists() and frag not in ids(f): frag = frag.rpartition('.')[0]
         return f'href="{m[1].partition("#")[0]}{"#"*bool(frag)}{frag}"'
-    for page in out.rglob('*.html'): page.write_text(re.sub(r'\bhref="([^"]*#[^"]*)"', lambda m: fix(page, m), page.read_text()))
+    for page in out.rglob('*.html'):
+        text = re.sub(r'\bhref="([^"]*#[^"]*)"', lambda m: fix(page, m), page.read_text())
+        page.write_text(re.sub(rf'<a href="{re.escape(page.name)}"[^>]*>(<code>[^<]*</code>)</a>', r'\1', text))
 
 def broken_links(out):
     "Links within the site at `out` that lead nowhere, as `page: link`"
