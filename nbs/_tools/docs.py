@@ -60,10 +60,15 @@ def shown_width(png:bytes):
     return im.width//2 if im.info.get('dpi', (0,))[0] > 120 else None
 
 def half_size(m):
-    "An `img` tag that shows a figure as large as matplotlib meant it; on a phone a wide one scrolls"
+    "An `img` tag that shows a figure as large as matplotlib meant it; on a phone a wide one is smaller, and scrolls"
     if not (w := shown_width(b64decode(m[1]))): return m[0]
-    img = m[0].replace('<img ', f'<img width="{w}" ')
+    img = m[0].replace('<img ', f'<img width="{w}" style="--w: {w}px" ')
     return f'<span class="wide-figure">{img}</span>' if w>600 else img
+
+def sentences(m):
+    "An output of one line, or with lines longer than a page is wide, breaks on a phone as well; the others have columns"
+    lines = unescape(re.sub(r'<[^>]+>', '', m[2])).strip().splitlines()
+    return f'{m[1]}<pre class="words">{m[2]}</pre>' if len(lines)==1 or max(map(len, lines), default=0)>95 else m[0]
 
 def alt_of(opts, n):
     "A cell's options for its `n`th picture: of `fig-alt` smalldocs knows one for all, Quarto a list as well"
@@ -187,6 +192,7 @@ class Site(site.Site):
     def render_page(self, page):
         super().render_page(page)
         page.html = re.sub(r'<img [^>]*?src="data:image/png;base64,([^"]+)"[^>]*>', half_size, page.html)
+        page.html = re.sub(r'(<div class="cell-output[^"]*">\s*)<pre>(.*?)</pre>', sentences, page.html, flags=re.S)
         page.html = re.sub(r'<table\b.*?</table>', labelled, page.html, flags=re.S)
         page.html = re.sub(r'\\([(\[])(.*?)\\[)\]](?=</span>)', mathml, page.html, flags=re.S)
         page.env['math'] = False
