@@ -53,6 +53,8 @@ def test_comments_stay_with_their_arguments(mains):
     assert '**settings, # Settings to store' in (run := signature('runs/store.html', 'RunStore.run')) and run.endswith(')->Run:')
     assert signature('plots.html', 'legend_beside').endswith('**kwargs, # Passed to `legend`\n):')
     assert signature('recover.html', 'Recovery').endswith('\n):') and signature('unlearning.html', 'by_pattern').endswith('\n)->None:')
+    assert '    arch:str, # As in `create_model`, ' in (net := signature('paper/nets.html', 'Net')) and net.endswith('\n):')
+    assert 'scales:dict={}, # A `Scale` by preset' in signature('paper/recipes.html', 'Recipe')
     assert signature('learner.html', 'Learner.layer_cka').endswith('): # Settings in `attrs`')
 
 def test_a_heading_names_what_is_defined_below_it(mains):

@@ -4,6 +4,7 @@ from base64 import b64decode
 from copy import copy
 from functools import cache
 from html import unescape
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urldefrag, urlsplit
 
@@ -82,13 +83,18 @@ _figure,_output = notebook.figure,llms.output
 notebook.figure = lambda img, opts, n: _figure(img, alt_of(opts, n), n)
 llms.output = lambda out, name, files, folder, opts, n, caption: _output(out, name, files, folder, alt_of(opts, n), n, caption)
 
-_docments,_unwrap_sym = fastcore.docments.docments,fastcore.docments._unwrap_sym
+_docments,_unwrap_sym,_dataclass_source = (getattr(fastcore.docments, o) for o in ('docments','_unwrap_sym','get_dataclass_source'))
 
 def said(sym, **kwargs):
     "Docments with those of `*args` and `**kwargs`, which fastcore else takes for that of the result; a class returns nothing"
     d = _docments(sym, args_kwargs=True, **kwargs)
-    if inspect.isclass(sym) and kwargs.get('full') and 'return' in d: d['return'].docment = None
+    if inspect.isclass(sym) and kwargs.get('full') and 'return' in d: d['return'].update(docment=None, anno=inspect.Parameter.empty)
     return d
+
+def dataclass_source(cls):
+    "Of one in a notebook, which has no file, that of its module: the comments of its fields are there"
+    homes = [mod for mod,names in syms().items() if f'{mod}.{cls.__name__}' in names]
+    return inspect.getsource(getattr(import_module(homes[0]), cls.__name__)) if homes else _dataclass_source(cls)
 
 def unwrapped(sym):
     "What a wrapper such as `contextmanager` wraps, under the name that `patch` gave it"
@@ -96,7 +102,7 @@ def unwrapped(sym):
     if inspect.isfunction(sym) and inspect.isfunction(inner): inner.__qualname__ = sym.__qualname__
     return inner
 
-fastcore.docments.docments,fastcore.docments._unwrap_sym = said,unwrapped
+vars(fastcore.docments).update(docments=said, _unwrap_sym=unwrapped, get_dataclass_source=dataclass_source)
 
 def texts(row):
     "The text of each column in a row of a table's head"
@@ -226,7 +232,7 @@ def tidy(f):
         if c.cell_type=='raw': c.source = re.sub(r'^output-file:.*\n', '', c.source, flags=re.M)
         for o in c.get('outputs', []):   # in a signature: the notebook's own classes, and a default of `None` taken for a type
             if md := o.get('data', {}).get('text/markdown'):
-                md = re.sub(r':?\bNoneType\b', '', ''.join(md).replace('__main__.', ''))
+                md = re.sub(r':?\bNoneType\b', '', ''.join(md).replace('__main__.', '').replace('<factory>', '{}'))
                 o['data']['text/markdown'] = re.sub(r'^(#+ .*\.)__(\w+)__', r'\1\_\_\2\_\_', md, flags=re.M)
     write_nb(nb, f)
 
