@@ -83,12 +83,14 @@ _figure,_output = notebook.figure,llms.output
 notebook.figure = lambda img, opts, n: _figure(img, alt_of(opts, n), n)
 llms.output = lambda out, name, files, folder, opts, n, caption: _output(out, name, files, folder, alt_of(opts, n), n, caption)
 
-_docments,_unwrap_sym,_dataclass_source = (getattr(fastcore.docments, o) for o in ('docments','_unwrap_sym','get_dataclass_source'))
+_docments,_unwrap_sym = fastcore.docments.docments,fastcore.docments._unwrap_sym
+_dataclass_source = fastcore.docments.get_dataclass_source
 
 def said(sym, **kwargs):
     "Docments with those of `*args` and `**kwargs`, which fastcore else takes for that of the result; a class returns nothing"
     d = _docments(sym, args_kwargs=True, **kwargs)
-    if inspect.isclass(sym) and kwargs.get('full') and 'return' in d: d['return'].update(docment=None, anno=inspect.Parameter.empty)
+    if inspect.isclass(sym) and kwargs.get('full') and 'return' in d:
+        d['return'].update(docment=None, anno=inspect.Parameter.empty)
     return d
 
 def dataclass_source(cls):
