@@ -574,7 +574,7 @@ class SAM(_SecondLook, Mitigation):
 class Adversarial(Mitigation):
     "Adversarial training (Madry et al. 2018, eq. 2.1) in its fast form: one step from a random start (Wong et al. 2020)"
     def __init__(self,
-        eps:float=8/255, # Largest change of a pixel, in 0…1
+        eps:float=8/255, # Largest change of a pixel, in 0…1; 8/255 by default
         alpha:float=None, # Size of a step; by default 1.25 `eps`
         steps:int=1, # How many steps
         phases:list=None # As in `Mitigation`

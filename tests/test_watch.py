@@ -402,7 +402,7 @@ def test_columns_have_names_of_their_own(knows):
         learn.fit_phases([Phase('a', 1, digits()), Phase('b', 1, digits().inject(ColorSquare(4)))], cbs=Watch({'clean':digits()}))
 
 @pytest.mark.works(kind='loaders',
-                   what='read class by class, so that a batch has one class only, in `hangs_on` and `WatchErosion`',
+                   what='a loader that is read class by class, so that a batch has one class only, in `hangs_on` and `WatchErosion`',
                    how='works: parts are exchanged over the whole set')
 def test_parts_come_from_the_whole_set():
     "A loader that is read class by class has batches of one class"
