@@ -136,7 +136,7 @@ class LoggedCallback(TidyCallback):
         self.run = trains(self.learn)
         if self.run or not _within_fit(): self.tidy()   # a validation within a fit leaves the columns in place
         if not self.run: return
-        self.last,self.fresh,self.done = SimpleNamespace(),True,None
+        self.last,self.fresh = SimpleNamespace(),True
         new = [] if getattr(self.learn, 'phase', None) else self.columns   # within a fit the table has its columns
         self.mine = L(ValueMetric(partial(getattr, self.last, c, None), c) for c in new)
         self.learn.metrics = self.learn.metrics + self.mine
@@ -153,14 +153,12 @@ class LoggedCallback(TidyCallback):
         self.fresh = False
 
     def after_validate(self):
-        if self.done==self.learn.epoch: return   # a prediction inside this event gets here again
-        self.done = self.learn.epoch
-        self.record(self.learn.epoch+1)
+        if not self.learn.lock.locked(): self.record(self.learn.epoch+1)   # a prediction inside this event gets here, too
 
     def after_fit(self): self.tidy()
-    def state_dict(self): return dict(fresh=self.fresh, done=self.done, last=dict(vars(self.last)))
+    def state_dict(self): return dict(fresh=self.fresh, last=dict(vars(self.last)))
     def load_state_dict(self, state):
-        self.fresh,self.done = state['fresh'],state['done']
+        self.fresh = state['fresh']
         self.last.__dict__.update(state['last'])
     def tidy(self):
         if hasattr(self, 'mine'): self.learn.metrics = L(m for m in self.learn.metrics if m not in self.mine)
