@@ -117,6 +117,13 @@ def _within_fit():
     while f and not is_fit(f): f = f.f_back
     return f is not None
 
+@patch
+def _starts(self:TidyCallback):
+    "Whether training begins; undoes what an earlier fit has left, but nothing if this is a validation within a fit"
+    self.run = trains(self.learn)
+    if self.run or not _within_fit(): self.tidy()
+    return self.run
+
 # %% ../nbs/05_callbacks.ipynb #c6451644
 class LoggedCallback(TidyCallback):
     "Values measured before training and after each epoch: columns of the Recorder's table, next to the metrics"
@@ -133,9 +140,7 @@ class LoggedCallback(TidyCallback):
             return dict.fromkeys(self.columns, float('nan'))
 
     def before_fit(self):
-        self.run = trains(self.learn)
-        if self.run or not _within_fit(): self.tidy()   # a validation within a fit leaves the columns in place
-        if not self.run: return
+        if not self._starts(): return
         self.last,self.fresh = SimpleNamespace(),True
         new = [] if getattr(self.learn, 'phase', None) else self.columns   # within a fit the table has its columns
         self.mine = L(ValueMetric(partial(getattr, self.last, c, None), c) for c in new)
