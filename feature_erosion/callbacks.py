@@ -164,7 +164,7 @@ class LoggedCallback(TidyCallback):
     def state_dict(self): return dict(fresh=self.fresh, last=dict(vars(self.last)))
     def load_state_dict(self, state):
         self.fresh = state['fresh']
-        self.last.__dict__.update(state['last'])
+        vars(self).setdefault('last', SimpleNamespace()).__dict__.update(state['last'])
     def tidy(self):
         if hasattr(self, 'mine'): self.learn.metrics = L(m for m in self.learn.metrics if m not in self.mine)
 

@@ -660,9 +660,12 @@ class PerPhase(Callback):
             if hasattr(type(o), 'look_again'): o.look_again()
 
     def state_dict(self):
+        if isinstance(self.watcher, LoggedCallback) and 'fresh' not in vars(self.watcher): return {}   # no phase has begun
         if hasattr(type(self.watcher), 'state_dict'): return self.watcher.state_dict()
         return {k:v for k,v in vars(self.watcher).items() if v is None or isinstance(v, (bool,int,float,str))}
 
     def load_state_dict(self, state):
+        if not state: return
+        if getattr(self.learn, 'phase', None): self.watcher('before_fit')   # no event says that a phase goes on
         if hasattr(type(self.watcher), 'load_state_dict'): self.watcher.load_state_dict(state)
         else: vars(self.watcher).update(state)

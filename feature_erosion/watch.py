@@ -292,6 +292,7 @@ class WatchErosion(LoggedCallback):
     def load_state_dict(self, state):
         super().load_state_dict(state)
         for k,v in state['own'].items(): setattr(self, k, v)
+        self.owner = get_model(self.model)
 
     __repr__ = basic_repr('tolerance,budget,stop,restore,n')
 

@@ -1,5 +1,6 @@
 "What a finetuning loses is noticed: on images, tables and token sequences, in phases, beside other callbacks, and without a trace in training."
 import contextlib, io, warnings
+from contextlib import suppress
 from copy import deepcopy
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, torch, torch.nn.functional as F
@@ -17,6 +18,7 @@ from feature_erosion.learner import erosion_learner
 from feature_erosion.measures.cka import layer_cka
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import PerPhase, Phase
+from feature_erosion.recover import Recovery
 from feature_erosion.runs.resume import KeepRun
 from feature_erosion.runs.store import RunStore
 from feature_erosion import watch as watch_module
@@ -559,6 +561,27 @@ def test_a_phase_ends_with_weights_put_back(knows, capsys):
         quietly(learn.fit_phases, [Phase('a', 2, digits().inject(ColorSquare(4)), sched='constant')], cbs=PerPhase(w))
     assert 'are back' in capsys.readouterr().out
     assert all(torch.equal(a, b) for a,b in zip(learn.snapshots['a'].values(), learn.model.state_dict().values()))
+
+@pytest.mark.parametrize('make', [lambda d: Watch(d, stop=True, restore=True, tolerance=.1),
+                                  lambda d: Recovery(d.train, d.valid, few=1, seeds=1, features='last', at=(0,3))])
+def test_a_watcher_of_each_phase_goes_on(knows, tmp_path, make):
+    "Stopped within a phase, between two, and in the second"
+    def fit(name, *more):
+        set_seed(0)
+        clean = digits()
+        learn,cb = learner(clean, deepcopy(knows), path=tmp_path),make(clean)
+        keep = KeepRun(RunStore(tmp_path).run(name), minutes=0, strict=True)
+        phases = [Phase('a', 2, clean), Phase('b', 2, clean.inject(ColorSquare(4)), .2), Phase('c', 1, clean)]
+        with learn.no_bar(), learn.no_logging(): quietly(learn.fit_phases, phases, cbs=[PerPhase(cb), keep, *more])
+        return learn,getattr(cb, 'history', learn.recorder.evals)
+    whole,seen = fit('whole')
+    for at in (3, 11, 13):
+        with suppress(Boom): fit('cut', StopAt(at))
+    again,now = fit('cut')
+    columns = [c for c in seen if c!='seconds']
+    pd.testing.assert_frame_equal(now[columns], seen[columns])
+    assert all(torch.equal(v, again.model.state_dict()[k]) for k,v in whole.model.state_dict().items())
+    assert again.recorder.recovery.equals(whole.recorder.recovery)
 
 def test_chance_on_unequal_classes():
     "By scikit-learn's κ and by shuffling: three in a hundred found are knowledge, always the first class is none"
