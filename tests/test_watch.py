@@ -22,7 +22,7 @@ from feature_erosion.recover import Recovery
 from feature_erosion.runs.resume import KeepRun
 from feature_erosion.runs.store import RunStore
 from feature_erosion import watch as watch_module
-from feature_erosion.watch import ErosionWarning, WatchErosion, hangs_on
+from feature_erosion.watch import ErosionWarning, WatchErosion, hangs_on, nearest_mean
 
 def digits(): return digits_dls(n=320, n_valid=100)
 def net():
@@ -329,7 +329,7 @@ def test_vision_transformer():
         learn.dls = clean.inject(ColorSquare(4))
         quietly(learn.fit, 4, 1e-2, cbs=w)
     assert w.history.known.iloc[0]>.25 and w.history.lost.iloc[-1]>.1 and w.warnings
-    assert 'blocks.0' in w.by_layer and w.sets['known'].look(learn.model, w.reads).X.shape==(100,32)   # the class token alone
+    assert 'blocks.0' in w.by_layer and w.sets['known'].look(learn.model, w.reads, True).X.shape==(100,32)   # the class token alone
 
 def test_wrong_references(knows):
     learn = learner(digits(), deepcopy(knows))
@@ -582,6 +582,25 @@ def test_a_watcher_of_each_phase_goes_on(knows, tmp_path, make):
     pd.testing.assert_frame_equal(now[columns], seen[columns])
     assert all(torch.equal(v, again.model.state_dict()[k]) for k,v in whole.model.state_dict().items())
     assert again.recorder.recovery.equals(whole.recorder.recovery)
+
+class Number(nn.Linear):
+    "A head for regression that gives one number a sample, shape `(batch,)`"
+    def forward(self, x): return super().forward(x)[:,0]
+
+@pytest.mark.parametrize('head,k', [(lambda: nn.Linear(128,1), 5), (lambda: Number(128,1), 5), (lambda: nn.Conv2d(8,10,1), 3)],
+                         ids=['a score','a number','a mask'])
+def test_heads_that_choose_no_class(knows, head, k, capsys):
+    "Their outputs mean nothing on the old data: features are watched, by hand what the head reads, averaged over positions"
+    body = deepcopy(knows)[:k]
+    learn,w = learner(digits(), nn.Sequential(*body, head())),Watch(digits())
+    learn.loss_func = lambda p,y: p.square().mean()
+    learn.metrics = []
+    with learn.no_bar(), learn.no_logging(): quietly(learn.fit, 1, .01, cbs=w)
+    assert "so its head is new: its features are watched" in capsys.readouterr().out and 'known' not in w.history
+    x,y = (torch.cat(o).as_subclass(torch.Tensor) for o in zip(*w.sets['known'].dl))
+    with torch.no_grad(): X = learn.model.eval()[:k](x)
+    right = nearest_mean(X.mean((2,3)) if X.ndim==4 else X, y)
+    assert w.history.known_features.iloc[-1]==pytest.approx(right.float().mean().item())
 
 def test_chance_on_unequal_classes():
     "By scikit-learn's κ and by shuffling: three in a hundred found are knowledge, always the first class is none"
