@@ -20,6 +20,7 @@ from fastcore.all import *
 from torch import nn
 from fastai.vision.all import (AvgSmoothLoss, Callback, CancelFitException, Hook, Learner, MixedPrecision, Recorder, ValueMetric,
                                to_detach)
+from .batches import *
 
 # %% ../nbs/05_callbacks.ipynb #a803a85e
 class TidyCallback(Callback):
@@ -209,7 +210,10 @@ def model_copy(
 )->nn.Module:
     "A copy, without the hooks that callbacks have set"
     held = [d for m in model.modules() for k,d in vars(m).items() if k.endswith('_hooks') and isinstance(d, dict)]
-    return deepcopy(model, {id(f):_no_hook for d in held for f in d.values() if _is_callbacks(f)})
+    hooks = {id(f):_no_hook for d in held for f in d.values() if _is_callbacks(f)}
+    return deepcopy(model, {**hooks, **{id(t):t.detach().clone() for t in _computed(model)}})
+
+def _computed(model): return [t for m in model.modules() for t in tensors_in(vars(m)) if not t.is_leaf]
 
 def _no_hook(*args, **kwargs): "In the place of another"
 
