@@ -400,7 +400,8 @@ def after_batch(self:WatchErosion):
 @patch
 def _monitored(self:WatchErosion):
     "Whether another callback decides by one of the columns, as `EarlyStoppingCallback(monitor='known')` does"
-    return any(isinstance(o, TrackerCallback) and o.monitor in self.columns for o in _unwrapped(self.learn.cbs))
+    names = {*self.columns, *(f'valid_{c}' for c in self.columns)}   # with `train_metrics`
+    return any(isinstance(o, TrackerCallback) and o.monitor in names for o in _unwrapped(self.learn.cbs))
 
 @patch
 def record(self:WatchErosion, epoch):

@@ -466,11 +466,11 @@ def test_reference_of_one_class(knows):
                        match="does not know 'known', and its samples are all of one class"), learn.no_bar(), learn.no_logging():
         learner(clean, deepcopy(knows), cbs=Watch([(x[y==3],y[y==3]+1)])).fit(1)   # which it never says of these
 
-@pytest.mark.parametrize('wrap', [noop, PerPhase])
-def test_what_is_monitored_is_measured(knows, wrap):
+@pytest.mark.parametrize('wrap,prefix', [(noop,''), (PerPhase,''), (noop,'valid_')])
+def test_what_is_monitored_is_measured(knows, wrap, prefix):
     "However small the budget: else an epoch without a number would count as one without progress"
     learn,w = learner(digits().inject(ColorSquare(4)), deepcopy(knows)),Watch(digits(), budget=1e-9)
-    stop = EarlyStoppingCallback(monitor='known', patience=9)
+    learn.recorder.train_metrics,stop = bool(prefix),EarlyStoppingCallback(monitor=f'{prefix}known', patience=9)
     with learn.no_bar(), learn.no_logging(): quietly(learn.fit, 3, cbs=[w,wrap(stop)])
     assert w.history.iter.tolist()==[len(learn.dls.train)*i for i in range(4)] and stop.best==w.history.known.iloc[1:].max()
 
