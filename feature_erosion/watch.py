@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from scipy.stats import binomtest
 from torch import nn
 from fastcore.all import *
+from fastai.callback.rnn import ModelResetter
 from fastai.vision.all import (CancelFitException, CancelTrainException, DataLoader, DataLoaders, Metric, SaveModelCallback,
                                TrackerCallback, get_model, plt)
 from .batches import *
@@ -443,7 +444,8 @@ def _prepare(self:WatchErosion):
     x = to_model(self.inside.batches[0], model)
     self.reads = list(_heads(model, x, _with_weights(model, x)).values())   # whose input are the features
     if self.sets is None: self._without(x)
-    with evaluating(model), precision(self.learn): self.outputs = _n_choices(answer_tensor(model(*x)))
+    if self.sets:
+        with evaluating(model), precision(self.learn): self.outputs = _n_choices(answer_tensor(model(*x)))
     self.heads = {k:_same_head(k, s, self.outputs, self.learn.dls) for k,s in (self.sets or {}).items()}
     known = [c for k,h in self.heads.items() for c in ([k] if h else [])+[f'{k}_features']]
     more = [*(['worst'] if known else []), *(['hangs'] if self.images else []), 'cka', 'rank']
@@ -480,7 +482,7 @@ def _look(self:WatchErosion, epoch):
     if torch.cuda.is_available(): torch.cuda.synchronize()
     clock = time.perf_counter()
     model = get_model(self.model)
-    with fixed_random(), precision(self.learn):
+    with fixed_random(), precision(self.learn), self._afresh(model):
         layers = self.inside.look(model)
         seen = {k:s.look(model, self.reads, self.heads[k]) for k,s in (self.sets or {}).items()}
         hangs = hangs_on(model, self.images, n=self.n, seed=self.seed) if self.images else None
@@ -490,6 +492,14 @@ def _look(self:WatchErosion, epoch):
     spent = time.perf_counter()-clock
     self.rows[-1]['seconds'] = spent
     self.seconds,self.look_seconds,self.looks = self.seconds+spent,self.look_seconds+spent,self.looks+1
+
+@patch
+@contextmanager
+def _afresh(self:WatchErosion, model):
+    "A recurrent network that fastai resets before each epoch has no memory of the last batch either"
+    with evaluating(model):
+        if any(isinstance(o, ModelResetter) for o in self.learn.cbs): model.reset()
+        yield
 
 @patch
 def _begin(self:WatchErosion, layers, seen):
@@ -559,7 +569,7 @@ def _values(self:WatchErosion, seen):
 def _penultimate(self:WatchErosion):
     "Features of the few samples on which layers are compared"
     model = get_model(self.model)
-    with evaluating(model), precision(self.learn), _features(model, self.reads) as got:
+    with self._afresh(model), precision(self.learn), _features(model, self.reads) as got:
         for xs in self.inside.batches: model(*to_model(xs, model))
     X = _joined_features(got)
     return X if X is not None and X.isfinite().all() else None

@@ -8,7 +8,7 @@ from torch import nn
 from fastai.callback.all import CSVLogger, EarlyStoppingCallback, MixUp, SaveModelCallback
 from fastai.callback.rnn import rnn_cbs
 from fastai.tabular.all import (Categorify, CategoryBlock, Normalize, TabularPandas, tabular_learner)
-from fastai.text.models import AWD_LSTM, awd_lstm_clas_config, get_text_classifier
+from fastai.text.models import AWD_LSTM, awd_lstm_clas_config, awd_lstm_lm_config, get_language_model, get_text_classifier
 from fastai.vision.all import (Callback, CancelFitException, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, SGD,
                                TerminateOnNaNCallback, TfmdDL, accuracy, load_learner, noop, partial, set_seed)
 from trainings import Bf16, Boom, StopAt, same
@@ -491,6 +491,23 @@ def test_text_classifier_of_fastai():
     learn,w = Learner(old, model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=rnn_cbs(alpha=0., beta=0.)),Watch(old)
     with learn.no_bar(), learn.no_logging(): quietly(learn.fit, 1, 1e-3, cbs=w)
     assert w.history.known.iloc[-1]==pytest.approx(learn.recorder.values[-1][2])   # the Recorder's own accuracy
+
+def test_language_model_of_fastai():
+    "It remembers the last batch: where the weights stay, layers do, whatever was read before; and it reads on where it was"
+    def fit(lr, *cbs):
+        set_seed(0)
+        some = [(x[:-1],x[1:]) for x in torch.randint(1, 20, (48,13), generator=torch.Generator().manual_seed(0))]
+        config = dict(awd_lstm_lm_config, emb_sz=16, n_hid=16, n_layers=2, pad_token=0)
+        learn = Learner(DataLoaders.from_dsets(some, some, bs=8, num_workers=0), get_language_model(AWD_LSTM, 20, config=config),
+                        loss_func=CrossEntropyLossFlat(), cbs=rnn_cbs())
+        with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
+            warnings.filterwarnings('ignore', '.*so only layers .* are watched')
+            quietly(learn.fit, 2, lr, cbs=cbs)
+        return learn
+    w = Watch()
+    fit(0., w)
+    assert w.history.cka.tolist()==pytest.approx([1.]*len(w.history)) and w.history['rank'].nunique()==1
+    assert same(fit(.01), fit(.01, Watch()))
 
 # Fits that end early, sets of all kinds
 
