@@ -223,8 +223,9 @@ def test_per_phase_of_a_class(learn):
     assert learn.recorder.history.phase.tolist()==['a','a','b']   # nothing improves: its patience is 1
 
 def test_per_phase_of_what_knows_phases(learn):
-    "It would not act"
+    "It would not act, or rows would lack the phase"
     with pytest.raises(ValueError, match='replay knows about phases'): PerPhase(Replay(learn.dls, 8))
+    with pytest.raises(ValueError, match='CSVLogger has a column for the phase'): PerPhase(CSVLogger)
 
 @pytest.mark.parametrize('make', [WatchErosion, lambda d: EvalSets({'a':d.valid})])
 @pytest.mark.filterwarnings('ignore::feature_erosion.watch.ErosionWarning')
