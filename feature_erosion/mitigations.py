@@ -416,7 +416,9 @@ class Replay(Mitigation):
     def begin(self): self.known = False   # whether the model has an output for each label
     def before_batch(self):
         if not self.acts: return
-        xs,ys,_ = self.buffer.batch(len(self.yb[0]), self.model)
+        one = first(o for o in self.learn.cbs.sorted('order') if isinstance(o, Replay) and o.acts)
+        if one is self: self.new = len(self.yb[0])   # what others have added is not new
+        xs,ys,_ = self.buffer.batch(one.new, self.model)
         self.learn.xb,self.learn.yb = _joined(self.xb, xs),_joined(self.yb, ys)
 
     def after_pred(self):
