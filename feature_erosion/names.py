@@ -43,12 +43,15 @@ def named(
 
 # %% ../nbs/00_names.ipynb #5b2824ae
 @contextmanager
-def no_bars():
-    "fastprogress shows nothing, neither bars nor the table of a fit"
+def no_bars(
+    rows:bool=True # Whether the rows of a fit's table are printed, as in a log
+):
+    "fastprogress shows no bars"
     from fastprogress import fastprogress
     before = fastprogress.NO_BAR,fastprogress.WRITER_FN
     def silent(*args, **kwargs): pass
-    fastprogress.NO_BAR,fastprogress.WRITER_FN,fastprogress.print = True,silent,silent   # a bar prints its first character anyway
+    fastprogress.NO_BAR,fastprogress.print = True,silent   # a bar prints its first character anyway
+    if not rows: fastprogress.WRITER_FN = silent
     try: yield
     finally:
         fastprogress.NO_BAR,fastprogress.WRITER_FN = before

@@ -156,7 +156,7 @@ def _caller(fn, threads, attempts):
     here,place = os.getpid(),(os.getcwd(), torch.get_default_dtype())
     def call(i, point, path):
         if os.getpid()==here: return i,_point(fn, point, path, threads, attempts)
-        with _as_in(*place), no_bars():
+        with _as_in(*place), no_bars(rows=False):
             _check_code(fn, Run(path))
             return i,_point(fn, point, path, threads, attempts)
     return call

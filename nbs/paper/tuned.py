@@ -7,8 +7,8 @@ Rules, fixed before the first run. Each method with a constant has three tries o
 paper. Chosen is, of the tries that read at least 90% of the squares, the one that keeps most clean accuracy; if none does, the
 one that reads most squares. Plain finetuning, replay and the chosen ones are trained with the seeds 0, 1 and 2.
 
-It writes OUT/tries.csv, plain.csv and tuned.csv; ensemble.csv, of plain finetuning; and others.csv, what new layers find with few
-images that the network was trained on, and with others."""
+It writes OUT/plain.csv, tries.csv and tuned.csv. Of plain finetuning it also writes averages.csv, weights between those before
+and after; ensemble.csv; and others.csv, what new layers find with few images that the network was trained on, and with others."""
 import sys
 from dataclasses import asdict, replace
 from feature_erosion.all import *
@@ -62,10 +62,9 @@ def measured(fn, store, net, seeds, jobs=2, **grid):
 def named(d):
     "Columns for the method and its constant, and means of what was measured"
     d = d.assign(method=[o[0] for o in d['what']], value=[o[1] for o in d['what']])
-    return d.assign(constant=d.method.map({k:v[0] for k,v in methods.items()}))[columns].round(digits)
+    return d.assign(constant=d.method.map({k:v[0] for k,v in methods.items()}))[columns].round(dict(before=4, clean=4, pattern=4))
 
 columns = 'method constant value seed before clean pattern'.split()
-digits = dict(before=4, clean=4, pattern=4)
 
 def choose(tries):
     "The row of each method's chosen try"
@@ -80,11 +79,12 @@ def at_squares(store, runs, net):
 
 def accuracies(model, easy): return {k:evaluate(model, dl)['accuracy'] for k,dl in pattern_sets(easy).items() if k!='conflict'}
 
-def averages(store, runs, net, alphas=(.25,.5,.75)):
+def averages(store, runs, net, shares=np.arange(11)/10):
     "Weights between those before and after plain finetuning, with statistics of batch norms of their own"
-    def row(a, learn, easy): return dict(value=a, **accuracies(wise_ft(learn, 'start', 'erode', a, dl=easy.train), easy))
-    d = pd.DataFrame([dict(seed=s, **row(a, *o)) for s,*o in at_squares(store, runs, net) for a in alphas])
-    return d.merge(runs[['seed','before']]).assign(method='weights in between (WiSE-FT)', constant='α')[columns].round(digits)
+    def row(a, learn, easy): return dict(share=a, **accuracies(wise_ft(learn, 'start', 'erode', a, dl=easy.train), easy))
+    d = pd.DataFrame([dict(ratio=net.ratio, seed=s, **row(a, *o)) for s,*o in at_squares(store, runs, net) for a in shares])
+    ends = runs[['seed','before','clean']].rename(columns=dict(clean='plain'))
+    return ends.merge(d)['ratio seed share before plain clean pattern'.split()].round(4)
 
 def together(store, runs, net):
     "Networks before and after plain finetuning, alone and as an ensemble, on all test images"
@@ -118,13 +118,11 @@ def main(out, jobs=2, net=recipes['resist'].scales['cpu'].nets[0], tuned_on=(10,
     three = runs[runs.seed.isin(seeds)]
     together(store, three, net).to_csv(out/'ensemble.csv', index=False)
     from_others(store, three, net).to_csv(out/'others.csv', index=False)
+    averages(store, runs, net).to_csv(out/'averages.csv', index=False)
     every_try = [[k,v] for k,(_,vs,_) in methods.items() for v in vs]
-    tries = pd.concat([named(go(tried, store.path, net, tuned_on, what=every_try)),
-                       averages(store, runs[runs.seed.isin(tuned_on)], net)], ignore_index=True)
+    tries = named(go(tried, store.path, net, tuned_on, what=every_try))
     tries.to_csv(out/'tries.csv', index=False)
-    chosen = choose(tries)
-    trained = chosen[chosen.method.isin(methods)][['method','value']].values.tolist()
-    between = averages(store, three, net, [chosen.value.iloc[-1]])
-    pd.concat([named(go(tried, store.path, net, seeds, what=trained)), between]).to_csv(out/'tuned.csv', index=False)
+    chosen = choose(tries)[['method','value']].values.tolist()
+    named(go(tried, store.path, net, seeds, what=chosen)).to_csv(out/'tuned.csv', index=False)
 
 if __name__=='__main__': main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
