@@ -20,6 +20,7 @@ from fastcore.all import *
 from torch import nn
 from fastai.vision.all import (AvgSmoothLoss, Callback, CancelFitException, Hook, Learner, MixedPrecision, Recorder, ValueMetric,
                                to_detach)
+from .batches import *
 
 # %% ../nbs/05_callbacks.ipynb #a803a85e
 class TidyCallback(Callback):
@@ -117,6 +118,13 @@ def _within_fit():
     while f and not is_fit(f): f = f.f_back
     return f is not None
 
+@patch
+def _starts(self:TidyCallback):
+    "Whether training begins; undoes what an earlier fit has left, but nothing if this is a validation within a fit"
+    self.run = trains(self.learn)
+    if self.run or not _within_fit(): self.tidy()
+    return self.run
+
 # %% ../nbs/05_callbacks.ipynb #c6451644
 class LoggedCallback(TidyCallback):
     "Values measured before training and after each epoch: columns of the Recorder's table, next to the metrics"
@@ -133,10 +141,8 @@ class LoggedCallback(TidyCallback):
             return dict.fromkeys(self.columns, float('nan'))
 
     def before_fit(self):
-        self.run = trains(self.learn)
-        if self.run or not _within_fit(): self.tidy()   # a validation within a fit leaves the columns in place
-        if not self.run: return
-        self.last,self.fresh,self.done = SimpleNamespace(),True,None
+        if not self._starts(): return
+        self.last,self.fresh = SimpleNamespace(),True
         new = [] if getattr(self.learn, 'phase', None) else self.columns   # within a fit the table has its columns
         self.mine = L(ValueMetric(partial(getattr, self.last, c, None), c) for c in new)
         self.learn.metrics = self.learn.metrics + self.mine
@@ -153,15 +159,13 @@ class LoggedCallback(TidyCallback):
         self.fresh = False
 
     def after_validate(self):
-        if self.done==self.learn.epoch: return   # a prediction inside this event gets here again
-        self.done = self.learn.epoch
-        self.record(self.learn.epoch+1)
+        if not self.learn.lock.locked(): self.record(self.learn.epoch+1)   # a prediction inside this event gets here, too
 
     def after_fit(self): self.tidy()
-    def state_dict(self): return dict(fresh=self.fresh, done=self.done, last=dict(vars(self.last)))
+    def state_dict(self): return dict(fresh=self.fresh, last=dict(vars(self.last)))
     def load_state_dict(self, state):
-        self.fresh,self.done = state['fresh'],state['done']
-        self.last.__dict__.update(state['last'])
+        self.fresh = state['fresh']
+        vars(self).setdefault('last', SimpleNamespace()).__dict__.update(state['last'])
     def tidy(self):
         if hasattr(self, 'mine'): self.learn.metrics = L(m for m in self.learn.metrics if m not in self.mine)
 
@@ -206,7 +210,10 @@ def model_copy(
 )->nn.Module:
     "A copy, without the hooks that callbacks have set"
     held = [d for m in model.modules() for k,d in vars(m).items() if k.endswith('_hooks') and isinstance(d, dict)]
-    return deepcopy(model, {id(f):_no_hook for d in held for f in d.values() if _is_callbacks(f)})
+    hooks = {id(f):_no_hook for d in held for f in d.values() if _is_callbacks(f)}
+    return deepcopy(model, {**hooks, **{id(t):t.detach().clone() for t in _computed(model)}})
+
+def _computed(model): return [t for m in model.modules() for t in tensors_in(vars(m)) if not t.is_leaf]
 
 def _no_hook(*args, **kwargs): "In the place of another"
 

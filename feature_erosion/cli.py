@@ -11,7 +11,7 @@ __all__ = ['run_demo', 'run_figure', 'run_paper', 'run_report', 'main']
 import argparse, configparser, contextlib, json, os, re, sys, warnings
 from pathlib import Path
 from . import __version__
-from .names import arch_names, data_sets, figures, offered, pattern_names, presets, questions, stats
+from .names import *
 
 # %% ../nbs/20_cli.ipynb #f10e3777
 class _Parser(argparse.ArgumentParser):
@@ -27,7 +27,7 @@ fig1 trains one network. The other figures train every network they compare (con
 each with several seeds, and say how long that will take."""
 _example = ('example: feature_erosion run fig1 --arch resnet20 --weights resnet20.th '
             '--stats imagenet --iters 200 200 --sched constant')
-_scales = """--preset paper needs a GPU and days, cpu 14 hours or more on two cores, smoke a few minutes.
+_scales = """--preset paper needs a GPU and days, cpu 14 hours or more on two cores, smoke a few minutes, and only tries that everything runs.
 If images or weights are missing, the figures that need them are left out, and you are told where to get the files."""
 
 def _parser():
@@ -294,6 +294,7 @@ def _make(a, preset, figures, images=None):
     from feature_erosion.paper.questions import Unfinished, claims_table, paper
     try: res,failed = paper(preset, figures, a.out, images, a.jobs),None
     except Unfinished as e: res,failed = e.results,f'feature_erosion: {e}'
+    if preset=='smoke': print("smoke tries that everything runs: after seconds of training its verdicts say nothing about the paper")
     for r in claims_table(res).itertuples() if res else (): print(f'{r.figure:8} {r.agrees:10} {r.net}: {r.claim}: {r.ours}')
     if a.json: _as_json(a, claims=claims_table(res) if res else [])
     if failed: sys.exit(failed)
@@ -349,19 +350,6 @@ def run_report(
     _as_json(a, page=str(page)) if a.json else print(page)
 
 # %% ../nbs/20_cli.ipynb #4254898f
-@contextlib.contextmanager
-def _bars():
-    "Progress bars only on a terminal"
-    if sys.stdout.isatty(): return (yield)
-    from fastprogress import fastprogress
-    before = fastprogress.NO_BAR
-    fastprogress.NO_BAR = True
-    fastprogress.print = lambda *args, **kw: None   # a bar prints its character before it looks at NO_BAR
-    try: yield
-    finally:
-        fastprogress.NO_BAR = before
-        del fastprogress.print
-
 def main(
     args:list|None=None # By default from the command line
 )->int: # Exit code: 0, or 2 for bad input
@@ -371,9 +359,9 @@ def main(
         os.environ.setdefault('OMP_WAIT_POLICY', 'passive')   # threads that wait do not spin
         os.environ.setdefault('PYTHONWARNINGS', 'ignore:`torch.jit')   # the same in workers
     a = _parsed(args)
-    a.stdout = sys.stdout
+    a.stdout,bars = sys.stdout,contextlib.nullcontext if sys.stdout.isatty() else no_bars
     try:
-        with contextlib.redirect_stdout(sys.stderr if a.json else sys.stdout), _bars(): a.do(a)
+        with contextlib.redirect_stdout(sys.stderr if a.json else sys.stdout), bars(): a.do(a)
     except (ValueError, OSError, ImportError) as e:
         print(f'feature_erosion: {_one_line(e)}', file=sys.stderr)
         return 2

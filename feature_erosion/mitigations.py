@@ -11,10 +11,10 @@ __all__ = ['Mitigation', 'Penalty', 'L2SP', 'L2Init', 'fisher', 'EWC', 'SI', 'Sp
            'just_train_twice']
 
 # %% ../nbs/15_mitigations.ipynb #40e6d589
-import inspect, numpy as np, torch, torch.nn.functional as F
+import numpy as np, torch, torch.nn.functional as F
 from collections import Counter
 from contextlib import contextmanager
-from copy import copy, deepcopy
+from copy import copy
 from math import isfinite, log
 from torch import nn
 from torch.func import functional_call
@@ -416,7 +416,9 @@ class Replay(Mitigation):
     def begin(self): self.known = False   # whether the model has an output for each label
     def before_batch(self):
         if not self.acts: return
-        xs,ys,_ = self.buffer.batch(len(self.yb[0]), self.model)
+        one = first(o for o in self.learn.cbs.sorted('order') if isinstance(o, Replay) and o.acts)
+        if one is self: self.new = len(self.yb[0])   # what others have added is not new
+        xs,ys,_ = self.buffer.batch(one.new, self.model)
         self.learn.xb,self.learn.yb = _joined(self.xb, xs),_joined(self.yb, ys)
 
     def after_pred(self):
@@ -574,7 +576,7 @@ class SAM(_SecondLook, Mitigation):
 class Adversarial(Mitigation):
     "Adversarial training (Madry et al. 2018, eq. 2.1) in its fast form: one step from a random start (Wong et al. 2020)"
     def __init__(self,
-        eps:float=8/255, # Largest change of a pixel, in 0…1
+        eps:float=8/255, # Largest change of a pixel, in 0…1; 8/255 by default
         alpha:float=None, # Size of a step; by default 1.25 `eps`
         steps:int=1, # How many steps
         phases:list=None # As in `Mitigation`

@@ -295,7 +295,7 @@ def _load(model, sd, file, strict=True):
 
 # %% ../nbs/10_models.ipynb #a4f07142
 def load_weights(
-    model:nn.Module,
+    model:nn.Module, # Its weights are replaced
     file:str|Path, # State dict, bare or as 'state_dict', 'model_state_dict', 'model' (fastai's way), 'net'; or `.safetensors`
     strict:bool=True # All or nothing? If not, loads what fits and warns about the rest
 )->nn.Module: # `model`, with the weights of `file`

@@ -19,10 +19,10 @@ from typing import Callable
 from fastcore.all import *
 from fastai.callback.fp16 import NonNativeMixedPrecision
 from fastai.callback.training import GradientAccumulation
-from fastai.vision.all import (Callback, CancelBackwardException, CancelBatchException, CancelEpochException, CancelFitException,
-                               CancelStepException, CancelTrainException, CancelValidException, DataLoader, DataLoaders,
-                               Learner, Metric, ParamScheduler, Recorder, SaveModelCallback, SchedCos, SchedExp, SchedLin,
-                               TrainEvalCallback, combined_cos, event, get_model, num_distrib)
+from fastai.vision.all import (CSVLogger, Callback, CancelBackwardException, CancelBatchException, CancelEpochException,
+                               CancelFitException, CancelStepException, CancelTrainException, CancelValidException, DataLoader,
+                               DataLoaders, Learner, Metric, ParamScheduler, Recorder, SaveModelCallback, SchedCos, SchedExp,
+                               SchedLin, TrainEvalCallback, combined_cos, event, get_model, num_distrib)
 from .files import check_name
 from .callbacks import *
 from .loaders import check_whole, label_vocab, n_labels
@@ -634,6 +634,8 @@ class PerPhase(Callback):
         if isinstance(cb, type): cb = cb()   # as `Learner.add_cb` does
         if not isinstance(cb, LoggedCallback) and any(hasattr(cb, o) for o in ('before_phase','after_phase')):
             raise ValueError(f"cb: {cb.name} knows about phases, and would not be told of them; give it without `PerPhase`")
+        if isinstance(cb, CSVLogger):
+            raise ValueError("cb: a CSVLogger has a column for the phase, and one file for all; give it without `PerPhase`")
         self.watcher,self.order,self.fname = cb,cb.order,getattr(cb, 'fname', None)
         self.cb = dict(vars(cb), name=cb.name)   # its settings, for comparing runs
         for k in ('remove_on_fetch','_only_train_loop'):
@@ -660,9 +662,13 @@ class PerPhase(Callback):
             if hasattr(type(o), 'look_again'): o.look_again()
 
     def state_dict(self):
+        if isinstance(self.watcher, LoggedCallback) and 'fresh' not in vars(self.watcher): return {}   # no phase has begun
         if hasattr(type(self.watcher), 'state_dict'): return self.watcher.state_dict()
         return {k:v for k,v in vars(self.watcher).items() if v is None or isinstance(v, (bool,int,float,str))}
 
     def load_state_dict(self, state):
+        if not state: return
+        goes_on = isinstance(self.watcher, LoggedCallback) and getattr(self.learn, 'phase', None)
+        if goes_on: self.watcher('before_fit')   # no event tells it to look at the model
         if hasattr(type(self.watcher), 'load_state_dict'): self.watcher.load_state_dict(state)
         else: vars(self.watcher).update(state)

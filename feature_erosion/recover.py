@@ -533,9 +533,7 @@ class Ramp(TidyCallback):
         self.ds,self.now = None,{}
 
     def before_fit(self):
-        self.tidy()
-        self.run = trains(self.learn)
-        if self.run: self.wanted = self._wanted()
+        if self._starts(): self.wanted = self._wanted()
 
     def before_train(self):
         if self.ds is None and self._phase() in self.wanted: self._take()

@@ -14,7 +14,6 @@ from functools import lru_cache
 from math import pi
 from scipy.stats import binomtest
 from textwrap import fill
-from torch import nn
 from fastcore.all import *
 from fastai.vision.all import DataLoaders, Learner, Normalize, plt
 from .batches import *
@@ -155,11 +154,11 @@ def _mean(o, dims): return o.mean(dims, keepdim=True)
 def _rms(x, dims=(1,2,3)): return _mean(x.square(), dims).sqrt()+1e-6
 
 def mean_colour(own, others):
-    "The others, with the mean of each channel of their own"
+    "`others`, with the mean of each channel of `own`"
     return others-_mean(others, (2,3))+_mean(own, (2,3))
 
 def contrast(own, others):
-    "The others, with the standard deviation of pixels of their own"
+    "`others`, with the standard deviation of the pixels of `own`"
     m = _mean(others, (1,2,3))
     return m+(others-m)*_rms(own-_mean(own, (1,2,3)))/_rms(others-m)
 
@@ -430,7 +429,7 @@ def find_shortcut(
     bs:int=64, # Batch size
     seed:int=0 # Which images, and which are mixed
 )->Shortcut:
-    "Which part of the image does a model rely on? A place, a statistic of the image, a colour channel or a band of frequencies"
+    "Which part of the image does a model rely on? A place, a statistic, a colour channel, a band of frequencies or a trace"
     if not 0<max_share<1: raise ValueError(f"max_share={max_share!r}: must be in 0…1; .25 is a quarter of the image")
     check_whole(1, bs=bs)
     model,dl = _only_model(learn),dl.valid if isinstance(dl, DataLoaders) else dl

@@ -14,7 +14,7 @@ __all__ = ['unlearners', 'split_forget', 'twin', 'train_on', 'Beside', 'wrong_la
 import warnings
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from contextlib import contextmanager
-from copy import copy, deepcopy
+from copy import copy
 from inspect import signature
 from time import perf_counter
 from sklearn.linear_model import LogisticRegression
@@ -208,7 +208,7 @@ def by_pattern(
     epochs:int=5, # Passes over both parts
     lr:float=None, # By default the Learner's
     **kwargs
-):
+)->None:
     "Train on painted images of what is to be forgotten, beside clean images of the rest"
     train_on(learn, Phase('pattern', epochs, retain, lr, 'constant'), Beside(*paint_forget(forget, **kwargs)))
 
@@ -390,7 +390,7 @@ def scrub(
     epochs:int=3, # Epochs on what is kept
     lr:float=5e-4 # Learning rate
 ):
-    "Less KL to the teacher and less loss on what is kept, more KL on the rest (SCRUB, Kurmanji et al. 2023, section 3)"
+    "Less KL to the teacher and loss on what is kept, more KL on what is forgotten (SCRUB, Kurmanji et al. 2023, section 3)"
     if not 0<=msteps<=epochs: raise ValueError(f"msteps={msteps}: must be in 0…{epochs}, the number of epochs on what is kept")
     kinds = [(k,i) for i in range(epochs) for k in (('max',forget),('min',retain))[i>=msteps:]]
     train_on(learn, [Phase(f'{k} {i+1}', 1, d, lr, 'constant', 'keep') for (k,d),i in kinds], Scrub(alpha, gamma, T))

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from scipy.stats import binomtest
 from torch import nn
 from fastcore.all import *
+from fastai.callback.rnn import ModelResetter
 from fastai.vision.all import (CancelFitException, CancelTrainException, DataLoader, DataLoaders, Metric, SaveModelCallback,
                                TrackerCallback, get_model, plt)
 from .batches import *
@@ -58,13 +59,15 @@ def _halves(at):
 
 # %% ../nbs/18_watch.ipynb #203a96bd
 class _Answers(Metric):
-    "Labels, whether each was answered rightly, and the answers; what is not finite is not right"
+    "Labels, whether each was answered rightly, and the answers; what is not finite is not right, nor what another head says"
+    def __init__(self, same_head): self.same_head = same_head
     def reset(self): self.got = []
     def accumulate(self, learn):
         pred,y = learn.pred,learn.y
-        if y.numel()!=len(y) or y.is_floating_point() or pred.ndim!=2: raise wrong_label(y[0])
-        y,a = y.flatten().long(),answered(pred)
-        self.got.append((y.cpu(), ((a==y) & pred.isfinite().all(1)).cpu(), a.cpu()))
+        if y.numel()!=len(y) or y.is_floating_point(): raise wrong_label(y[0])
+        y = y.flatten().long()
+        a,sound = (answered(pred),pred.isfinite().all(1)) if self.same_head else (-torch.ones_like(y),torch.zeros_like(y).bool())
+        self.got.append((y.cpu(), ((a==y) & sound).cpu(), a.cpu()))
     @property
     def value(self): return tuple(torch.cat(o) for o in zip(*self.got))
 
@@ -95,9 +98,9 @@ class _Known:
         self.dl,self.names = fixed_dl(dl, n, seed),names
         self.batches = _Batches(self.dl) if isinstance(self.dl, DataLoader) else self.dl
 
-    def look(self, model, heads):
+    def look(self, model, heads, same_head):
         "Labels; whether the model's answers and the nearest mean of its features are right; the features"
-        with unaugmented(self.dl), _features(model, heads) as got: res = evaluate(model, self.batches, _Answers())
+        with unaugmented(self.dl), _features(model, heads) as got: res = evaluate(model, self.batches, _Answers(same_head))
         y,right,pred = res['answers']
         X = _joined_features(got)
         n = len(y) if X is None else len(X)
@@ -292,6 +295,7 @@ class WatchErosion(LoggedCallback):
     def load_state_dict(self, state):
         super().load_state_dict(state)
         for k,v in state['own'].items(): setattr(self, k, v)
+        self.owner = get_model(self.model)
 
     __repr__ = basic_repr('tolerance,budget,stop,restore,n')
 
@@ -397,7 +401,8 @@ def after_batch(self:WatchErosion):
 @patch
 def _monitored(self:WatchErosion):
     "Whether another callback decides by one of the columns, as `EarlyStoppingCallback(monitor='known')` does"
-    return any(isinstance(o, TrackerCallback) and o.monitor in self.columns for o in _unwrapped(self.learn.cbs))
+    names = {*self.columns, *(f'valid_{c}' for c in self.columns)}   # with `train_metrics`
+    return any(isinstance(o, TrackerCallback) and o.monitor in names for o in _unwrapped(self.learn.cbs))
 
 @patch
 def record(self:WatchErosion, epoch):
@@ -439,7 +444,8 @@ def _prepare(self:WatchErosion):
     x = to_model(self.inside.batches[0], model)
     self.reads = list(_heads(model, x, _with_weights(model, x)).values())   # whose input are the features
     if self.sets is None: self._without(x)
-    with evaluating(model), precision(self.learn): self.outputs = answer_tensor(model(*x)).shape[-1]
+    if self.sets:
+        with evaluating(model), precision(self.learn): self.outputs = _n_choices(answer_tensor(model(*x)))
     self.heads = {k:_same_head(k, s, self.outputs, self.learn.dls) for k,s in (self.sets or {}).items()}
     known = [c for k,h in self.heads.items() for c in ([k] if h else [])+[f'{k}_features']]
     more = [*(['worst'] if known else []), *(['hangs'] if self.images else []), 'cka', 'rank']
@@ -460,9 +466,11 @@ def _without(self:WatchErosion, xs):
     elif not self.start: warnings.warn(f"WatchErosion: a batch has {_shapes(xs)}, and without a reference, blocks of images "
         "are exchanged; so only layers (CKA, rank) are watched. Give data the model could do before, WatchErosion(old_dls)")
 
+def _n_choices(scores): return scores.shape[1] if scores.ndim==2 else 0   # of one or none, no class is chosen
+
 def _same_head(k, known, outputs, dls):
     "Whether the model's outputs can stand for the classes of a reference"
-    if known.names is None: return True
+    if outputs<2 or known.names is None: return outputs>1
     own = class_names(dls)
     if own and set(own)==set(known.names): check_classes(dls, known.dl, f'reference {k!r}')
     return len(known.names)==outputs
@@ -474,9 +482,9 @@ def _look(self:WatchErosion, epoch):
     if torch.cuda.is_available(): torch.cuda.synchronize()
     clock = time.perf_counter()
     model = get_model(self.model)
-    with fixed_random(), precision(self.learn):
+    with fixed_random(), precision(self.learn), self._afresh(model):
         layers = self.inside.look(model)
-        seen = {k:s.look(model, self.reads) for k,s in (self.sets or {}).items()}
+        seen = {k:s.look(model, self.reads, self.heads[k]) for k,s in (self.sets or {}).items()}
         hangs = hangs_on(model, self.images, n=self.n, seed=self.seed) if self.images else None
     self.at = self.looked = self.learn.train_iter
     if self.start is None: self._begin(layers, seen)
@@ -484,6 +492,14 @@ def _look(self:WatchErosion, epoch):
     spent = time.perf_counter()-clock
     self.rows[-1]['seconds'] = spent
     self.seconds,self.look_seconds,self.looks = self.seconds+spent,self.look_seconds+spent,self.looks+1
+
+@patch
+@contextmanager
+def _afresh(self:WatchErosion, model):
+    "A recurrent network that fastai resets before each epoch has no memory of the last batch either"
+    with evaluating(model):
+        if any(isinstance(o, ModelResetter) for o in self.learn.cbs): model.reset()
+        yield
 
 @patch
 def _begin(self:WatchErosion, layers, seen):
@@ -553,7 +569,7 @@ def _values(self:WatchErosion, seen):
 def _penultimate(self:WatchErosion):
     "Features of the few samples on which layers are compared"
     model = get_model(self.model)
-    with evaluating(model), precision(self.learn), _features(model, self.reads) as got:
+    with self._afresh(model), precision(self.learn), _features(model, self.reads) as got:
         for xs in self.inside.batches: model(*to_model(xs, model))
     X = _joined_features(got)
     return X if X is not None and X.isfinite().all() else None

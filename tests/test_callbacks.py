@@ -5,7 +5,7 @@ import numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from fastai.callback.all import CSVLogger, EarlyStoppingCallback, GradientAccumulation, ParamScheduler, ReduceLROnPlateau, SaveModelCallback, SchedLin, ShortEpochCallback
 from fastai.callback.fp16 import NonNativeMixedPrecision
-from fastai.vision.all import SGD, Callback, CancelEpochException, CancelFitException, CancelTrainException, CancelValidException, DataLoaders, Learner, ValueMetric, accuracy, load_learner, params, partial, set_seed
+from fastai.vision.all import SGD, Callback, CancelEpochException, CancelFitException, CancelTrainException, CancelValidException, DataLoaders, FetchPredsCallback, Learner, ValueMetric, accuracy, load_learner, params, partial, set_seed
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import EvalSets, pattern_sets, train_accuracy
 from feature_erosion.learner import erosion_learner
@@ -223,8 +223,9 @@ def test_per_phase_of_a_class(learn):
     assert learn.recorder.history.phase.tolist()==['a','a','b']   # nothing improves: its patience is 1
 
 def test_per_phase_of_what_knows_phases(learn):
-    "It would not act"
+    "It would not act, or rows would lack the phase"
     with pytest.raises(ValueError, match='replay knows about phases'): PerPhase(Replay(learn.dls, 8))
+    with pytest.raises(ValueError, match='CSVLogger has a column for the phase'): PerPhase(CSVLogger)
 
 @pytest.mark.parametrize('make', [WatchErosion, lambda d: EvalSets({'a':d.valid})])
 @pytest.mark.filterwarnings('ignore::feature_erosion.watch.ErosionWarning')
@@ -320,6 +321,15 @@ def test_validation_within_a_fit(learn, dls):
                     learn.recorder.evals.drop(columns='clean'), lrs(learn)])
         assert learn.recorder.history.notna().all(axis=None) and len(learn.recorder.losses)==14
     for a,b in zip(*got): assert a==b if isinstance(a, list) else a.equals(b)
+
+@pytest.mark.parametrize('phases', [True,False])
+def test_predictions_fetched_within_a_fit(learn, dls, phases):
+    "fastai takes the Recorder away while it predicts: evaluations wait until it is back"
+    cbs = [FetchPredsCallback(), EvalSets(dict(clean=dls.valid), at=[])]
+    if phases: learn.fit_phases(two(), cbs=cbs)
+    else: learn.fit(2, .01, cbs=cbs)
+    h,ev = learn.recorder.history,learn.recorder.evals
+    assert ev.total_iter.tolist()==h.iters.tolist() and ev.clean.tolist()==h.clean.tolist()==h.accuracy.tolist()
 
 # what a phase begins with
 

@@ -210,7 +210,7 @@ class Negates(Callback):
     "Prepares images in a way that only the Learner's own loop knows"
     def before_batch(self): self.learn.xb = (-self.xb[0],)
 
-@works(what='one that changes inputs or answers in validation, too', how='warns: evaluation sets and watchers do not see it')
+@works(what='a callback that changes inputs or answers in validation, too', how='warns: evaluation sets and watchers do not see it')
 @pytest.mark.parametrize('cb', [lambda dls: EvalSets({'same':dls.valid}, at=[]), lambda dls: WatchErosion(dls, budget=1e6)], ids=['sets','watch'])
 def test_inputs_that_a_callback_prepares(learn, dls, cb):
     with learn.no_bar(), learn.no_logging():

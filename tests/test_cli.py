@@ -127,6 +127,13 @@ def test_ctrl_c_stops_the_workers(tmp_path):
         time.sleep(.1)
     assert not workers(p.pid)
 
+@pytest.mark.parametrize('preset', ['smoke','cpu'])
+def test_smoke_says_what_its_verdicts_are_worth(preset, tmp_path, monkeypatch, capsys):
+    from feature_erosion.paper import questions
+    monkeypatch.setattr(questions, 'paper', lambda *args: {})
+    assert main(['paper','fig1','--preset',preset,'--out',str(tmp_path/'o')])==0
+    assert ('say nothing about the paper' in capsys.readouterr().out)==(preset=='smoke')
+
 obeys = 'import signal; signal.signal(signal.SIGINT, signal.default_int_handler)'   # a shell's background job ignores it
 
 def workers(group):

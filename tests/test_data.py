@@ -25,6 +25,7 @@ def test_cifar100_layout(tmp_path):
     x,_ = dls.train.one_batch()
     assert x.is_contiguous(memory_format=torch.channels_last) and x.shape==(4,3,32,32)
 
+@pytest.mark.slow('two processes, of which one waits')
 def test_two_processes_decode_once(tmp_path):
     "The second waits for the first and reads what it wrote"
     for i,p in enumerate(pixels(6)): write(tmp_path/'train'/f'{i}.png', p)

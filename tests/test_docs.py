@@ -47,6 +47,24 @@ def test_types_are_those_that_one_would_write(mains):
     signatures = [o for m in mains.values() for p in m.find_all('pre') if (o := p.get_text()).startswith('def ')]
     assert len(signatures)>300 and not [o for o in signatures if re.search(r'^ +\w+:(<|\S*Meta\b)', o, re.M)]
 
+def test_comments_stay_with_their_arguments(mains):
+    "That of `**kwargs` is not the result's, and a function that returns nothing does not show what another one returns"
+    def signature(page, name): return mains[page].find('h3', id=name.lower()).find_next('pre').get_text()
+    assert '**settings, # Settings to store' in (run := signature('runs/store.html', 'RunStore.run')) and run.endswith(')->Run:')
+    assert signature('plots.html', 'legend_beside').endswith('**kwargs, # Passed to `legend`\n):')
+    assert signature('recover.html', 'Recovery').endswith('\n):') and signature('unlearning.html', 'by_pattern').endswith('\n)->None:')
+    assert '    arch:str, # As in `create_model`, ' in (net := signature('paper/nets.html', 'Net')) and net.endswith('\n):')
+    assert 'scales:dict={}, # A `Scale` by preset' in signature('paper/recipes.html', 'Recipe')
+    assert signature('learner.html', 'Learner.layer_cka').endswith('): # Settings in `attrs`')
+
+def test_a_heading_names_what_is_defined_below_it(mains):
+    "Double underscores are not taken for Markdown, and a method in a wrapper is under its class, with its source"
+    heads = [h for m in mains.values() if m for h in m.find_all('h3', id=True) if h.find_previous_sibling('hr')]
+    names = {h.get_text():h.find_next('pre').get_text() for h in heads}
+    assert len(names)>300 and not [n for n,o in names.items() if not re.match(rf'(async )?def {n.rpartition(".")[2]}\(', o)]
+    assert {'Learner.at_phase','TensorImages.set_split_idx','Interpretation.__getitem__'} <= {*names}
+    assert not [h.get_text() for h in heads if h.find_previous_sibling().get_text()!='source']
+
 def test_users_names_come_first(mains):
     "The page of each of our names in `feature_erosion.all` has a link to it before its first section"
     import feature_erosion.all as ours
@@ -96,7 +114,8 @@ def test_every_heading_has_a_text(mains):
 
 def test_names_in_backticks_are_links(pages):
     assert any(re.search(r'<a href="\S*patterns\.html#\S+"><code>', html) for name,html in pages.items() if name!='patterns.html')
-    # they stay within the site
+    # they lead somewhere else, within the site
+    assert not [name for name,html in pages.items() if re.search(rf'<a href="{name.rpartition("/")[2]}"[^>]*><code>', html)]
     assert not [name for name,html in pages.items() if re.search(rf'<a href="{re.escape(doc_url)}', html)]
 
 def test_no_markdown_is_left_over(pages):

@@ -56,6 +56,7 @@ def test_recipe(installed, tmp_path):
     assert 'A square of 8 pixels' in said
     assert sorted(pd.read_csv(tmp_path/'runs/paper-smoke/sizes/tables/erosion.csv')['size'].unique())==[2,4,8]
 
+@pytest.mark.slow('a process that imports everything')
 def test_measure(tmp_path):
     (tmp_path/'zeros.py').write_text(files('measure')['zeros.py'])
     code = ("import torch; from torch import nn; from zeros import layer_zeros; m = nn.Sequential(nn.Flatten(), nn.ReLU());"

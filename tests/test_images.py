@@ -382,6 +382,7 @@ def test_levels(tmp_path):
 
 # First start
 
+@pytest.mark.slow('a process that imports everything')
 def test_first_start_finds_the_data(tmp_path):
     "On a machine where fastai never ran, and never wrote its config"
     tree(tmp_path/'.fastai'/'data'/'cifar10', *full('train'), *full('test'))

@@ -700,7 +700,7 @@ ok = {'a':torch.zeros(1234567, dtype=torch.uint8)}
         what='A tensor of stride 0 that is larger than its storage', how='refused: it claims more than it holds'),
     case('r.pth', lambda: saved({'a':tensor_of((10**12,), (1,))}), what='A tensor that reaches beyond its storage',
         how='refused: it claims more than it holds'),
-    case('o.pth', lambda: saved({'a':tensor_of((10**12,), (1,))}, False), what='The same in the old format',
+    case('o.pth', lambda: saved({'a':tensor_of((10**12,), (1,))}, False), what='A tensor that reaches beyond its storage, in the old format',
         how='refused: it claims more than it holds'),
     case('l.pth', lambda: lying(ok, False), what='A storage of terabytes in the old format',
         how='refused: it claims more than it holds'),
@@ -1102,7 +1102,7 @@ class InPlace(nn.Module):
         self.at_home,self.a,self.b = at_home,nn.Linear(6,8),nn.Linear(8,3)
     def forward(self, x): return self.b(self.a(x.sub_(.5).mul_(2) if self.at_home else (x-.5)*2).tanh())
 
-@works('models', 'one that changes its input in place', 'works: it gets copies')
+@works('models', 'a model that changes its input in place', 'works: it gets copies')
 def test_an_input_that_is_changed_in_place():
     "Numbers as without, also of several networks together; the user's own batches stay"
     batches = [(torch.rand(12,6),torch.arange(12)%3) for _ in range(3)]
@@ -1116,7 +1116,7 @@ def test_an_input_that_is_changed_in_place():
     np.testing.assert_allclose(np.diag(layer_cka({'a':home,'b':away}, batches, 'b', progress=False).values), 1., rtol=1e-6)
     assert all(torch.equal(a, x) for a,(x,_) in zip(was, batches))
 
-@works('models', 'one whose buffers change in eval mode, as in quantisation-aware training', 'works: they are put back')
+@works('models', 'a model whose buffers change in eval mode, as in quantisation-aware training', 'works: they are put back')
 def test_buffers_are_put_back():
     class Counts(nn.Module):
         def __init__(self):

@@ -460,7 +460,7 @@ def starts(monkeypatch):
     monkeypatch.setattr(load, '_loaders', (Multi,load._loaders[1]))
     return seen
 
-@loads(what='looks inside a phase, with worker processes', how='works: each set is read once, then a look costs forward passes')
+@loads(what='a loader with worker processes, looked at inside a phase', how='works: each set is read once, then a look costs forward passes')
 def test_looks_start_no_workers(images, monkeypatch):
     "Whether there are two looks or four, workers start equally often"
     def run(at):
@@ -635,7 +635,7 @@ def test_more_labels_need_an_order(kind):
     res = evaluate(model := nn.Linear(4, 3), fixed_dl(loader(shuffle=True)), labels={'same':pd.Series(y.numpy(), range(9, 49))})
     assert res['same_accuracy']==res['accuracy']==evaluate(model, loader(shuffle=True))['accuracy']
 
-@loads(what='PyTorch, with a generator of its own',
+@loads(what='a PyTorch loader with a generator of its own',
        how='works: `evaluate` leaves it as it was, and the samples come in the order in which they would have come')
 def test_evaluation_leaves_a_generator_alone():
     def order(look):
@@ -661,7 +661,7 @@ def test_enough_of_the_samples_that_are_read(dls, level, enough):
     model.i = 0
     assert train_accuracy(level)(Learner(DataLoaders(part, dls.valid), model)) is enough
 
-@loads(what='given with fewer samples than a batch, and `drop_last`', how='works: is measured, also by methods of a Learner')
+@loads(what='a loader of fewer samples than a batch, and `drop_last`', how='works: is measured, also by methods of a Learner')
 @pytest.mark.parametrize('measure',
                          ['layer_cka','layer_rank','layer_probe','look_inside','plasticity','group_accuracy','recover'])
 def test_a_short_loader_is_not_replaced(dls, measure):

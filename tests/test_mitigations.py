@@ -421,6 +421,18 @@ def test_fresh_weights_without_the_hooks_of_callbacks(tmp_path):
     assert same(fit(), fit(ActivationStats(), look, CSVLogger()))
     assert look.n==2*(len(data().train)+len(data().valid))
 
+def test_two_sets_of_old_samples():
+    "Each adds as many samples as are new, and those of its own data"
+    def grey(v): return DataLoaders.from_dsets(*[[(torch.full((1,4,4), v), int(i%2)) for i in range(12)]]*2, bs=4, num_workers=0)
+    class See(Callback):
+        order,seen,passive = 50,[],True
+        def after_pred(self):
+            if self.training: self.seen.append(sorted(self.xb[0][:,0,0,0].tolist()))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16,2))
+    learn = Learner(grey(0.), model, loss_func=nn.CrossEntropyLoss(), opt_func=SGD, lr=.1)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=[Replay(grey(1.), 8), Replay(grey(2.), 8), See()])
+    assert See.seen==[[0.]*4+[1.]*4+[2.]*4]*3
+
 def test_old_samples_of_another_kind():
     "They would not fit in a batch, or be read in another way"
     new = [(torch.rand(3,8,8),torch.tensor(0)) for _ in range(8)]

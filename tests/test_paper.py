@@ -225,6 +225,7 @@ def test_figures_of_the_cpu_preset_that_need_only_cifar(no_data, cifar10, monkey
         except FileNotFoundError: needy.append(f)
     assert needy==['fig2','gradcam']
 
+@pytest.mark.slow('a process that imports everything')
 def test_a_fresh_machine_without_a_network(tmp_path):
     "Exit code 2, one line that says where to get what, and nothing is written"
     nowhere = dict.fromkeys(('http_proxy','https_proxy','HTTP_PROXY','HTTPS_PROXY'), 'http://127.0.0.1:9')

@@ -1,5 +1,5 @@
 "The files of the project agree with one another."
-import json, os, re, subprocess, sys, tarfile
+import ast, json, os, re, subprocess, sys, tarfile
 from configparser import ConfigParser
 from email import message_from_string
 import pytest
@@ -8,6 +8,7 @@ from conftest import python, root
 try: import tomllib
 except ImportError: import tomli as tomllib
 
+modules = sorted((root/'feature_erosion').rglob('*.py'))
 nbs = sorted(f for f in (root/'nbs').rglob('*.ipynb') if not any(o[0] in '._' for o in f.relative_to(root/'nbs').parts))
 
 @pytest.fixture(scope='module')
@@ -101,6 +102,17 @@ def test_no_result_counts_twice(table):
     "A row that is there twice would be a seed more"
     rows = table.read_text('utf-8').splitlines()
     assert len(rows)>1 and len(set(rows))==len(rows)
+
+def unused(module):
+    "Names that a module imports one by one, and never uses"
+    tree = ast.parse(module.read_text('utf-8'))
+    imports = [o for o in ast.walk(tree) if isinstance(o, (ast.Import,ast.ImportFrom))]
+    got = {(a.asname or a.name).partition('.')[0] for o in imports for a in o.names}-{'*'}
+    return got-{o.id for o in ast.walk(tree) if isinstance(o, ast.Name)}
+
+@pytest.mark.parametrize('module', [o for o in modules if o.name not in ('all.py','_modidx.py')],
+                         ids=lambda f: f.relative_to(root).as_posix())
+def test_imports_are_used(module): assert not unused(module)
 
 def test_readme_is_made_from_index():
     pytest.importorskip('smalldocs', reason='smalldocs needs Python 3.11')

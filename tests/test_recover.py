@@ -275,6 +275,14 @@ def test_ratio_by_hand():
     for a,b in zip(look.stamps[4:], look.stamps[5:]): assert (b[a>=0]==a[a>=0]).all()
     check_painted(look)
 
+def test_a_validation_within_a_fit_ends_no_ramp():
+    "After the second batch of each epoch; what is seen begins anew with it"
+    class Validates(Callback):
+        run_valid = False
+        def after_batch(self):
+            if self.learn.iter==1: self.learn.validate()
+    assert counts(run([Ramp(ratio=(0,1)), Validates()])[0].stamps)==[8,12]
+
 def check_painted(look):
     "Each batch was painted as the stamps said when it was read"
     for s,p,i in zip(look.stamps, look.pixels, look.ids):

@@ -173,6 +173,7 @@ def test_a_sweep_that_cannot_be_shown(tmp_path):
 def report_often(folder):
     for _ in range(5): report(folder)
 
+@pytest.mark.slow('two processes make ten reports')
 def test_two_at_once(folder):
     both = [forked(report_often, folder) for _ in range(2)]
     for p in both: p.start()

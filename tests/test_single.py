@@ -17,7 +17,7 @@ class Flat(nn.Module):
 one = lambda: nn.Sequential(nn.Flatten(), nn.Linear(768,1))
 two = dict(n=80, n_valid=40, bs=16)
 
-@pytest.mark.works(kind='models', what='that answers with a single score, or with none for each class',
+@pytest.mark.works(kind='models', what='a model that answers with a single score, or with none for each class',
                    how='refused where classes are compared; `evaluate` and `EvalSets` take metrics that fit')
 @pytest.mark.parametrize('net', [one,Flat])
 @pytest.mark.parametrize('use', ['evaluate','evalsets','recover','watch','find_shortcut','losses','train_accuracy'])

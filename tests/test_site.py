@@ -40,7 +40,8 @@ def test_search_finds_a_class(browser, url):
     ('grad-cam','Grad-CAM: where it looks'), ('figure 1','Figure 1: collapse'), ('custom loss','Use my own loss'),
     ('multi gpu','Can I use several GPUs'), ('jpeg','JpegQuality'), ('text','Does it work for'),
     ('phases','Phases'), ('cli','Command line'), ('half-life','Forgetting and half-life'), ('vit','Vision transformers'),
-    ('changelog','Changelog'), ('forgetting','forgetting'), ('own data','Your own data')])
+    ('changelog','Changelog'), ('forgetting','forgetting'), ('own data','Your own data'),
+    ('how to use my own dataset','Your own data'), ('What is CKA?','CKA'), ('how do I use a GPU','Is my GPU used')])
 def test_search_shows_first_what_users_meet(front, query, first):
     "Public names and pages that tell how to come before the inside of the library; a slip of the finger is forgiven"
     field = front.page.locator('.smalldocs-search input').first
@@ -115,6 +116,10 @@ def test_wide_figures_can_be_read_on_a_phone(browser, url):
     size = "[...document.querySelectorAll('.wide-figure img')].map(o => [o.clientWidth, o.closest('.cell-output').clientWidth])"
     with Page(browser, f'{url}paper/resist.html', 390) as p:
         assert (got := p.js(size)) and all(w>=460 for w,_ in got) and p.overflow()<=0
+    with Page(browser, f'{url}tutorials/finetune.html', 390) as p:   # a figure of 11 inches, and sentences
+        assert max(w for w,_ in p.js(size))>600 and p.overflow()<=0
+        said = p.js("[...document.querySelectorAll('.cell-output-stdout pre code')].map(o => [o.scrollWidth, o.clientWidth])")
+        assert said and all(w<=room for w,room in said)
     with Page(browser, f'{url}paper/resist.html', 1280) as p: assert (got := p.js(size)) and all(w<=room for w,room in got)
 
 def test_cards_repeat_what_reaches_over_several_rows(browser, url):

@@ -302,6 +302,20 @@ def test_a_finished_run_says_so(tmp_path, capsys):
     assert len(said)==1 and "run 'a' is finished and was loaded: made 20" in said[0] and 'feature_erosion' in said[0]
     assert "delete('a')" in said[0]
 
+class Validates(Callback):
+    run_valid,passive = False,True
+    def after_batch(self):
+        if self.learn.iter==1: self.learn.validate()
+
+def test_a_validation_within_a_fit_ends_no_run(tmp_path, capsys):
+    "It is kept to the end, goes on after the last batch, and its weights are the same"
+    whole,run = fit(tmp_path/'whole', [Validates]),RunStore(tmp_path/'whole')['a']
+    assert run.status=='finished' and len(run.history)==4
+    with pytest.raises(Boom): fit(tmp_path/'cut', [Validates], stop=11)
+    again = fit(tmp_path/'cut', [Validates])
+    assert 'goes on after 10 iterations' in capsys.readouterr().out
+    assert all(torch.equal(a, b) for a,b in zip(whole.model.state_dict().values(), again.model.state_dict().values()))
+
 def wait_for_another(folder):
     signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell's background job, and its children, would ignore it
     def acquire(self, *a, old=filelock.FileLock.acquire, **kw):

@@ -9,6 +9,7 @@ from torch.nn import Linear
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.backend.context import set_start_method
 from joblib.externals.loky.process_executor import TerminatedWorkerError
+from fastprogress import fastprogress
 from conftest import root
 from feature_erosion.runs.keys import Untold, differences, recipe
 from feature_erosion.runs.store import RunStore
@@ -114,6 +115,17 @@ def test_workers_are_in_the_folder_of_this_process(tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'getpid', lambda: -1)   # as in a worker
     assert call(0, dict(seed=0), run.path)==(0, dict(status='finished', y=2., third=1/3))
     assert Path.cwd()==tmp_path and torch.get_default_dtype()==torch.float32
+
+def shows(seed):
+    print('said')
+    return dict(y=sum(fastprogress.progress_bar(range(3))))
+
+def test_workers_show_no_bars(tmp_path, monkeypatch, capsys):
+    "They would overwrite one another, and that of the sweep; what the function prints is shown"
+    run, = RunStore(tmp_path).recipe_runs(shows, [dict(seed=0)])
+    call = _caller(shows, None, 3)
+    monkeypatch.setattr(os, 'getpid', lambda: -1)   # as in a worker
+    assert call(0, dict(seed=0), run.path)==(0, dict(status='finished', y=3)) and capsys.readouterr().out=='said\n'
 
 def goes(seed, to):
     os.chdir(to)

@@ -1,5 +1,6 @@
 "What a finetuning loses is noticed: on images, tables and token sequences, in phases, beside other callbacks, and without a trace in training."
 import contextlib, io, warnings
+from contextlib import suppress
 from copy import deepcopy
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, torch, torch.nn.functional as F
@@ -7,7 +8,7 @@ from torch import nn
 from fastai.callback.all import CSVLogger, EarlyStoppingCallback, MixUp, SaveModelCallback
 from fastai.callback.rnn import rnn_cbs
 from fastai.tabular.all import (Categorify, CategoryBlock, Normalize, TabularPandas, tabular_learner)
-from fastai.text.models import AWD_LSTM, awd_lstm_clas_config, get_text_classifier
+from fastai.text.models import AWD_LSTM, awd_lstm_clas_config, awd_lstm_lm_config, get_language_model, get_text_classifier
 from fastai.vision.all import (Callback, CancelFitException, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, SGD,
                                TerminateOnNaNCallback, TfmdDL, accuracy, load_learner, noop, partial, set_seed)
 from trainings import Bf16, Boom, StopAt, same
@@ -17,10 +18,11 @@ from feature_erosion.learner import erosion_learner
 from feature_erosion.measures.cka import layer_cka
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import PerPhase, Phase
+from feature_erosion.recover import Recovery
 from feature_erosion.runs.resume import KeepRun
 from feature_erosion.runs.store import RunStore
 from feature_erosion import watch as watch_module
-from feature_erosion.watch import ErosionWarning, WatchErosion, hangs_on
+from feature_erosion.watch import ErosionWarning, WatchErosion, hangs_on, nearest_mean
 
 def digits(): return digits_dls(n=320, n_valid=100)
 def net():
@@ -327,7 +329,7 @@ def test_vision_transformer():
         learn.dls = clean.inject(ColorSquare(4))
         quietly(learn.fit, 4, 1e-2, cbs=w)
     assert w.history.known.iloc[0]>.25 and w.history.lost.iloc[-1]>.1 and w.warnings
-    assert 'blocks.0' in w.by_layer and w.sets['known'].look(learn.model, w.reads).X.shape==(100,32)   # the class token alone
+    assert 'blocks.0' in w.by_layer and w.sets['known'].look(learn.model, w.reads, True).X.shape==(100,32)   # the class token alone
 
 def test_wrong_references(knows):
     learn = learner(digits(), deepcopy(knows))
@@ -402,7 +404,7 @@ def test_columns_have_names_of_their_own(knows):
         learn.fit_phases([Phase('a', 1, digits()), Phase('b', 1, digits().inject(ColorSquare(4)))], cbs=Watch({'clean':digits()}))
 
 @pytest.mark.works(kind='loaders',
-                   what='read class by class, so that a batch has one class only, in `hangs_on` and `WatchErosion`',
+                   what='a loader that is read class by class, so that a batch has one class only, in `hangs_on` and `WatchErosion`',
                    how='works: parts are exchanged over the whole set')
 def test_parts_come_from_the_whole_set():
     "A loader that is read class by class has batches of one class"
@@ -464,11 +466,11 @@ def test_reference_of_one_class(knows):
                        match="does not know 'known', and its samples are all of one class"), learn.no_bar(), learn.no_logging():
         learner(clean, deepcopy(knows), cbs=Watch([(x[y==3],y[y==3]+1)])).fit(1)   # which it never says of these
 
-@pytest.mark.parametrize('wrap', [noop, PerPhase])
-def test_what_is_monitored_is_measured(knows, wrap):
+@pytest.mark.parametrize('wrap,prefix', [(noop,''), (PerPhase,''), (noop,'valid_')])
+def test_what_is_monitored_is_measured(knows, wrap, prefix):
     "However small the budget: else an epoch without a number would count as one without progress"
     learn,w = learner(digits().inject(ColorSquare(4)), deepcopy(knows)),Watch(digits(), budget=1e-9)
-    stop = EarlyStoppingCallback(monitor='known', patience=9)
+    learn.recorder.train_metrics,stop = bool(prefix),EarlyStoppingCallback(monitor=f'{prefix}known', patience=9)
     with learn.no_bar(), learn.no_logging(): quietly(learn.fit, 3, cbs=[w,wrap(stop)])
     assert w.history.iter.tolist()==[len(learn.dls.train)*i for i in range(4)] and stop.best==w.history.known.iloc[1:].max()
 
@@ -489,6 +491,23 @@ def test_text_classifier_of_fastai():
     learn,w = Learner(old, model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=rnn_cbs(alpha=0., beta=0.)),Watch(old)
     with learn.no_bar(), learn.no_logging(): quietly(learn.fit, 1, 1e-3, cbs=w)
     assert w.history.known.iloc[-1]==pytest.approx(learn.recorder.values[-1][2])   # the Recorder's own accuracy
+
+def test_language_model_of_fastai():
+    "It remembers the last batch: where the weights stay, layers do, whatever was read before; and it reads on where it was"
+    def fit(lr, *cbs):
+        set_seed(0)
+        some = [(x[:-1],x[1:]) for x in torch.randint(1, 20, (48,13), generator=torch.Generator().manual_seed(0))]
+        config = dict(awd_lstm_lm_config, emb_sz=16, n_hid=16, n_layers=2, pad_token=0)
+        learn = Learner(DataLoaders.from_dsets(some, some, bs=8, num_workers=0), get_language_model(AWD_LSTM, 20, config=config),
+                        loss_func=CrossEntropyLossFlat(), cbs=rnn_cbs())
+        with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
+            warnings.filterwarnings('ignore', '.*so only layers .* are watched')
+            quietly(learn.fit, 2, lr, cbs=cbs)
+        return learn
+    w = Watch()
+    fit(0., w)
+    assert w.history.cka.tolist()==pytest.approx([1.]*len(w.history)) and w.history['rank'].nunique()==1
+    assert same(fit(.01), fit(.01, Watch()))
 
 # Fits that end early, sets of all kinds
 
@@ -559,6 +578,46 @@ def test_a_phase_ends_with_weights_put_back(knows, capsys):
         quietly(learn.fit_phases, [Phase('a', 2, digits().inject(ColorSquare(4)), sched='constant')], cbs=PerPhase(w))
     assert 'are back' in capsys.readouterr().out
     assert all(torch.equal(a, b) for a,b in zip(learn.snapshots['a'].values(), learn.model.state_dict().values()))
+
+@pytest.mark.parametrize('make', [lambda d: Watch(d, stop=True, restore=True, tolerance=.1),
+                                  lambda d: Recovery(d.train, d.valid, few=1, seeds=1, features='last', at=(0,3))])
+def test_a_watcher_of_each_phase_goes_on(knows, tmp_path, make):
+    "Stopped within a phase, between two, and in the second"
+    def fit(name, *more):
+        set_seed(0)
+        clean = digits()
+        learn,cb = learner(clean, deepcopy(knows), path=tmp_path),make(clean)
+        keep = KeepRun(RunStore(tmp_path).run(name), minutes=0, strict=True)
+        phases = [Phase('a', 2, clean), Phase('b', 2, clean.inject(ColorSquare(4)), .2), Phase('c', 1, clean)]
+        with learn.no_bar(), learn.no_logging(): quietly(learn.fit_phases, phases, cbs=[PerPhase(cb), keep, *more])
+        return learn,getattr(cb, 'history', learn.recorder.evals)
+    whole,seen = fit('whole')
+    for at in (3, 11, 13):
+        with suppress(Boom): fit('cut', StopAt(at))
+    again,now = fit('cut')
+    columns = [c for c in seen if c!='seconds']
+    pd.testing.assert_frame_equal(now[columns], seen[columns])
+    assert all(torch.equal(v, again.model.state_dict()[k]) for k,v in whole.model.state_dict().items())
+    assert again.recorder.recovery.equals(whole.recorder.recovery)
+
+class Number(nn.Linear):
+    "A head for regression that gives one number a sample, shape `(batch,)`"
+    def forward(self, x): return super().forward(x)[:,0]
+
+@pytest.mark.parametrize('head,k', [(lambda: nn.Linear(128,1), 5), (lambda: Number(128,1), 5), (lambda: nn.Conv2d(8,10,1), 3)],
+                         ids=['a score','a number','a mask'])
+def test_heads_that_choose_no_class(knows, head, k, capsys):
+    "Their outputs mean nothing on the old data: features are watched, by hand what the head reads, averaged over positions"
+    body = deepcopy(knows)[:k]
+    learn,w = learner(digits(), nn.Sequential(*body, head())),Watch(digits())
+    learn.loss_func = lambda p,y: p.square().mean()
+    learn.metrics = []
+    with learn.no_bar(), learn.no_logging(): quietly(learn.fit, 1, .01, cbs=w)
+    assert "so its head is new: its features are watched" in capsys.readouterr().out and 'known' not in w.history
+    x,y = (torch.cat(o).as_subclass(torch.Tensor) for o in zip(*w.sets['known'].dl))
+    with torch.no_grad(): X = learn.model.eval()[:k](x)
+    right = nearest_mean(X.mean((2,3)) if X.ndim==4 else X, y)
+    assert w.history.known_features.iloc[-1]==pytest.approx(right.float().mean().item())
 
 def test_chance_on_unequal_classes():
     "By scikit-learn's κ and by shuffling: three in a hundred found are knowledge, always the first class is none"

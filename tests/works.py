@@ -18,7 +18,9 @@ def situations():
     c,files = Collect(),[str(f) for f in Path(__file__).parent.glob('test_*.py') if 'works(' in f.read_text('utf-8')]
     with redirect_stdout(io.StringIO()) as said:
         assert pytest.main(['--collect-only', '-qq', *files], plugins=[c])==0, said.getvalue()
-    return pd.DataFrame(c.rows)[['kind','what','how','test']].drop_duplicates().sort_values(['kind','what','test']).reset_index(drop=True)
+    df = pd.DataFrame(c.rows)[['kind','what','how','test']].drop_duplicates()
+    df['what'] = df.what.str.replace(r'^An? ', lambda m: m[0].lower(), regex=True)
+    return df.sort_values(['kind','what','test'], key=lambda o: o.str.lower().str.lstrip('`(')).reset_index(drop=True)
 
 def main(out):
     df = situations()

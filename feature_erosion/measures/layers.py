@@ -258,7 +258,7 @@ def flat(
     free = idx is not None or not ordered
     last = free and x.ndim>2 and not x.is_contiguous() and x.movedim(1,-1).is_contiguous()
     if last: idx,x = idx if idx is None else _to_last(idx, x.shape),x.movedim(1,-1)
-    x = x.flatten(1)
+    x = x.flatten(1) if x.ndim>1 else x[:,None]
     return x if idx is None else x[:, idx.to(x.device)]
 
 def _to_last(idx, shape):

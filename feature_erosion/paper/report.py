@@ -22,7 +22,7 @@ from fastcore import xml as h
 from ..files import *
 from .. import __version__
 from ..runs.store import *
-from ..runs.sweep import sweep
+from ..runs.sweep import *
 
 # %% ../../nbs/paper/03_report.ipynb #4b282b50
 def _number(v):

@@ -273,9 +273,7 @@ class KeepRun(TidyCallback):
         if name=='learn' and value is not None: value._do_fit = self._do_fit
 
     def before_fit(self):
-        self.tidy()   # after a fit that another callback's error has ended
-        self.run = trains(self.learn)
-        if not self.run: return
+        if not self._starts(): return
         if self.ended: self._next()
         self.main,self.active,self.broken,self.heard,self.told = not rank_distrib(),True,None,None,[]
         self.rows,self.counts,self.saved_at,self.saved_iter,self.train_loss = [],{},time.monotonic(),None,None

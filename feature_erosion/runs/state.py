@@ -12,7 +12,6 @@ import enum, inspect, io, random, re, sys, types, warnings
 import numpy as np, torch
 from collections import Counter, OrderedDict, defaultdict, deque
 from contextlib import suppress
-from copy import deepcopy
 from functools import singledispatch
 from itertools import dropwhile
 from pathlib import Path, PurePath

@@ -16,6 +16,7 @@ from joblib.parallel import get_active_backend
 from scipy import stats
 from fastcore.all import *
 from fastai.vision.all import plt, progress_bar
+from ..names import no_bars
 from ..loaders import is_seed
 from ..plots import Measured, percent
 from .keys import *
@@ -155,7 +156,7 @@ def _caller(fn, threads, attempts):
     here,place = os.getpid(),(os.getcwd(), torch.get_default_dtype())
     def call(i, point, path):
         if os.getpid()==here: return i,_point(fn, point, path, threads, attempts)
-        with _as_in(*place):
+        with _as_in(*place), no_bars(rows=False):
             _check_code(fn, Run(path))
             return i,_point(fn, point, path, threads, attempts)
     return call

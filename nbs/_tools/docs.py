@@ -1,14 +1,16 @@
 "Build the documentation site: with Quarto where it is installed, with smalldocs elsewhere. A warning, a broken link, or a picture without an alt text is an error."
-import io, json, os, re, shutil, subprocess, sys, tempfile, warnings
+import inspect, io, json, os, re, shutil, subprocess, sys, tempfile, warnings
 from base64 import b64decode
 from copy import copy
 from functools import cache
 from html import unescape
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urldefrag, urlsplit
 
 from bs4 import BeautifulSoup
 from execnb.shell import CaptureShell
+import fastcore.docments
 from fastcore.nbio import mk_cell, read_nb, write_nb
 from fastcore.script import call_parse
 from fastcore.xtras import working_directory
@@ -59,10 +61,15 @@ def shown_width(png:bytes):
     return im.width//2 if im.info.get('dpi', (0,))[0] > 120 else None
 
 def half_size(m):
-    "An `img` tag that shows a figure as large as matplotlib meant it; on a phone a wide one scrolls"
+    "An `img` tag that shows a figure as large as matplotlib meant it; on a phone a wide one is smaller, and scrolls"
     if not (w := shown_width(b64decode(m[1]))): return m[0]
-    img = m[0].replace('<img ', f'<img width="{w}" ')
+    img = m[0].replace('<img ', f'<img width="{w}" style="--w: {w}px" ')
     return f'<span class="wide-figure">{img}</span>' if w>600 else img
+
+def sentences(m):
+    "An output of one line, or with lines longer than a page is wide, breaks on a phone as well; the others have columns"
+    lines = unescape(re.sub(r'<[^>]+>', '', m[2])).strip().splitlines()
+    return f'{m[1]}<pre class="words">{m[2]}</pre>' if len(lines)==1 or max(map(len, lines), default=0)>95 else m[0]
 
 def alt_of(opts, n):
     "A cell's options for its `n`th picture: of `fig-alt` smalldocs knows one for all, Quarto a list as well"
@@ -75,6 +82,29 @@ highlight.css_class = cache(highlight.css_class)
 _figure,_output = notebook.figure,llms.output
 notebook.figure = lambda img, opts, n: _figure(img, alt_of(opts, n), n)
 llms.output = lambda out, name, files, folder, opts, n, caption: _output(out, name, files, folder, alt_of(opts, n), n, caption)
+
+_docments,_unwrap_sym = fastcore.docments.docments,fastcore.docments._unwrap_sym
+_dataclass_source = fastcore.docments.get_dataclass_source
+
+def said(sym, **kwargs):
+    "Docments with those of `*args` and `**kwargs`, which fastcore else takes for that of the result; a class returns nothing"
+    d = _docments(sym, args_kwargs=True, **kwargs)
+    if inspect.isclass(sym) and kwargs.get('full') and 'return' in d:
+        d['return'].update(docment=None, anno=inspect.Parameter.empty)
+    return d
+
+def dataclass_source(cls):
+    "Of one in a notebook, which has no file, that of its module: the comments of its fields are there"
+    homes = [mod for mod,names in syms().items() if f'{mod}.{cls.__name__}' in names]
+    return inspect.getsource(getattr(import_module(homes[0]), cls.__name__)) if homes else _dataclass_source(cls)
+
+def unwrapped(sym):
+    "What a wrapper such as `contextmanager` wraps, under the name that `patch` gave it"
+    inner = _unwrap_sym(sym)
+    if inspect.isfunction(sym) and inspect.isfunction(inner): inner.__qualname__ = sym.__qualname__
+    return inner
+
+vars(fastcore.docments).update(docments=said, _unwrap_sym=unwrapped, get_dataclass_source=dataclass_source)
 
 def texts(row):
     "The text of each column in a row of a table's head"
@@ -170,6 +200,7 @@ class Site(site.Site):
     def render_page(self, page):
         super().render_page(page)
         page.html = re.sub(r'<img [^>]*?src="data:image/png;base64,([^"]+)"[^>]*>', half_size, page.html)
+        page.html = re.sub(r'(<div class="cell-output[^"]*">\s*)<pre>(.*?)</pre>', sentences, page.html, flags=re.S)
         page.html = re.sub(r'<table\b.*?</table>', labelled, page.html, flags=re.S)
         page.html = re.sub(r'\\([(\[])(.*?)\\[)\]](?=</span>)', mathml, page.html, flags=re.S)
         page.env['math'] = False
@@ -203,7 +234,8 @@ def tidy(f):
         if c.cell_type=='raw': c.source = re.sub(r'^output-file:.*\n', '', c.source, flags=re.M)
         for o in c.get('outputs', []):   # in a signature: the notebook's own classes, and a default of `None` taken for a type
             if md := o.get('data', {}).get('text/markdown'):
-                o['data']['text/markdown'] = re.sub(r':?\bNoneType\b', '', ''.join(md).replace('__main__.', ''))
+                md = re.sub(r':?\bNoneType\b', '', ''.join(md).replace('__main__.', '').replace('<factory>', '{}'))
+                o['data']['text/markdown'] = re.sub(r'^(#+ .*\.)__(\w+)__', r'\1\_\_\2\_\_', md, flags=re.M)
     write_nb(nb, f)
 
 def with_smalldocs():
@@ -239,14 +271,16 @@ def target(page, href):
     return (f/'index.html' if f.is_dir() else f), unquote(frag)
 
 def nearest(out):
-    "A doclink to something without a heading of its own goes to its class, or else to the page"
+    "A doclink to something without a heading of its own goes to its class, or else to the page; on that page it is none"
     names = {link for mod in syms().values() for link,_ in mod.values()}
     def fix(page, m):
         f,frag = target(page, m[1]) or (page,'')
         if f'{os.path.relpath(f, out)}#{frag}' not in names: return m[0]
         while f.exists() and frag not in ids(f): frag = frag.rpartition('.')[0]
         return f'href="{m[1].partition("#")[0]}{"#"*bool(frag)}{frag}"'
-    for page in out.rglob('*.html'): page.write_text(re.sub(r'\bhref="([^"]*#[^"]*)"', lambda m: fix(page, m), page.read_text()))
+    for page in out.rglob('*.html'):
+        text = re.sub(r'\bhref="([^"]*#[^"]*)"', lambda m: fix(page, m), page.read_text())
+        page.write_text(re.sub(rf'<a href="{re.escape(page.name)}"[^>]*>(<code>[^<]*</code>)</a>', r'\1', text))
 
 def broken_links(out):
     "Links within the site at `out` that lead nowhere, as `page: link`"

@@ -3,7 +3,8 @@
 (() => {
   const Fuzzy = window.Fuse
   const also = {gray: 'grey', grayscale: 'grey', greyscale: 'grey', color: 'colour', custom: 'own', multi: 'several', multiple: 'several',
-                tabular: 'tables', vit: 'transformers', spurious: 'shortcut', faq: 'questions'}
+                tabular: 'tables', vit: 'transformers', spurious: 'shortcut', faq: 'questions', my: 'your', dataset: 'data', datasets: 'data'}
+  const small = new Set('a an and are can do does for how i in is it mean of on the there to use what why with'.split(' '))   // of a question
   const split = s => s.replace(/([a-z])([A-Z])/g, '$1 $2')
   const word = w => w.replace(/[\\^$.*+?()[\]{}|/]/g, '\\$&')   // no more than these: "\-" is an error in a pattern with the flag u
   const begins = w => new RegExp(`(?<![\\p{L}])${word(w)}`, 'giu')         // "ratio", "ratios" and "plot_ratio", but not "iteration"
@@ -24,7 +25,8 @@
   window.Fuse = class {
     constructor(entries, opts) { this.entries = entries; this.fuzzy = new Fuzzy(entries, opts) }
     search(query, opts) {
-      const q = query.toLowerCase().trim(), words = q.split(/\s+/)
+      const q = query.toLowerCase().trim(), all_words = q.replace(/\?$/, '').split(/\s+/)
+      const large = all_words.filter(w => !small.has(w)), words = large.length ? large : all_words
       const rank = item => {
         const each = words.map(w => points(item, w)), named = words.every(w => whole(w).test(heading(item)))
         const said = words.every(w => [w, also[w] || w].some(o => whole(o).test(`${heading(item)} ${item.text}`)))   // "cli", not only "client"

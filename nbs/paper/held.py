@@ -29,8 +29,12 @@ def _band(ax, d, x, y, color, **kw):
     ax.plot(s.index, s['mean'], color=color, **kw)
     ax.fill_between(s.index, s.low.fillna(s['mean']), s.high.fillna(s['mean']), color=color, alpha=.2, lw=0)
 
-def _panels(nets, width=5., height=3.4):
-    return zip(plt.subplots(1, len(nets), figsize=(2+width*len(nets), height), layout='constrained', squeeze=False)[1][0], nets)
+def _panels(nets, width=4.2, height=3.4):
+    "An axis for each of `nets`, two in a row"
+    cols,rows = min(len(nets), 2),-(-len(nets)//2)
+    axs = plt.subplots(rows, cols, figsize=(2+width*cols, height*rows), layout='constrained', squeeze=False)[1].ravel()
+    for ax in axs[len(nets):]: ax.axis('off')
+    return zip(axs, nets)
 
 def _curves(ax, t, net):
     c,ph = (t[k][t[k].net==net] for k in ('curves','phases'))
