@@ -1,4 +1,4 @@
-"""What needs no heavy imports: names of data, networks, patterns, figures and presets, those that other packages add, and silence of progress bars
+"""What needs no heavy imports: names of data, networks, patterns, figures and presets, those that other packages add, and a way to silence progress bars
 
 Docs: https://feature-erosion.github.io/feature_erosion/names.html.md"""
 
