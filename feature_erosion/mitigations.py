@@ -178,7 +178,7 @@ def _check_labels(y, pred):
 def _class_loss(pred, y):
     "Cross-entropy, of what is a choice of one class"
     _check_choice(pred, y)
-    return F.cross_entropy(pred.float(), y if y.is_floating_point() else y.long())
+    return F.cross_entropy(pred.float(), y)
 
 # %% ../nbs/15_mitigations.ipynb #fa010374
 def fisher(
