@@ -1105,7 +1105,7 @@ class _Drawn:
 def _wrong(model, dl):
     "Which samples of a loader a model gets wrong, in order"
     model = unwrapped(model)
-    def one(xs, ys): return answered(_scores(model, xs)).cpu()!=batch_labels(ys).cpu()
+    def one(xs, ys): return answered(_scores(model, xs)).cpu()!=class_labels(ys).cpu()
     with torch.no_grad(): return torch.cat([one(*o) for o in model_batches(dl, model)]).numpy()
 
 def just_train_twice(
