@@ -163,7 +163,8 @@ class L2Init(Penalty):
 def _check_choice(pred, y):
     "Refuse answers and labels that are no choice of one class"
     answered(pred)
-    if not y.is_floating_point() or y.shape==pred.shape and (y.sum(1)-1).abs().max()<1e-3: return   # or shares that add up to 1
+    shares = y.is_floating_point() and y.shape==pred.shape and (y.sum(1)-1).abs().max()<1e-3   # that add up to 1
+    if pred.ndim==2 and (shares or y.ndim==1 and not y.is_floating_point()): return
     raise ValueError(f"labels: {y.dtype} of shape {tuple(y.shape)} for answers of shape {tuple(pred.shape)}; this method needs "
                      "class scores, and one class per sample. Give one integer per sample, or leave it out")
 

@@ -2,6 +2,7 @@
 import random
 from copy import deepcopy
 from functools import cache, partial
+from math import prod
 import numpy as np, pytest, torch, torch.nn.functional as F
 import matplotlib.pyplot as plt
 from torch import nn
@@ -347,9 +348,11 @@ def test_another_network_begins_anew(name):
 
 # Answers and labels of other kinds
 
+by_class = pytest.mark.parametrize('make', [lambda d: EWC(d, 1e4), lambda d: LwF(100.), lambda d: DERpp(d, 20),
+                                            lambda d: Adversarial(.5)], ids=['ewc','lwf','derpp','adversarial'])
+
 @pytest.mark.parametrize('kind', ['one score','several labels'])
-@pytest.mark.parametrize('make', [lambda d: EWC(d, 1e4), lambda d: LwF(100.), lambda d: DERpp(d, 20), lambda d: Adversarial(.5)],
-                         ids=['ewc','lwf','derpp','adversarial'])
+@by_class
 def test_what_is_no_choice_of_a_class_is_refused(make, kind):
     "A softmax of one score is always 1: the method would do nothing, without a word"
     n = 1 if kind=='one score' else 3
@@ -357,6 +360,15 @@ def test_what_is_no_choice_of_a_class_is_refused(make, kind):
     items = [(x,(torch.rand(n, generator=g)<.5).float()) for x,_ in points()]
     with pytest.raises(ValueError, match='a score for each of two classes' if n==1 else 'class scores, and one class per sample'):
         small(items, layers(n), make(dls_of(items)), loss=nn.BCEWithLogitsLoss())
+
+@pytest.mark.parametrize('scores,labels', [((5,3),(5,)), ((3,2,2),(2,2)), ((3,),(3,))], ids=['tokens','places','integers'])
+@by_class
+def test_several_choices_of_a_sample_are_refused(make, scores, labels):
+    "In a language model's answers axis 1 is that of the words, and a softmax over it means nothing"
+    items = [(x,torch.zeros(labels, dtype=torch.long)) for x,_ in points()]
+    model = nn.Sequential(nn.Linear(4, prod(scores)), nn.Unflatten(1, scores))
+    with pytest.raises(ValueError, match='class scores, and one class per sample'):
+        small(items, model, make(dls_of(items)), loss=lambda p,y: p.square().mean())
 
 def test_shares_of_classes_are_a_choice():
     "Soft labels, which add up to 1, are as good as integers"
