@@ -452,7 +452,7 @@ class DERpp(Penalty):
         check_whole(0, n=n)
         _check_strength(alpha=alpha, beta=beta)
         store_attr('n,alpha,beta')
-        self.buffer = _Buffer(old, n, seed) if n else None
+        self.buffer = _Buffer(old, n, seed) if self.strength() else None
 
     def strength(self): return self.n and max(self.alpha, self.beta)
     def old_data(self): return self.buffer.dl

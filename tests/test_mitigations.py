@@ -842,11 +842,12 @@ def test_si_measures_by_the_task_alone():
     torch.testing.assert_close(fit([SI(c, xi)]), w)
     assert (fit([])-w).abs().max()>.01
 
-def test_importances_draw_no_random_numbers():
+def test_importances_and_what_is_off_draw_no_random_numbers():
     states = lambda: (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
     model,dls = layers(),dls_of(points())
     was = states()
     fisher(model, dls.train, 10)
+    EWC(dls, 0), Replay(dls, 0), DERpp(dls, 0), DERpp(dls, alpha=0, beta=0)   # already when they are made
     assert states()==was
 
 def test_ensembles_of_maps_and_what_is_none():
