@@ -193,7 +193,7 @@ def fisher(
     ws = _weights(model)
     with fixed_random(): dl = fixed_dl(dl, n, seed)
     with evaluating(model, grad=True):
-        res,k = {n:torch.zeros_like(w) for n,w in ws.items()},0
+        res,k = {n:torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32)) for n,w in ws.items()},0
         for xs,ys in model_batches(dl, model):
             y = batch_labels(ys)
             for i in range(len(y)):
@@ -201,7 +201,7 @@ def fisher(
                 if i==0: _check_labels(y, pred)
                 loss = _class_loss(pred, y[i:i+1].to(pred.device))
                 for r,g in zip(res.values(), torch.autograd.grad(loss, list(ws.values()), allow_unused=True)):
-                    if g is not None: r += g.square()
+                    if g is not None: r += g.to(r.dtype).square()
                 k += 1
     return {n:r/k for n,r in res.items()}
 

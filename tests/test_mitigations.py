@@ -842,6 +842,14 @@ def test_si_measures_by_the_task_alone():
     torch.testing.assert_close(fit([SI(c, xi)]), w)
     assert (fit([])-w).abs().max()>.01
 
+def test_importances_of_weights_in_half_precision():
+    "A sum in bfloat16 stops growing at 256 times what is added"
+    torch.manual_seed(0)
+    half = nn.Linear(4,3).bfloat16()
+    whole,dl = deepcopy(half).float(),dls_of(points(600)).train
+    for a,b in zip(fisher(half, dl, None).values(), fisher(whole, dl, None).values()):
+        torch.testing.assert_close(a, b, rtol=.02, atol=0.)
+
 def test_importances_and_what_is_off_draw_no_random_numbers():
     states = lambda: (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
     model,dls = layers(),dls_of(points())
