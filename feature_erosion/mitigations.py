@@ -316,7 +316,7 @@ class SpectralDecoupling(Penalty):
 def _scores(model, xs, state=None):
     "Scores of a model, or of what it was with the weights `state`, in eval mode"
     with evaluating(model):
-        out = model(*copied(xs)) if state is None else functional_call(model, state, copied(xs))
+        out = model(*copied(xs)) if state is None else functional_call(model, state, tuple(copied(xs)))
     return answer_tensor(out)
 
 def _state(model):

@@ -380,12 +380,13 @@ def test_shares_of_classes_are_a_choice():
 @pytest.mark.parametrize('make',
                          [lambda d: EWC(d, 5.), lambda d: DERpp(d, 20), lambda d: Adversarial(.1), lambda d: Replay(d, 20),
                           lambda d: LwF()], ids=['ewc','derpp','adversarial','replay','lwf'])
-def test_labels_in_a_column(make):
-    "As in fastai's tables and MedMNIST: shape (batch, 1)"
+@pytest.mark.parametrize('kind', [lambda x,y: (x,y[None]), lambda *o: list(o)], ids=['column','list'])
+def test_samples_of_other_kinds(make, kind):
+    "Labels of shape (batch, 1), as in fastai's tables and MedMNIST; lists, which make a list of a batch, too"
     def run(items):
         torch.manual_seed(1)
         return weights(small(items, layers(), make(dls_of(items))))
-    assert all(torch.equal(a, b) for a,b in zip(run(points()), run([(x,y[None]) for x,y in points()])))
+    assert all(torch.equal(a, b) for a,b in zip(run(points()), run([kind(*o) for o in points()])))
 
 def test_train_twice_with_labels_in_a_column():
     plain,column = points(),[(x,y[None]) for x,y in points()]

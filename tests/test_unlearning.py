@@ -542,9 +542,10 @@ def test_image_files(tmp_path):
     unlearn(learn, *split_forget(image_dls(1), share=.2), 'pattern_wrong', epochs=1)
 
 @pytest.mark.parametrize('name', ['random_labels','pattern_wrong','neg_grad','unsir','ssd','scrub','salun'])
-@pytest.mark.parametrize('make', [lambda x,y: (x,y[None]), lambda x,y: (x,y.short())], ids=['column','int16'])
-def test_labels_of_other_kinds(name, make):
-    "Of shape (batch, 1), as in MedMNIST, and integers of other kinds: the same weights and losses"
+@pytest.mark.parametrize('make', [lambda x,y: (x,y[None]), lambda x,y: (x,y.short()), lambda *o: list(o)],
+                         ids=['column','int16','list'])
+def test_samples_of_other_kinds(name, make):
+    "Labels of shape (batch, 1), as in MedMNIST, other integers, and samples that are lists: the same weights and losses"
     g = torch.Generator().manual_seed(0)
     items = [(torch.rand(3,8,8, generator=g),torch.tensor(i%4)) for i in range(48)]
     def run(items):
