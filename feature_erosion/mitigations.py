@@ -1020,7 +1020,7 @@ def grouped(
     if g.shape!=(n,) or g.dtype.kind not in 'iu' or g.min()<0:
         raise ValueError(f"groups: {g.dtype}, shape {g.shape}; must be {n} integers from 0, one for each training sample")
     dl = same_dl(dls.train, GroupedDataset(dls.train_ds, torch.as_tensor(g.astype(np.int64))))
-    if not hasattr(dl, 'n_inp'): dl.n_inp = _n_inputs(dls.train_ds)   # else Learners take all parts but the last for inputs
+    if not hasattr(dl, 'n_inp'): dl.n_inp = _n_inputs(labelled(dls.train_ds))   # else Learners take all parts but the last for inputs
     return _with_loaders(dls, dl, *dls.loaders[1:])
 
 def _with_loaders(dls, *loaders):

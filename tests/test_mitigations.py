@@ -487,6 +487,15 @@ def test_groups_beside_stamps():
     for d in (both,later): d.show_batch(max_n=1)
     plt.close('all')
 
+def test_groups_of_painted_samples_of_a_plain_loader():
+    "A loader that does not say so has one input, with a stamp and a group as well as without"
+    items = [(torch.rand(3,8,8),torch.tensor(i%3)) for i in range(24)]
+    d = DataLoaders(*[DataLoader(items, bs=8) for _ in range(2)])
+    d.c = 3
+    both = grouped(d.inject(ColorSquare(2), ratio=.5))
+    assert both.n_inp==1 and len(both.one_batch())==3
+    small(both, nn.Sequential(nn.Flatten(), nn.Linear(192,3)), GroupDRO(.5))
+
 def test_both_passes_of_sam_see_the_same_old_samples():
     "By hand: replay drawn once, the gradient at the weights a step up"
     cb,m,items = DERpp(dls_of(points(8)), 8, alpha=.3, beta=.7),nn.Linear(4,3),points(8, seed=1)
