@@ -192,13 +192,13 @@ def _inner_loaders(dl):
     def parts(v): return v.values() if isinstance(v, dict) else v if isinstance(v, (list,tuple,L)) else [v]
     return [k for k,v in vars(dl).items() if any(isinstance(o, kinds) for o in parts(v))]
 
-def check_dl(dl):
+def check_dl(dl, who='dl'):
     "Refuse loaders that cannot be copied with changes: those of other libraries, and those that read from loaders"
     name = f'{type(dl).__module__}.{type(dl).__name__}'
     if not isinstance(dl, DataLoader):
-        raise ValueError(f"dl: must be a fastai DataLoader; got {name}. Build one with `DataLoader(ds, bs=…)`")
+        raise ValueError(f"{who}: must be a fastai DataLoader; got {name}. Build one with `DataLoader(ds, bs=…)`")
     if (ks := _inner_loaders(dl)) and not is_distributed(dl):
-        raise ValueError(f"dl: {name} reads from other loaders ({', '.join(ks)}); make the change in those, and build it again")
+        raise ValueError(f"{who}: {name} reads from other loaders ({', '.join(ks)}); make the change in those, and build it again")
 
 # %% ../nbs/03_loaders.ipynb #61bf29dd
 def loose_dl(dl):
@@ -322,6 +322,7 @@ def subset_dl(
     seed:int=0 # Same seed, same samples
 )->DataLoader:
     "The same samples every time, in order: stratified if integer labels are available, otherwise any"
+    check_dl(dl)
     idxs = _some(dl.dataset, _samples(dl), n, seed)
     res = same_dl(dl, idxs=idxs.tolist())
     res.chosen = idxs   # of a `DistributedDL`, `same_dl` has told the loader inside

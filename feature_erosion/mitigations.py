@@ -22,8 +22,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.optim.swa_utils import update_bn
 from fastcore.all import *
 from fastai.callback.mixup import MixHandler
-from fastai.vision.all import (DataLoader, DataLoaders, HookCallback, Learner, MixedPrecision, Normalize, TensorBase,
-                               apply, to_device)
+from fastai.vision.all import DataLoaders, HookCallback, Learner, MixedPrecision, Normalize, TensorBase, apply, to_device
 from .batches import *
 from .loaders import *
 from .loaders import _own_idxs, _samples, _strata
@@ -372,8 +371,7 @@ class _Buffer:
     "Some samples of a loader, and batches drawn from them"
     def __init__(self, old, n, seed=0):
         dl = _train_dl(old)
-        if not isinstance(dl, DataLoader):
-            raise ValueError(f"old: must be fastai DataLoaders or one of their loaders; got {type(dl).__name__}")
+        check_dl(dl, 'old')
         self.idxs = subset_dl(dl, n, seed).chosen
         self.dl = same_dl(dl, num_workers=0)
 
@@ -612,7 +610,7 @@ class Adversarial(Mitigation):
         scale = _loss_scale(self.learn)                   # without it, small gradients are 0 in half precision
         return torch.autograd.grad(scale*loss, x)[0].nan_to_num(0)
 
-def _normalize(dls): return first(getattr(dls.train.after_batch, 'fs', []), risinstance(Normalize))
+def _normalize(dls): return first(getattr(getattr(dls.train, 'after_batch', None), 'fs', []), risinstance(Normalize))
 
 def _check_range(dls, x):
     "Images that were normalised elsewhere cannot be changed by a share of a pixel's range; a few odd pixels may come from augmentation"
