@@ -758,6 +758,8 @@ class Ensemble(nn.Module):
     def forward(self, *xs):
         each = [answer_tensor(m(*xs)) for m in self.models]
         for o in each: answered(o)   # refuses a single score
+        if each[0].ndim==3: raise ValueError(f"models: they answer with shape {tuple(each[0].shape)}, and which axis has the "
+                                             "classes is not known; must be (batch, classes), or maps")
         if len(shapes := {tuple(o.shape) for o in each})>1:
             raise ValueError(f"models: they answer with shapes {', '.join(map(str, sorted(shapes)))}; must be scores of the "
                              "same classes")

@@ -876,7 +876,8 @@ def test_ensembles_of_maps_and_what_is_none():
     v = torch.rand(3,4)
     torch.testing.assert_close(Ensemble([learn])(v).exp(), learn.model(v).softmax(1))
     for models,said in (([nn.Linear(4,1)]*2, 'a score for each of two classes'), ([layers(),layers(4)], 'same classes'),
-                        ([layers(),'net'], "'model1' is a str")):
+                        ([layers(),'net'], "'model1' is a str"),
+                        ([nn.Sequential(nn.Linear(4,6), nn.Unflatten(1, (2,3)))], r'with shape \(3, 2, 3\), and which axis')):
         with pytest.raises(ValueError, match=said): Ensemble([o.eval() if isinstance(o, nn.Module) else o for o in models])(v)
 
 # Units that are not a layer's own, hooks
