@@ -271,8 +271,10 @@ def _check_order(dl, idxs):
         raise _own_way(dl)
 
 def _own_way(dl):
+    kind,fs = 'TfmdDL' if isinstance(dl, TfmdDL) else 'DataLoader',('after_item','before_batch','after_batch')
+    kept = ''.join(f', {k}=dl.{k}' for k in fs if k in vars(dl))
     return ValueError(f"dl: {type(dl).__name__} chooses its samples in a way of its own; "
-                      "evaluate on a plain loader, `TfmdDL(dl.dataset, bs=…)`")
+                      f"evaluate on a plain loader, `{kind}(dl.dataset, bs=…{kept})`")
 
 def _own_idxs(dl):
     "Whether `get_idxs` is neither fastai's nor ours, so that it may leave out samples"

@@ -5,8 +5,8 @@ import numpy as np, pandas as pd, pytest, torch, torch.nn.functional as F
 from PIL import Image
 from torch import nn
 from fastai.vision.all import (SGD, BCEWithLogitsLossFlat, Callback, CancelFitException, CategoryBlock, CrossEntropyLossFlat,
-                               DataBlock, DataLoader, DataLoaders, DiceMulti, FlipItem, ImageBlock, Learner, MaskBlock,
-                               MSELossFlat, MultiCategoryBlock, Perplexity, RegressionBlock, TensorCategory, TensorImage, TfmdDL,
+                               DataBlock, DataLoader, DataLoaders, DiceMulti, FlipItem, ImageBlock, ItemTransform, Learner,
+                               MSELossFlat, MaskBlock, MultiCategoryBlock, Perplexity, RegressionBlock, TensorCategory, TensorImage, TfmdDL,
                                ToTensor, accuracy, accuracy_multi, get_image_files, load_learner, mae, partial, set_seed,
                                top_k_accuracy, F1Score, Recall)
 from fastai.callback.data import PartialDL, WeightedDL
@@ -282,10 +282,14 @@ class OddDL(TfmdDL):
     def get_idxs(self): return list(range(1,40,2))
 
 def test_orders_of_ones_own():
-    changed = DataLoader(forty, bs=4)
+    double = lambda b: (b[0]*2,b[1])
+    changed = DataLoader(forty, bs=4, after_batch=double)
     changed.get_idxs = lambda: [1,3]
-    for dl in (OddDL(forty, bs=4), changed):
-        with pytest.raises(ValueError, match=f'{type(dl).__name__} chooses its samples in a way of its own'): subset_dl(dl, None)
+    for dl in (OddDL(forty, bs=4, after_batch=[ItemTransform(double)]), changed):
+        with pytest.raises(ValueError, match=f'{type(dl).__name__} chooses its samples in a way of its own') as e:
+            subset_dl(dl, None)
+        advice = str(e.value).split('`')[1].replace('…', '4')
+        assert read(subset_dl(eval(advice), None))==[2*i for i in range(40)]
 
 # evaluation sets
 
