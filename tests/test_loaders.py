@@ -6,9 +6,9 @@ from PIL import Image
 from torch import nn
 from fastai.vision.all import (SGD, BCEWithLogitsLossFlat, Callback, CancelFitException, CategoryBlock, CrossEntropyLossFlat,
                                DataBlock, DataLoader, DataLoaders, DiceMulti, FlipItem, ImageBlock, ItemTransform, Learner,
-                               MSELossFlat, MaskBlock, MultiCategoryBlock, Perplexity, RegressionBlock, TensorCategory, TensorImage, TfmdDL,
+                               MSELossFlat, MultiCategoryBlock, Perplexity, RegressionBlock, TensorCategory, TensorImage, TfmdDL,
                                ToTensor, accuracy, accuracy_multi, get_image_files, load_learner, mae, partial, set_seed,
-                               top_k_accuracy, F1Score, Recall)
+                               top_k_accuracy, F1Score, MaskBlock, Recall)
 from fastai.callback.data import PartialDL, WeightedDL
 from fastai.text.data import SortedDL
 from feature_erosion.batches import answered
