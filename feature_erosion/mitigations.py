@@ -1116,7 +1116,7 @@ def just_train_twice(
 )->DataLoaders: # For the second training, from the weights before the first
     "Data in which samples that the model gets wrong appear `upweight` times (Liu et al. 2021, algorithm 1)"
     check_whole(1, upweight=upweight)
-    if hasattr(dls.train, 'wgts'):
+    if len(set(getattr(dls.train, 'wgts', ())))>1:   # those of fastai's tables are all the same
         raise ValueError(f"dls: {type(dls.train).__name__} draws samples by weights of its own, which would be lost; give plain "
                          "loaders, e.g. `DataLoaders.from_dsets(train, valid)`")
     with fixed_random():

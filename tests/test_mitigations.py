@@ -1,9 +1,10 @@
 "Mitigations in real fits: with mixed precision, with phases, together, stopped and gone on, and against a second, naive implementation."
 import random
+from collections import Counter
 from copy import deepcopy
 from functools import cache, partial
 from math import prod
-import numpy as np, pytest, torch, torch.nn.functional as F
+import numpy as np, pandas as pd, pytest, torch, torch.nn.functional as F
 import matplotlib.pyplot as plt
 from torch import nn
 from fastai.callback.data import WeightedDL
@@ -960,3 +961,15 @@ def test_weighted_samples_are_not_weighted_anew():
     weighted = DataLoaders(WeightedDL(dls.train_ds, bs=32, wgts=np.arange(128)+1., num_workers=0), dls.valid)
     with pytest.raises(ValueError, match='WeightedDL draws samples by weights of its own'):
         just_train_twice(Learner(weighted, net()), weighted)
+
+def test_tables_are_trained_on_twice():
+    "fastai's loaders of tables have weights that are all the same"
+    from fastai.tabular.all import CategoryBlock, TabularDataLoaders
+    df = pd.DataFrame({'a':np.linspace(-1, 1, 60)}).assign(y=lambda d: np.where(d.a>0, 'p', 'n'))
+    tables = TabularDataLoaders.from_df(df, procs=[], cont_names=['a'], y_names='y', y_block=CategoryBlock(),
+                                        valid_idx=range(50,60), bs=10)
+    class Always(nn.Module):
+        "Class 0, 'n', for all: right for the 30 rows up to 0"
+        def forward(self, cats, x): return torch.stack([x[:,0]*0+1,x[:,0]*0], 1)
+    twice = just_train_twice(Learner(tables, Always(), loss_func=CrossEntropyLossFlat()), tables, 3)
+    assert Counter(int(y) for *_,ys in twice.train for y in ys)=={0:30, 1:60} and len(twice.train_ds)==50
