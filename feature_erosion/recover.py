@@ -209,7 +209,9 @@ class Recovered(Measured):
         untrained:str|None=None # Name of one that has learned nothing: what can be "recovered" from it was never learned
     )->pd.DataFrame: # A row for each kind of features; columns as in `means`
         "The share that is gone, as in `forgetting`, of the answers and of what can be recovered: beyond chance or `untrained`"
-        m = self.means()
+        m,there = self.means(),list(self.attrs['now'])
+        if bad := [o for o in (before,after,untrained) if o is not None and o not in there]:
+            raise ValueError(f"before, after, untrained: no model {bad[0]!r}; there are {', '.join(map(str, there))}")
         a,b = m.loc[before],m.loc[after]
         floor = a*0+self.attrs['chance'] if untrained is None else m.loc[untrained].assign(now=self.attrs['chance'])
         return pd.DataFrame(forgetting(a, b, floor), a.index, a.columns)

@@ -135,6 +135,7 @@ def test_hidden_is_found_and_gone_is_not():
     assert r.attrs['now']=={'hidden':0., 'gone':.25} and r.attrs['chance']==.25   # equal scores are answered with class 0
     assert (m.loc['hidden'][[1,5]]==1).all().all()
     assert (m.loc[('gone','last')][[1,5]]==.25).all() and (m.loc[('gone','all')][[1,5]]==1).all()
+    with pytest.raises(ValueError, match="no model 'pretrain'; there are hidden, gone"): r.gone('hidden', 'gone', 'pretrain')
     g = r.gone('hidden', 'gone')
     assert np.isnan(g.now).all() and g.loc['last',5]==1 and g.loc['all',5]==0
 
