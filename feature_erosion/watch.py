@@ -63,9 +63,7 @@ class _Answers(Metric):
     def __init__(self, same_head): self.same_head = same_head
     def reset(self): self.got = []
     def accumulate(self, learn):
-        pred,y = learn.pred,learn.y
-        if y.numel()!=len(y) or y.is_floating_point(): raise wrong_label(y[0])
-        y = y.flatten().long()
+        pred,y = learn.pred,class_labels([learn.y])
         a,sound = (answered(pred),pred.isfinite().all(1)) if self.same_head else (-torch.ones_like(y),torch.zeros_like(y).bool())
         self.got.append((y.cpu(), ((a==y) & sound).cpu(), a.cpu()))
     @property
@@ -231,10 +229,9 @@ def _image_batch(dl, b, model):
     xs,ys = split_batch(dl, b, model)
     if not _is_images(xs): raise ValueError(f"dl: a batch has {_shapes(xs)}; parts are exchanged between images, shape "
                                             "(batch, channels, height, width) with 1 or 3 channels")
-    y = batch_labels(ys)
-    if y.numel()!=len(y) or y.is_floating_point(): raise wrong_label(y[0])
+    y = class_labels(ys)
     if len(y)!=len(xs[0]): raise ValueError(f"dl: a batch has {len(xs[0])} images and {len(y)} labels")
-    return to_model(xs, model)[0],y.flatten().long().cpu()
+    return to_model(xs, model)[0],y.cpu()
 
 def _is_images(xs): return len(xs)==1 and isinstance(xs[0], torch.Tensor) and xs[0].ndim==4 and xs[0].shape[1] in (1,3)
 def _shapes(xs): return ', '.join(f'{type(o).__name__} of shape {tuple(getattr(o, "shape", ()))}' for o in xs)
