@@ -134,7 +134,8 @@ class _Layers:
     "A few fixed samples, and what each layer makes of them"
     def __init__(self, dl, n, layers, model, seed):
         dl = fixed_dl(dl, n, seed)
-        with unaugmented(dl): self.batches = [split_batch(dl, b, model)[0] for b in dl]
+        with unaugmented(dl): self.batches,targets = zip(*(split_batch(dl, b, model) for b in dl))
+        self.targets = targets[0]   # of the first batch
         k,calls = len(tensors_in(self.batches[0])[0]),layer_calls(model, self.batches[0], layers)
         if layers is None and len(calls)<3: calls = layer_calls(model, self.batches[0], 'leaf')
         self.names = [n for n,c in calls.items() if c.shape[:1]==(k,)]   # samples come first
@@ -440,7 +441,7 @@ def _prepare(self:WatchErosion):
     self.inside = _Layers(first_dl, self.n_layers, self.layers, model, self.seed)
     x = to_model(self.inside.batches[0], model)
     self.reads = list(_heads(model, x, _with_weights(model, x)).values())   # whose input are the features
-    if self.sets is None: self._without(x)
+    if self.sets is None: self._without(x, self.inside.targets)
     if self.sets:
         with evaluating(model), precision(self.learn): self.outputs = _n_choices(answer_tensor(model(*x)))
     self.heads = {k:_same_head(k, s, self.outputs, self.learn.dls) for k,s in (self.sets or {}).items()}
@@ -457,11 +458,14 @@ def _check_columns(self:WatchErosion):
                          "give the data another name, `WatchErosion({'old': dls})`")
 
 @patch
-def _without(self:WatchErosion, xs):
-    "Without a reference: blocks are exchanged between held-out images"
-    if _is_images(xs): self.images = self.learn.dls.valid
-    elif not self.start: warnings.warn(f"WatchErosion: a batch has {_shapes(xs)}, and without a reference, blocks of images "
-        "are exchanged; so only layers (CKA, rank) are watched. Give data the model could do before, WatchErosion(old_dls)")
+def _without(self:WatchErosion, xs, ys):
+    "Without a reference: blocks are exchanged between held-out images of different classes"
+    why = '' if _is_images(xs) else f'a batch has {_shapes(xs)}'
+    try: class_labels(ys)
+    except ValueError: why = why or 'samples do not have one class each'
+    if not why: self.images = self.learn.dls.valid
+    elif not self.start: warnings.warn(f"WatchErosion: {why}, and without a reference, blocks are exchanged between images of "
+        "different classes; so only layers (CKA, rank) are watched. Give data with classes that it knew, `WatchErosion(old_dls)`")
 
 def _n_choices(scores): return scores.shape[1] if scores.ndim==2 else 0   # of one or none, no class is chosen
 
@@ -689,7 +693,7 @@ def plot(self:WatchErosion)->plt.Figure:
     a.set_xscale('symlog', linthresh=1, linscale=.3)
     for i in self.told: a.axvline(i, color='C3', ls='--', lw=1, label='warning' if i==self.told[0] else None)
     curves(df, 'iter', [c for c in self.columns if c not in ('cka','rank')], a)
-    a.set(xlabel='iteration', xlim=(0, df.iter.max()))
+    a.set(xlabel='iteration', xlim=(0, max(1, df.iter.max())))
     a.xaxis.set_major_formatter('{x:.0f}')
     layer_map(self.by_layer.T.set_axis([str(i) for i in df.iter], axis=1), b, 'CKA with the start', aspect='auto')
     b.set(xlabel='iteration', ylabel='layer')
