@@ -303,8 +303,8 @@ _kept = ('start','good','rows','classes','drift','warnings','told','level','now'
 def _check_watch(tolerance, budget, n, n_layers):
     if not 0<tolerance<1: raise ValueError(f"tolerance={tolerance!r}: must be in 0…1; .05 are five points of accuracy")
     if not 0<budget: raise ValueError(f"budget={budget!r}: must be above 0; .03 is 3% of the training time")
-    check_whole(2, 'all', n=n)
-    check_whole(4, n_layers=n_layers)   # CKA needs four samples
+    check_whole(4, 'all', n=n)   # CKA needs four samples
+    check_whole(4, n_layers=n_layers)
 
 # %% ../nbs/18_watch.ipynb #78df8199
 @patch

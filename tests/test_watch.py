@@ -720,7 +720,7 @@ def test_names_labels_and_sizes_that_are_refused(knows):
     for k in ('iter','lost','phase','valid_loss','time',0):
         with pytest.raises(ValueError, match=f'reference: {k!r} as a name; must be text'): WatchErosion({k:old})
     with pytest.raises(ValueError, match='no validation set'): WatchErosion(DataLoaders(old.train))
-    for kw in (dict(n=2.5), dict(n_layers=None), dict(n_layers=8.)):
+    for kw in (dict(n=2.5), dict(n=3), dict(n_layers=None), dict(n_layers=8.)):
         with pytest.raises(ValueError, match='a whole number'): WatchErosion(old, **kw)
     x,y = next(iter(old.valid))
     with pytest.raises(ValueError, match='reference: a sample has label -1'): erode(knows, Watch([(x,y-1)]))
