@@ -97,10 +97,17 @@ def averages(store, runs, net, shares=np.arange(11)/10):
     return ends.merge(d)['ratio seed share before plain clean pattern'.split()].round(4)
 
 def confirmed(store, net, seeds, jobs=2, shares=(.5,.6)):
-    "Averages from networks with seeds that no share was chosen on; half way is what their authors suggest"
+    "Averages from networks with seeds that no share was chosen on; also on all test images (`_all`)"
     measured(train_net, store, replace(net, lengths=(net.lengths[0],0,0)), seeds, jobs)
     runs = measured(train_resisting, store, net, seeds, jobs, method=['plain finetuning'])
-    return averages(RunStore(store), runs, net, shares)
+    d = averages(RunStore(store), runs, net, shares)
+    every,rows = net_dls(replace(net, n_valid=None)).inject(net_pattern(net)),[]
+    for s,learn,easy in at_squares(RunStore(store), runs, net):
+        before,plain = (accuracies(m, every)['clean'] for m in learn.models_at('start','erode').values())
+        for a in shares:
+            found = accuracies(wise_ft(learn, 'start', 'erode', a, dl=easy.train), every)
+            rows.append(dict(seed=s, share=a, before_all=before, plain_all=plain, **{f'{k}_all':v for k,v in found.items()}))
+    return d.merge(pd.DataFrame(rows).round(4))
 
 def together(store, runs, net):
     "Networks before and after plain finetuning, alone and as an ensemble, on all test images"
@@ -132,7 +139,9 @@ def relearner(store, net, seed, what):
     if method=='a new network': return learn
     if method=='clean images': net,method = replace(net, ratio=0.),'plain finetuning'
     if method in methods: run = store.once(tried, what=what, net=asdict(net), **point)
-    else: run = store.once(train_resisting, method='plain finetuning' if value else method, net=asdict(net), **point)
+    else:
+        how = 'plain finetuning' if method=='averaged weights' else method
+        run = store.once(train_resisting, method=how, net=asdict(net), **point)
     if method=='averaged weights':
         plain,easy,_ = finetune_with(resisting['plain finetuning'], run, net, seed)
         learn.model.load_state_dict(wise_ft(plain, 'start', 'erode', value, dl=easy.train).state_dict())
