@@ -244,10 +244,11 @@ def _no_labels(y): return ValueError(f"dl: labels are {y!r:.60}; must be a tenso
 def batch_labels(
     ys # As in `first_target`
 )->torch.Tensor:
-    "The labels of a batch; integers of shape `(batch, 1)`, as tables have them, as `(batch,)`"
+    "The labels of a batch; integers of any kind as `int64`, those of shape `(batch, 1)`, as tables have them, as `(batch,)`"
     y = first_target(ys)
     if not isinstance(y, torch.Tensor): raise _no_labels(y)
-    return y.flatten() if y.ndim==2 and y.shape[1]==1 and not y.is_floating_point() else y
+    if y.is_floating_point(): return y
+    return (y.flatten() if y.ndim==2 and y.shape[1]==1 else y).long()
 
 # %% ../nbs/02_batches.ipynb #0252266a
 def first_samples(

@@ -144,7 +144,7 @@ class LoggedCallback(TidyCallback):
         if not self._starts(): return
         self.last,self.fresh = SimpleNamespace(),True
         new = [] if getattr(self.learn, 'phase', None) else self.columns   # within a fit the table has its columns
-        self.mine = L(ValueMetric(partial(getattr, self.last, c, None), c) for c in new)
+        self.mine = L(ValueMetric(partial(self._value, c), c) for c in new)
         self.learn.metrics = self.learn.metrics + self.mine
         self._check_columns()
 
@@ -153,6 +153,8 @@ class LoggedCallback(TidyCallback):
         if twice := [c for c in self.columns if names.count(c)>1]:
             raise ValueError(f"{self.name}: there would be two columns {twice[0]!r}; the log, a metric or another callback has "
                              "it, too. Give one of them another name, as a set in `EvalSets({'another': dl})`")
+
+    def _value(self, c): return float('nan') if self.learn.training else getattr(self.last, c, None)   # with `train_metrics`
 
     def before_epoch(self):
         if self.fresh: self.record(self.learn.epoch)

@@ -420,4 +420,4 @@ def train_accuracy(
 
 def _n_wrong(model, xs, ys):
     scores = scores_of(model, xs)
-    return int((answered(scores)!=batch_labels(ys).to(scores.device)).sum())
+    return int((answered(scores)!=class_labels(ys).to(scores.device)).sum())

@@ -22,8 +22,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.optim.swa_utils import update_bn
 from fastcore.all import *
 from fastai.callback.mixup import MixHandler
-from fastai.vision.all import (DataLoader, DataLoaders, HookCallback, Learner, MixedPrecision, Normalize, TensorBase,
-                               apply, to_device)
+from fastai.vision.all import DataLoaders, HookCallback, Learner, MixedPrecision, Normalize, TensorBase, apply, to_device
 from .batches import *
 from .loaders import *
 from .loaders import _own_idxs, _samples, _strata
@@ -163,7 +162,8 @@ class L2Init(Penalty):
 def _check_choice(pred, y):
     "Refuse answers and labels that are no choice of one class"
     answered(pred)
-    if not y.is_floating_point() or y.shape==pred.shape and (y.sum(1)-1).abs().max()<1e-3: return   # or shares that add up to 1
+    shares = y.is_floating_point() and y.shape==pred.shape and (y.sum(1)-1).abs().max()<1e-3   # that add up to 1
+    if pred.ndim==2 and (shares or y.ndim==1 and not y.is_floating_point()): return
     raise ValueError(f"labels: {y.dtype} of shape {tuple(y.shape)} for answers of shape {tuple(pred.shape)}; this method needs "
                      "class scores, and one class per sample. Give one integer per sample, or leave it out")
 
@@ -178,7 +178,7 @@ def _check_labels(y, pred):
 def _class_loss(pred, y):
     "Cross-entropy, of what is a choice of one class"
     _check_choice(pred, y)
-    return F.cross_entropy(pred.float(), y if y.is_floating_point() else y.long())
+    return F.cross_entropy(pred.float(), y)
 
 # %% ../nbs/15_mitigations.ipynb #fa010374
 def fisher(
@@ -192,7 +192,7 @@ def fisher(
     ws = _weights(model)
     with fixed_random(): dl = fixed_dl(dl, n, seed)
     with evaluating(model, grad=True):
-        res,k = {n:torch.zeros_like(w) for n,w in ws.items()},0
+        res,k = {n:torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32)) for n,w in ws.items()},0
         for xs,ys in model_batches(dl, model):
             y = batch_labels(ys)
             for i in range(len(y)):
@@ -200,7 +200,7 @@ def fisher(
                 if i==0: _check_labels(y, pred)
                 loss = _class_loss(pred, y[i:i+1].to(pred.device))
                 for r,g in zip(res.values(), torch.autograd.grad(loss, list(ws.values()), allow_unused=True)):
-                    if g is not None: r += g.square()
+                    if g is not None: r += g.to(r.dtype).square()
                 k += 1
     return {n:r/k for n,r in res.items()}
 
@@ -315,7 +315,7 @@ class SpectralDecoupling(Penalty):
 def _scores(model, xs, state=None):
     "Scores of a model, or of what it was with the weights `state`, in eval mode"
     with evaluating(model):
-        out = model(*copied(xs)) if state is None else functional_call(model, state, copied(xs))
+        out = model(*copied(xs)) if state is None else functional_call(model, state, tuple(copied(xs)))
     return answer_tensor(out)
 
 def _state(model):
@@ -371,8 +371,7 @@ class _Buffer:
     "Some samples of a loader, and batches drawn from them"
     def __init__(self, old, n, seed=0):
         dl = _train_dl(old)
-        if not isinstance(dl, DataLoader):
-            raise ValueError(f"old: must be fastai DataLoaders or one of their loaders; got {type(dl).__name__}")
+        check_dl(dl, 'old')
         self.idxs = subset_dl(dl, n, seed).chosen
         self.dl = same_dl(dl, num_workers=0)
 
@@ -451,7 +450,7 @@ class DERpp(Penalty):
         check_whole(0, n=n)
         _check_strength(alpha=alpha, beta=beta)
         store_attr('n,alpha,beta')
-        self.buffer = _Buffer(old, n, seed) if n else None
+        self.buffer = _Buffer(old, n, seed) if self.strength() else None
 
     def strength(self): return self.n and max(self.alpha, self.beta)
     def old_data(self): return self.buffer.dl
@@ -611,7 +610,7 @@ class Adversarial(Mitigation):
         scale = _loss_scale(self.learn)                   # without it, small gradients are 0 in half precision
         return torch.autograd.grad(scale*loss, x)[0].nan_to_num(0)
 
-def _normalize(dls): return first(getattr(dls.train.after_batch, 'fs', []), risinstance(Normalize))
+def _normalize(dls): return first(getattr(getattr(dls.train, 'after_batch', None), 'fs', []), risinstance(Normalize))
 
 def _check_range(dls, x):
     "Images that were normalised elsewhere cannot be changed by a share of a pixel's range; a few odd pixels may come from augmentation"
@@ -759,6 +758,8 @@ class Ensemble(nn.Module):
     def forward(self, *xs):
         each = [answer_tensor(m(*xs)) for m in self.models]
         for o in each: answered(o)   # refuses a single score
+        if each[0].ndim==3: raise ValueError(f"models: they answer with shape {tuple(each[0].shape)}, and which axis has the "
+                                             "classes is not known; must be (batch, classes), or maps")
         if len(shapes := {tuple(o.shape) for o in each})>1:
             raise ValueError(f"models: they answer with shapes {', '.join(map(str, sorted(shapes)))}; must be scores of the "
                              "same classes")
@@ -1019,7 +1020,7 @@ def grouped(
     if g.shape!=(n,) or g.dtype.kind not in 'iu' or g.min()<0:
         raise ValueError(f"groups: {g.dtype}, shape {g.shape}; must be {n} integers from 0, one for each training sample")
     dl = same_dl(dls.train, GroupedDataset(dls.train_ds, torch.as_tensor(g.astype(np.int64))))
-    if not hasattr(dl, 'n_inp'): dl.n_inp = _n_inputs(dls.train_ds)   # else Learners take all parts but the last for inputs
+    if not hasattr(dl, 'n_inp'): dl.n_inp = _n_inputs(labelled(dls.train_ds))   # else Learners take all parts but the last for inputs
     return _with_loaders(dls, dl, *dls.loaders[1:])
 
 def _with_loaders(dls, *loaders):
@@ -1105,7 +1106,7 @@ class _Drawn:
 def _wrong(model, dl):
     "Which samples of a loader a model gets wrong, in order"
     model = unwrapped(model)
-    def one(xs, ys): return answered(_scores(model, xs)).cpu()!=batch_labels(ys).cpu()
+    def one(xs, ys): return answered(_scores(model, xs)).cpu()!=class_labels(ys).cpu()
     with torch.no_grad(): return torch.cat([one(*o) for o in model_batches(dl, model)]).numpy()
 
 def just_train_twice(
@@ -1115,7 +1116,7 @@ def just_train_twice(
 )->DataLoaders: # For the second training, from the weights before the first
     "Data in which samples that the model gets wrong appear `upweight` times (Liu et al. 2021, algorithm 1)"
     check_whole(1, upweight=upweight)
-    if hasattr(dls.train, 'wgts'):
+    if len(set(getattr(dls.train, 'wgts', ())))>1:   # those of fastai's tables are all the same
         raise ValueError(f"dls: {type(dls.train).__name__} draws samples by weights of its own, which would be lost; give plain "
                          "loaders, e.g. `DataLoaders.from_dsets(train, valid)`")
     with fixed_random():

@@ -209,7 +209,9 @@ class Recovered(Measured):
         untrained:str|None=None # Name of one that has learned nothing: what can be "recovered" from it was never learned
     )->pd.DataFrame: # A row for each kind of features; columns as in `means`
         "The share that is gone, as in `forgetting`, of the answers and of what can be recovered: beyond chance or `untrained`"
-        m = self.means()
+        m,there = self.means(),list(self.attrs['now'])
+        if bad := [o for o in (before,after,untrained) if o is not None and o not in there]:
+            raise ValueError(f"before, after, untrained: no model {bad[0]!r}; there are {', '.join(map(str, there))}")
         a,b = m.loc[before],m.loc[after]
         floor = a*0+self.attrs['chance'] if untrained is None else m.loc[untrained].assign(now=self.attrs['chance'])
         return pd.DataFrame(forgetting(a, b, floor), a.index, a.columns)
@@ -313,7 +315,7 @@ def recover(self:Learner,
 
 # %% ../nbs/16_recover.ipynb #8857ce12
 class Recovery(LoggedCallback):
-    "Measure recoverable accuracy at chosen iterations of each phase and at its end, without affecting training"
+    "Measure recoverable accuracy at chosen iterations and at the end of each phase, or of the fit, without affecting training"
     table,passive,_data = 'recovery',True,('given',)
     @delegates(recover, but='models,train,test,progress')
     def __init__(self,
@@ -346,6 +348,15 @@ class Recovery(LoggedCallback):
     def before_batch(self):
         if (i := self._iters()) in self.at: self._look(i)
     def after_phase(self): self._look(self._iters())
+    def after_fit(self):
+        "Without phases, the end of the fit is one of a phase; a run that was loaded has it"
+        begun = vars(self).get('fresh') is False and hasattr(self, 'recorder')
+        if begun and not hasattr(self.learn, 'phase_schedule') and self._trained_since(): self._look(self.learn.train_iter)
+        super().after_fit()
+
+    def _trained_since(self):
+        rows = getattr(fit_log(self.recorder), self.table, [])
+        return self.learn.train_iter>(rows[-1]['total_iter'] if rows else 0)
 
     def _iters(self):
         return self.learn.train_iter if getattr(self.learn, 'phase', None) is None else self.learn.phase_schedule.iters
@@ -356,7 +367,7 @@ class Recovery(LoggedCallback):
             r = recover(get_model(self.model), *self.given, progress=False, **self.kwargs)
             mean = pd.DataFrame(r).groupby(['features','few'], sort=False).accuracy.mean()
             vals = dict(now=first(r.attrs['now'].values()), **{f'{f}_{k}':v for (f,k),v in mean.items()})
-        self.log(vals, self.learn.epoch, iter=i)
+        self.log(vals, int(self.learn.pct_train*self.learn.n_epoch+1e-6), iter=i)   # whole epochs that are done
 
 # %% ../nbs/16_recover.ipynb #c33db9b9
 @patch(as_prop=True)

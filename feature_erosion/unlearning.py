@@ -540,7 +540,8 @@ def sample_losses(
 )->tuple: # Cross-entropy of each sample, and whether its answer is right: arrays in the order of `fixed_dl`
     "Losses in eval mode and without augmentation"
     def look(pred, y):
-        right,loss = answered(pred)==y,F.cross_entropy(pred, y, reduction='none').cpu()   # refuses answers that are no choice
+        right = answered(pred)==class_labels([y])   # refuses what is no choice of one class
+        loss = F.cross_entropy(pred, y, reduction='none').cpu()
         if n := int(loss.isnan().sum()): raise ValueError(f"model: the loss of {n} of {len(y)} samples is NaN; has it diverged?")
         return loss,right.cpu()
     return tuple(torch.cat(o).numpy() for o in zip(*_each_batch(model, dl, look)))

@@ -63,9 +63,7 @@ class _Answers(Metric):
     def __init__(self, same_head): self.same_head = same_head
     def reset(self): self.got = []
     def accumulate(self, learn):
-        pred,y = learn.pred,learn.y
-        if y.numel()!=len(y) or y.is_floating_point(): raise wrong_label(y[0])
-        y = y.flatten().long()
+        pred,y = learn.pred,class_labels([learn.y])
         a,sound = (answered(pred),pred.isfinite().all(1)) if self.same_head else (-torch.ones_like(y),torch.zeros_like(y).bool())
         self.got.append((y.cpu(), ((a==y) & sound).cpu(), a.cpu()))
     @property
@@ -136,7 +134,8 @@ class _Layers:
     "A few fixed samples, and what each layer makes of them"
     def __init__(self, dl, n, layers, model, seed):
         dl = fixed_dl(dl, n, seed)
-        with unaugmented(dl): self.batches = [split_batch(dl, b, model)[0] for b in dl]
+        with unaugmented(dl): self.batches,targets = zip(*(split_batch(dl, b, model) for b in dl))
+        self.targets = targets[0]   # of the first batch
         k,calls = len(tensors_in(self.batches[0])[0]),layer_calls(model, self.batches[0], layers)
         if layers is None and len(calls)<3: calls = layer_calls(model, self.batches[0], 'leaf')
         self.names = [n for n,c in calls.items() if c.shape[:1]==(k,)]   # samples come first
@@ -231,10 +230,9 @@ def _image_batch(dl, b, model):
     xs,ys = split_batch(dl, b, model)
     if not _is_images(xs): raise ValueError(f"dl: a batch has {_shapes(xs)}; parts are exchanged between images, shape "
                                             "(batch, channels, height, width) with 1 or 3 channels")
-    y = batch_labels(ys)
-    if y.numel()!=len(y) or y.is_floating_point(): raise wrong_label(y[0])
+    y = class_labels(ys)
     if len(y)!=len(xs[0]): raise ValueError(f"dl: a batch has {len(xs[0])} images and {len(y)} labels")
-    return to_model(xs, model)[0],y.flatten().long().cpu()
+    return to_model(xs, model)[0],y.cpu()
 
 def _is_images(xs): return len(xs)==1 and isinstance(xs[0], torch.Tensor) and xs[0].ndim==4 and xs[0].shape[1] in (1,3)
 def _shapes(xs): return ', '.join(f'{type(o).__name__} of shape {tuple(getattr(o, "shape", ()))}' for o in xs)
@@ -305,8 +303,8 @@ _kept = ('start','good','rows','classes','drift','warnings','told','level','now'
 def _check_watch(tolerance, budget, n, n_layers):
     if not 0<tolerance<1: raise ValueError(f"tolerance={tolerance!r}: must be in 0…1; .05 are five points of accuracy")
     if not 0<budget: raise ValueError(f"budget={budget!r}: must be above 0; .03 is 3% of the training time")
-    check_whole(2, 'all', n=n)
-    check_whole(4, n_layers=n_layers)   # CKA needs four samples
+    check_whole(4, 'all', n=n)   # CKA needs four samples
+    check_whole(4, n_layers=n_layers)
 
 # %% ../nbs/18_watch.ipynb #78df8199
 @patch
@@ -443,7 +441,7 @@ def _prepare(self:WatchErosion):
     self.inside = _Layers(first_dl, self.n_layers, self.layers, model, self.seed)
     x = to_model(self.inside.batches[0], model)
     self.reads = list(_heads(model, x, _with_weights(model, x)).values())   # whose input are the features
-    if self.sets is None: self._without(x)
+    if self.sets is None: self._without(x, self.inside.targets)
     if self.sets:
         with evaluating(model), precision(self.learn): self.outputs = _n_choices(answer_tensor(model(*x)))
     self.heads = {k:_same_head(k, s, self.outputs, self.learn.dls) for k,s in (self.sets or {}).items()}
@@ -460,11 +458,14 @@ def _check_columns(self:WatchErosion):
                          "give the data another name, `WatchErosion({'old': dls})`")
 
 @patch
-def _without(self:WatchErosion, xs):
-    "Without a reference: blocks are exchanged between held-out images"
-    if _is_images(xs): self.images = self.learn.dls.valid
-    elif not self.start: warnings.warn(f"WatchErosion: a batch has {_shapes(xs)}, and without a reference, blocks of images "
-        "are exchanged; so only layers (CKA, rank) are watched. Give data the model could do before, WatchErosion(old_dls)")
+def _without(self:WatchErosion, xs, ys):
+    "Without a reference: blocks are exchanged between held-out images of different classes"
+    why = '' if _is_images(xs) else f'a batch has {_shapes(xs)}'
+    try: class_labels(ys)
+    except ValueError: why = why or 'samples do not have one class each'
+    if not why: self.images = self.learn.dls.valid
+    elif not self.start: warnings.warn(f"WatchErosion: {why}, and without a reference, blocks are exchanged between images of "
+        "different classes; so only layers (CKA, rank) are watched. Give data with classes that it knew, `WatchErosion(old_dls)`")
 
 def _n_choices(scores): return scores.shape[1] if scores.ndim==2 else 0   # of one or none, no class is chosen
 
@@ -692,7 +693,7 @@ def plot(self:WatchErosion)->plt.Figure:
     a.set_xscale('symlog', linthresh=1, linscale=.3)
     for i in self.told: a.axvline(i, color='C3', ls='--', lw=1, label='warning' if i==self.told[0] else None)
     curves(df, 'iter', [c for c in self.columns if c not in ('cka','rank')], a)
-    a.set(xlabel='iteration', xlim=(0, df.iter.max()))
+    a.set(xlabel='iteration', xlim=(0, max(1, df.iter.max())))
     a.xaxis.set_major_formatter('{x:.0f}')
     layer_map(self.by_layer.T.set_axis([str(i) for i in df.iter], axis=1), b, 'CKA with the start', aspect='auto')
     b.set(xlabel='iteration', ylabel='layer')

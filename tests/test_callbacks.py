@@ -303,6 +303,14 @@ def test_a_short_epoch_keeps_its_columns(learn, dls, phases, train_metrics):
     if phases: assert np.allclose(pd.read_csv(learn.path/'history.csv').valid_loss, loss, atol=1e-5)
     assert (ev.iter==ev.total_iter-np.where(ev.phase=='b', 2, 0)).all() and ev[ev.when=='epoch'].total_iter.tolist()==[2,4]
 
+def test_sets_are_no_metrics_of_training(learn, dls):
+    "With `train_metrics` fastai has two columns for each; a set is measured once, after the epoch, and never on training batches"
+    learn.recorder.train_metrics = True
+    learn.fit(2, cbs=EvalSets(dict(twin=dls.valid)))
+    h = learn.recorder.history
+    assert h.train_twin.isna().all() and h.train_accuracy.notna().all()
+    assert np.allclose(h.valid_twin, h.valid_accuracy)
+
 def test_validation_within_a_fit(learn, dls):
     "What it changes of the Learner and the Recorder is put back"
     class Checks(Callback):

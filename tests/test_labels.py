@@ -15,9 +15,9 @@ from conftest import works
 from feature_erosion.data import TensorDL, TensorImages, digits_dls
 from feature_erosion.evalsets import evaluate, pattern_sets, train_accuracy
 from feature_erosion.loaders import label_vocab, n_labels, read_labels, same_dl
-from feature_erosion.mitigations import stamp_groups
+from feature_erosion.mitigations import just_train_twice, stamp_groups
 from feature_erosion.patterns import ColorSquare, InjectPattern, assign_stamps, stamp_dl
-from feature_erosion.unlearning import split_forget
+from feature_erosion.unlearning import sample_losses, split_forget
 
 def number(i):
     "A black image whose last red pixel says which sample it is, in 1/255"
@@ -388,6 +388,13 @@ def test_the_transform_alone_refuses_the_same(y, said):
     "Without stamps each image would wear its own label's picture"
     for x,y in ((torch.zeros(2,3,8,8),torch.tensor(y)), (torch.zeros(3,8,8),torch.tensor(y[0]))):
         with pytest.raises(ValueError, match=f'labels: got {said}'): InjectPattern(square, 2)((x,y))
+
+def test_several_labels_where_answers_are_counted():
+    "One-hot labels in batches of as many samples as there are classes are not compared class by class"
+    items = [(torch.rand(4),torch.eye(3)[i%3]) for i in range(9)]
+    learn = Learner(DataLoaders(*[TfmdDL(items, bs=3, num_workers=0)]*2), nn.Linear(4,3), loss_func=nn.BCEWithLogitsLoss())
+    for f in (train_accuracy(.1), lambda l: sample_losses(l.model, l.dls.valid), lambda l: just_train_twice(l, l.dls)):
+        with pytest.raises(ValueError, match='labels: got 3 values .multi-label'): f(learn)
 
 def test_labels_in_a_column_and_enough_accuracy():
     "fastai's tables have labels of shape (batch, 1): an answer is compared with its own sample's label"

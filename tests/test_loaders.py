@@ -5,10 +5,10 @@ import numpy as np, pandas as pd, pytest, torch, torch.nn.functional as F
 from PIL import Image
 from torch import nn
 from fastai.vision.all import (SGD, BCEWithLogitsLossFlat, Callback, CancelFitException, CategoryBlock, CrossEntropyLossFlat,
-                               DataBlock, DataLoader, DataLoaders, DiceMulti, FlipItem, ImageBlock, Learner, MaskBlock,
+                               DataBlock, DataLoader, DataLoaders, DiceMulti, FlipItem, ImageBlock, ItemTransform, Learner,
                                MSELossFlat, MultiCategoryBlock, Perplexity, RegressionBlock, TensorCategory, TensorImage, TfmdDL,
                                ToTensor, accuracy, accuracy_multi, get_image_files, load_learner, mae, partial, set_seed,
-                               top_k_accuracy, F1Score, Recall)
+                               top_k_accuracy, F1Score, MaskBlock, Recall)
 from fastai.callback.data import PartialDL, WeightedDL
 from fastai.text.data import SortedDL
 from feature_erosion.batches import answered
@@ -17,6 +17,7 @@ from feature_erosion.data import TensorImages, digits_dls, tensor_dls
 from feature_erosion.evalsets import EvalSets, evaluate, pattern_sets, train_accuracy
 from feature_erosion.loaders import fixed_dl, pick, read_labels, same_dl, subset_dl
 from feature_erosion.learner import erosion_learner
+from feature_erosion.mitigations import Adversarial, DERpp, EWC, LwF, Replay, just_train_twice
 from feature_erosion.patterns import ColorSquare, Stripes, stamp_dl
 from feature_erosion.phases import Phase, check_classes, class_names
 from feature_erosion.measures.probes import dl_labels, layer_probe
@@ -205,6 +206,25 @@ def test_nothing_is_read_to_choose():
     dl = subset_dl(DataLoader(ds, bs=8), 10)
     assert ds.read==0 and [int(o[0,0,0]) for b in dl for o in b[0]]==chosen(dl) and len(chosen(dl))==10 and ds.read==10
 
+def test_learners_of_pytorch_loaders():
+    "They train as on fastai's; what would have to change the loader says which kind it needs"
+    g = torch.Generator().manual_seed(0)
+    items = [(torch.rand(3,8,8, generator=g),torch.tensor(i%3)) for i in range(24)]
+    def learner(kind):
+        d = DataLoaders(*[kind(items, 8) for _ in range(2)])
+        d.c = 3
+        set_seed(0)
+        return erosion_learner(d, nn.Sequential(nn.Flatten(), nn.Linear(192,3)), lr=.01, loss_func=CrossEntropyLossFlat())
+    def trained(learn):
+        quiet(learn, [Phase('a', 1), Phase('b', 1)], cbs=[LwF(), Adversarial(), EWC(learn.dls)])
+        return learn.model.state_dict().values()
+    learn = learner(torch.utils.data.DataLoader)
+    assert all(torch.equal(a, b) for a,b in zip(trained(learn), trained(learner(DataLoader))))
+    d,square = learn.dls,ColorSquare(2)
+    for f in (lambda: Replay(d), lambda: DERpp(d), lambda: just_train_twice(learn, d), lambda: subset_dl(d.train, 5),
+              lambda: d.inject(square), lambda: pattern_sets(d, square), lambda: learn.attention(pattern=square)):
+        with pytest.raises(ValueError, match='must be a fastai DataLoader; got torch.utils.data'): f()
+
 @loads(what='a part of a part of a loader', how='works: stays within it')
 def test_a_part_of_a_part(dls):
     part = subset_dl(dls.valid, 20)
@@ -262,10 +282,14 @@ class OddDL(TfmdDL):
     def get_idxs(self): return list(range(1,40,2))
 
 def test_orders_of_ones_own():
-    changed = DataLoader(forty, bs=4)
+    double = lambda b: (b[0]*2,b[1])
+    changed = DataLoader(forty, bs=4, after_batch=double)
     changed.get_idxs = lambda: [1,3]
-    for dl in (OddDL(forty, bs=4), changed):
-        with pytest.raises(ValueError, match=f'{type(dl).__name__} chooses its samples in a way of its own'): subset_dl(dl, None)
+    for dl in (OddDL(forty, bs=4, after_batch=[ItemTransform(double)]), changed):
+        with pytest.raises(ValueError, match=f'{type(dl).__name__} chooses its samples in a way of its own') as e:
+            subset_dl(dl, None)
+        advice = str(e.value).split('`')[1].replace('…', '4')
+        assert read(subset_dl(eval(advice), None))==[2*i for i in range(40)]
 
 # evaluation sets
 

@@ -1,8 +1,10 @@
 "Mitigations in real fits: with mixed precision, with phases, together, stopped and gone on, and against a second, naive implementation."
 import random
+from collections import Counter
 from copy import deepcopy
 from functools import cache, partial
-import numpy as np, pytest, torch, torch.nn.functional as F
+from math import prod
+import numpy as np, pandas as pd, pytest, torch, torch.nn.functional as F
 import matplotlib.pyplot as plt
 from torch import nn
 from fastai.callback.data import WeightedDL
@@ -347,9 +349,11 @@ def test_another_network_begins_anew(name):
 
 # Answers and labels of other kinds
 
+by_class = pytest.mark.parametrize('make', [lambda d: EWC(d, 1e4), lambda d: LwF(100.), lambda d: DERpp(d, 20),
+                                            lambda d: Adversarial(.5)], ids=['ewc','lwf','derpp','adversarial'])
+
 @pytest.mark.parametrize('kind', ['one score','several labels'])
-@pytest.mark.parametrize('make', [lambda d: EWC(d, 1e4), lambda d: LwF(100.), lambda d: DERpp(d, 20), lambda d: Adversarial(.5)],
-                         ids=['ewc','lwf','derpp','adversarial'])
+@by_class
 def test_what_is_no_choice_of_a_class_is_refused(make, kind):
     "A softmax of one score is always 1: the method would do nothing, without a word"
     n = 1 if kind=='one score' else 3
@@ -357,6 +361,15 @@ def test_what_is_no_choice_of_a_class_is_refused(make, kind):
     items = [(x,(torch.rand(n, generator=g)<.5).float()) for x,_ in points()]
     with pytest.raises(ValueError, match='a score for each of two classes' if n==1 else 'class scores, and one class per sample'):
         small(items, layers(n), make(dls_of(items)), loss=nn.BCEWithLogitsLoss())
+
+@pytest.mark.parametrize('scores,labels', [((5,3),(5,)), ((3,2,2),(2,2)), ((3,),(3,))], ids=['tokens','places','integers'])
+@by_class
+def test_several_choices_of_a_sample_are_refused(make, scores, labels):
+    "In a language model's answers axis 1 is that of the words, and a softmax over it means nothing"
+    items = [(x,torch.zeros(labels, dtype=torch.long)) for x,_ in points()]
+    model = nn.Sequential(nn.Linear(4, prod(scores)), nn.Unflatten(1, scores))
+    with pytest.raises(ValueError, match='class scores, and one class per sample'):
+        small(items, model, make(dls_of(items)), loss=lambda p,y: p.square().mean())
 
 def test_shares_of_classes_are_a_choice():
     "Soft labels, which add up to 1, are as good as integers"
@@ -368,12 +381,13 @@ def test_shares_of_classes_are_a_choice():
 @pytest.mark.parametrize('make',
                          [lambda d: EWC(d, 5.), lambda d: DERpp(d, 20), lambda d: Adversarial(.1), lambda d: Replay(d, 20),
                           lambda d: LwF()], ids=['ewc','derpp','adversarial','replay','lwf'])
-def test_labels_in_a_column(make):
-    "As in fastai's tables and MedMNIST: shape (batch, 1)"
+@pytest.mark.parametrize('kind', [lambda x,y: (x,y[None]), lambda *o: list(o)], ids=['column','list'])
+def test_samples_of_other_kinds(make, kind):
+    "Labels of shape (batch, 1), as in fastai's tables and MedMNIST; lists, which make a list of a batch, too"
     def run(items):
         torch.manual_seed(1)
         return weights(small(items, layers(), make(dls_of(items))))
-    assert all(torch.equal(a, b) for a,b in zip(run(points()), run([(x,y[None]) for x,y in points()])))
+    assert all(torch.equal(a, b) for a,b in zip(run(points()), run([kind(*o) for o in points()])))
 
 def test_train_twice_with_labels_in_a_column():
     plain,column = points(),[(x,y[None]) for x,y in points()]
@@ -473,6 +487,15 @@ def test_groups_beside_stamps():
     with learn.no_bar(): assert len(learn.get_preds(0)[0])==128 and learn.validate(0)[0]>0
     for d in (both,later): d.show_batch(max_n=1)
     plt.close('all')
+
+def test_groups_of_painted_samples_of_a_plain_loader():
+    "A loader that does not say so has one input, with a stamp and a group as well as without"
+    items = [(torch.rand(3,8,8),torch.tensor(i%3)) for i in range(24)]
+    d = DataLoaders(*[DataLoader(items, bs=8) for _ in range(2)])
+    d.c = 3
+    both = grouped(d.inject(ColorSquare(2), ratio=.5))
+    assert both.n_inp==1 and len(both.one_batch())==3
+    small(both, nn.Sequential(nn.Flatten(), nn.Linear(192,3)), GroupDRO(.5))
 
 def test_both_passes_of_sam_see_the_same_old_samples():
     "By hand: replay drawn once, the gradient at the weights a step up"
@@ -830,11 +853,20 @@ def test_si_measures_by_the_task_alone():
     torch.testing.assert_close(fit([SI(c, xi)]), w)
     assert (fit([])-w).abs().max()>.01
 
-def test_importances_draw_no_random_numbers():
+def test_importances_of_weights_in_half_precision():
+    "A sum in bfloat16 stops growing at 256 times what is added"
+    torch.manual_seed(0)
+    half = nn.Linear(4,3).bfloat16()
+    whole,dl = deepcopy(half).float(),dls_of(points(600)).train
+    for a,b in zip(fisher(half, dl, None).values(), fisher(whole, dl, None).values()):
+        torch.testing.assert_close(a, b, rtol=.02, atol=0.)
+
+def test_importances_and_what_is_off_draw_no_random_numbers():
     states = lambda: (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
     model,dls = layers(),dls_of(points())
     was = states()
     fisher(model, dls.train, 10)
+    EWC(dls, 0), Replay(dls, 0), DERpp(dls, 0), DERpp(dls, alpha=0, beta=0)   # already when they are made
     assert states()==was
 
 def test_ensembles_of_maps_and_what_is_none():
@@ -845,7 +877,8 @@ def test_ensembles_of_maps_and_what_is_none():
     v = torch.rand(3,4)
     torch.testing.assert_close(Ensemble([learn])(v).exp(), learn.model(v).softmax(1))
     for models,said in (([nn.Linear(4,1)]*2, 'a score for each of two classes'), ([layers(),layers(4)], 'same classes'),
-                        ([layers(),'net'], "'model1' is a str")):
+                        ([layers(),'net'], "'model1' is a str"),
+                        ([nn.Sequential(nn.Linear(4,6), nn.Unflatten(1, (2,3)))], r'with shape \(3, 2, 3\), and which axis')):
         with pytest.raises(ValueError, match=said): Ensemble([o.eval() if isinstance(o, nn.Module) else o for o in models])(v)
 
 # Units that are not a layer's own, hooks
@@ -928,3 +961,15 @@ def test_weighted_samples_are_not_weighted_anew():
     weighted = DataLoaders(WeightedDL(dls.train_ds, bs=32, wgts=np.arange(128)+1., num_workers=0), dls.valid)
     with pytest.raises(ValueError, match='WeightedDL draws samples by weights of its own'):
         just_train_twice(Learner(weighted, net()), weighted)
+
+def test_tables_are_trained_on_twice():
+    "fastai's loaders of tables have weights that are all the same"
+    from fastai.tabular.all import CategoryBlock, TabularDataLoaders
+    df = pd.DataFrame({'a':np.linspace(-1, 1, 60)}).assign(y=lambda d: np.where(d.a>0, 'p', 'n'))
+    tables = TabularDataLoaders.from_df(df, procs=[], cont_names=['a'], y_names='y', y_block=CategoryBlock(),
+                                        valid_idx=range(50,60), bs=10)
+    class Always(nn.Module):
+        "Class 0, 'n', for all: right for the 30 rows up to 0"
+        def forward(self, cats, x): return torch.stack([x[:,0]*0+1,x[:,0]*0], 1)
+    twice = just_train_twice(Learner(tables, Always(), loss_func=CrossEntropyLossFlat()), tables, 3)
+    assert Counter(int(y) for *_,ys in twice.train for y in ys)=={0:30, 1:60} and len(twice.train_ds)==50

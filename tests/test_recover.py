@@ -135,6 +135,7 @@ def test_hidden_is_found_and_gone_is_not():
     assert r.attrs['now']=={'hidden':0., 'gone':.25} and r.attrs['chance']==.25   # equal scores are answered with class 0
     assert (m.loc['hidden'][[1,5]]==1).all().all()
     assert (m.loc[('gone','last')][[1,5]]==.25).all() and (m.loc[('gone','all')][[1,5]]==1).all()
+    with pytest.raises(ValueError, match="no model 'pretrain'; there are hidden, gone"): r.gone('hidden', 'gone', 'pretrain')
     g = r.gone('hidden', 'gone')
     assert np.isnan(g.now).all() and g.loc['last',5]==1 and g.loc['all',5]==0
 
@@ -224,17 +225,31 @@ def test_recovery_does_not_affect_training(tmp_path):
     w = watched.recorder.recovery
     assert list(zip(w.phase, w.iter))==[('pretrain',0),('pretrain',2),('pretrain',4),('erode',0),('erode',2),('erode',5),
                                         ('erode',8)]
+    assert w.epoch.tolist()==[0,0,1,1,1,2,3]
     for at in (3, 7):
         with pytest.raises(Boom): fit([watch()], tmp_path, stop=at)
     again = fit([watch()], tmp_path)
     assert same(plain, again) and again.recorder.recovery.equals(w)
 
-def test_recovery_without_phases():
-    set_seed(0)
-    dls = digits_dls(n=128, n_valid=40, bs=32, seed=0)
-    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(768,10)), opt_func=SGD, loss_func=CrossEntropyLossFlat(), lr=.05)
-    with learn.no_bar(), learn.no_logging(): learn.fit(2, cbs=watch())
-    assert learn.recorder.recovery.iter.tolist()==[0,2,5] and learn.recorder.plot_recovery().get_xlabel()=='iteration'
+def test_recovery_without_phases(tmp_path):
+    "The end of the fit is measured, too: once, whether the run is stopped, goes on, or is loaded"
+    def fit(name, *cbs, at=(0,2,5)):
+        set_seed(0)
+        dls = digits_dls(n=128, n_valid=40, bs=32, seed=0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(768,10))
+        learn = Learner(dls, net, opt_func=SGD, loss_func=CrossEntropyLossFlat(), lr=.05)
+        keep,d = KeepRun(RunStore(tmp_path).run(name), minutes=0, strict=True),dls
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(2, cbs=[Recovery(d.train, d.valid, at=at, few=2, seeds=1), keep, *cbs])
+        return learn
+    learn = fit('whole')
+    want = learn.recorder.recovery
+    assert want.iter.tolist()==[0,2,5,8] and want.epoch.tolist()==[0,0,1,2]
+    assert learn.recorder.plot_recovery().get_xlabel()=='iteration'
+    assert fit('none', at=()).recorder.recovery.now.tolist()==want.now.tolist()[-1:]
+    for at in (3,8):
+        with pytest.raises(Boom): fit('cut', StopAt(at))
+    for name in ('cut','cut','whole'): pd.testing.assert_frame_equal(fit(name).recorder.recovery, want)
 
 # --- ramps
 
@@ -548,7 +563,7 @@ def test_a_diverged_network_is_logged_as_nan():
     "As `PlasticityLog` does: the fit goes on"
     d = digits_dls(n=128, n_valid=40, seed=0)
     r = digits_fit(1e38, Recovery(d.train, d.valid, at=(0,2,5), few=(1,2), seeds=1)).recorder.recovery
-    assert r.iter.tolist()==[0,2,5] and list(r.filter(regex='now|_'))[-5:]==['now','last_1','last_2','all_1','all_2']
+    assert r.iter.tolist()==[0,2,5,8] and list(r.filter(regex='now|_'))[-5:]==['now','last_1','last_2','all_1','all_2']
     vals = r[['now','last_1','last_2','all_1','all_2']]
     assert vals.iloc[0].notna().all() and vals.iloc[1:].isna().all(axis=None)
 

@@ -542,8 +542,10 @@ def test_image_files(tmp_path):
     unlearn(learn, *split_forget(image_dls(1), share=.2), 'pattern_wrong', epochs=1)
 
 @pytest.mark.parametrize('name', ['random_labels','pattern_wrong','neg_grad','unsir','ssd','scrub','salun'])
-def test_labels_in_a_column(name):
-    "Labels of shape (batch, 1), as in MedMNIST: the same weights, attack and losses"
+@pytest.mark.parametrize('make', [lambda x,y: (x,y[None]), lambda x,y: (x,y.short()), lambda *o: list(o)],
+                         ids=['column','int16','list'])
+def test_samples_of_other_kinds(name, make):
+    "Labels of shape (batch, 1), as in MedMNIST, other integers, and samples that are lists: the same weights and losses"
     g = torch.Generator().manual_seed(0)
     items = [(torch.rand(3,8,8, generator=g),torch.tensor(i%4)) for i in range(48)]
     def run(items):
@@ -554,4 +556,4 @@ def test_labels_in_a_column(name):
         parts = split_forget(d, classes=[1])
         with learn.no_bar(), learn.no_logging(): unlearn(learn, *parts, name, **(dict(alpha=.5) if name=='ssd' else {}))
         return [*learn.model.state_dict().values(), torch.tensor(sample_losses(learn.model, parts[0].train)[0])]
-    assert all(torch.equal(a, b) for a,b in zip(run(items), run([(x,y[None]) for x,y in items])))
+    assert all(torch.equal(a, b) for a,b in zip(run(items), run([make(*o) for o in items])))

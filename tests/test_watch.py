@@ -268,7 +268,7 @@ def test_tabular():
     assert w.history.known.iloc[0]>.85 and w.history.known.iloc[-1]<.75 and w.warnings
     assert w.history['rank'].notna().all() and w.by_layer.shape[1]>=3 and w.by_layer.iloc[-1].min()<.95
     with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning,
-                                                          match='without a reference, blocks of images are exchanged'):
+                                                          match='a batch has Tensor.*, and without a reference, blocks'):
         w = Watch()
         learn.fit(1, cbs=w)
     assert w.columns==['cka','rank'] and w.history.cka.notna().all()
@@ -337,6 +337,21 @@ def test_wrong_references(knows):
     with pytest.raises(ValueError, match='regression'), learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=Watch(floats))
     with pytest.raises(ValueError, match='no labels'), learn.no_bar(), learn.no_logging():
         learn.fit(1, cbs=Watch([torch.randn(8,3,16,16)]))
+
+@pytest.mark.parametrize('y', [lambda: torch.rand(()), lambda: torch.tensor([1.,0,1]), lambda: torch.ones(16, 16).long()],
+                         ids=['regression','several labels','a mask'])
+def test_images_without_a_class_and_no_reference(knows, y):
+    "Blocks are exchanged between classes; where there are none, layers are watched, as on texts"
+    dl = TfmdDL([(torch.randn(3,16,16), y()) for _ in range(20)], bs=10, n_inp=1, num_workers=0)
+    learn,w = learner(DataLoaders(dl, dl), deepcopy(knows)),Watch()
+    learn.loss_func,learn.metrics = lambda p,y: p.square().mean(),[]
+    with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning, match='samples do not have one class each.*only layers'):
+        learn.fit(1, cbs=w)
+    assert w.columns==['cka','rank'] and w.history.cka.notna().all()
+    w.rows,w.drift = w.rows[:1],w.drift[:1]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        w.plot()   # of a single look, whose axis has no length
 
 class LogWith(Callback):
     "Hand each epoch's row to a function, as the page 'How do I' has it"
@@ -705,7 +720,7 @@ def test_names_labels_and_sizes_that_are_refused(knows):
     for k in ('iter','lost','phase','valid_loss','time',0):
         with pytest.raises(ValueError, match=f'reference: {k!r} as a name; must be text'): WatchErosion({k:old})
     with pytest.raises(ValueError, match='no validation set'): WatchErosion(DataLoaders(old.train))
-    for kw in (dict(n=2.5), dict(n_layers=None), dict(n_layers=8.)):
+    for kw in (dict(n=2.5), dict(n=3), dict(n_layers=None), dict(n_layers=8.)):
         with pytest.raises(ValueError, match='a whole number'): WatchErosion(old, **kw)
     x,y = next(iter(old.valid))
     with pytest.raises(ValueError, match='reference: a sample has label -1'): erode(knows, Watch([(x,y-1)]))

@@ -330,7 +330,7 @@ class _Painted:
                     self._check_size(x)
                     self.masks = pattern_mask(self.tfm.pattern, range(n), n, x.shape[1:])
                     self._check_place(b, x, self.masks[self.stamps[:len(x)]])
-                yield x,batch_labels(ys).long().cpu(),self.stamps[i:i+len(x)]
+                yield x,batch_labels(ys).cpu(),self.stamps[i:i+len(x)]
                 i += len(x)
 
     def _check_size(self, x):

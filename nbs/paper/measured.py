@@ -18,10 +18,11 @@ def claims(res):
 _shown = 'arch width data n weights bs bf16 opt lr sched lengths ratio'.split()
 
 def networks(res):
-    "Settings of each network, one column each"
-    d = pd.DataFrame([{k:n[k] for k in _shown} for n in res.settings['nets']], dtype=object)
-    d.index = [n['name'] if n['ratio'] else f"{n['name']}, control" for n in res.settings['nets']]
-    return d.fillna('–').T
+    "Settings of the networks; those that differ in ratio, learning rate or lengths alone share a column"
+    d = pd.DataFrame([{k:n[k] for k in ['name',*_shown]} for n in res.settings['nets']], dtype=object).fillna('–').astype(str)
+    for k in ('ratio','lr','lengths'):
+        d = d.groupby([c for c in d if c!=k], sort=False)[k].agg(', '.join).reset_index()
+    return d.set_index('name').rename_axis(None)[_shown].T
 
 def _machine(e):
     on = e['device'] if e.get('device', 'cpu')!='cpu' else f"{e['cpus']} cores of {e['processor']}"
