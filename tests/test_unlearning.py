@@ -433,6 +433,7 @@ def test_comparisons_are_checked_before_training(start):
                           (dict(most=0), ValueError, 'most=0'),
                           (dict(n=0), ValueError, 'n=0'), (dict(n=3), ValueError, 'n=3'),
                           (dict(layers='nope'), ValueError, "layers='nope'"),
+                          (dict(dl=learn.dls.valid.new(bs=3)), ValueError, 'dl: it has batches of 3'),
                           (dict(methods=[partial(scrub, epoch=1)]), ValueError, "methods: 'scrub' cannot be called.*'epoch'"),
                           (dict(methods=[lambda learn: 0]), ValueError, 'too many positional')):
         with pytest.raises(error, match=text): compare_unlearning(learn, *by_class, retrained=never, **kw)
