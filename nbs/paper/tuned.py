@@ -67,7 +67,7 @@ def measured(fn, store, net, seeds, jobs=2, may_diverge=False, **grid):
     "A row for each point; each is trained once"
     d = sweep(fn, dict(net=[asdict(net)], **grid), seeds, store, jobs, threads=1, files=net_files(net), progress=False)
     bad = d[d.status!='finished']
-    if may_diverge: bad = bad[~bad.error.astype(str).str.contains('loss is (?:nan|inf)|not finite')]
+    if may_diverge and len(bad): bad = bad[~bad.error.astype(str).str.contains('loss is (?:nan|inf)|not finite')]
     if len(bad): raise RuntimeError(f'{len(bad)} of {len(d)} points failed: {bad.error.iloc[0]}')
     return d
 
@@ -186,6 +186,7 @@ def main(out, jobs=2, net=recipes['resist'].scales['cpu'].nets[0], tuned_on=(10,
     chosen = choose(tries)[['method','value']].values.tolist()
     named(go(tried, store.path, net, seeds, what=chosen)).to_csv(out/'tuned.csv', index=False)
     others = [[k,None] for k in ('a new network','clean images','plain finetuning','replay')]+[['averaged weights',.6]]
-    learned_again(store, go(again, store.path, net, seeds, what=[*others, *chosen])).to_csv(out/'again.csv', index=False)
+    relearned = go(again, store.path, net, seeds, what=[*others, *chosen])
+    learned_again(store, relearned).to_csv(out/'again.csv', index=False)
 
 if __name__=='__main__': main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
