@@ -130,7 +130,8 @@ def from_others(store, runs, net, few=(10,100), n_test=2000):
         pools = {'trained on':net_dls(net, s).train, 'others':same_dl(every, idxs=others)}
         for k,dl in pools.items():
             r = recover(learn.models_at('start','erode'), dl, test, few=few, n_test=None, progress=False)
-            parts.append(pd.DataFrame(r).groupby(['model','features','few']).accuracy.mean().reset_index().assign(images=k, seed=s))
+            mean = pd.DataFrame(r).groupby(['model','features','few']).accuracy.mean().reset_index()
+            parts.append(mean.assign(images=k, seed=s))
     return pd.concat(parts).round(4)
 
 def relearner(store, net, seed, what):
