@@ -610,7 +610,7 @@ class Adversarial(Mitigation):
         scale = _loss_scale(self.learn)                   # without it, small gradients are 0 in half precision
         return torch.autograd.grad(scale*loss, x)[0].nan_to_num(0)
 
-def _normalize(dls): return first(getattr(getattr(dls.train, 'after_batch', None), 'fs', []), risinstance(Normalize))
+def _normalize(dls): return first(nested_attr(dls.train, 'after_batch.fs', []), risinstance(Normalize))
 
 def _check_range(dls, x):
     "Images that were normalised elsewhere cannot be changed by a share of a pixel's range; a few odd pixels may come from augmentation"

@@ -656,7 +656,7 @@ def painter(
     dl # A loader
 )->InjectPattern|None: # `None` if it has none
     "A loader's transform that paints whole batches"
-    return first(getattr(getattr(dl, 'after_batch', None), 'fs', []), risinstance(InjectPattern))
+    return first(nested_attr(dl, 'after_batch.fs', []), risinstance(InjectPattern))
 
 # %% ../nbs/08_patterns.ipynb #cff9b5e3
 class _StampedDatasets(StampedDataset, Datasets):
