@@ -81,7 +81,8 @@ def erosion_learner(
     **kwargs
 )->Learner:
     "A Learner with the paper's optimiser: plain SGD with momentum and weight decay"
-    with fixed_random(): x = getattr(dls.valid, 'one_batch', lambda: first(dls.valid))()[0][:2].as_subclass(torch.Tensor)
+    with fixed_random(): b = dls.valid.one_batch() if hasattr(dls.valid, 'one_batch') else first(dls.valid)   # PyTorch's
+    x = b[0][:2].as_subclass(torch.Tensor)
     n_classes = n_classes or n_labels(dls)
     model = create_model(arch, n_classes, x.shape[1], width, weights, classes)
     if channels_last: model = model.to(memory_format=torch.channels_last)

@@ -271,8 +271,8 @@ def _check_order(dl, idxs):
         raise _own_way(dl)
 
 def _own_way(dl):
-    kind,fs = 'TfmdDL' if isinstance(dl, TfmdDL) else 'DataLoader',('after_item','before_batch','after_batch')
-    kept = ''.join(f', {k}=dl.{k}' for k in fs if k in vars(dl))
+    kind = 'TfmdDL' if isinstance(dl, TfmdDL) else 'DataLoader'
+    kept = ''.join(f', {k}=dl.{k}' for k in ('after_item','before_batch','after_batch') if k in vars(dl))
     return ValueError(f"dl: {type(dl).__name__} chooses its samples in a way of its own; "
                       f"evaluate on a plain loader, `{kind}(dl.dataset, bs=…{kept})`")
 

@@ -683,7 +683,8 @@ def _check_scores(learn, **kwargs):
     with fixed_random(), precision(learn):
         dl = fixed_dl(learn.dls.valid if dl is None else dl, n)
         if n_samples(dl)<4: raise ValueError(f"n={n}: CKA needs at least 4 samples; give more")
-        if (bs := getattr(dl, 'bs', None) or 4)<4:
+        bs = getattr(dl, 'bs', None)
+        if bs and bs<4:
             raise ValueError(f"dl: it has batches of {bs}, and CKA needs at least 4 samples in each; give one with more, "
                              "`dl=learn.dls.valid.new(bs=64)`")
         find_layers(model, _two_inputs(model, dl), layers)
