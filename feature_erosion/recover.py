@@ -27,6 +27,7 @@ from .phases import *
 from .erosion import *
 from .learner import *   # `models_at`
 from .learner import _given
+from .mitigations import GroupedDataset, stamp_groups
 from .measures.layers import *
 from .measures.layers import _NotFinite, _check_names, _heads, _two_inputs, _with_weights
 from .measures.probes import *
@@ -585,6 +586,12 @@ def _check_ramp(k, data, painted, scheds):
     if (by_sample := scheds-{'opacity'}) and (n := _inner(data[k]).fake_l.num_workers):
         raise ValueError(f"Ramp: {', '.join(sorted(by_sample))} with num_workers={n}: worker processes have copies of the data, "
                          "which would not change; use num_workers=0 (this library's loaders need none), or ramp the opacity")
+    if by_sample and _grouped_by_stamps(_inner(data[k])):
+        raise ValueError(f"Ramp: {', '.join(sorted(by_sample))} on data whose groups say which images have a picture: the pictures "
+                         "would change, and the groups would not; give `grouped` other groups, or ramp the opacity")
+
+def _grouped_by_stamps(dl):
+    return isinstance(dl.dataset, GroupedDataset) and np.array_equal(dl.dataset.groups, stamp_groups(dl))
 
 @patch
 def _take(self:Ramp):

@@ -270,14 +270,14 @@ def neg_grad(
 def worst_noise(
     model:nn.Module, # Answers with scores of classes
     xs:tuple, # Inputs of the shape to make; the first one becomes noise
-    y:torch.Tensor, # A label for each
+    y:torch.Tensor, # An integer label for each
     steps:int=40, # 5 epochs of 8 steps in the authors' code
     lr:float=.1, # Of Adam
     decay:float=.1 # Weight of the penalty: the squared norm of an image, averaged
 )->torch.Tensor: # On the model's device
     "Inputs that maximise the loss of their labels, with a penalty on their size (Tarun et al. 2023)"
     _check_strength(decay=decay)
-    (x,*more),y = to_model(xs, model),y.to(first(model.parameters()).device)
+    (x,*more),y = to_model(xs, model),batch_labels((y,)).to(first(model.parameters()).device)
     if not x.is_floating_point(): raise ValueError(f"xs: the input is {x.dtype}; noise is made for images given as floats")
     noise = torch.randn_like(x).requires_grad_()
     opt = torch.optim.Adam([noise], lr)
@@ -299,7 +299,7 @@ class _BesideNoise(Beside):
     def before_fit(self):
         super().before_fit()
         (xs,ys),model = super().draw(self.bs),get_model(self.model)
-        with precision(self.learn): noise = worst_noise(model, xs, batch_labels(ys), decay=self.decay)
+        with precision(self.learn): noise = worst_noise(model, xs, first_target(ys), decay=self.decay)
         self.noise,self.targets = (noise,*to_model(xs[1:], model)),ys
 
     def draw(self, n):

@@ -12,7 +12,7 @@ from fastai.vision.all import (Callback, CategoryMap, CrossEntropyLossFlat, Data
 from trainings import Boom, StopAt, same
 from feature_erosion.data import TensorImages, digits_dls, tensor_dls
 from feature_erosion.evalsets import EvalSets, pattern_sets
-from feature_erosion.mitigations import Ensemble
+from feature_erosion.mitigations import Ensemble, GroupDRO, grouped
 import feature_erosion.learner   # `fit_phases`, `recover` and others on every Learner
 from feature_erosion.measures.rank import layer_rank
 from feature_erosion.patterns import ColorSquare, Noise
@@ -289,6 +289,17 @@ def test_ratio_by_hand():
     assert look.stamps[:4]==[None]*4 and counts(look.stamps)==[0,4,8,12] and counts([easy.train.dataset.stamps])==[16]
     for a,b in zip(look.stamps[4:], look.stamps[5:]): assert (b[a>=0]==a[a>=0]).all()
     check_painted(look)
+
+def test_groups_of_stamps_would_not_follow():
+    "Groups of another kind, and a pattern that only fades, leave them true"
+    def fit(groups=None, **kw):
+        easy = grouped(grey_dls().inject(ColorSquare(2, palette=['black','white'])), groups)
+        learn = Learner(easy, nn.Sequential(nn.Flatten(), nn.Linear(192,2)), loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=.01)
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=[Ramp(**kw), GroupDRO()])
+    for k in 'ratio','strength':
+        with pytest.raises(ValueError, match=f'Ramp: {k} on data whose groups'): fit(**{k:(0,1)})
+    fit(opacity=(0,1))
+    fit(np.arange(16)//8, ratio=(0,1))
 
 def test_a_validation_within_a_fit_ends_no_ramp():
     "After the second batch of each epoch; what is seen begins anew with it"

@@ -464,6 +464,14 @@ def test_fine_tune_goes_on(photos, tmp_path, cut):
     assert {o.name:o.status for o in runs}=={'a':'finished', 'a, fit 2':'finished'}
     assert len(runs['a'].history)==1 and len(runs['a, fit 2'].history)==2
 
+def test_a_later_fit_of_a_run_with_the_longest_name(tmp_path):
+    "Two of them that differ in their last letter only stay apart"
+    store,long = RunStore(tmp_path),'n'*199
+    for end in 'ab':
+        learn = Learner(digits_dls(n=32, n_valid=40, bs=32), mlp(), opt_func=SGD, lr=.05, path=tmp_path)
+        with learn.no_bar(), learn.no_logging(): learn.fine_tune(1, cbs=KeepRun(store.run(long+end)))
+    assert len(store)==4 and all(o.status=='finished' and len(o.history)==1 for o in store)
+
 def plain_fit(run, stop=None, n=3, cbs=(), metrics=accuracy, dls=None, loss=None, **kw):
     set_seed(0)
     learn = Learner(dls or digits_dls(n=128, n_valid=40, bs=32), mlp(), opt_func=SGD, metrics=metrics, lr=.05,

@@ -660,6 +660,14 @@ def test_a_folder_of_others_is_not_taken_as_a_run(tmp_path, monkeypatch, capsys,
     assert main(['demo', '--out', out])==2 and 'neither empty nor a run' in (said := capsys.readouterr().err) and 'run1' in said
     assert everything(tmp_path)==before
 
+def test_a_run_holds_no_others(tmp_path, capsys):
+    "Neither of a store nor of the figure of several networks"
+    run = RunStore(tmp_path).run('a')
+    before = everything(tmp_path)
+    with pytest.raises(ValueError, match='is a run, and cannot hold others.*a-runs1'): RunStore(run.path).run('b')
+    assert main(['run','fig3','--data','digits','--arch','perceptron','--out',str(run.path)])==2
+    assert f'{run.path} is a run' in capsys.readouterr().err and everything(tmp_path)==before
+
 def test_leftovers_go_and_nothing_else(tmp_path):
     "In a run's folder, too: what a killed process was writing goes, by its own name; other people's files stay"
     whole = fit(tmp_path)

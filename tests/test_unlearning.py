@@ -481,6 +481,14 @@ def test_noise_is_no_byte():
     with pytest.raises(ValueError, match='xs: the input is torch.uint8'):
         unlearning.worst_noise(net(), (torch.zeros(4,3,16,16).byte(),), torch.arange(4))
 
+@pytest.mark.parametrize('kind', [torch.int8,torch.int32], ids=str)
+def test_noise_for_labels_of_any_kind(kind):
+    xs,y,model = (torch.zeros(4,3,16,16),),torch.arange(4),net()
+    def noise(y):
+        torch.manual_seed(0)
+        return unlearning.worst_noise(model, xs, y, steps=2)
+    assert torch.equal(noise(y.to(kind)[:,None]), noise(y))
+
 def test_weights_below_zero(start):
     for name,kw in (('unsir','share'),('unsir','decay'),('ssd','alpha'),('ssd','lam'),('scrub','alpha'),('scrub','gamma'),
                     ('scrub','T')):

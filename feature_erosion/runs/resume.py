@@ -245,6 +245,11 @@ def _check_runs(**runs):
     for k,v in runs.items():
         if not isinstance(v, Run): raise ValueError(f"{k}={v!r}: must be a run of a store, e.g. `RunStore('runs').run('mine')`")
 
+def _later(name, n):
+    "The name of the run of a later fit; of a long name the beginning and a hash, as folders have at most 200 characters"
+    end = f', fit {n}'
+    return f'{name if len(name+end)<=200 else f"{name[:150]} {key_of(name)}"}{end}'
+
 class KeepRun(TidyCallback):
     "Save a fit's history and checkpoints to a run's folder as it trains, and resume from them when started again"
     order,run_valid,passive,keeps_run = 1000,False,True,True   # after all other callbacks
@@ -317,7 +322,7 @@ class KeepRun(TidyCallback):
     def _next(self):
         "A fit after one that has ended has a run of its own"
         self.fits += 1
-        self.kept,self.base,self.took,self.ended = self.kept.store.run(f'{self.first_name}, fit {self.fits}'),None,False,False
+        self.kept,self.base,self.took,self.ended = self.kept.store.run(_later(self.first_name, self.fits)),None,False,False
 
     def _told(self): return first(o.error for o in self.learn.cbs if isinstance(o, StopOnNaN) and o.error)
 

@@ -212,7 +212,7 @@ def _now(): return time.strftime('%Y-%m-%dT%H:%M:%S%z')
 def _make(self:RunStore, name, settings, recipe=None):
     "A new run, or the one that another process has just created"
     p,new = self.path/_check_name(name),name not in self
-    if new: _check_empty(p)
+    if new: _check_no_run(self.path), _check_empty(p)
     info = dict(format=run_format, name=name, created=_now(), status='new', error=None, settings=settings, recipe=recipe,
                 fit=None, seed=None, phases=[], sessions=[], files={}, text={}, tries=0)
     with writing(self.path, 'path'):
@@ -224,6 +224,10 @@ def _make(self:RunStore, name, settings, recipe=None):
 _own_files = r'run\.json|history\.jsonl|metrics\.json'
 
 def _just_begun(p): return p.name=='run.json' or p.name=='phases' and p.is_dir() and not any(p.iterdir())
+
+def _check_no_run(path):
+    if not (path/'run.json').exists(): return
+    raise ValueError(f"{path} is a run, and cannot hold others; give a folder of its own, e.g. {free_name(path, '-runs')}")
 
 def _check_empty(path):
     "Existing content is not ours, unless another process is just creating this run"

@@ -18,11 +18,12 @@ def claims(res):
 _shown = 'arch width data n weights bs bf16 opt lr sched lengths ratio'.split()
 
 def networks(res):
-    "Settings of the networks; those that differ in ratio, learning rate or lengths alone share a column"
+    "Settings of the networks: those that differ in ratio, lr or lengths alone share a column, others of the same name are numbered"
     d = pd.DataFrame([{k:n[k] for k in ['name',*_shown]} for n in res.settings['nets']], dtype=object).fillna('–').astype(str)
     for k in ('ratio','lr','lengths'):
         d = d.groupby([c for c in d if c!=k], sort=False)[k].agg(', '.join).reset_index()
-    return d.set_index('name').rename_axis(None)[_shown].T
+    number = ' '+(d.groupby('name').cumcount()+1).astype(str)
+    return d.set_index(d.name+number.where(d.name.duplicated(keep=False), '')).rename_axis(None)[_shown].T
 
 def _machine(e):
     on = e['device'] if e.get('device', 'cpu')!='cpu' else f"{e['cpus']} cores of {e['processor']}"
