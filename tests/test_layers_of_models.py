@@ -882,6 +882,17 @@ def test_no_samples():
 @works('loaders', 'Several inputs (x1, x2, y)', 'works if the model needs as many, or n_inp says so')
 def test_several_inputs():
     class Two(nn.Module):
+@pytest.mark.parametrize('at', [0,2])
+def test_batches_without_samples(at):
+    "A list may hold a batch of no samples, such as those of a class that is not there; it has no mean, and changes nothing"
+    m,batches = flat_net(),list(zip(x.split(8), y.split(8)))
+    more = [*batches[:at], (x[:0],y[:0]), *batches[at:]]
+    for f in (lambda dl: layer_rank(m, dl, progress=False), lambda dl: layer_probe(m, dl, dl, progress=False),
+              lambda dl: layer_cka(m, dl, estimator='full', progress=False)):
+        pd.testing.assert_frame_equal(f(more), f(batches))
+    assert torch.equal(penultimate(m, more), penultimate(m, batches))
+    with pytest.raises(ValueError, match='dl: an empty list, or one of empty batches'): layer_rank(m, [(x[:0],y[:0])])
+
         def __init__(self): super().__init__(); self.lin = nn.Linear(96, 4)
         def forward(self, a, b): return self.lin((a+b).flatten(1))
     m = Two()
