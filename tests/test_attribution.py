@@ -323,6 +323,14 @@ def test_labels_of_any_kind_of_integer(change):
         return pattern_attention(m, dl, ColorSquare(4), target=target, progress=False).drop(columns='blank')
     for target in (None,'label','picture'): pd.testing.assert_frame_equal(share(change(y), target), share(y, target))
 
+def test_a_network_with_more_outputs_than_classes():
+    "As one trained on ImageNet has for ten classes: what it answers may have no name among them"
+    m = nn.Sequential(nn.Conv2d(3,4,3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4,1000))
+    m[-1].bias.data[700] = 1e3
+    dls = digits_dls(64, 20)
+    fig = compare_cams(m, dls, ColorSquare(4), n=3).plot()
+    assert [o.get_title() for o in fig.axes[3:6]]==['→ class 700']*3
+
 @pytest.mark.parametrize('variant', ['pattern','conflict'])
 def test_the_stamps_of_the_evaluation_sets(variant):
     "Also where only some classes were painted"

@@ -510,14 +510,19 @@ def _show_map(ax, im, m, mask):
 @patch
 def _column(self:GradCam, axs, i):
     im,mask,row = self.images[i],self.mask[i],self.share.xs(i, level='image')
-    label,worn = (self.vocab[row[o].iloc[0]] for o in ('label','picture'))
+    label,worn = (self._name(row[o].iloc[0]) for o in ('label','picture'))
     axs[0].imshow(im.permute(1,2,0).squeeze(-1), cmap='gray', vmin=0, vmax=1)
     axs[0].set_title(label if label==worn else f'{label}, wears {worn}', fontsize='medium')
     _outline(axs[0], mask)
     for ax,(k,m) in zip(axs[1:], self.maps.items()):
+@patch
+def _name(self:GradCam, c):
+    "A class in words; a network may have more outputs than the data have classes"
+    return self.vocab[c] if c<len(self.vocab) else f'class {c}'
+
         r = row.loc[k]
         _show_map(ax, im, m[i], mask)
-        ax.set_title(f'→ {self.vocab[r.pred]}', fontsize='medium')
+        ax.set_title(f'→ {self._name(r.pred)}', fontsize='medium')
         ax.set_xlabel('blank map' if r.blank else f'{r.share:.0%}')
 
 # %% ../../nbs/measures/04_attribution.ipynb #d87f2b33
