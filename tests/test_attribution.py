@@ -331,6 +331,24 @@ def test_a_network_with_more_outputs_than_classes():
     fig = compare_cams(m, dls, ColorSquare(4), n=3).plot()
     assert [o.get_title() for o in fig.axes[3:6]]==['→ class 700']*3
 
+def test_which_part_of_a_batch_is_the_label():
+    "With metadata behind the label, a plain loader does not say it, and the last part is not it; a second image has no place"
+    set_seed(0)
+    x,y = torch.rand(24, 3, 16, 16),torch.arange(24)%3
+    m = nn.Sequential(nn.Conv2d(3,4,3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4,3))
+    def loader(*parts, n_inp=None):
+        dl = DataLoader(list(zip(*parts)), bs=8)
+        dl.c = 3
+        if n_inp: dl.n_inp = n_inp
+        return dl
+    for f in (pattern_attention, compare_cams):
+        with pytest.raises(ValueError, match='Sequential needs 1 as input, and the loader does not say'):
+            f(m, loader(x, y, y%2), ColorSquare(4))
+        with pytest.raises(ValueError, match='a batch has 2 inputs; maps are made of models that take one'):
+            f(m, loader(x, x, y, n_inp=2), ColorSquare(4))
+    got = compare_cams(m, loader(x, y, y%2, n_inp=1), ColorSquare(4), n=None)
+    assert got.share.label.tolist()==y.tolist()
+
 @pytest.mark.parametrize('variant', ['pattern','conflict'])
 def test_the_stamps_of_the_evaluation_sets(variant):
     "Also where only some classes were painted"

@@ -312,7 +312,12 @@ def _painted(dl, pattern, variant, seed):
 # %% ../../nbs/measures/04_attribution.ipynb #c4ec8263
 class _Painted:
     "Batches of images, labels, and the class whose region counts; the masks of all classes"
-    def __init__(self, dl, pattern, variant, n, seed):
+def _only_image(xs):
+    if len(xs)==1: return xs[0]
+    raise ValueError(f"dl: a batch has {len(xs)} inputs; maps are made of models that take one, the image")
+
+    def __init__(self, dl, pattern, variant, n, seed, model=None):
+        self.model = model   # which says how many inputs it takes
         dl,stamps,self.variant = _painted(dl, pattern, variant, seed)
         self.dl,self.masks = fixed_dl(dl, n, seed),None   # the image size is known after the first batch
         self.tfm = painter(dl)
@@ -325,7 +330,8 @@ class _Painted:
         i,n = 0,self.tfm.n_classes
         with unaugmented(self.dl):
             for b in self.dl:
-                (x,*_),ys = split_batch(self.dl, b)
+                xs,ys = split_batch(self.dl, b, self.model)
+                x = _only_image(xs)
                 if self.masks is None:
                     self._check_size(x)
                     self.masks = pattern_mask(self.tfm.pattern, range(n), n, x.shape[1:])
@@ -420,7 +426,7 @@ def pattern_attention(
     "The share of attention that networks pay to the pattern, averaged over images"
     models = named_models(models)
     with fixed_random():
-        data = _Painted(dl, pattern, variant, n, seed)
+        data = _Painted(dl, pattern, variant, n, seed, first(models.values()))
         d,places,_ = _each_image(models, data, layer, target, progress)
     res = PatternAttention([_summary(d[d.model==k]) for k in models], index=pd.Index(models, name='model'))
     res.attrs.update(_settings(data, places, target, seed))
@@ -482,7 +488,7 @@ def compare_cams(
     "Grad-CAM of several models on the same images"
     models = named_models(models)
     with fixed_random():
-        data = _Painted(dl, pattern, variant, n, seed)
+        data = _Painted(dl, pattern, variant, n, seed, first(models.values()))
         d,places,kept = _each_image(models, data, layer, target, keep=True)
         images = _decoded(data.dl, torch.cat(kept.x))
     maps,mask = {k:torch.cat(o) for k,o in kept.maps.items()},torch.cat(kept.mask)
