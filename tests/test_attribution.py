@@ -349,6 +349,12 @@ def test_which_part_of_a_batch_is_the_label():
     got = compare_cams(m, loader(x, y, y%2, n_inp=1), ColorSquare(4), n=None)
     assert got.share.label.tolist()==y.tolist()
 
+def test_a_target_by_name():
+    m = nn.Sequential(nn.Conv2d(3,4,3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4,3))
+    for bad in ('label', ['cat','dog']):
+        with pytest.raises(ValueError, match="target: must be a class index, or one for each of the 2 images; got"):
+            grad_cam(m, torch.rand(2, 3, 8, 8), target=bad)
+
 @pytest.mark.parametrize('variant', ['pattern','conflict'])
 def test_the_stamps_of_the_evaluation_sets(variant):
     "Also where only some classes were painted"

@@ -143,11 +143,13 @@ def _images(x, model):
 # %% ../../nbs/measures/04_attribution.ipynb #f26b27c2
 def _classes(target, n):
     if target is None: return None
-    t = torch.as_tensor(target).as_subclass(torch.Tensor)
-    integers = t.dtype!=torch.bool and not t.is_floating_point()
-    if integers and tuple(t.shape) in ((),(n,)): return t.long().expand(n)
-    raise ValueError(f"target: must be a class index, or one for each of the {n} images; got {t.dtype}, "
-                     f"shape {tuple(t.shape)}; try None for the predicted class")
+    try: t = torch.as_tensor(target).as_subclass(torch.Tensor)
+    except (TypeError,ValueError,RuntimeError): got = f'{target!r:.40}'   # a name
+    else:
+        if t.dtype!=torch.bool and not t.is_floating_point() and tuple(t.shape) in ((),(n,)): return t.long().expand(n)
+        got = f'{t.dtype}, shape {tuple(t.shape)}'
+    raise ValueError(f"target: must be a class index, or one for each of the {n} images; got {got}; try None for the "
+                     "predicted class")
 
 # %% ../../nbs/measures/04_attribution.ipynb #a99a4df5
 def _score(out, target):
@@ -310,12 +312,12 @@ def _painted(dl, pattern, variant, seed):
     return dl,stamps,variant
 
 # %% ../../nbs/measures/04_attribution.ipynb #c4ec8263
-class _Painted:
-    "Batches of images, labels, and the class whose region counts; the masks of all classes"
 def _only_image(xs):
     if len(xs)==1: return xs[0]
     raise ValueError(f"dl: a batch has {len(xs)} inputs; maps are made of models that take one, the image")
 
+class _Painted:
+    "Batches of images, labels, and the class whose region counts; the masks of all classes"
     def __init__(self, dl, pattern, variant, n, seed, model=None):
         self.model = model   # which says how many inputs it takes
         dl,stamps,self.variant = _painted(dl, pattern, variant, seed)
@@ -514,6 +516,11 @@ def _show_map(ax, im, m, mask):
 
 # %% ../../nbs/measures/04_attribution.ipynb #782e3bde
 @patch
+def _name(self:GradCam, c):
+    "A class in words; a network may have more outputs than the data have classes"
+    return self.vocab[c] if c<len(self.vocab) else f'class {c}'
+
+@patch
 def _column(self:GradCam, axs, i):
     im,mask,row = self.images[i],self.mask[i],self.share.xs(i, level='image')
     label,worn = (self._name(row[o].iloc[0]) for o in ('label','picture'))
@@ -521,11 +528,6 @@ def _column(self:GradCam, axs, i):
     axs[0].set_title(label if label==worn else f'{label}, wears {worn}', fontsize='medium')
     _outline(axs[0], mask)
     for ax,(k,m) in zip(axs[1:], self.maps.items()):
-@patch
-def _name(self:GradCam, c):
-    "A class in words; a network may have more outputs than the data have classes"
-    return self.vocab[c] if c<len(self.vocab) else f'class {c}'
-
         r = row.loc[k]
         _show_map(ax, im, m[i], mask)
         ax.set_title(f'→ {self._name(r.pred)}', fontsize='medium')
