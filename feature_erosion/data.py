@@ -20,7 +20,7 @@ from fastdownload import FastDownload
 from PIL import Image, ImageOps
 from fastcore.all import *
 from fastai.vision.all import (Categorize, CategoryMap, CrossEntropyLossFlat, DataLoaders, IntToFloatTensor, Normalize,
-                               TensorCategory, TensorImage, TfmdDL, Transform, URLs, default_device, fastai_cfg,
+                               TensorCategory, TensorImage, TfmdDL, TitledInt, Transform, URLs, default_device, fastai_cfg,
                                image_extensions, progress_bar, to_device)
 from .files import *
 from .names import stats
@@ -70,7 +70,9 @@ class TensorImages:
         y = None if self.y is None else self.y[i]
         return TensorImages(self.x[i], y, self.vocab, self.split_idx, self.value_range)
     def new_empty(self): return self.take([])   # a slice would be pickled with all the images
-    def decode(self, o, full=True): return (o[0], *(Categorize(self.vocab, sort=False).decode(y) for y in o[1:]))
+    def decode(self, o, full=True):
+        name = TitledInt if self.vocab is None else Categorize(self.vocab, sort=False).decode
+        return (o[0], *map(name, o[1:]))
     __repr__ = basic_repr('x_shape,c,split_idx')
 
 # %% ../nbs/09_data.ipynb #cf2c22a9

@@ -2,7 +2,7 @@
 import os, random, time
 import numpy as np, pytest, torch
 from PIL import Image
-from fastai.vision.all import ImageDataLoaders, Normalize, aug_transforms, imagenet_stats
+from fastai.vision.all import ImageDataLoaders, Learner, Normalize, aug_transforms, imagenet_stats, nn, plt
 from feature_erosion.data import (CropFlip, NormalizeRows, TensorImages, cached_images, cifar10_dls, cifar100_dls, digits_dls,
                                   image_folder_dls, keep_on, tensor_dls)
 from feature_erosion.files import save_atomic
@@ -201,3 +201,23 @@ def test_statistics_that_do_not_fit(channels, stats):
 def test_the_number_of_validation_samples_is_named():
     with pytest.raises(ValueError, match='^n_valid=999: must be between 0 and the 360 samples there are'): digits_dls(n_valid=999)
     with pytest.raises(ValueError, match='^n=9999: must be between 0 and the 1437 samples there are'): digits_dls(n=9999)
+
+def test_classes_without_names(tmp_path):
+    "A vocab is not required: numbers stand for names wherever fastai shows samples or predictions"
+    x = np.zeros((24,8,8,3), np.uint8)
+    x[::2] = 255
+    dls = tensor_dls(TensorImages(x, np.arange(24)%2), TensorImages(x, np.arange(24)%2), bs=8)
+    dls.c = 2
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192,2))
+    net[1].weight.data[:] = torch.tensor([[1.],[-1.]])
+    net[1].bias.data[:] = torch.tensor([-96.,96.])   # white is 0
+    learn = Learner(dls, net, path=tmp_path)
+    dls.valid.show_batch(max_n=4)
+    assert [o.get_title() for o in plt.gcf().axes]==['0','1','0','1']
+    dls.inject(ColorSquare(2)).valid.show_batch(max_n=4)
+    assert [o.get_title() for o in plt.gcf().axes]==['0','1','0','1']
+    with learn.no_bar():
+        learn.show_results(max_n=2)
+        assert {o.get_title() for o in plt.gcf().axes}<={'0\n0','1\n1'}   # any two
+        assert [learn.predict(o)[0] for o in x[:2]]==[0,1]
+    plt.close('all')
