@@ -101,9 +101,9 @@ def subset(self:TensorImages,
     n:int|None, # Number of samples; `None` for all
     seed=0, # Same seed, same samples
 )->TensorImages:
-    "`n` samples, chosen at random with class proportions preserved"
+    "`n` samples, chosen at random; with labels, class proportions are preserved"
     if n is None: return self
-    return self.take(pick(self.y, n, seed, stratify=True))
+    return self.take(pick(range(len(self)) if self.y is None else self.y, n, seed, stratify=self.y is not None))
 
 def _hold_out(ds, n, seed):
     "Training and validation set, of `n` samples"

@@ -221,3 +221,10 @@ def test_classes_without_names(tmp_path):
         assert {o.get_title() for o in plt.gcf().axes}<={'0\n0','1\n1'}   # any two
         assert [learn.predict(o)[0] for o in x[:2]]==[0,1]
     plt.close('all')
+
+def test_some_of_images_without_labels():
+    "The same share as of any set, without classes to keep proportions of"
+    x = np.arange(50, dtype=np.uint8)[:,None,None,None].repeat(8, 1).repeat(8, 2).repeat(3, 3)
+    a,b = (TensorImages(x).subset(20, seed=1) for _ in range(2))
+    assert a.y is None and torch.equal(a.x, b.x) and len(a.x[:,0,0,0].unique())==20
+    assert not torch.equal(TensorImages(x).subset(20, seed=2).x, a.x)
