@@ -49,13 +49,13 @@ class TensorImages:
     "Images and labels in memory; an integer index gives a sample, a list or tensor of integers a batch"
     n_inp,plain_targets = 1,True
     def __init__(self,
-        x, # Images, uint8, shape `(samples, height, width, channels)`
+        x, # Images, uint8, shape `(samples, height, width, channels)`, or a list of them
         y=None, # Integer labels, shape `(samples,)`; `None` for a test set without labels
         vocab:list=None, # Name of each class
         split_idx:int=1, # 0: augmented as a training set, 1: not
         value_range:tuple|None=None # As in `to_uint8`; also used for the items of `test_dl`
     ):
-        self.x = torch.as_tensor(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x
+        self.x = x if isinstance(x, torch.Tensor) else torch.as_tensor(np.ascontiguousarray(x))
         self.y = self.targets = None if y is None else torch.as_tensor(int_labels(y))
         _check_images(self.x, self.y, vocab)
         self.vocab = CategoryMap(list(vocab), sort=False) if vocab is not None else None

@@ -228,3 +228,8 @@ def test_some_of_images_without_labels():
     a,b = (TensorImages(x).subset(20, seed=1) for _ in range(2))
     assert a.y is None and torch.equal(a.x, b.x) and len(a.x[:,0,0,0].unique())==20
     assert not torch.equal(TensorImages(x).subset(20, seed=2).x, a.x)
+
+def test_images_in_a_list():
+    x = np.random.RandomState(0).randint(256, size=(5,4,4,3), dtype=np.uint8)
+    assert torch.equal(TensorImages(list(x), range(5)).x, torch.as_tensor(x))
+    with pytest.raises(ValueError, match='x: torch.float64, shape'): TensorImages([[[[.5]]]])
