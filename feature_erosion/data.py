@@ -112,8 +112,8 @@ def _hold_out(ds, n, seed):
 
 def _some(train, valid, n, n_valid, seed):
     "`subset`s of both parts"
-    if n_valid is not None and not 0<=n_valid<=len(valid):
-        raise ValueError(f"n_valid={n_valid}: must be between 0 and the {len(valid)} samples there are")
+    if n_valid is not None and not (is_int(n_valid) and 0<=n_valid<=len(valid)):
+        raise ValueError(f"n_valid={n_valid!r}: must be between 0 and the {len(valid)} samples there are, an int")
     return train.subset(n, seed),valid.subset(n_valid, seed)
 
 # %% ../nbs/09_data.ipynb #df5b01d8
@@ -314,6 +314,7 @@ class CropFlip(Transform):
         flip:bool=True # Whether to flip half of the images
     ):
         super().__init__()
+        check_whole(0, pad=pad)
         self.pad,self.flip = pad,flip
 
     def encodes(self, x:TensorImage):
@@ -363,7 +364,8 @@ def tensor_dls(
     device:torch.device=None # By default fastai's default device
 )->DataLoaders:
     "In-memory `DataLoaders` that crop, flip, paint (after `inject`) and normalise"
-    if not 1<=bs<=len(train): raise ValueError(f"bs={bs}: must be between 1 and the {len(train)} training samples")
+    if not (is_int(bs) and 1<=bs<=len(train)):
+        raise ValueError(f"bs={bs!r}: must be between 1 and the {len(train)} training samples, an int")
     _check_stats(stats, train.x_shape[-1])
     a,b = (None if o.vocab is None else list(o.vocab) for o in (train,valid))
     if a and b and a!=b:

@@ -165,7 +165,8 @@ def pick(
 )->np.ndarray: # Sorted indices, shape `(n,)`
     "`n` of the samples, chosen at random"
     labels = np.asarray(labels)
-    if not 0<=n<=len(labels): raise ValueError(f"n={n}: must be between 0 and the {len(labels)} samples there are")
+    if not (is_int(n) and 0<=n<=len(labels)):
+        raise ValueError(f"n={n!r}: must be between 0 and the {len(labels)} samples there are, an int")
     rng = np_rng(seed)
     order = rng.permutation(len(labels))
     if stratify:

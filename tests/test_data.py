@@ -1,5 +1,6 @@
 "Data on disk: real photographs, CIFAR-100's layout, two processes at once."
 import os, random, time
+from functools import partial
 import numpy as np, pytest, torch
 from PIL import Image
 from fastai.vision.all import ImageDataLoaders, Learner, Normalize, aug_transforms, imagenet_stats, nn, plt
@@ -201,6 +202,14 @@ def test_statistics_that_do_not_fit(channels, stats):
 def test_the_number_of_validation_samples_is_named():
     with pytest.raises(ValueError, match='^n_valid=999: must be between 0 and the 360 samples there are'): digits_dls(n_valid=999)
     with pytest.raises(ValueError, match='^n=9999: must be between 0 and the 1437 samples there are'): digits_dls(n=9999)
+
+@pytest.mark.parametrize('name,value', [('n',1e3), ('n',.1), ('n_valid',.5), ('bs',32.), ('pad',2.), ('pad',-1)])
+def test_numbers_that_are_not_whole(name, value):
+    "A share of the samples, 1e3 of them, or a padding that cuts off; of NumPy's integers all are fine"
+    a,b = (o.dataset for o in digits_dls(n=100, n_valid=60))
+    f = partial(tensor_dls, a, b) if name=='pad' else digits_dls
+    with pytest.raises(ValueError, match=f'^{name}={value!r}: must be .*(, an int$|whole number)'): f(**{name:value})
+    f(**{name:np.int64(8), 'bs':np.int64(8)})
 
 def test_classes_without_names(tmp_path):
     "A vocab is not required: numbers stand for names wherever fastai shows samples or predictions"
