@@ -34,6 +34,8 @@ class _Images:
         dl = fixed_dl(dl, n, seed)
         with unaugmented(dl): got = [tuple(o.cpu() for o in _image_batch(dl, b, model)) for b in dl]
         x,self.y = _joined(got)
+        if bad := int((~x.isfinite()).flatten(1).any(1).sum()):
+            raise ValueError(f"dl: {bad} of {len(x)} images have NaN or infinite values; leave them out, or replace these by black")
         self.dtype,self.bs,(self.shift,self.scale) = x.dtype,bs,_range(dl, x)
         self.x,self.partner = (x.float()-self.shift)/self.scale,partners(self.y, seed)
 

@@ -265,6 +265,10 @@ def test_what_is_no_image_says_so():
     with pytest.raises(ValueError, match='no labels'): find_shortcut(nn.Flatten(), [x])
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3,4))
     with pytest.raises(ValueError, match='images of one size'): find_shortcut(pool, [(x[:80],y[:80]), (x[80:,:,:20],y[80:])])
+    for bad in (float('nan'), float('inf')):
+        one = x.clone()
+        one[3,0,5,5] = bad
+        with pytest.raises(ValueError, match='dl: 1 of 128 images have NaN or infinite values'): find_shortcut(pool, [(one,y)])
 
 def test_a_result_can_be_saved():
     "With all its parts: they mix the same images as before"
