@@ -222,6 +222,10 @@ def _scaled(a, value_range, short):
     return x,(None if a.dtype==bool else (lo, hi, float(a.min()), float(a.max())))
 
 # %% ../nbs/09_data.ipynb #5d0c7a23
+def _check_channels(channels):
+    if channels not in (1,3):
+        raise ValueError(f"channels={channels!r}: must be 3 (RGB) or 1 (grey); an alpha channel is dropped")
+
 def _check_range(r):
     if r is None: return
     if not (isinstance(r, (tuple,list)) and len(r)==2 and all(np.isfinite(o) for o in r) and r[0]<r[1]):
@@ -236,6 +240,7 @@ def _from_array(a):
 def _to_bytes(o, size, channels, value_range):
     "`to_uint8`, plus the values from `_scaled`"
     name = o if isinstance(o, (str,Path)) else type(o).__name__
+    _check_channels(channels)
     _check_range(value_range)
     im,short,negative = _opened(o, name)
     try:
@@ -283,6 +288,7 @@ def _note(seen, n):
 
 def _decode_all(items, size, channels, value_range):
     "All images as one array, and what `_note` says"
+    if not len(items): raise ValueError("images: none given; want files, PIL images or arrays")
     out,seen = None,[]
     for i,o in enumerate(progress_bar(items, leave=False) if len(items)>2000 else items):
         im,wide = _to_bytes(o, size, channels, value_range)
@@ -302,7 +308,6 @@ def _say(x, note):
 def _test_set(self:TensorDL, items):
     "Arrays, PIL images or files, as images of this dataset's shape"
     (_,h,w,c),ds,items = self.dataset.x_shape,self.dataset,list(items)
-    if not items: raise ValueError("items: none given; want arrays, PIL images or files")
     return TensorImages(_say(*_decode_all(items, (w,h), c, ds.value_range)), vocab=ds.vocab, value_range=ds.value_range)
 
 # %% ../nbs/09_data.ipynb #243dec5c
@@ -584,8 +589,7 @@ def _match(train, valid, classes, path):
 def _check_folder_args(size, channels, valid_pct):
     if size is not None and not (is_int(size) and size>0):
         raise ValueError(f"size={size!r}: must be 1 pixel or more, an int, or None")
-    if channels not in (1,3):
-        raise ValueError(f"channels={channels!r}: must be 3 (RGB) or 1 (grey); an alpha channel is dropped")
+    _check_channels(channels)
     if not 0<=valid_pct<1: raise ValueError(f"valid_pct={valid_pct!r}: must be at least 0 and below 1, a share of the samples")
 
 def _train_valid(path, n_classes, seed, classes, valid_pct, level, *how):
