@@ -349,6 +349,21 @@ def test_which_part_of_a_batch_is_the_label():
     got = compare_cams(m, loader(x, y, y%2, n_inp=1), ColorSquare(4), n=None)
     assert got.share.label.tolist()==y.tolist()
 
+@pytest.mark.parametrize('variant', ['pattern','conflict'])
+def test_attention_where_some_classes_have_pictures(variant):
+    "On the images with a picture: in 'pattern' those of the chosen classes, as if all classes had theirs"
+    set_seed(0)
+    m,dls = nn.Sequential(nn.Conv2d(3,4,3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4,10)),digits_dls(64, 100)
+    some = compare_cams(m, dls.inject(ColorSquare(4), classes=['1','7']), n=None, variant=variant).share
+    assert set(some.picture)=={1,7}
+    if variant=='conflict': return
+    want = compare_cams(m, dls.inject(ColorSquare(4)), n=None).share
+    want = want[want.label.isin([1,7])]
+    assert some.share.tolist()==pytest.approx(want.share.tolist(), abs=1e-6) and some.label.tolist()==want.label.tolist()
+    got = pattern_attention(m, dls.inject(ColorSquare(4), classes=['1','7']), progress=False)
+    n = torch.isin(dls.valid_ds.y, torch.tensor([1,7])).sum()
+    assert got.share.item()==pytest.approx(want.share.mean(), abs=1e-6) and got.n.item()==len(want)==n
+
 def test_a_target_by_name():
     m = nn.Sequential(nn.Conv2d(3,4,3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4,3))
     for bad in ('label', ['cat','dog']):

@@ -24,7 +24,7 @@ from ..patterns import *
 from ..patterns import _stamped
 from ..phases import class_names
 from ..evalsets import *
-from ..evalsets import _classes_injected, _n_injected
+from ..evalsets import _classes_injected, _n_injected, _only_worn
 from ..plots import *
 from .layers import *
 from .layers import _has_weights, _only_model
@@ -308,8 +308,8 @@ def _painted(dl, pattern, variant, seed):
     if pattern is None: raise ValueError("pattern=None: these images are not painted; say which pattern, e.g. `ColorSquare(4)`")
     # the same stamps as `pattern_sets`
     dl = _stamped(dl, pattern, dls, variant, n, classes, seed=stamp_seed(seed, 1))
-    stamps = torch.as_tensor(read_labels(dl.dataset.ds)) if variant=='clean' else dl.dataset.stamps
-    return dl,stamps,variant
+    if variant=='clean': return dl,torch.as_tensor(read_labels(dl.dataset.ds)),variant
+    return _only_worn(dl),dl.dataset.stamps,variant   # of some `classes` only, the images of these
 
 # %% ../../nbs/measures/04_attribution.ipynb #c4ec8263
 def _only_image(xs):
