@@ -364,6 +364,11 @@ def test_attention_where_some_classes_have_pictures(variant):
     n = torch.isin(dls.valid_ds.y, torch.tensor([1,7])).sum()
     assert got.share.item()==pytest.approx(want.share.mean(), abs=1e-6) and got.n.item()==len(want)==n
 
+@pytest.mark.parametrize('box', [(0,0,2), (0.,0.,2.,2.), (0,0,.5,.5), (0,0,0,2), (5,0,2,2)], ids=str)
+def test_boxes_that_are_none(box):
+    with pytest.raises(ValueError, match=r'where=.*: must be \(top, left, height, width\) inside 6×6, in whole pixels'):
+        attention_share(torch.rand(2, 6, 6), box)
+
 def test_a_target_by_name():
     m = nn.Sequential(nn.Conv2d(3,4,3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4,3))
     for bad in ('label', ['cat','dog']):

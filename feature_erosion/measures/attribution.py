@@ -233,9 +233,9 @@ def grad_cam(
 
 # %% ../../nbs/measures/04_attribution.ipynb #6dbd6c7e
 def _box(where, h, w):
-    t,l,bh,bw = where
+    t,l,bh,bw = where if len(where)==4 and all(map(is_int, where)) else (-1,)*4
     if min(t,l)<0 or min(bh,bw)<1 or t+bh>h or l+bw>w:
-        raise ValueError(f"where={tuple(where)}: must be (top, left, height, width) inside {h}×{w}")
+        raise ValueError(f"where={tuple(where)}: must be (top, left, height, width) inside {h}×{w}, in whole pixels")
     res = torch.zeros(h, w, dtype=torch.bool)
     res[t:t+bh, l:l+bw] = True
     return res
