@@ -21,7 +21,7 @@ from fastai.callback.fp16 import NonNativeMixedPrecision
 from fastai.callback.training import GradientAccumulation
 from fastai.vision.all import (CSVLogger, Callback, CancelBackwardException, CancelBatchException, CancelEpochException,
                                CancelFitException, CancelStepException, CancelTrainException, CancelValidException, DataLoader,
-                               DataLoaders, Learner, Metric, ParamScheduler, Recorder, SaveModelCallback, SchedCos, SchedExp,
+                               DataLoaders, Learner, Metric, ParamScheduler, Recorder, SaveModelCallback, SchedCos,
                                SchedLin, TrainEvalCallback, combined_cos, event, get_model, num_distrib)
 from .files import check_name
 from .callbacks import *
@@ -59,7 +59,7 @@ def one_cycle(
 # %% ../nbs/11_phases.ipynb #a48bfa7f
 schedules = dict(constant=constant, multi_step=multi_step, one_cycle=one_cycle,
     cosine=lambda lr: SchedCos(lr, 0.), linear=lambda lr: SchedLin(lr, 0.),
-    exponential=lambda lr: SchedExp(lr, lr/100))
+    exponential=lambda lr: lambda pct: lr * .01**pct)
 _short = dict(no='constant', cos='cosine', lin='linear', exp='exponential')   # fastai's names
 for k,v in _short.items(): schedules[k] = schedules[v]
 
@@ -602,8 +602,7 @@ def _check_hypers(p, hypers, given):
         if len(_by_group(v)) not in (1,n):
             raise ValueError(f"{k}={v!r}: phase {p.name!r} has {len(v)} values, the optimiser {n} parameter groups; "
                              "give one for each")
-    own = {} if isinstance(p.sched, str) else p.scheds(_rates(given['lr']))
-    for k,f in own.items():
+    for k,f in p.scheds(_rates(given['lr'])).items():
         if k not in hypers[0]:
             raise ValueError(f"sched: phase {p.name!r} schedules {k!r}; the optimiser has {', '.join(hypers[0])}")
         if np.size(v := f(0.)) not in (1,n) or not np.issubdtype(np.asarray(v).dtype, np.number):
