@@ -270,7 +270,7 @@ def test_validation_keeps_the_history(dls):
 
 def test_a_log_of_ones_own(dls):
     class Bias(LoggedCallback):
-        columns,table = ['bias'],'biases'
+        columns,table = 'bias','biases'   # one may do without a list
         def look(self): return dict(bias=self.model[-1].bias.abs().max().item())
     learn = Learner(dls, net(), opt_func=SGD, lr=.1)
     quiet_fit(learn, 2, [Bias(), PlasticityLog(measures='weight_norm')])
