@@ -379,6 +379,7 @@ def test_other_callbacks_and_no_phases(tmp_path):
         with pytest.raises(RuntimeError): plain_fit(tmp_path, Stop(at, boom(RuntimeError('x'))))
     again = plain_fit(tmp_path)
     assert same(again, whole) and again.recorder.values==whole.recorder.values
+    pd.testing.assert_frame_equal(RunStore(tmp_path)['b'].history, again.recorder.history)
 
 def plain_learner(folder, n=96):
     set_seed(0)

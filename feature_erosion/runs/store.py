@@ -438,7 +438,8 @@ def _text(df, text):
 @patch(as_prop=True)
 def history(self:Run)->pd.DataFrame:
     "One row per epoch, as `learn.recorder.history`"
-    return self.table('epochs').rename_axis('epoch')
+    df = self.table('epochs').rename_axis('epoch')
+    return df.drop(columns='phase') if 'phase' in df and df.phase.isna().all() else df   # a fit without phases
 
 @patch(as_prop=True)
 def evals(self:Run)->pd.DataFrame:
