@@ -479,7 +479,14 @@ def test_no_half_life_of_chance(end):
 def test_one_curve_has_no_gap():
     for o in ([.1,.2,.3], pd.DataFrame(dict(accuracy=[.1,.2,.3]))):
         with pytest.raises(ValueError, match='`scratch` has no phases.*give the other run'): relearning_gap(o)
-    assert relearning_gap(pd.DataFrame(dict(phase=['pretrain']*2+['relearn']*2, clean=[.2,.6,.1,.3]))).gap==pytest.approx(.4-.2)
+    both = pd.DataFrame(dict(phase=['pretrain']*2+['relearn']*2, clean=[.2,.6,.1,.3]))
+    assert relearning_gap(both).gap==pytest.approx(.4-.2)
+    assert relearning_gap(both, both[2:], phases='relearn').gap==0
+    with pytest.raises(ValueError, match='must be two names'): relearning_gap(both, phases=['relearn'])
+
+def test_a_history_holds_no_evaluations():
+    h = pd.DataFrame(dict(phase=['erode']*2, iters=[4,8], clean=[.9,.5]))
+    with pytest.raises(ValueError, match="without 'iter' is none of evaluations"): erosion_summary(h, .1)
 
 @quick
 @given(share, share)
