@@ -78,9 +78,9 @@ class Net:
         find_pattern(self.pattern)
 
 # %% ../../nbs/paper/00_nets.ipynb #e334a5b0
-_given_by = dict(digits=('n_classes','size','stats','pad'), cifar10=('n_classes','size'), cifar100=('n_classes','size')) # Fixed
 _opts = dict(sgd={}, adam=dict(opt_func=partial(TorchOptim, opt=torch.optim.Adam)))
 _cifar = dict(cifar10=(cifar10_dls,URLs.CIFAR), cifar100=(cifar100_dls,URLs.CIFAR_100))
+_given_by = dict(digits=('n_classes','size','stats','pad'), **dict.fromkeys(_cifar, ('n_classes','size')))
 
 # %% ../../nbs/paper/00_nets.ipynb #257c987f
 _where = {'resnet20-12fca82f.th': "It is in `pretrained_models` of https://github.com/akamaster/pytorch_resnet_cifar10. ",
