@@ -387,6 +387,19 @@ def test_what_phases_cannot_train_is_refused(learn, dls):
         learn.fit_phases([Phase('a', 1), Phase('b', 1, sched='one_cycle')])
     learn.dls = DataLoaders(dls.train.new(bs=65, drop_last=True), dls.valid)
     with pytest.raises(ValueError, match="phase 'a' has no batch to train on"): learn.fit_phases(two())
+    learn.dls = DataLoaders(dls.train)
+    with pytest.raises(ValueError, match="phase 'a' has no validation set"): learn.fit_phases(two())
+
+def test_schedules_that_stay_on_a_learner(learn):
+    "What watches their phases stays out of `lr_find`, before the first fit as well; one fit has one schedule"
+    learn.add_cbs([PhaseSchedule(two()), PerPhase(ReduceLROnPlateau())])
+    learn.lr_find(num_it=20, show_plot=False)
+    with pytest.raises(ValueError, match='more than one `PhaseSchedule`, for a, b and c; give one'): learn.fit_phases(Phase('c', 1))
+    learn.fit(2)
+    assert learn.recorder.history.phase.tolist()==['a','b']
+    learn.remove_cb(PhaseSchedule)
+    learn.fit_phases(Phase('c', 1))
+    assert learn.recorder.history.phase.tolist()==['c']
 
 def test_until_with_a_pytorch_loader():
     torch.manual_seed(0)
