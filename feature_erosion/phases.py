@@ -622,7 +622,8 @@ def _check_data(phases, dls):
     for p in phases:
         _check_parts(p.name, ifnone(p.dls, dls))
         if len(ifnone(p.dls, dls).train)==0:
-            raise ValueError(f"dls: phase {p.name!r} has no batch to train on; choose a smaller batch size")
+            raise ValueError(f"dls: phase {p.name!r} has no batch to train on; choose a smaller batch size, "
+                             "or give data with samples, as an exported Learner has none")
         if p.dls is not None: _same_classes(p, phases, dls)
 
 def _same_classes(p, phases, dls):

@@ -389,6 +389,8 @@ def test_what_phases_cannot_train_is_refused(learn, dls):
     with pytest.raises(ValueError, match="phase 'a' has no batch to train on"): learn.fit_phases(two())
     learn.dls = DataLoaders(dls.train)
     with pytest.raises(ValueError, match="phase 'a' has no validation set"): learn.fit_phases(two())
+    learn.dls = dls.new_empty()
+    with pytest.raises(ValueError, match="phase 'a' has no batch.*an exported Learner has none"): learn.fit_phases(two())
 
 def test_schedules_that_stay_on_a_learner(learn):
     "What watches their phases stays out of `lr_find`, before the first fit as well; one fit has one schedule"
