@@ -137,20 +137,20 @@ class LoggedCallback(TidyCallback):
         try: return self.look()
         except ValueError as e:
             if self.fresh: raise
-            warnings.warn(f"{self.name}: {e}. Training goes on, with NaN for {', '.join(self.columns)}")
-            return dict.fromkeys(self.columns, float('nan'))
+            warnings.warn(f"{self.name}: {e}. Training goes on, with NaN for {', '.join(listify(self.columns))}")
+            return dict.fromkeys(listify(self.columns), float('nan'))
 
     def before_fit(self):
         if not self._starts(): return
         self.last,self.fresh = SimpleNamespace(),True
-        new = [] if getattr(self.learn, 'phase', None) else self.columns   # within a fit the table has its columns
+        new = [] if getattr(self.learn, 'phase', None) else listify(self.columns)   # within a fit the table has its columns
         self.mine = L(ValueMetric(partial(self._value, c), c) for c in new)
         self.learn.metrics = self.learn.metrics + self.mine
         self._check_columns()
 
     def _check_columns(self):
         names = [*log_columns, 'iters', 'train_loss', 'valid_loss', 'time', *self.learn.metrics.attrgot('name')]
-        if twice := [c for c in self.columns if names.count(c)>1]:
+        if twice := [c for c in listify(self.columns) if names.count(c)>1]:
             raise ValueError(f"{self.name}: there would be two columns {twice[0]!r}; the log, a metric or another callback has "
                              "it, too. Give one of them another name, as a set in `EvalSets({'another': dl})`")
 

@@ -20,7 +20,7 @@ from fastdownload import FastDownload
 from PIL import Image, ImageOps
 from fastcore.all import *
 from fastai.vision.all import (Categorize, CategoryMap, CrossEntropyLossFlat, DataLoaders, IntToFloatTensor, Normalize,
-                               TensorCategory, TensorImage, TfmdDL, Transform, URLs, default_device, fastai_cfg,
+                               TensorCategory, TensorImage, TfmdDL, TitledInt, Transform, URLs, default_device, fastai_cfg,
                                image_extensions, progress_bar, to_device)
 from .files import *
 from .names import stats
@@ -49,13 +49,13 @@ class TensorImages:
     "Images and labels in memory; an integer index gives a sample, a list or tensor of integers a batch"
     n_inp,plain_targets = 1,True
     def __init__(self,
-        x, # Images, uint8, shape `(samples, height, width, channels)`
+        x, # Images, uint8, shape `(samples, height, width, channels)`, or a list of them
         y=None, # Integer labels, shape `(samples,)`; `None` for a test set without labels
         vocab:list=None, # Name of each class
         split_idx:int=1, # 0: augmented as a training set, 1: not
         value_range:tuple|None=None # As in `to_uint8`; also used for the items of `test_dl`
     ):
-        self.x = torch.as_tensor(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x
+        self.x = x if isinstance(x, torch.Tensor) else torch.as_tensor(np.ascontiguousarray(x))
         self.y = self.targets = None if y is None else torch.as_tensor(int_labels(y))
         _check_images(self.x, self.y, vocab)
         self.vocab = CategoryMap(list(vocab), sort=False) if vocab is not None else None
@@ -70,7 +70,9 @@ class TensorImages:
         y = None if self.y is None else self.y[i]
         return TensorImages(self.x[i], y, self.vocab, self.split_idx, self.value_range)
     def new_empty(self): return self.take([])   # a slice would be pickled with all the images
-    def decode(self, o, full=True): return (o[0], *(Categorize(self.vocab, sort=False).decode(y) for y in o[1:]))
+    def decode(self, o, full=True):
+        name = TitledInt if self.vocab is None else Categorize(self.vocab, sort=False).decode
+        return (o[0], *map(name, o[1:]))
     __repr__ = basic_repr('x_shape,c,split_idx')
 
 # %% ../nbs/09_data.ipynb #cf2c22a9
@@ -99,9 +101,9 @@ def subset(self:TensorImages,
     n:int|None, # Number of samples; `None` for all
     seed=0, # Same seed, same samples
 )->TensorImages:
-    "`n` samples, chosen at random with class proportions preserved"
+    "`n` samples, chosen at random; with labels, class proportions are preserved"
     if n is None: return self
-    return self.take(pick(self.y, n, seed, stratify=True))
+    return self.take(pick(range(len(self)) if self.y is None else self.y, n, seed, stratify=self.y is not None))
 
 def _hold_out(ds, n, seed):
     "Training and validation set, of `n` samples"
@@ -110,8 +112,8 @@ def _hold_out(ds, n, seed):
 
 def _some(train, valid, n, n_valid, seed):
     "`subset`s of both parts"
-    if n_valid is not None and not 0<=n_valid<=len(valid):
-        raise ValueError(f"n_valid={n_valid}: must be between 0 and the {len(valid)} samples there are")
+    if n_valid is not None and not (is_int(n_valid) and 0<=n_valid<=len(valid)):
+        raise ValueError(f"n_valid={n_valid!r}: must be between 0 and the {len(valid)} samples there are, an int")
     return train.subset(n, seed),valid.subset(n_valid, seed)
 
 # %% ../nbs/09_data.ipynb #df5b01d8
@@ -220,6 +222,10 @@ def _scaled(a, value_range, short):
     return x,(None if a.dtype==bool else (lo, hi, float(a.min()), float(a.max())))
 
 # %% ../nbs/09_data.ipynb #5d0c7a23
+def _check_channels(channels):
+    if channels not in (1,3):
+        raise ValueError(f"channels={channels!r}: must be 3 (RGB) or 1 (grey); an alpha channel is dropped")
+
 def _check_range(r):
     if r is None: return
     if not (isinstance(r, (tuple,list)) and len(r)==2 and all(np.isfinite(o) for o in r) and r[0]<r[1]):
@@ -234,6 +240,7 @@ def _from_array(a):
 def _to_bytes(o, size, channels, value_range):
     "`to_uint8`, plus the values from `_scaled`"
     name = o if isinstance(o, (str,Path)) else type(o).__name__
+    _check_channels(channels)
     _check_range(value_range)
     im,short,negative = _opened(o, name)
     try:
@@ -281,6 +288,7 @@ def _note(seen, n):
 
 def _decode_all(items, size, channels, value_range):
     "All images as one array, and what `_note` says"
+    if not len(items): raise ValueError("images: none given; want files, PIL images or arrays")
     out,seen = None,[]
     for i,o in enumerate(progress_bar(items, leave=False) if len(items)>2000 else items):
         im,wide = _to_bytes(o, size, channels, value_range)
@@ -300,7 +308,6 @@ def _say(x, note):
 def _test_set(self:TensorDL, items):
     "Arrays, PIL images or files, as images of this dataset's shape"
     (_,h,w,c),ds,items = self.dataset.x_shape,self.dataset,list(items)
-    if not items: raise ValueError("items: none given; want arrays, PIL images or files")
     return TensorImages(_say(*_decode_all(items, (w,h), c, ds.value_range)), vocab=ds.vocab, value_range=ds.value_range)
 
 # %% ../nbs/09_data.ipynb #243dec5c
@@ -312,6 +319,7 @@ class CropFlip(Transform):
         flip:bool=True # Whether to flip half of the images
     ):
         super().__init__()
+        check_whole(0, pad=pad)
         self.pad,self.flip = pad,flip
 
     def encodes(self, x:TensorImage):
@@ -361,7 +369,8 @@ def tensor_dls(
     device:torch.device=None # By default fastai's default device
 )->DataLoaders:
     "In-memory `DataLoaders` that crop, flip, paint (after `inject`) and normalise"
-    if not 1<=bs<=len(train): raise ValueError(f"bs={bs}: must be between 1 and the {len(train)} training samples")
+    if not (is_int(bs) and 1<=bs<=len(train)):
+        raise ValueError(f"bs={bs!r}: must be between 1 and the {len(train)} training samples, an int")
     _check_stats(stats, train.x_shape[-1])
     a,b = (None if o.vocab is None else list(o.vocab) for o in (train,valid))
     if a and b and a!=b:
@@ -580,8 +589,7 @@ def _match(train, valid, classes, path):
 def _check_folder_args(size, channels, valid_pct):
     if size is not None and not (is_int(size) and size>0):
         raise ValueError(f"size={size!r}: must be 1 pixel or more, an int, or None")
-    if channels not in (1,3):
-        raise ValueError(f"channels={channels!r}: must be 3 (RGB) or 1 (grey); an alpha channel is dropped")
+    _check_channels(channels)
     if not 0<=valid_pct<1: raise ValueError(f"valid_pct={valid_pct!r}: must be at least 0 and below 1, a share of the samples")
 
 def _train_valid(path, n_classes, seed, classes, valid_pct, level, *how):

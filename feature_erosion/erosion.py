@@ -139,6 +139,8 @@ def _evals(o, chance):
     ev = ev.rename(columns={f'{c}_accuracy':c for c in _sets if c not in ev})
     if 'clean' not in ev:
         raise ValueError(f"rec: accuracy on a set called 'clean' is needed; there are {', '.join(map(str, ev.columns))}")
+    if bad := [c for c in ('iter','total_iter','n') if c not in ev]:
+        raise ValueError(f"rec: a table without {bad[0]!r} is none of evaluations; give a Learner, its Recorder, or its `evals`")
     _check_metric(ev, 'clean')
     return _by_iteration(ev),_chance(getattr(o, 'dls', None), chance)
 
@@ -240,6 +242,12 @@ def _history(o):
     o = o.recorder if isinstance(o, Learner) else o
     return o.history if isinstance(o, Recorder) else o
 
+def _pair(phases):
+    "The phase to take from each of two; one name is meant for both"
+    res = [phases]*2 if isinstance(phases, str) else list(phases)
+    if len(res)==2: return res
+    raise ValueError(f"phases={phases!r}: must be two names, the phase to take from each of the two")
+
 def _curve(o, phase, column):
     "Accuracies at the ends of epochs, from any of these sources"
     source,o = getattr(o, 'recorder', o),_history(o)
@@ -277,7 +285,7 @@ def relearning_gap(
     "Compare learning from scratch with relearning, over the epochs that both have"
     if relearn is None and 'phase' not in getattr(_history(scratch), 'columns', ()):
         raise ValueError("relearn=None: `scratch` has no phases, and one curve says nothing about relearning; give the other run")
-    a,b = (_curve(o, p, column) for o,p in zip((scratch, scratch if relearn is None else relearn), phases))
+    a,b = (_curve(o, p, column) for o,p in zip((scratch, scratch if relearn is None else relearn), _pair(phases)))
     T = min(len(a), len(b))
     if T<2: raise ValueError(f"scratch, relearn: {len(a)} and {len(b)} epochs; need two or more of each for an area")
     level = .95*a[T-1] if level is None else level
@@ -382,6 +390,6 @@ def eri(
     columns:tuple=('pattern','clean') # Columns of the history: accuracy with the shortcut, and without
 )->pd.Series: # `adaptation_delay` in epochs, NaN if one never reaches `tau`; `performance_deficit`, `relative_reliance`
     "Einstellung Rigidity Index: does a past make a network take the shortcut sooner? (Gu & Shi 2025, arXiv 2510.00475)"
-    (a,a_clean),(b,b_clean) = (_two_curves(o, p, columns) for o,p in zip((continual, scratch), phases))
+    (a,a_clean),(b,b_clean) = (_two_curves(o, p, columns) for o,p in zip((continual, scratch), _pair(phases)))
     return pd.Series(dict(adaptation_delay=_epoch_of(a, tau, smooth)-_epoch_of(b, tau, smooth), performance_deficit=b[-1]-a[-1],
                           relative_reliance=(a[-1]-a_clean[-1])-(b[-1]-b_clean[-1])))

@@ -143,7 +143,7 @@ def pattern_sets(
     if pattern is None: raise ValueError("pattern=None: these DataLoaders were not made by `inject`; say which pattern")
     with fixed_random():
         painted = partial(_stamped, dls[ds_idx], pattern, dls, n_classes=n, classes=classes, seed=stamp_seed(seed, ds_idx))
-        res = {v:dls[ds_idx] if v=='clean' else painted(variant=v) for v in names}
+        res = {v:dls[ds_idx] if v=='clean' else painted(variant=v) for v in listify(names)}
         return {v:_only_worn(dl) if v=='conflict' else dl for v,dl in res.items()}
 
 # %% ../nbs/12_evalsets.ipynb #0b1a55e5

@@ -165,7 +165,8 @@ def pick(
 )->np.ndarray: # Sorted indices, shape `(n,)`
     "`n` of the samples, chosen at random"
     labels = np.asarray(labels)
-    if not 0<=n<=len(labels): raise ValueError(f"n={n}: must be between 0 and the {len(labels)} samples there are")
+    if not (is_int(n) and 0<=n<=len(labels)):
+        raise ValueError(f"n={n!r}: must be between 0 and the {len(labels)} samples there are, an int")
     rng = np_rng(seed)
     order = rng.permutation(len(labels))
     if stratify:
@@ -395,16 +396,16 @@ def n_inputs(b):
     raise ValueError(f"dl: there is no tensor in the inputs of a batch, {xs[0]!r:.60}")
 
 def _fixed_list(batches, n):
-    if not batches: raise ValueError("dl: an empty list; give batches, [(x, y)]")
     dims = {getattr(split_batch([], b)[0][0], 'ndim', None) for b in batches}
     if len(dims)>1: raise ValueError(f"dl: inputs of its batches have {' and '.join(map(str, dims))} axes; "
                                      "a single batch goes into a list of its own, [(x, y)]")
-    return list(_first_batches(batches, n))
+    if res := list(_first_batches(batches, n)): return res
+    raise ValueError("dl: an empty list, or one of empty batches; give batches, [(x, y)]")
 
 def _first_batches(batches, n):
     for b in batches:
         if n is not None and n<=0: return
-        k = n_inputs(b)
+        if not (k := n_inputs(b)): continue   # nothing in it to measure, and no mean
         yield b if n is None or k<=n else first_samples(b if isinstance(b, torch.Tensor) else tuple(b), n)
         n = n if n is None else n-k
 

@@ -183,6 +183,7 @@ def paint(
     "Paint a picture on a copy of each image"
     rows,cols,pic,alpha = pictures
     x = x.clone() if background is None else _grey(x, background)
+    stamps = stamps.as_subclass(torch.Tensor).long()   # a byte as an index would be a mask
     idx = stamps.clamp(min=0)
     a = alpha[idx]*(stamps>=0)[:,None,None,None]
     mix = torch.lerp(x[...,rows,cols].to(a.dtype), pic[idx]*_white(x), a)

@@ -21,7 +21,7 @@ from fastai.callback.fp16 import NonNativeMixedPrecision
 from fastai.callback.training import GradientAccumulation
 from fastai.vision.all import (CSVLogger, Callback, CancelBackwardException, CancelBatchException, CancelEpochException,
                                CancelFitException, CancelStepException, CancelTrainException, CancelValidException, DataLoader,
-                               DataLoaders, Learner, Metric, ParamScheduler, Recorder, SaveModelCallback, SchedCos, SchedExp,
+                               DataLoaders, Learner, Metric, ParamScheduler, Recorder, SaveModelCallback, SchedCos,
                                SchedLin, TrainEvalCallback, combined_cos, event, get_model, num_distrib)
 from .files import check_name
 from .callbacks import *
@@ -59,7 +59,7 @@ def one_cycle(
 # %% ../nbs/11_phases.ipynb #a48bfa7f
 schedules = dict(constant=constant, multi_step=multi_step, one_cycle=one_cycle,
     cosine=lambda lr: SchedCos(lr, 0.), linear=lambda lr: SchedLin(lr, 0.),
-    exponential=lambda lr: SchedExp(lr, lr/100))
+    exponential=lambda lr: lambda pct: lr * .01**pct)
 _short = dict(no='constant', cos='cosine', lin='linear', exp='exponential')   # fastai's names
 for k,v in _short.items(): schedules[k] = schedules[v]
 
@@ -312,6 +312,8 @@ class PhaseSchedule(TidyCallback):
         "Check that the fit is long enough and that all data have the same classes, and set up"
         self.run = trains(self.learn)
         if not self.run: return
+        _one_schedule(self.learn.cbs)
+        self.learn.phase_schedule = self   # gone if another one was removed since
         if self.n_epoch<(need := n_epochs(self.phases, self.dls)):
             raise ValueError(f"n_epoch={self.n_epoch}: these phases need {need} epochs")
         _one_lead(self.phases, self.learn.cbs)
@@ -574,6 +576,13 @@ def check_classes(
                       "right for a new task on the same outputs, wrong for the same task")
 
 # %% ../nbs/11_phases.ipynb #0e1ead01
+def _one_schedule(cbs):
+    "Check that only one callback leads through phases"
+    if len(all_ := [o for o in cbs if isinstance(o, PhaseSchedule)])<2: return
+    named = ' and '.join(', '.join(o.phases.attrgot('name')) for o in all_)
+    raise ValueError(f"cbs: more than one `PhaseSchedule`, for {named}; give one. `fit_phases` brings its own: "
+                     "`learn.remove_cb(PhaseSchedule)` removes one that stays on the Learner")
+
 def _one_lead(phases, cbs):
     "Check that each hyper-parameter has only one schedule"
     own = {k for p in phases for k in p.scheds(1.)}
@@ -602,8 +611,7 @@ def _check_hypers(p, hypers, given):
         if len(_by_group(v)) not in (1,n):
             raise ValueError(f"{k}={v!r}: phase {p.name!r} has {len(v)} values, the optimiser {n} parameter groups; "
                              "give one for each")
-    own = {} if isinstance(p.sched, str) else p.scheds(_rates(given['lr']))
-    for k,f in own.items():
+    for k,f in p.scheds(_rates(given['lr'])).items():
         if k not in hypers[0]:
             raise ValueError(f"sched: phase {p.name!r} schedules {k!r}; the optimiser has {', '.join(hypers[0])}")
         if np.size(v := f(0.)) not in (1,n) or not np.issubdtype(np.asarray(v).dtype, np.number):
@@ -612,8 +620,10 @@ def _check_hypers(p, hypers, given):
 
 def _check_data(phases, dls):
     for p in phases:
+        _check_parts(p.name, ifnone(p.dls, dls))
         if len(ifnone(p.dls, dls).train)==0:
-            raise ValueError(f"dls: phase {p.name!r} has no batch to train on; choose a smaller batch size")
+            raise ValueError(f"dls: phase {p.name!r} has no batch to train on; choose a smaller batch size, "
+                             "or give data with samples, as an exported Learner has none")
         if p.dls is not None: _same_classes(p, phases, dls)
 
 def _same_classes(p, phases, dls):
@@ -648,7 +658,7 @@ class PerPhase(Callback):
     def __call__(self, event_name):
         if not hasattr(self.learn, 'phase_schedule'): return self.watcher(event_name)
         name = self._events.get(event_name, event_name)
-        if name is None or self.learn.phase is None: return
+        if name is None or getattr(self.learn, 'phase', None) is None: return   # in `lr_find`, too
         saves = isinstance(self.watcher, SaveModelCallback)
         if name=='before_fit' and saves: self.watcher.fname = f'{self.fname}_{self.learn.phase.name}'
         try: self.watcher(name)

@@ -101,7 +101,7 @@ def layer_lines(
     for i,(m,v) in enumerate(by_model(values).items()):
         style = dict(color=colors[i%len(colors)], marker='xo^sDv'[i%6], ls='-' if i else ':', lw=1)
         ax.plot([layers.index(l) for l in v.index], v, label=f'{what}{m}' or None, **style)
-    ax.set_xticks(*_that_fit(layers, _inches(ax)[0]), rotation=90 if max(map(len, layers))>2 else 0)
+    ax.set_xticks(*_that_fit(layers, _inches(ax)[0]), rotation=90 if max(len(str(l)) for l in layers)>2 else 0)
     ax.set_xlabel('layer')
     return ax
 

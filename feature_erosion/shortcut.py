@@ -34,6 +34,8 @@ class _Images:
         dl = fixed_dl(dl, n, seed)
         with unaugmented(dl): got = [tuple(o.cpu() for o in _image_batch(dl, b, model)) for b in dl]
         x,self.y = _joined(got)
+        if bad := int((~x.isfinite()).flatten(1).any(1).sum()):
+            raise ValueError(f"dl: {bad} of {len(x)} images have NaN or infinite values; leave them out, or replace these by black")
         self.dtype,self.bs,(self.shift,self.scale) = x.dtype,bs,_range(dl, x)
         self.x,self.partner = (x.float()-self.shift)/self.scale,partners(self.y, seed)
 
@@ -95,7 +97,9 @@ def _border_part(k, h, w):
     mask[k:h-k, k:w-k] = False
     return Part('place', (0,0,h,w), mask.float().mean().item(), _masked(mask), f'a border {k} pixel{"s"*(k>1)} wide')
 
-def _masked(mask): return lambda own, others: torch.where(mask.to(own.device), own, others)
+def _within(mask, own, others): return torch.where(mask.to(own.device), own, others)
+
+def _masked(mask): return partial(_within, mask)   # not a lambda, which cannot be saved
 
 def _spot(box, h, w):
     "Where a rectangle is, in words"
@@ -105,14 +109,15 @@ def _spot(box, h, w):
     return ' '.join(['at the', *filter(None, words)]) if any(words) else 'in the middle'
 
 # %% ../nbs/19_shortcut.ipynb #5a3b90d9
+def _with_band(mask, own, others):
+    a,b = torch.fft.rfft2(own),torch.fft.rfft2(others)
+    return torch.fft.irfft2(torch.where(mask.to(own.device), a, b), s=own.shape[2:])
+
 def _band_part(low, high, x):
     "Frequencies from `low` to `high` cycles per pixel"
     h,w = x.shape[2:]
     f = (torch.fft.fftfreq(h)[:,None].square()+torch.fft.rfftfreq(w).square()).sqrt()
-    mask = ((f>=low) & (f<high)) if low else (f<high)
-    def mix(own, others):
-        a,b = torch.fft.rfft2(own),torch.fft.rfft2(others)
-        return torch.fft.irfft2(torch.where(mask.to(own.device), a, b), s=(h,w))
+    mix = partial(_with_band, ((f>=low) & (f<high)) if low else (f<high))
     limits = f'of {low:.3g} to {high:.3g}' if high<.7 else f'above {low:.3g}'
     label = f'{low:.3g}–{high:.3g} cycles/pixel' if high<.7 else f'above {low:.3g} cycles/pixel'
     return Part('band', (low,min(high, .5**.5)), _variance(mix(x, torch.zeros_like(x)), x), mix,
@@ -135,18 +140,19 @@ _weights = torch.tensor([.299,.587,.114]).view(1,3,1,1)   # ITU-R BT.601
 
 def _luma(x): return (x*_weights.to(x.device)).sum(1, keepdim=True)
 
+def _one(i, own, others): return torch.stack([(own if c==i else others)[:,c] for c in range(3)], 1)
+
+def _with_chroma(own, others): return own-_luma(own)+_luma(others)
+
+def _with_luma(own, others): return _with_chroma(others, own)
+
 def _channels(x):
     "Each colour channel, brightness, and colour without brightness"
     if x.shape[1]==1: return []
-    def one(i):
-        def mix(own, others): return torch.stack([(own if c==i else others)[:,c] for c in range(3)], 1)
-        return mix
-    def chroma(own, others): return own-_luma(own)+_luma(others)
-    def luma(own, others): return chroma(others, own)
     grey = _variance(_luma(x).expand_as(x), x)
-    rgb = [Part('channel', n, 1/3, one(i), f'the {n} channel', n) for i,n in enumerate(('red','green','blue'))]
-    return [*rgb, Part('channel', 'luma', grey, luma, 'brightness', 'luma'),
-            Part('channel', 'chroma', _variance(x-_luma(x), x), chroma, 'colour without brightness', 'chroma')]
+    rgb = [Part('channel', n, 1/3, partial(_one, i), f'the {n} channel', n) for i,n in enumerate(('red','green','blue'))]
+    return [*rgb, Part('channel', 'luma', grey, _with_luma, 'brightness', 'luma'),
+            Part('channel', 'chroma', _variance(x-_luma(x), x), _with_chroma, 'colour without brightness', 'chroma')]
 
 # %% ../nbs/19_shortcut.ipynb #686c2876
 def _mean(o, dims): return o.mean(dims, keepdim=True)
@@ -234,6 +240,8 @@ def _add_jpeg(x, now, level):
     return res
 
 # %% ../nbs/19_shortcut.ipynb #5a9be402
+def _with_trace(level, add, own, others): return add(others, level(others), level(own))
+
 class Trace(Part):
     "A trace in all of an image, such as noise: images with little of it get as much as one of another class that has much"
     halfway = .75   # between chance, as one of two levels is nearer, and 1
@@ -245,7 +253,7 @@ class Trace(Part):
         name:str, # In words, in a sentence
         seed:int=0 # Which images make pairs
     ):
-        super().__init__('global', where, 0., lambda own, others: add(others, level(others), level(own)), name, where)
+        super().__init__('global', where, 0., partial(_with_trace, level, add), name, where)
         self.level = level(images.x)
         self.own,self.others = self._pairs(images.y, np_rng(seed))
 

@@ -323,6 +323,58 @@ def test_labels_of_any_kind_of_integer(change):
         return pattern_attention(m, dl, ColorSquare(4), target=target, progress=False).drop(columns='blank')
     for target in (None,'label','picture'): pd.testing.assert_frame_equal(share(change(y), target), share(y, target))
 
+def test_a_network_with_more_outputs_than_classes():
+    "As one trained on ImageNet has for ten classes: what it answers may have no name among them"
+    m = nn.Sequential(nn.Conv2d(3,4,3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4,1000))
+    m[-1].bias.data[700] = 1e3
+    dls = digits_dls(64, 20)
+    fig = compare_cams(m, dls, ColorSquare(4), n=3).plot()
+    assert [o.get_title() for o in fig.axes[3:6]]==['→ class 700']*3
+
+def test_which_part_of_a_batch_is_the_label():
+    "With metadata behind the label, a plain loader does not say it, and the last part is not it; a second image has no place"
+    set_seed(0)
+    x,y = torch.rand(24, 3, 16, 16),torch.arange(24)%3
+    m = nn.Sequential(nn.Conv2d(3,4,3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4,3))
+    def loader(*parts, n_inp=None):
+        dl = DataLoader(list(zip(*parts)), bs=8)
+        dl.c = 3
+        if n_inp: dl.n_inp = n_inp
+        return dl
+    for f in (pattern_attention, compare_cams):
+        with pytest.raises(ValueError, match='Sequential needs 1 as input, and the loader does not say'):
+            f(m, loader(x, y, y%2), ColorSquare(4))
+        with pytest.raises(ValueError, match='a batch has 2 inputs; maps are made of models that take one'):
+            f(m, loader(x, x, y, n_inp=2), ColorSquare(4))
+    got = compare_cams(m, loader(x, y, y%2, n_inp=1), ColorSquare(4), n=None)
+    assert got.share.label.tolist()==y.tolist()
+
+@pytest.mark.parametrize('variant', ['pattern','conflict'])
+def test_attention_where_some_classes_have_pictures(variant):
+    "On the images with a picture: in 'pattern' those of the chosen classes, as if all classes had theirs"
+    set_seed(0)
+    m,dls = nn.Sequential(nn.Conv2d(3,4,3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4,10)),digits_dls(64, 100)
+    some = compare_cams(m, dls.inject(ColorSquare(4), classes=['1','7']), n=None, variant=variant).share
+    assert set(some.picture)=={1,7}
+    if variant=='conflict': return
+    want = compare_cams(m, dls.inject(ColorSquare(4)), n=None).share
+    want = want[want.label.isin([1,7])]
+    assert some.share.tolist()==pytest.approx(want.share.tolist(), abs=1e-6) and some.label.tolist()==want.label.tolist()
+    got = pattern_attention(m, dls.inject(ColorSquare(4), classes=['1','7']), progress=False)
+    n = torch.isin(dls.valid_ds.y, torch.tensor([1,7])).sum()
+    assert got.share.item()==pytest.approx(want.share.mean(), abs=1e-6) and got.n.item()==len(want)==n
+
+@pytest.mark.parametrize('box', [(0,0,2), (0.,0.,2.,2.), (0,0,.5,.5), (0,0,0,2), (5,0,2,2)], ids=str)
+def test_boxes_that_are_none(box):
+    with pytest.raises(ValueError, match=r'where=.*: must be \(top, left, height, width\) inside 6×6, in whole pixels'):
+        attention_share(torch.rand(2, 6, 6), box)
+
+def test_a_target_by_name():
+    m = nn.Sequential(nn.Conv2d(3,4,3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4,3))
+    for bad in ('label', ['cat','dog']):
+        with pytest.raises(ValueError, match="target: must be a class index, or one for each of the 2 images; got"):
+            grad_cam(m, torch.rand(2, 3, 8, 8), target=bad)
+
 @pytest.mark.parametrize('variant', ['pattern','conflict'])
 def test_the_stamps_of_the_evaluation_sets(variant):
     "Also where only some classes were painted"

@@ -5,13 +5,13 @@ import numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from fastai.callback.all import CSVLogger, EarlyStoppingCallback, GradientAccumulation, ParamScheduler, ReduceLROnPlateau, SaveModelCallback, SchedLin, ShortEpochCallback
 from fastai.callback.fp16 import NonNativeMixedPrecision
-from fastai.vision.all import SGD, Callback, CancelEpochException, CancelFitException, CancelTrainException, CancelValidException, DataLoaders, FetchPredsCallback, Learner, ValueMetric, accuracy, load_learner, params, partial, set_seed
+from fastai.vision.all import SGD, Callback, CancelEpochException, CancelFitException, CancelTrainException, CancelValidException, DataLoaders, FetchPredsCallback, Learner, OptimWrapper, ValueMetric, accuracy, load_learner, params, partial, set_seed
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import EvalSets, pattern_sets, train_accuracy
 from feature_erosion.learner import erosion_learner
 from feature_erosion.mitigations import Replay
 from feature_erosion.patterns import ColorSquare
-from feature_erosion.phases import Phase, PhaseSchedule, PerPhase
+from feature_erosion.phases import Phase, PhaseSchedule, PerPhase, schedules
 from feature_erosion.watch import WatchErosion
 
 works = partial(pytest.mark.works, kind='callbacks')
@@ -356,6 +356,14 @@ def test_no_gradients_are_left(dls):
     want = torch.autograd.grad(nn.functional.cross_entropy(learn.model(x), y), list(learn.model.parameters()))
     assert all(torch.allclose(a, b, atol=1e-6) for a,b in zip(steps[-1][1], want))
 
+@pytest.mark.parametrize('sched', [o for o in schedules if o!='one_cycle'])
+def test_groups_at_learning_rate_zero_stay(dls, sched):
+    m = nn.Sequential(nn.Flatten(), nn.Linear(768,8), nn.ReLU(), nn.Linear(8,10))
+    learn = Learner(dls, m, opt_func=SGD, splitter=lambda m: [params(m[1]),params(m[3])])
+    body,head = m[1].weight.detach().clone(),m[3].weight.detach().clone()
+    with learn.no_bar(), learn.no_logging(): learn.fit_phases([Phase('a', 1, lr=[0,.1], sched=sched), Phase('b', 1, lr=0, sched=sched)])
+    assert torch.equal(m[1].weight, body) and not torch.equal(m[3].weight, head) and lrs(learn)[-4:]==[0]*4
+
 @pytest.mark.parametrize('opt', ['reset','keep'])
 def test_frozen_weights_do_not_decay(dls, opt):
     "fastai's optimisers decay whatever has a gradient, and the first phase leaves zeros"
@@ -374,8 +382,26 @@ def test_what_phases_cannot_train_is_refused(learn, dls):
     with pytest.raises(ValueError, match='would train nothing; use `to_fp16`'): learn.fit_phases(two(), cbs=Half())
     with pytest.raises(ValueError, match="schedules 'momentum'; the optimiser has .*mom"):
         learn.fit_phases([Phase('a', 1, sched={'momentum':SchedLin(.9, 0.)})])
+    learn.opt_func,learn.opt = partial(OptimWrapper, opt=torch.optim.Adagrad),None
+    with pytest.raises(ValueError, match="phase 'b' schedules 'mom'; the optimiser has lr"):
+        learn.fit_phases([Phase('a', 1), Phase('b', 1, sched='one_cycle')])
     learn.dls = DataLoaders(dls.train.new(bs=65, drop_last=True), dls.valid)
     with pytest.raises(ValueError, match="phase 'a' has no batch to train on"): learn.fit_phases(two())
+    learn.dls = DataLoaders(dls.train)
+    with pytest.raises(ValueError, match="phase 'a' has no validation set"): learn.fit_phases(two())
+    learn.dls = dls.new_empty()
+    with pytest.raises(ValueError, match="phase 'a' has no batch.*an exported Learner has none"): learn.fit_phases(two())
+
+def test_schedules_that_stay_on_a_learner(learn):
+    "What watches their phases stays out of `lr_find`, before the first fit as well; one fit has one schedule"
+    learn.add_cbs([PhaseSchedule(two()), PerPhase(ReduceLROnPlateau())])
+    learn.lr_find(num_it=20, show_plot=False)
+    with pytest.raises(ValueError, match='more than one `PhaseSchedule`, for a, b and c; give one'): learn.fit_phases(Phase('c', 1))
+    learn.fit(2)
+    assert learn.recorder.history.phase.tolist()==['a','b']
+    learn.remove_cb(PhaseSchedule)
+    learn.fit_phases(Phase('c', 1))
+    assert learn.recorder.history.phase.tolist()==['c']
 
 def test_until_with_a_pytorch_loader():
     torch.manual_seed(0)

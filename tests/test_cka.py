@@ -75,7 +75,7 @@ def test_not_invariant_to_other_maps():
 @pytest.mark.parametrize('debiased', [True, False])
 def test_dead_features_give_zero_not_nan(debiased):
     A = torch.randn(20, 4)
-    for const in (torch.zeros(20, 3), torch.full((20, 3), 1e6), torch.full((20, 3), 1e-6)):
+    for const in (torch.zeros(20, 0), torch.zeros(20, 3), torch.full((20, 3), 1e6), torch.full((20, 3), 1e-6)):
         assert linear_cka(A, const, debiased)==rbf_cka(A, const, debiased=debiased)==0
 
 def shifted_net(x, mean):

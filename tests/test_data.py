@@ -1,8 +1,9 @@
 "Data on disk: real photographs, CIFAR-100's layout, two processes at once."
 import os, random, time
+from functools import partial
 import numpy as np, pytest, torch
 from PIL import Image
-from fastai.vision.all import ImageDataLoaders, Normalize, aug_transforms, imagenet_stats
+from fastai.vision.all import ImageDataLoaders, Learner, Normalize, aug_transforms, imagenet_stats, nn, plt
 from feature_erosion.data import (CropFlip, NormalizeRows, TensorImages, cached_images, cifar10_dls, cifar100_dls, digits_dls,
                                   image_folder_dls, keep_on, tensor_dls)
 from feature_erosion.files import save_atomic
@@ -201,3 +202,43 @@ def test_statistics_that_do_not_fit(channels, stats):
 def test_the_number_of_validation_samples_is_named():
     with pytest.raises(ValueError, match='^n_valid=999: must be between 0 and the 360 samples there are'): digits_dls(n_valid=999)
     with pytest.raises(ValueError, match='^n=9999: must be between 0 and the 1437 samples there are'): digits_dls(n=9999)
+
+@pytest.mark.parametrize('name,value', [('n',1e3), ('n',.1), ('n_valid',.5), ('bs',32.), ('pad',2.), ('pad',-1)])
+def test_numbers_that_are_not_whole(name, value):
+    "A share of the samples, 1e3 of them, or a padding that cuts off; of NumPy's integers all are fine"
+    a,b = (o.dataset for o in digits_dls(n=100, n_valid=60))
+    f = partial(tensor_dls, a, b) if name=='pad' else digits_dls
+    with pytest.raises(ValueError, match=f'^{name}={value!r}: must be .*(, an int$|whole number)'): f(**{name:value})
+    f(**{name:np.int64(8), 'bs':np.int64(8)})
+
+def test_classes_without_names(tmp_path):
+    "A vocab is not required: numbers stand for names wherever fastai shows samples or predictions"
+    x = np.zeros((24,8,8,3), np.uint8)
+    x[::2] = 255
+    dls = tensor_dls(TensorImages(x, np.arange(24)%2), TensorImages(x, np.arange(24)%2), bs=8)
+    dls.c = 2
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192,2))
+    net[1].weight.data[:] = torch.tensor([[1.],[-1.]])
+    net[1].bias.data[:] = torch.tensor([-96.,96.])   # white is 0
+    learn = Learner(dls, net, path=tmp_path)
+    dls.valid.show_batch(max_n=4)
+    assert [o.get_title() for o in plt.gcf().axes]==['0','1','0','1']
+    dls.inject(ColorSquare(2)).valid.show_batch(max_n=4)
+    assert [o.get_title() for o in plt.gcf().axes]==['0','1','0','1']
+    with learn.no_bar():
+        learn.show_results(max_n=2)
+        assert {o.get_title() for o in plt.gcf().axes}<={'0\n0','1\n1'}   # any two
+        assert [learn.predict(o)[0] for o in x[:2]]==[0,1]
+    plt.close('all')
+
+def test_some_of_images_without_labels():
+    "The same share as of any set, without classes to keep proportions of"
+    x = np.arange(50, dtype=np.uint8)[:,None,None,None].repeat(8, 1).repeat(8, 2).repeat(3, 3)
+    a,b = (TensorImages(x).subset(20, seed=1) for _ in range(2))
+    assert a.y is None and torch.equal(a.x, b.x) and len(a.x[:,0,0,0].unique())==20
+    assert not torch.equal(TensorImages(x).subset(20, seed=2).x, a.x)
+
+def test_images_in_a_list():
+    x = np.random.RandomState(0).randint(256, size=(5,4,4,3), dtype=np.uint8)
+    assert torch.equal(TensorImages(list(x), range(5)).x, torch.as_tensor(x))
+    with pytest.raises(ValueError, match='x: torch.float64, shape'): TensorImages([[[[.5]]]])

@@ -202,7 +202,10 @@ def test_bytes_say_nothing(tmp_path):
         warnings.simplefilter('error')
         decode_images([saved(tmp_path/'a.png', rgb)])
         digits_dls(n=100).test_dl([np.zeros((16,16,3), np.uint8)])
-    with pytest.raises(ValueError, match='items: none given'): digits_dls(n=100).test_dl([])
+    for f in (digits_dls(n=100).test_dl, decode_images):
+        with pytest.raises(ValueError, match='images: none given'): f([])
+    for channels in (2,4):
+        with pytest.raises(ValueError, match=rf'channels={channels}: must be 3 \(RGB\) or 1'): to_uint8(rgb, channels=channels)
 
 @works('images', 'arrays that are no image, tensors with channels first', 'refused: the shape, and what is wanted')
 @pytest.mark.parametrize('shape', [(3,8,9), (4,), (2,8,9,3), (8,9,2), (0,4)])

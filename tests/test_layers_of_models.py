@@ -507,6 +507,7 @@ def test_features_of_several_heads(make, features):
     y = torch.arange(len(x))%3
     got = penultimate(m, [(x,y)])
     with evaluating(m): close(got, features(m, x))
+    close(penultimate(m, list(zip(x.split(1), y.split(1)))), got)   # one sample at a time shows the heads, too
     rank = watched(m, x, y)['rank'].tolist()
     assert rank==pytest.approx([effective_rank(got)]*len(rank), rel=1e-4)
     with pytest.raises(ValueError, match='with several heads'): _check_last(m, [(x,y)])
@@ -516,6 +517,7 @@ def test_scores_from_elsewhere():
     m,(x,y,_) = TwoHeads(nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), Lambda(lambda x: x[:,:4]))),samples()
     with pytest.raises(ValueError, match="TwoHeads has scores that do not come from 'b', its last linear layer, alone"):
         penultimate(m, [(x,y)])
+    with pytest.raises(ValueError, match="do not come from 'b'"): penultimate(m, list(zip(x.split(1), y.split(1))))
     with pytest.raises(ValueError, match="does not know 'old', and has no finite features"): watched(m, x, y)
 
 class ByName(nn.Module):
@@ -878,6 +880,17 @@ def test_no_samples():
     with pytest.raises(ValueError, match="dl: there is no tensor in the inputs of a batch, 'abc'"): dormant_units(m, [('abc',y)])
     for f in (hangs_on, find_shortcut):
         with pytest.raises(ValueError, match='a batch has 24 images and 9 labels'): f(m, [(x,y[:9])])
+
+@pytest.mark.parametrize('at', [0,2])
+def test_batches_without_samples(at):
+    "A list may hold a batch of no samples, such as those of a class that is not there; it has no mean, and changes nothing"
+    m,batches = flat_net(),list(zip(x.split(8), y.split(8)))
+    more = [*batches[:at], (x[:0],y[:0]), *batches[at:]]
+    for f in (lambda dl: layer_rank(m, dl, progress=False), lambda dl: layer_probe(m, dl, dl, progress=False),
+              lambda dl: layer_cka(m, dl, estimator='full', progress=False)):
+        pd.testing.assert_frame_equal(f(more), f(batches))
+    assert torch.equal(penultimate(m, more), penultimate(m, batches))
+    with pytest.raises(ValueError, match='dl: an empty list, or one of empty batches'): layer_rank(m, [(x[:0],y[:0])])
 
 @works('loaders', 'Several inputs (x1, x2, y)', 'works if the model needs as many, or n_inp says so')
 def test_several_inputs():

@@ -428,6 +428,7 @@ def test_sets_called_like_columns(dls, name):
 
 def test_sets_called_like_each_other(dls):
     sets = pattern_sets(dls, ColorSquare(4))
+    assert list(pattern_sets(dls, ColorSquare(4), names='conflict'))==['conflict']
     with pytest.raises(ValueError, match="sets: two would have the column 'conflict_picture'"):
         EvalSets({**sets, 'conflict_picture':dls.valid})
     with pytest.raises(ValueError, match="two columns 'clean'"):

@@ -140,6 +140,16 @@ def test_what_is_to_be_trained_is_known_beforehand(smoke, tmp_path):
 def test_a_network_needs_shares(kw):
     with pytest.raises(ValueError, match=f'{next(iter(kw))}=.*between 0 and 1'): Net('n', 'perceptron', 'digits', **kw)
 
+@pytest.mark.parametrize('data,k,v', [('digits','stats','cifar'), ('digits','pad',0), ('cifar10','n_classes',3), ('cifar100','size',64)])
+def test_a_data_set_has_settings_of_its_own(data, k, v):
+    "Those that it would not use are refused"
+    with pytest.raises(ValueError, match=f'{k}=.*{data} has its own; leave it out'): Net('n', 'perceptron', data, **{k:v})
+
+@pytest.mark.parametrize('yes', ['> 0', '>=0', '>.5', '!=0', .5, (.9,), None])
+def test_a_rule_that_is_none_is_refused(yes):
+    "'> 0' would be taken for '<0'"
+    with pytest.raises(ValueError, match="yes=.*must be '>0', '<0', '≠0', or two levels"): judged('claim', 'paper', [.5,.6], yes)
+
 def test_it_says_how_far_it_is(tmp_path, capsys):
     "Also while the process prints elsewhere"
     net = Net('perceptron', 'perceptron', 'digits', n=64, n_valid=20, lengths=(1,1,0))

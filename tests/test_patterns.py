@@ -12,7 +12,7 @@ from feature_erosion.evalsets import EvalSets, pattern_sets
 from feature_erosion.loaders import np_rng
 from feature_erosion.measures.probes import dl_labels
 from feature_erosion.patterns import (Blur, Border, ColorSquare, CornerSquare, InjectPattern, JpegQuality, Noise, Pattern, TensorStamp,
-                                      assign_stamps, class_colors, rgb2lab, stamp_dl)
+                                      assign_stamps, class_colors, paint, rgb2lab, stamp_dl)
 from feature_erosion.phases import Phase
 
 # colours
@@ -83,6 +83,22 @@ def test_types_of_tensors(pattern):
     for dt in (torch.bool, torch.int8, torch.int16, torch.uint16, torch.int32, torch.int64):
         with pytest.raises(ValueError, match=f'images are {dt}, which does not say what white is'):
             f((torch.zeros(2,1,8,8).to(dt), y))
+
+@pytest.mark.parametrize('dtype', [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize('pattern', [ColorSquare(2), Blur()], ids=repr)
+def test_labels_of_any_kind_of_integer(pattern, dtype):
+    "A label says the same in one byte as in eight"
+    x,y = torch.rand(4, 3, 8, 8),torch.tensor([0,1,1,0])
+    f = InjectPattern(pattern, 2)
+    want = f((x, y))[0]
+    assert not torch.equal(want, x) and torch.equal(f((x, y.to(dtype)))[0], want)
+    if isinstance(pattern, ColorSquare): assert torch.equal(paint(x, y.to(dtype), pattern.pictures(2, (3,8,8))), want)
+
+def test_a_batch_is_painted_as_it_comes():
+    "Images and labels of fastai's types"
+    x,pics = torch.rand(2, 3, 8, 8),ColorSquare(2).pictures(2, (3,8,8))
+    got = paint(TensorImage(x), TensorCategory([1,0]), pics)
+    assert type(got) is TensorImage and torch.equal(got.as_subclass(torch.Tensor), paint(x, torch.tensor([1,0]), pics))
 
 rgb = np.random.RandomState(0).randint(0, 256, (16,16,3)).astype(np.uint8)
 

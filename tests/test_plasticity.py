@@ -270,7 +270,7 @@ def test_validation_keeps_the_history(dls):
 
 def test_a_log_of_ones_own(dls):
     class Bias(LoggedCallback):
-        columns,table = ['bias'],'biases'
+        columns,table = 'bias','biases'   # one may do without a list
         def look(self): return dict(bias=self.model[-1].bias.abs().max().item())
     learn = Learner(dls, net(), opt_func=SGD, lr=.1)
     quiet_fit(learn, 2, [Bias(), PlasticityLog(measures='weight_norm')])
@@ -479,7 +479,14 @@ def test_no_half_life_of_chance(end):
 def test_one_curve_has_no_gap():
     for o in ([.1,.2,.3], pd.DataFrame(dict(accuracy=[.1,.2,.3]))):
         with pytest.raises(ValueError, match='`scratch` has no phases.*give the other run'): relearning_gap(o)
-    assert relearning_gap(pd.DataFrame(dict(phase=['pretrain']*2+['relearn']*2, clean=[.2,.6,.1,.3]))).gap==pytest.approx(.4-.2)
+    both = pd.DataFrame(dict(phase=['pretrain']*2+['relearn']*2, clean=[.2,.6,.1,.3]))
+    assert relearning_gap(both).gap==pytest.approx(.4-.2)
+    assert relearning_gap(both, both[2:], phases='relearn').gap==0
+    with pytest.raises(ValueError, match='must be two names'): relearning_gap(both, phases=['relearn'])
+
+def test_a_history_holds_no_evaluations():
+    h = pd.DataFrame(dict(phase=['erode']*2, iters=[4,8], clean=[.9,.5]))
+    with pytest.raises(ValueError, match="without 'iter' is none of evaluations"): erosion_summary(h, .1)
 
 @quick
 @given(share, share)

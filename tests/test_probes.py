@@ -161,6 +161,13 @@ def test_features_given_are_chosen_like_those_of_a_network():
     with pytest.raises(ValueError, match='pool: these features have no places'):
         probe_features({('m','a'):X}, y, {('m','a'):X}, y, pool=3)
 
+@pytest.mark.parametrize('key', ['conv1', 'fc', 3, ('a','b','c')], ids=str)
+def test_names_of_features_given(key):
+    "Two letters alone are no model and layer"
+    X,y = separable()
+    with pytest.raises(ValueError, match=r'train, test: .* names features; must be a pair, \(model, layer\)'):
+        probe_features({key:X}, y, {key:X}, y, progress=False)
+
 def merged(y): return torch.where(y>=8, 7, y)
 def merge(items):
     x,y = map(torch.stack, zip(*items))

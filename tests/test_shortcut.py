@@ -1,10 +1,10 @@
 "A shortcut is named by kind and place: in networks that learnt it, in models that are known to go by one thing alone, and in none that learnt without it."
-import io
+import io, pickle
 from copy import deepcopy
 import numpy as np, pytest, torch, torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from fastai.vision.all import DataLoaders, Learner, Normalize, TensorImage, TfmdDL, accuracy, set_seed
+from fastai.vision.all import DataLoaders, Learner, Normalize, TensorImage, TfmdDL, accuracy, plt, set_seed
 from feature_erosion.data import TensorImages, cifar10_dls, digits_dls, tensor_dls
 from feature_erosion.evalsets import evaluate, pattern_sets
 from feature_erosion.learner import erosion_learner
@@ -265,6 +265,20 @@ def test_what_is_no_image_says_so():
     with pytest.raises(ValueError, match='no labels'): find_shortcut(nn.Flatten(), [x])
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3,4))
     with pytest.raises(ValueError, match='images of one size'): find_shortcut(pool, [(x[:80],y[:80]), (x[80:,:,:20],y[80:])])
+    for bad in (float('nan'), float('inf')):
+        one = x.clone()
+        one[3,0,5,5] = bad
+        with pytest.raises(ValueError, match='dl: 1 of 128 images have NaN or infinite values'): find_shortcut(pool, [(one,y)])
+
+def test_a_result_can_be_saved():
+    "With all its parts: they mix the same images as before"
+    x,y = scenes()
+    x[:,:,3:6,3:6] = (y/4+.1)[:,None,None,None]
+    s = check(lambda o: o[:,:,3:6,3:6].mean((1,2,3)), x, y, 'place')
+    got = pickle.loads(pickle.dumps(s))
+    assert got.text==s.text and got.table.equals(s.table) and {o.kind for o in got.parts}=={'place','global','channel','band'}
+    for a,b in zip(got.parts, s.parts): assert torch.equal(a.mix(x[:8], x[8:16]), b.mix(x[:8], x[8:16]))
+    plt.close(got.plot())
 
 # Patterns that change all of an image
 

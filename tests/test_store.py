@@ -11,6 +11,7 @@ import kill
 from run_notebooks import forked
 from trainings import same
 from feature_erosion import callbacks, files as files_module
+from feature_erosion.callbacks import LoggedCallback
 from feature_erosion.cli import main
 from feature_erosion.data import _unpack, digits_dls, extract, to_uint8
 from feature_erosion.evalsets import EvalSets
@@ -316,6 +317,20 @@ def test_a_row_with_a_sum_of_its_own(tmp_path):
     with open(run.path/'history.jsonl', 'a') as f: f.write('['*100_000+'\n')
     with pytest.raises(ValueError, match='line 4 is not what was written'): run.rows()
 
+def test_rows_of_tensors_and_arrays(tmp_path):
+    "What a callback measures is often one: numbers and lists in the history, as in the metrics"
+    class Norms(LoggedCallback):
+        columns = ['norm']
+        def look(self):
+            norms = torch.stack([p.norm() for p in self.learn.model.parameters()])
+            return dict(norm=norms.sum(), each=norms, n=np.array([len(norms)]))
+    learn,run = fit(tmp_path, epochs=(1,1), cbs=[Norms()]),RunStore(tmp_path)['a']
+    got,norms = run.table('logged'),[p.norm().item() for p in learn.model.parameters()]
+    assert got.norm.iloc[-1]==run.history.norm.iloc[-1]==pytest.approx(sum(norms)) and got['each'].iloc[-1]==pytest.approx(norms)
+    assert got.n.tolist()==[[6]]*3
+    run.save_metrics(dict(a=torch.tensor(.5), b=np.arange(2)))
+    assert run.metrics==dict(a=.5, b=[0,1])
+
 def test_rows_of_two_objects_of_a_run(tmp_path):
     "The second may have written since; a finished run takes rows, too"
     run,store = RunStore(tmp_path).run('a'),RunStore(tmp_path)
@@ -364,6 +379,7 @@ def test_other_callbacks_and_no_phases(tmp_path):
         with pytest.raises(RuntimeError): plain_fit(tmp_path, Stop(at, boom(RuntimeError('x'))))
     again = plain_fit(tmp_path)
     assert same(again, whole) and again.recorder.values==whole.recorder.values
+    pd.testing.assert_frame_equal(RunStore(tmp_path)['b'].history, again.recorder.history)
 
 def plain_learner(folder, n=96):
     set_seed(0)

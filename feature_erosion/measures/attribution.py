@@ -24,7 +24,7 @@ from ..patterns import *
 from ..patterns import _stamped
 from ..phases import class_names
 from ..evalsets import *
-from ..evalsets import _classes_injected, _n_injected
+from ..evalsets import _classes_injected, _n_injected, _only_worn
 from ..plots import *
 from .layers import *
 from .layers import _has_weights, _only_model
@@ -143,11 +143,13 @@ def _images(x, model):
 # %% ../../nbs/measures/04_attribution.ipynb #f26b27c2
 def _classes(target, n):
     if target is None: return None
-    t = torch.as_tensor(target).as_subclass(torch.Tensor)
-    integers = t.dtype!=torch.bool and not t.is_floating_point()
-    if integers and tuple(t.shape) in ((),(n,)): return t.long().expand(n)
-    raise ValueError(f"target: must be a class index, or one for each of the {n} images; got {t.dtype}, "
-                     f"shape {tuple(t.shape)}; try None for the predicted class")
+    try: t = torch.as_tensor(target).as_subclass(torch.Tensor)
+    except (TypeError,ValueError,RuntimeError): got = f'{target!r:.40}'   # a name
+    else:
+        if t.dtype!=torch.bool and not t.is_floating_point() and tuple(t.shape) in ((),(n,)): return t.long().expand(n)
+        got = f'{t.dtype}, shape {tuple(t.shape)}'
+    raise ValueError(f"target: must be a class index, or one for each of the {n} images; got {got}; try None for the "
+                     "predicted class")
 
 # %% ../../nbs/measures/04_attribution.ipynb #a99a4df5
 def _score(out, target):
@@ -231,9 +233,9 @@ def grad_cam(
 
 # %% ../../nbs/measures/04_attribution.ipynb #6dbd6c7e
 def _box(where, h, w):
-    t,l,bh,bw = where
+    t,l,bh,bw = where if len(where)==4 and all(map(is_int, where)) else (-1,)*4
     if min(t,l)<0 or min(bh,bw)<1 or t+bh>h or l+bw>w:
-        raise ValueError(f"where={tuple(where)}: must be (top, left, height, width) inside {h}×{w}")
+        raise ValueError(f"where={tuple(where)}: must be (top, left, height, width) inside {h}×{w}, in whole pixels")
     res = torch.zeros(h, w, dtype=torch.bool)
     res[t:t+bh, l:l+bw] = True
     return res
@@ -306,13 +308,18 @@ def _painted(dl, pattern, variant, seed):
     if pattern is None: raise ValueError("pattern=None: these images are not painted; say which pattern, e.g. `ColorSquare(4)`")
     # the same stamps as `pattern_sets`
     dl = _stamped(dl, pattern, dls, variant, n, classes, seed=stamp_seed(seed, 1))
-    stamps = torch.as_tensor(read_labels(dl.dataset.ds)) if variant=='clean' else dl.dataset.stamps
-    return dl,stamps,variant
+    if variant=='clean': return dl,torch.as_tensor(read_labels(dl.dataset.ds)),variant
+    return _only_worn(dl),dl.dataset.stamps,variant   # of some `classes` only, the images of these
 
 # %% ../../nbs/measures/04_attribution.ipynb #c4ec8263
+def _only_image(xs):
+    if len(xs)==1: return xs[0]
+    raise ValueError(f"dl: a batch has {len(xs)} inputs; maps are made of models that take one, the image")
+
 class _Painted:
     "Batches of images, labels, and the class whose region counts; the masks of all classes"
-    def __init__(self, dl, pattern, variant, n, seed):
+    def __init__(self, dl, pattern, variant, n, seed, model=None):
+        self.model = model   # which says how many inputs it takes
         dl,stamps,self.variant = _painted(dl, pattern, variant, seed)
         self.dl,self.masks = fixed_dl(dl, n, seed),None   # the image size is known after the first batch
         self.tfm = painter(dl)
@@ -325,7 +332,8 @@ class _Painted:
         i,n = 0,self.tfm.n_classes
         with unaugmented(self.dl):
             for b in self.dl:
-                (x,*_),ys = split_batch(self.dl, b)
+                xs,ys = split_batch(self.dl, b, self.model)
+                x = _only_image(xs)
                 if self.masks is None:
                     self._check_size(x)
                     self.masks = pattern_mask(self.tfm.pattern, range(n), n, x.shape[1:])
@@ -420,7 +428,7 @@ def pattern_attention(
     "The share of attention that networks pay to the pattern, averaged over images"
     models = named_models(models)
     with fixed_random():
-        data = _Painted(dl, pattern, variant, n, seed)
+        data = _Painted(dl, pattern, variant, n, seed, first(models.values()))
         d,places,_ = _each_image(models, data, layer, target, progress)
     res = PatternAttention([_summary(d[d.model==k]) for k in models], index=pd.Index(models, name='model'))
     res.attrs.update(_settings(data, places, target, seed))
@@ -482,7 +490,7 @@ def compare_cams(
     "Grad-CAM of several models on the same images"
     models = named_models(models)
     with fixed_random():
-        data = _Painted(dl, pattern, variant, n, seed)
+        data = _Painted(dl, pattern, variant, n, seed, first(models.values()))
         d,places,kept = _each_image(models, data, layer, target, keep=True)
         images = _decoded(data.dl, torch.cat(kept.x))
     maps,mask = {k:torch.cat(o) for k,o in kept.maps.items()},torch.cat(kept.mask)
@@ -508,16 +516,21 @@ def _show_map(ax, im, m, mask):
 
 # %% ../../nbs/measures/04_attribution.ipynb #782e3bde
 @patch
+def _name(self:GradCam, c):
+    "A class in words; a network may have more outputs than the data have classes"
+    return self.vocab[c] if c<len(self.vocab) else f'class {c}'
+
+@patch
 def _column(self:GradCam, axs, i):
     im,mask,row = self.images[i],self.mask[i],self.share.xs(i, level='image')
-    label,worn = (self.vocab[row[o].iloc[0]] for o in ('label','picture'))
+    label,worn = (self._name(row[o].iloc[0]) for o in ('label','picture'))
     axs[0].imshow(im.permute(1,2,0).squeeze(-1), cmap='gray', vmin=0, vmax=1)
     axs[0].set_title(label if label==worn else f'{label}, wears {worn}', fontsize='medium')
     _outline(axs[0], mask)
     for ax,(k,m) in zip(axs[1:], self.maps.items()):
         r = row.loc[k]
         _show_map(ax, im, m[i], mask)
-        ax.set_title(f'→ {self.vocab[r.pred]}', fontsize='medium')
+        ax.set_title(f'→ {self._name(r.pred)}', fontsize='medium')
         ax.set_xlabel('blank map' if r.blank else f'{r.share:.0%}')
 
 # %% ../../nbs/measures/04_attribution.ipynb #d87f2b33

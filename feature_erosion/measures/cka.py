@@ -112,7 +112,7 @@ def _unit_max(X, name):
     if X.is_complex(): raise ValueError(f"{name}: dtype {X.dtype}; must be real numbers, try `torch.view_as_real({name})`")
     X = X.detach().as_subclass(torch.Tensor).flatten(1).double()
     if not X.isfinite().all(): raise ValueError(f"{name}: holds values that are not finite")
-    return X/(X.abs().max()+(X==0).all())   # + 1 where all are 0
+    return X/(X.abs().max() or 1) if X.numel() else X
 
 # %% ../../nbs/measures/02_cka.ipynb #6e1dc36d
 def _own(f, X, dead):

@@ -207,10 +207,14 @@ def find_layers(
     return list(layer_calls(model, x, layers))
 
 def _two_inputs(model, dl):
-    "Two inputs, enough to find a network's layers"
+    "Two inputs, enough to find a network's layers; of batches of one, the first two"
     with fixed_random():
-        dl = fixed_dl(dl)
-        return first_samples(split_batch(dl, first(dl), model)[0], 2)
+        batches = iter(dl := fixed_dl(dl))
+        def inputs(b): return first_samples(split_batch(dl, b, model)[0], 2)
+        xs = inputs(b := next(batches))
+        if n_inputs(b)>1: return xs
+        try: return tuple(map(torch.cat, zip(xs, inputs(next(batches)))))
+        except (StopIteration,TypeError,RuntimeError): return xs   # there is no other, or none of its size
 
 def _with_weights(model, x):
     "Convolutions and linear layers by name, in the order in which they finish"

@@ -321,7 +321,9 @@ def probe_features(
 )->LayerProbe: # As `layer_probe`
     "Train and test probes on precomputed features"
     if kwargs.pop('pool', None) not in (None,1): raise ValueError("pool: these features have no places; use `pooled` before")
-    if bad := sorted(train.keys()^test.keys()): raise ValueError(f"train, test: {bad[0]} is in only one of the two")
+    if bad := sorted(train.keys()^test.keys(), key=str): raise ValueError(f"train, test: {bad[0]} is in only one of the two")
+    if bad := [k for k in train if not (isinstance(k, tuple) and len(k)==2)]:
+        raise ValueError(f"train, test: {bad[0]!r} names features; must be a pair, (model, layer)")
     fit = ProbeFit(y_train, pool=None, **kwargs)
     score = ProbeScore(fit, y_test)
     fit.start(list(train))

@@ -73,11 +73,14 @@ class Net:
                 raise ValueError(f"{k}={v!r}: must be one of {', '.join(map(str, known))}")
         for k in 'ratio','strength':
             if not 0<=(v := getattr(self, k))<=1: raise ValueError(f"{k}={v!r}: must be between 0 and 1")
+        if own := [k for k in _given_by.get(self.data, ()) if getattr(self, k) is not None]:
+            raise ValueError(f"{own[0]}={getattr(self, own[0])!r}: {self.data} has its own; leave it out")
         find_pattern(self.pattern)
 
 # %% ../../nbs/paper/00_nets.ipynb #e334a5b0
 _opts = dict(sgd={}, adam=dict(opt_func=partial(TorchOptim, opt=torch.optim.Adam)))
 _cifar = dict(cifar10=(cifar10_dls,URLs.CIFAR), cifar100=(cifar100_dls,URLs.CIFAR_100))
+_given_by = dict(digits=('n_classes','size','stats','pad'), **dict.fromkeys(_cifar, ('n_classes','size')))
 
 # %% ../../nbs/paper/00_nets.ipynb #257c987f
 _where = {'resnet20-12fca82f.th': "It is in `pretrained_models` of https://github.com/akamaster/pytorch_resnet_cifar10. ",

@@ -121,6 +121,7 @@ def judged(
     "Judge a claim by its values"
     x = np.asarray(list(x), dtype=float)
     if not len(x): raise ValueError(f"x=[]: no values for the claim {claim!r}")
+    _check_rule(yes)
     mean,least,most = (f(x[~np.isnan(x)]) if not np.isnan(x).all() else np.nan for f in (np.mean,np.min,np.max))
     return dict(claim=claim, paper=paper, net=net, ours=_shown(x, fmt, none), n=len(x), mean=mean, least=least, most=most,
                 rule=_rule(yes, fmt), agrees=nothing if nothing and np.isnan(x).all() else _agrees(yes, x))
@@ -130,6 +131,10 @@ def _claims_by(d, by, f):
     return [row for k,o in d.groupby(by, sort=False) for row in f(*listify(k), o)]
 
 # %% ../../nbs/paper/01_recipes.ipynb #bcea9fd7
+def _check_rule(yes):
+    if yes in ('>0','<0','≠0') or not isinstance(yes, str) and np.shape(yes)==(2,): return
+    raise ValueError(f"yes={yes!r}: must be '>0', '<0', '≠0', or two levels: what each seed must reach, and what some must")
+
 def _sign(yes): return -1 if yes[0]<yes[1] else 1
 
 def _rule(yes, fmt):

@@ -28,6 +28,7 @@ from ..phases import *
 from ..evalsets import *
 from .keys import *
 from .store import *
+from .store import _listed
 from .state import (FitState, declares, is_passive, loader_state, put, random_state, set_loader_state,
                                         set_random_state, settle)
 
@@ -687,7 +688,7 @@ def _epoch_rows(self:KeepRun, log):
 
 @patch
 def _write_rows(self:KeepRun, rows):
-    rows = _json(plain(rows))
+    rows = _listed(rows)
     self.rows += rows
     if self.main and rows:
         with self._writing(): self.kept.append(*rows)

@@ -307,6 +307,10 @@ def status(self:Run)->str:
     return 'killed' if s=='running' and not self.is_busy() else s
 
 # %% ../../nbs/runs/01_store.ipynb #558ea82d
+def _listed(o):
+    "What JSON can hold: tensors and arrays as numbers and lists"
+    return json.loads(json.dumps(plain(o), default=torch.Tensor.tolist))
+
 def _chained(rows, prev=''):
     "Rows as lines; each `sum` depends on all rows before it"
     for o in rows:
@@ -339,7 +343,7 @@ def append(self:Run, *rows):
     if bad := first(o for o in rows if not isinstance(o.get('table'), str)):
         raise ValueError(f"rows: {truncstr(repr(bad), 80)} belongs to no table; give it a name: dict(table='mine', loss=.5)")
     if size!=_size(f): last = self._mend(f)   # the first time, or after another `Run` of this folder
-    lines = list(_chained(map(plain, rows), last))
+    lines = list(_chained(map(_listed, rows), last))
     with open(f, 'a') as o:
         o.write(''.join(l for _,l in lines))
         o.flush(); os.fsync(o.fileno())
@@ -434,7 +438,8 @@ def _text(df, text):
 @patch(as_prop=True)
 def history(self:Run)->pd.DataFrame:
     "One row per epoch, as `learn.recorder.history`"
-    return self.table('epochs').rename_axis('epoch')
+    df = self.table('epochs').rename_axis('epoch')
+    return df.drop(columns='phase') if 'phase' in df and df.phase.isna().all() else df   # a fit without phases
 
 @patch(as_prop=True)
 def evals(self:Run)->pd.DataFrame:
@@ -449,7 +454,7 @@ def save_metrics(self:Run,
     values:dict # Numbers by name
 ):
     "Write `metrics.json`"
-    save_json(self.path/'metrics.json', plain(values))
+    save_json(self.path/'metrics.json', _listed(values))
     self._note('metrics.json')
 
 @patch
