@@ -191,10 +191,15 @@ def _has_upper_bytes(im):
     "Whether an image has 16 bits a channel, in colour or with alpha, of which Pillow reads the upper 8"
     return im.mode not in _wide_modes and any(re.search(';16[BLN]', str(o[3])) for o in getattr(im, 'tile', ()))
 
+def _channels_last(o):
+    "fastai's images, as the items of its datasets, have their channels first; arrays and plain tensors have them last"
+    its = isinstance(o, TensorImage) and o.ndim==3 and len(o) in (1,3)
+    return o.detach().cpu().permute(1, 2, 0) if its else o
+
 def _open(o):
     "An upright PIL image, or an array if it has more than 8 bits; whether its file has 16 bits, and whether 0 is white"
     im = Image.open(o) if isinstance(o, (str,Path)) else o
-    if not isinstance(im, Image.Image): return np.asarray(im),False,False
+    if not isinstance(im, Image.Image): return np.asarray(_channels_last(im)),False,False
     _n_pixels(*im.size)
     short = im.mode=='I' and im.format in ('PNG','PPM') or _has_upper_bytes(im)
     negative = im.mode in _wide_modes and getattr(im, 'tag_v2', {}).get(0x0106)==0   # TIFF's WhiteIsZero; of 8 bits PIL knows
@@ -269,7 +274,7 @@ def _opened(o, name):
 
 # %% ../nbs/09_data.ipynb #1680d23b
 def to_uint8(
-    o, # File, PIL image, or array `(height, width[, channels])`
+    o, # File, PIL image, array `(height, width[, channels])`, or fastai's `TensorImage`, which has channels first
     size:tuple|None=None, # `(width, height)`: scaled and centre-cropped to it if it differs
     channels:int=3, # 3: RGB, 1: grey
     value_range:tuple|None=None # Black and white in images of more than 8 bits, others are clipped; by default as in the table

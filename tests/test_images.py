@@ -3,7 +3,7 @@ import gzip, io, mimetypes, os, struct, subprocess, sys, tarfile, warnings, zlib
 from pathlib import Path
 import matplotlib, numpy as np, pytest, scipy.ndimage, sklearn.datasets
 from PIL import Image, ImageOps, TiffImagePlugin
-from fastai.vision.all import GrandparentSplitter, ImageDataLoaders, PILImage, get_image_files, parent_label
+from fastai.vision.all import GrandparentSplitter, ImageDataLoaders, PILImage, TensorImage, get_image_files, parent_label
 from conftest import works
 from feature_erosion import data
 from feature_erosion.data import (TensorImages, cached_images, cifar100_dls, cifar10_dls, class_files, decode_images,
@@ -207,12 +207,22 @@ def test_bytes_say_nothing(tmp_path):
     for channels in (2,4):
         with pytest.raises(ValueError, match=rf'channels={channels}: must be 3 \(RGB\) or 1'): to_uint8(rgb, channels=channels)
 
-@works('images', 'arrays that are no image, tensors with channels first', 'refused: the shape, and what is wanted')
+@works('images', 'arrays that are no image, plain tensors with channels first', 'refused: the shape, and what is wanted')
 @pytest.mark.parametrize('shape', [(3,8,9), (4,), (2,8,9,3), (8,9,2), (0,4)])
 def test_shapes(shape):
     with pytest.raises(ValueError, match=r'want (numbers, )?\(height, width\[, channels\]\)'):
         to_uint8(np.zeros(shape, np.uint8 if 0 not in shape else float))
     assert to_uint8(np.zeros((1,8,3), np.uint8)).shape==(1,8,3) and to_uint8(np.zeros((8,9,1))).shape==(8,9,3)
+
+@works('images', "fastai's `TensorImage`, such as an item of the validation set", 'works: with channels first, also in `predict`')
+def test_fastais_images_have_channels_first():
+    a = np.random.RandomState(0).randint(0, 256, (8,9,3), np.uint8)
+    first = TensorImage(a).permute(2, 0, 1)
+    for o in (first, first.float()/255, TensorImage(a)): assert (to_uint8(o)==a).all()
+    assert (to_uint8(TensorImage(a[...,0])[None], channels=1)==a[...,:1]).all()
+    dls = digits_dls(n=100, n_valid=20)
+    dl = dls.test_dl([o for o,_ in dls.valid_ds])
+    assert (dl.dataset.x==dls.valid_ds.x).all()
 
 # EXIF
 

@@ -304,4 +304,6 @@ def test_errors_name_model_and_layer():
     with pytest.raises(ValueError, match='n=1: a rank needs'): layer_rank(net, data(40), n=1, progress=False)
     with pytest.raises(ValueError, match='rtol=0:'): layer_rank(net, data(40), rtol=0, progress=False)
     with pytest.raises(ValueError, match='max_features=0'): layer_rank(net, data(40), max_features=0, progress=False)
+    with pytest.raises(ValueError, match="column='ranks': must be one of rank, "):
+        layer_rank(Net(), data(40), 'low', progress=False).limits('ranks')
     with pytest.raises(ValueError, match="column='features'"): layer_rank(Net(), data(40), 'low', progress=False).plot('features')

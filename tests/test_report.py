@@ -79,6 +79,11 @@ def test_classes_called_by_numbers(tmp_path):
     html = report(done(run, clean=.5)).read_text()
     assert '<td>007</td>' in html and '042' in html
 
+def test_a_table_of_one_column(tmp_path):
+    run = RunStore(tmp_path).run('a')
+    run.save_table('classes', pd.DataFrame(dict(n=[1,2])))
+    assert '2 rows × 1 column<' in report(done(run, clean=.5)).read_text()
+
 def test_folder_of_both(folder):
     html = report(folder).read_text()
     assert headings(html)==['all &lt;i&gt;of it','Figure 2: Erosion','Figure 10: Erosion','Runs','a','b']

@@ -235,6 +235,7 @@ class LayerRank(Measured):
         column:str='rank' # Which rank
     )->pd.Series: # 'images', 'features' or ''
         "What each rank is limited by"
+        rank_title(column)   # an error if it is none
         return pd.Series([_limit(*v) for v in self[[column,'n','used','features']].values], index=self.index, dtype=object)
 
 # %% ../../nbs/measures/01_rank.ipynb #b4cff84e

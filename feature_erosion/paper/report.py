@@ -73,7 +73,7 @@ def _grid(df, most=6, most_cols=60):
     return h.Div(h.Table(h.Thead(_row(names, nums, h.Th)), h.Tbody(*rows)), klass='scroll')
 
 # %% ../../nbs/paper/03_report.ipynb #7c5cc056
-def _size(df): return f"{len(df):,} row{'s'*(len(df)!=1)} × {df.shape[1]} columns"
+def _size(df): return f"{len(df):,} row{'s'*(len(df)!=1)} × {df.shape[1]} column{'s'*(df.shape[1]!=1)}"
 
 def _pairs(d):
     "Names and values as HTML"

@@ -19,13 +19,14 @@ learns, or more slowly, if the area between their curves says so in each seed. T
 Fixed before the first run of it: with squares on nine images in ten, plain finetuning, replay and the chosen ones, whose
 constants stay, are trained with the seeds 0 to 2.
 
-It writes OUT/plain.csv, tries.csv, tuned.csv and nine.csv. Of plain finetuning it also writes averages.csv and, with the new seeds,
-confirmed.csv, weights between those before and after; ensemble.csv; and others.csv, what new layers find with few images that
-the network was trained on, and with others. again.csv has what each network learns again."""
+It writes OUT/plain.csv, tries.csv, tuned.csv and nine.csv. Of plain finetuning it also writes averages.csv and, with the new
+seeds, confirmed.csv, weights between those before and after; ensemble.csv; and others.csv, what new layers find with few images
+that the network was trained on, and with others. again.csv has what each network learns again."""
 import sys
 from dataclasses import asdict, replace
 from feature_erosion.all import *
 from feature_erosion.batches import fixed_random
+from feature_erosion.plots import percent
 from feature_erosion.loaders import *
 from feature_erosion.mitigations import *
 from feature_erosion.paper.nets import *
@@ -87,6 +88,25 @@ def choose(tries):
         able = d[d.pattern>=.9]
         return able.clean.idxmax() if len(able) else d.pattern.idxmax()
     return tries.loc[[best(d) for _,d in tries.groupby('method', sort=False)]]
+
+def plot_tries(tries, averages, plain):
+    "Clean accuracy against that with squares, of each try on one seed, of averaged weights, and of plain finetuning (a row)"
+    fig,ax = plt.subplots(figsize=(7.5,4.4), layout='constrained')
+    ax.fill_between([.9,1.01], (plain.before+plain.clean)/2, .8, color='C2', alpha=.12, lw=0, label='saves half, reads 90%')
+    for _,d in tries.groupby('method'): ax.plot(d.pattern, d.clean, 'o-', color='C7', ms=3, lw=.7, alpha=.6)
+    best,y = choose(tries).sort_values('clean'),0
+    ax.plot(best.pattern, best.clean, 'o', color='C3', ms=6, label='chosen')
+    ax.plot(averages.pattern, averages.clean, 's:', color='C1', ms=4, lw=1, label='averaged weights')
+    ax.plot(plain.pattern, plain.clean, 'X', color='C4', ms=8, label='plain finetuning')
+    ax.axhline(plain.before, color='C0', lw=1, ls='--', label='clean, before')
+    for o in best.itertuples():
+        y = max(y+.035, o.clean)   # where names would overlap, a line leads to the point
+        ax.annotate(f'{o.method} ({o.value:g})', (o.pattern,o.clean), (1.03,y), va='center', fontsize=8, annotation_clip=False,
+                    arrowprops=dict(arrowstyle='-', lw=.4, color='C7'))
+    percent(ax, 'clean accuracy')
+    ax.xaxis.set_major_formatter('{x:.0%}')
+    ax.set(xlim=(.7,1.01), ylim=(0,.8), xlabel='accuracy with squares')
+    ax.legend(loc='lower left', fontsize=8)
 
 def at_squares(store, runs, net):
     "For each run of plain finetuning its seed, Learner and painted data"
