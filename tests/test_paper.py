@@ -124,14 +124,14 @@ def test_the_cache_in_a_data_folder_does_not_change_it(tmp_path):
     store = RunStore(tmp_path/'runs')
     first = trained(store, net)
     assert (tmp_path/'set'/'.train.decoded').is_dir() and trained(store, net).path==first.path
-    assert not phases_to_train(store, [(recipes['fig1'], Scale((net,), seeds=1))])
+    assert not runs_to_train(store, [(recipes['fig1'], Scale((net,), seeds=1))])
 
 def test_what_is_to_be_trained_is_known_beforehand(smoke, tmp_path):
     parts = [(r, r.scales['smoke']) for r in recipes.values()]
-    todo = phases_to_train(RunStore(tmp_path), parts)
-    assert len(todo)==38 and not phases_to_train(RunStore(smoke[1]/'runs'), parts)
+    todo = runs_to_train(RunStore(tmp_path), parts)
+    assert len(todo)==38 and not runs_to_train(RunStore(smoke[1]/'runs'), parts)
     plan = Plan(todo[:2])
-    assert plan.left()==(2, pytest.approx(sum(plan.seconds.values()))) and '2 phases to train, about ' in repr(plan)
+    assert plan.left()==(2, pytest.approx(sum(plan.seconds.values()))) and '2 runs to train, about ' in repr(plan)
     two = Plan(todo[:2], n_jobs=2)
     two.seconds = plan.seconds   # what was measured twice differs
     assert two.left()==(2, pytest.approx(plan.left()[1]/2))
@@ -154,11 +154,11 @@ def test_it_says_how_far_it_is(tmp_path, capsys):
     "Also while the process prints elsewhere"
     net = Net('perceptron', 'perceptron', 'digits', n=64, n_valid=20, lengths=(1,1,0))
     store,parts = RunStore(tmp_path),[(recipes['fig6'], Scale((net,), seeds=1))]
-    with recipes_module._Progress(Plan(phases_to_train(store, parts)), every=.05) as p:
+    with recipes_module._Progress(Plan(runs_to_train(store, parts)), every=.05) as p:
         trained(store, replace(net, lengths=(1,0,0)))
         with contextlib.redirect_stdout(io.StringIO()): time.sleep(.5)
     said = capsys.readouterr().out
-    assert said.startswith('2 phases to train, about ') and '1 of 2 phases trained, about ' in said
+    assert said.startswith('2 runs to train, about ') and '1 of 2 runs trained, about ' in said
 
 def test_pictures_of_grad_cam_survive_the_table(smoke):
     d = smoke[0]['gradcam'].tables['cams']
@@ -216,7 +216,7 @@ def test_what_has_its_files_is_made_and_the_rest_is_named(no_data, tmp_path, mon
     monkeypatch.setattr(recipes_module, 'recipes', theirs)
     with pytest.raises(SystemExit) as e: cli.main(['paper','--preset','smoke','--jobs','1','--out',str(tmp_path/'o')])
     said,end = capsys.readouterr().out,str(e.value)
-    for words in (said[:said.index('phases to train')], end):   # before anything is made, and at the end
+    for words in (said[:said.index('runs to train')], end):   # before anything is made, and at the end
         assert 'fig2 could not be made' in words and 'fig1 could not' not in words
         for o in ('resnet20-12fca82f.th','https://github.com/akamaster',str(no_data)): assert o in words, o
         for o in ('tiny_imagenet_20','https://github.com/fastai/imagenette','--images'): assert o in words, o

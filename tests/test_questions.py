@@ -7,7 +7,7 @@ from feature_erosion.evalsets import evaluate, pattern_sets
 from feature_erosion.paper import questions, recipes as recipes_module
 from feature_erosion.paper.nets import Net, load_net, net_dls, net_pattern, trained
 from feature_erosion.paper.questions import resisting, train_resisting
-from feature_erosion.paper.recipes import Scale, recipes, run_recipe, with_control
+from feature_erosion.paper.recipes import Scale, recipes, run_recipe, runs_to_train, with_control
 from feature_erosion.runs.store import RunStore
 
 tiny = Net('Perceptron', 'perceptron', 'digits', n=128, n_valid=60, lr=.05, lengths=(4,2,1))
@@ -37,6 +37,18 @@ def test_all_methods_begin_with_the_same_network(tmp_path, few):
     assert again.tables['resist'].equals(made.tables['resist'])
     assert written=={f:f.stat().st_mtime_ns for f in tmp_path.glob('train_*/run.json')}
     plt.close(made.plot())
+
+def test_the_estimate_has_what_measurements_train(tmp_path, few):
+    "Of the two questions that train in them; when these are made nothing is left"
+    one,parts = Scale((tiny,), seeds=1),lambda *names: [(recipes[k], Scale((tiny,), seeds=1)) for k in names]
+    todo = runs_to_train(RunStore(tmp_path), parts('resist','unlearn'))
+    lengths = [n for _,_,n in todo]
+    # phases of 4, 2 and 1 epochs. Five methods of three epochs, whose steps take 1, 1.5, 1, .3 and 1 times as long as plain ones.
+    # Twice: retraining, and 70 for all other methods
+    assert lengths==[4,2,1,pytest.approx(3*4.8),2*(4+70)]
+    run_recipe(recipes['resist'], one, tmp_path, n_jobs=1, progress=False)
+    assert [n for _,_,n in runs_to_train(RunStore(tmp_path), parts('resist','unlearn'))]==[148]
+    assert not runs_to_train(RunStore(tmp_path), parts('recover','resist'))
 
 @pytest.mark.parametrize('method', ['last layer only','last layer first (LP-FT)'])
 def test_what_is_trained(tmp_path, method):

@@ -354,7 +354,18 @@ def _scales():
     recover = {k:replace(resist[k], nets=with_control(o)) for k,o in whole.items()}
     return resist,recover,{k:replace(s, nets=s.nets[:1]) for k,s in resist.items()}
 
+_steps = {'replay':1.5, 'DER++':2.8, 'LwF':1.3, 'SAM':2, 'ASAM':2, 'adversarial training':1.6, 'last layer only':.3}
+
+def _to_resist(net):
+    "Epochs with all methods; their steps take longer than plain ones, as on the page Benchmarks"
+    return sum(_steps.get(m, 1) for m in _methods(net))*sum(net.lengths[1:])
+
+def _to_unlearn(net):
+    "Epochs without a class, and without a share of the samples: retraining, and about 70 for the methods and to relearn"
+    return 2*(net.lengths[0]+70*(net.unit=='epochs'))
+
 _resist,_recover,_unlearn = _scales()
-register(Recipe('resist', 'What resists', resist_tables, plot_resist, resist_claims, phases=3, scales=_resist))
+register(Recipe('resist', 'What resists', resist_tables, plot_resist, resist_claims, phases=3, trains=_to_resist, scales=_resist))
 register(Recipe('recover', 'Gone, or only hidden?', recover_tables, plot_recover, recover_claims, scales=_recover))
-register(Recipe('unlearn', 'Forgetting on purpose', unlearn_tables, plot_unlearn, unlearn_claims, phases=1, scales=_unlearn))
+register(Recipe('unlearn', 'Forgetting on purpose', unlearn_tables, plot_unlearn, unlearn_claims, phases=1, trains=_to_unlearn,
+                scales=_unlearn))
