@@ -1,5 +1,5 @@
 "The paper's recipes: every preset's code runs, figures share their phases, claims are judged as their rules say."
-import contextlib, io, os, shutil, subprocess, sys, time
+import contextlib, io, os, re, shutil, subprocess, sys, time, types
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -159,6 +159,17 @@ def test_it_says_how_far_it_is(tmp_path, capsys):
         with contextlib.redirect_stdout(io.StringIO()): time.sleep(.5)
     said = capsys.readouterr().out
     assert said.startswith('2 runs to train, about ') and '1 of 2 runs trained, about ' in said
+
+def test_what_is_left_does_not_go_by_the_start_up(capsys):
+    "After one second's worth in a minute, of a hundred; and after fifty"
+    plan = types.SimpleNamespace(seconds=dict(a=1,b=99), left=lambda: plan.now, now=(2,100.))
+    p = recipes_module._Progress(plan)
+    p.out,p.n,p.all,p.begun = sys.stdout,2,100.,time.monotonic()-60
+    plan.now = 1,99.
+    p.tell()
+    p.n,plan.now = 2,(1,50.)
+    p.tell()
+    assert re.findall('about (.*) left', capsys.readouterr().out)==['2 minutes','60 seconds']
 
 def test_pictures_of_grad_cam_survive_the_table(smoke):
     d = smoke[0]['gradcam'].tables['cams']

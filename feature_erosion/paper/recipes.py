@@ -357,9 +357,9 @@ class _Progress:
     def tell(self):
         n,left = self.plan.left()
         if n==self.n: return
-        self.n,took = n,monotonic()-self.begun
-        if n: print(f'\n{len(self.plan.seconds)-n} of {len(self.plan.seconds)} runs trained, '
-                    f'about {_hours(took*left/(self.all-left))} left', file=self.out, flush=True)
+        self.n,took,done,every = n,monotonic()-self.begun,self.all-left,len(self.plan.seconds)
+        pace = took/done if done>.1*self.all else 1   # of little, much is start-up
+        if n: print(f'\n{every-n} of {every} runs trained, about {_hours(pace*left)} left', file=self.out, flush=True)
 
     def __exit__(self, *_):
         self.stop.set()
