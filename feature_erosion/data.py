@@ -406,6 +406,7 @@ def digits_dls(
 )->DataLoaders:
     "Handwritten digits, 16×16, four fifths for training"
     from sklearn.datasets import load_digits
+    _check_channels(channels)
     d = load_digits()
     x = np.kron(np.rint(d.images*255/16), np.ones((2,2))).astype(np.uint8)[...,None].repeat(channels, -1)
     train,valid = _hold_out(TensorImages(x, d.target, list(map(str, range(10)))), 360, seed)
@@ -595,7 +596,7 @@ def _check_folder_args(size, channels, valid_pct):
     if size is not None and not (is_int(size) and size>0):
         raise ValueError(f"size={size!r}: must be 1 pixel or more, an int, or None")
     _check_channels(channels)
-    if not 0<=valid_pct<1: raise ValueError(f"valid_pct={valid_pct!r}: must be at least 0 and below 1, a share of the samples")
+    check_number('at least 0 and below 1, a share of the samples', lambda v: 0<=v<1, valid_pct=valid_pct)
 
 def _train_valid(path, n_classes, seed, classes, valid_pct, level, *how):
     tr,va = _split_dirs(path)

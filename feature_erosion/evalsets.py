@@ -167,6 +167,7 @@ def log_iters(
     per_decade:int=5 # How many between 10 and 100
 )->list:
     "0, 1, 2, 3, 4, 6, 10, 16, 25, 40, 63, 100, …: evenly spaced on a logarithmic axis"
+    check_whole(1, per_decade=per_decade)
     its = np.rint(10**(np.arange(0, 10*per_decade)/per_decade)).astype(int)
     return [0, *np.unique(its[its<=stop]).tolist()]
 
@@ -407,7 +408,7 @@ def train_accuracy(
     level:float=1. # Share of the training images that must be right, in 0…1
 ):
     "For `Phase(until=…)`: whether the model gets `level` of the training images right, in eval mode and without augmentation"
-    if not 0<level<=1: raise ValueError(f"level={level!r}: must be above 0 and at most 1")
+    check_number('above 0 and at most 1', lambda v: 0<v<=1, level=level)
     def until(learn):
         dl = learn.dls.train
         with evaluating(learn.model), precision(learn), unaugmented(dl):

@@ -81,6 +81,8 @@ def erosion_learner(
     **kwargs
 )->Learner:
     "A Learner with the paper's optimiser: plain SGD with momentum and weight decay"
+    check_strength(wd=wd, **{} if isinstance(lr, slice) else dict(lr=lr))
+    check_number('0 or more, and below 1', lambda v: 0<=v<1, mom=mom)
     with fixed_random(): b = dls.valid.one_batch() if hasattr(dls.valid, 'one_batch') else first(dls.valid)   # PyTorch's
     x = b[0][:2].as_subclass(torch.Tensor)
     n_classes = n_classes or n_labels(dls)

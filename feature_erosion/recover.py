@@ -283,6 +283,7 @@ def _checked(train, test, few, features, seeds, n_test):
     _check_args(few, features, seeds)
     check_classes(train, test, 'test', 'train')
     _check_apart(train, test)
+    check_whole(1, 'all', n_test=n_test)
     test = fixed_dl(test, n_test)
     names = class_names(train)
     y,y_test = (_check_known(int_labels(dl_labels(o)), names and len(names)) for o in (train, test))
@@ -475,7 +476,7 @@ def group_accuracy(
     models,named = named_models(models),sets if isinstance(sets, dict) else {'':sets}
     if not named: raise ValueError("sets: name at least one, e.g. `pattern_sets(dls, ColorSquare(4))`")
     _check_names(sets=named)
-    if not 0<level<1: raise ValueError(f"level={level!r}: must be above 0 and below 1, the confidence of an interval")
+    check_number('above 0 and below 1, the confidence of an interval', lambda v: 0<v<1, level=level)
     names,fixed = _naming(by, named),{k:fixed_dl(dl, n, seed) for k,dl in named.items()}
     found = {(m,k):_by_group(model, m, dl, names, level) for m,model in models.items() for k,dl in fixed.items()}
     single = ['model']*(len(models)==1)+['set']*(not isinstance(sets, dict))

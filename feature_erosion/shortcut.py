@@ -438,7 +438,7 @@ def find_shortcut(
     seed:int=0 # Which images, and which are mixed
 )->Shortcut:
     "Which part of the image does a model rely on? A place, a statistic, a colour channel, a band of frequencies or a trace"
-    if not 0<max_share<1: raise ValueError(f"max_share={max_share!r}: must be in 0…1; .25 is a quarter of the image")
+    check_number('in 0…1; .25 is a quarter of the image', lambda v: 0<v<1, max_share=max_share)
     check_whole(1, bs=bs)
     model,dl = _only_model(learn),dl.valid if isinstance(dl, DataLoaders) else dl
     cast = precision(learn) if isinstance(learn, Learner) else nullcontext()

@@ -301,8 +301,8 @@ _kept = ('start','good','rows','classes','drift','warnings','told','level','now'
          'seconds','look_seconds','trained','done_iters','points','times','credit','at','looked')
 
 def _check_watch(tolerance, budget, n, n_layers):
-    if not 0<tolerance<1: raise ValueError(f"tolerance={tolerance!r}: must be in 0…1; .05 are five points of accuracy")
-    if not 0<budget: raise ValueError(f"budget={budget!r}: must be above 0; .03 is 3% of the training time")
+    check_number('in 0…1; .05 are five points of accuracy', lambda v: 0<v<1, tolerance=tolerance)
+    check_number('above 0; .03 is 3% of the training time', lambda v: v>0, budget=budget)
     check_whole(4, 'all', n=n)   # CKA needs four samples
     check_whole(4, n_layers=n_layers)
 

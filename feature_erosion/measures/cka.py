@@ -75,7 +75,7 @@ def rbf_kernel(
     sigma:float=1. # Bandwidth, in units of the median distance of two samples
 )->torch.Tensor:
     "exp(-d²/2σ²), with the bandwidth as in Kornblith et al. (2019)"
-    if not sigma>0: raise ValueError(f"sigma={sigma!r}: the bandwidth must be above 0, in units of the median distance")
+    check_number('above 0, in units of the median distance', lambda v: v>0, sigma=sigma)
     sq = K.diagonal()
     d2 = (sq[:,None]+sq-2*K).clamp(min=0)
     off = d2[~torch.eye(len(K), dtype=torch.bool, device=K.device)]

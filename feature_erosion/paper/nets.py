@@ -24,10 +24,12 @@ from fastai.vision.all import Callback, DataLoaders, Learner
 from ..names import stats
 from ..files import file_sha
 from ..batches import *
+from ..loaders import check_positive, check_share, check_strength, check_whole
 from ..patterns import *
 from ..data import *
 from ..data import _untar
 from ..phases import *
+from ..phases import _check_sched
 from ..evalsets import *
 from ..erosion import *
 from ..runs.store import *
@@ -65,17 +67,28 @@ class Net:
 
     def __post_init__(self):
         object.__setattr__(self, 'lengths', tuple(self.lengths))
-        object.__setattr__(self, 'ratio', float(self.ratio))
         if len(self.lengths)!=3 or not any(self.lengths):
             raise ValueError(f"lengths={self.lengths}: give three lengths, for pretrain, erode and relearn; 0 leaves a phase out")
         for k,known in dict(unit=('epochs','iters'), opt=_opts, stats=(None,*stats)).items():
             if (v := getattr(self, k)) not in known:
                 raise ValueError(f"{k}={v!r}: must be one of {', '.join(map(str, known))}")
-        for k in 'ratio','strength':
-            if not 0<=(v := getattr(self, k))<=1: raise ValueError(f"{k}={v!r}: must be between 0 and 1")
+        _check_numbers(self)
+        object.__setattr__(self, 'ratio', float(self.ratio))
         if own := [k for k in _given_by.get(self.data, ()) if getattr(self, k) is not None]:
             raise ValueError(f"{own[0]}={getattr(self, own[0])!r}: {self.data} has its own; leave it out")
-        find_pattern(self.pattern)
+        net_pattern(self)
+
+# %% ../../nbs/paper/00_nets.ipynb #e38786e3
+def _check_numbers(net):
+    check_share(ratio=net.ratio, strength=net.strength)
+    check_positive(width=net.width)
+    check_strength(lr=net.lr)
+    check_whole(1, bs=net.bs)
+    check_whole(1, 'all', n=net.n, n_valid=net.n_valid)
+    check_whole(1, 'those of the data', n_classes=net.n_classes, size=net.size)
+    check_whole(0, 'an eighth of the side', pad=net.pad)
+    for o in net.lengths: check_whole(0, lengths=o)
+    _check_sched(net.sched)
 
 # %% ../../nbs/paper/00_nets.ipynb #e334a5b0
 _opts = dict(sgd={}, adam=dict(opt_func=partial(TorchOptim, opt=torch.optim.Adam)))

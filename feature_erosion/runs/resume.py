@@ -19,6 +19,7 @@ from torch.utils.data._utils import signal_handling
 from fastcore.all import *
 from fastai.vision.all import CancelFitException, DataLoader, Learner, get_model, num_distrib, rank_distrib
 from ..files import *
+from ..loaders import check_number
 from ..patterns import *
 from ..models import n_params
 from ..distributed import *
@@ -264,8 +265,8 @@ class KeepRun(TidyCallback):
         wait:bool=False # If another process works on this run, wait for it instead of raising an error
     ):
         _check_runs(run=run, **{} if after is None else dict(after=after))
-        if not minutes>=0: raise ValueError(f"minutes={minutes!r}: must be 0 (each batch) or more")
-        if not epochs>=1: raise ValueError(f"epochs={epochs!r}: must be at least 1")
+        check_number('0 (each batch) or more', lambda v: v>=0, minutes=minutes)
+        check_number('at least 1', lambda v: v>=1, epochs=epochs)
         self.kept,self.minutes,self.epochs,self.base,self.strict,self.wait = run,minutes,epochs,after,strict,wait
         self.active,self.broken,self.heard,self.old_signals,self.end = False,None,None,{},None
         self.first_name,self.fits,self.ended = run.name,1,False

@@ -17,7 +17,7 @@ from scipy import stats
 from fastcore.all import *
 from fastai.vision.all import plt, progress_bar
 from ..names import no_bars
-from ..loaders import is_seed
+from ..loaders import check_number, is_seed
 from ..plots import Measured, percent
 from .keys import *
 from .keys import _told
@@ -289,7 +289,7 @@ def mean_interval(
     level:float=.95 # Confidence level, for four or more values
 )->tuple: # n, mean, low, high: a bootstrap interval for four or more values, lowest and highest for 2 or 3, NaN for fewer
     "Mean and expanded percentile bootstrap interval (Hesterberg 2015), which stays within the range of the values"
-    if not 0<level<1: raise ValueError(f"level={level!r}: must be between 0 and 1, e.g. .95")
+    check_number('between 0 and 1, e.g. .95', lambda v: 0<v<1, level=level)
     x = np.asarray(pd.Series(x).dropna(), dtype=float)
     n,m = len(x),x.mean() if len(x) else np.nan
     if n<2: return n,m,np.nan,np.nan
