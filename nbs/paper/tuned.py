@@ -222,8 +222,10 @@ def main(out, jobs=2, net=recipes['resist'].scales['cpu'].nets[0], tuned_on=(10,
     store,every = RunStore(out/'runs'),[*tuned_on, *seeds]
     go = partial(measured, jobs=jobs)
     go(train_net, store.path, replace(net, lengths=(net.lengths[0],0,0)), every)
-    plain = go(train_resisting, store.path, net, every, method=['plain finetuning','replay','last layer only'])
-    on_all(store, plain, net).drop(columns=['net','status','run','step']).round(4).to_csv(out/'plain.csv', index=False)
+    plain = go(train_resisting, store.path, net, every, method=['plain finetuning'])
+    more = go(train_resisting, store.path, net, seeds, method=['replay','last layer only'])
+    both = on_all(store, pd.concat([plain, more], ignore_index=True), net)
+    both.drop(columns=['net','status','run','step']).round(4).to_csv(out/'plain.csv', index=False)
     runs = plain[plain.method=='plain finetuning']
     three = runs[runs.seed.isin(seeds)]
     together(store, three, net).to_csv(out/'ensemble.csv', index=False)
