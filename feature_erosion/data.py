@@ -597,11 +597,15 @@ def _check_folder_args(size, channels, valid_pct):
     _check_channels(channels)
     if not 0<=valid_pct<1: raise ValueError(f"valid_pct={valid_pct!r}: must be at least 0 and below 1, a share of the samples")
 
+def _names(classes):
+    "Folders are named by text: '10' is one class, and 10 the same"
+    return [str(o) for o in ([classes] if isinstance(classes, (str,int)) else classes)]
+
 def _train_valid(path, n_classes, seed, classes, valid_pct, level, *how):
     tr,va = _split_dirs(path)
     files = class_files(tr, level)
     if tr==Path(path) and classes is None: _check_parts(path, files)
-    classes = list(classes) if classes is not None else choose_classes(list(files), n_classes, seed)
+    classes = _names(classes) if classes is not None else choose_classes(list(files), n_classes, seed)
     if not len(set(classes))==len(classes)>0: raise ValueError(f"classes={classes}: must be one or more, each once")
     train = folder_images(tr, files, classes, *how)
     if va: return train,folder_images(va, _match(files, class_files(va, level), classes, va), classes, *how)

@@ -357,6 +357,12 @@ def test_classes_say_which_folders_count(tmp_path):
     tree(tmp_path, *[f'{c}/{i}.png' for c in ('bus','train','test') for i in range(4)])
     assert counts(load(tmp_path, classes=['bus','train']))==(['bus','train'],[3,3],[1,1])
 
+@pytest.mark.parametrize('classes,want', [('10',['10']), (10,['10']), ([2,'10'],['2','10']), (np.array([2,10]),['2','10'])], ids=str)
+def test_classes_are_names_of_folders(tmp_path, classes, want):
+    "A text is one name, not its letters, and folders may be named by numbers"
+    tree(tmp_path, *full('.', '0 1 2 10'))
+    assert counts(load(tmp_path, classes=classes))[0]==want
+
 @works('folders', "what fastai's GrandparentSplitter takes", 'works: the same files in the same classes')
 def test_as_grandparent_splitter(tmp_path):
     files = full('train')+full('valid', n=3)+['train/stray.png','stray.png','unlabeled/1.png','test/2.png','test/3.png']
