@@ -49,11 +49,12 @@ def curves(
     columns:list, # Columns with accuracies, one line each
     ax # A matplotlib axis
 )->plt.Axes:
-    "Accuracies over time; dashed if the picture's class counts as the answer"
+    "Accuracies, or the metric named in a column of `df`, over time; dashed if the picture's class counts as the answer"
     for i,c in enumerate(columns):
         ls,known = '--' if c.endswith('_picture') else '-',df[df[c].notna()]
         ax.plot(known[x], known[c], label=c.replace('_', ' '), color=line_color(i), marker='.', ms=4, ls=ls)
-    percent(ax)
+    metrics = df.metric.fillna('accuracy').unique() if 'metric' in df else ['accuracy']
+    percent(ax, ' or '.join(metrics).replace('_', ' '))
     legend_beside(ax)
     return ax
 
