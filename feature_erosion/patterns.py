@@ -146,9 +146,10 @@ def box(self:Pattern,
 def _picture(self:Pattern, c, n, shape):
     "`draw` with its opacity channel, checked"
     C,h,w = shape
-    pic = torch.as_tensor(self.draw(c, n, shape), dtype=torch.float32)
+    pic,who = self.draw(c, n, shape),f'{type(self).__name__}.draw'
+    if pic is None: raise TypeError(f"{who} returned nothing; want a tensor of shape {(C,h,w)}: end it with `return`")
+    pic = torch.as_tensor(pic, dtype=torch.float32)
     if pic.shape==(C,h,w): pic = torch.cat([pic, torch.ones(1,h,w)])
-    who = f'{type(self).__name__}.draw'
     if pic.shape!=(C+1,h,w):
         raise ValueError(f"{who} returned shape {tuple(pic.shape)}; want {(C,h,w)}, or {(C+1,h,w)} with opacity")
     if not -_round<=pic.min()<=pic.max()<=1+_round:

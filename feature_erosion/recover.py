@@ -226,7 +226,7 @@ def plot(self:Recovered,
 )->plt.Axes:
     "Accuracy against images per class: a dot for each seed and a line for their mean; dotted: the model as it answers now"
     ax = ax or plt.subplots(figsize=(7.5,3.8), layout='constrained')[1]
-    colors = {m:f'C{i%10}' for i,m in enumerate(self.attrs['now'])}
+    colors = {m:line_color(i) for i,m in enumerate(self.attrs['now'])}
     for (m,f),d in pd.DataFrame(self).groupby(['model','features'], sort=False):
         ax.plot(d.few, d.accuracy, '.', color=colors[m], alpha=.5, ms=5)
         ax.plot(d.groupby('few').accuracy.mean(), color=colors[m], ls=_styles[f][1])
@@ -452,10 +452,11 @@ class GroupAccuracy(Measured):
         "Accuracy and interval of each group, a colour for each model"
         tables = {m:self.xs(m, level='model') for m in self.index.unique('model')} if 'model' in self.index.names else {None:self}
         names = list(first(tables.values()).index)
-        ax = ax or plt.subplots(figsize=(7.5, 1.2+.32*len(names)), layout='constrained')[1]
+        many = len(tables)
+        ax = ax or plt.subplots(figsize=(7.5, 1.2+max(.32, .06*many)*len(names)), layout='constrained')[1]
         for i,(m,d) in enumerate(tables.items()):
-            ys = np.arange(len(names))+.16*(i-(len(tables)-1)/2)
-            ax.errorbar(d.accuracy, ys, xerr=[d.accuracy-d.low, d.high-d.accuracy], fmt='o', ms=5, color=f'C{i%10}', label=m)
+            ys = np.arange(len(names))+min(.16, .8/many)*(i-(many-1)/2)
+            ax.errorbar(d.accuracy, ys, xerr=[d.accuracy-d.low, d.high-d.accuracy], fmt='o', ms=5, color=line_color(i), label=m)
         ax.set_yticks(range(len(names)), [', '.join(map(str, n)) if isinstance(n, tuple) else n for n in names])
         ax.set(ylim=(len(names)-.5,-.5), xlim=(-.02,1.02), xlabel='accuracy')
         ax.xaxis.set_major_formatter('{x:.0%}')

@@ -579,7 +579,7 @@ def _by_class(s, by, least=5):
     "Accuracy of each class of which there are at least `least` samples, else of all classes"
     right,count = getattr(s, by).double(),s.y.bincount()
     sums = torch.zeros(len(count), dtype=right.dtype).index_add_(0, s.y, right)
-    some = [c for c in range(len(count)) if count[c]>=min(least, count.max().item())]
+    some = [c for c in range(len(count)) if count[c]>=(least if count.max()>=least else 1)]
     return {c:(sums[c]/count[c]).item() for c in some}
 
 def _loss(start, now, by):

@@ -172,6 +172,8 @@ def test_a_run_after_another_is_one_run_of_all(tmp_path):
     assert seen==['erode'] and RunStore(tmp_path/'parts').once(pretrained, seed=0).path==base.path
     with pytest.raises(ValueError, match='trained with other settings: lr: was 0.05, is 0.06'):
         fit(tmp_path/'parts', 'c', after=base, lr=.06)
+    with pytest.raises(ValueError, match="has trained pretrain, and `phases` begins with erode; give its phases first"):
+        erosion_learner(whole.dls, net).fit_phases([Phase('erode', 2)], run=RunStore(tmp_path/'parts').run('f'), after=base)
     with pytest.raises(ValueError, match="after: run 'd' is new and has ended no phase"):
         fit(tmp_path/'parts', 'e', after=RunStore(tmp_path/'parts').run('d'))
 

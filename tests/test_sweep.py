@@ -160,6 +160,19 @@ def test_names_of_the_result_are_no_settings(tmp_path):
         with pytest.raises(ValueError, match=f"grid: '{k}' is a column of the result"):
             sweep(lambda seed, **kw: dict(y=1.), {k:[1,2]}, store=tmp_path, n_jobs=1, progress=False)
 
+def logged(rows, seed, **kw):
+    learn = fv.Learner(None, nn.Linear(1, 1), loss_func=nn.MSELoss())
+    learn.recorder = types.SimpleNamespace(evals=pd.DataFrame(rows), history=pd.DataFrame([dict(phase='a', iters=7, y=.5)]))
+    return learn
+
+@pytest.mark.parametrize('grid,want', [
+    (dict(rows=[[dict(clean=.5, pattern=.75)]], pattern=['square']), dict(clean=.5, pattern='square', pattern_measured=.75)),
+    (dict(rows=[[]], iters=[9], phase=['b']), dict(iters=9, iters_measured=7, phase_measured='a', y=.5))])
+def test_columns_of_a_learner_called_like_settings(tmp_path, grid, want):
+    "A point is not lost when it is finished: its columns get another name"
+    df = sweep(logged, grid, store=tmp_path, n_jobs=1, progress=False)
+    assert df.status.tolist()==['finished'] and df.iloc[0][list(want)].to_dict()==want
+
 def test_values_that_are_no_settings(tmp_path):
     "What the message offers is what a grid takes"
     for bad in (object(), torch.zeros(2)):

@@ -53,6 +53,16 @@ def erode(model, *cbs, epochs=3, **kw):
     with learn.no_bar(), learn.no_logging(): quietly(learn.fit, epochs, cbs=cbs)
     return learn
 
+def test_the_worst_of_small_classes():
+    "Where no class has five images each class counts: here 3 of 3, 0 of 2 and 2 of 2 are right"
+    y = [0,0,0,1,1,2,2]
+    dls,model = DataLoaders(*[DataLoader([*zip(torch.eye(3)[y], y)], bs=7, num_workers=0)]*2),nn.Sequential(nn.Linear(3, 3))
+    dls.c = 3
+    with torch.no_grad(): model[0].weight.copy_(torch.tensor([[1.,2,0],[0,0,0],[0,0,1]])), model[0].bias.zero_()
+    learn,w = Learner(dls, model, lr=1e-9, loss_func=CrossEntropyLossFlat(), metrics=accuracy),Watch(dls)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=w)
+    assert w.history.known.round(6).tolist()==[round(5/7, 6)]*2 and w.history.worst.tolist()==[0,0]
+
 def test_noticed_and_training_is_the_same(knows):
     old,w = digits(),None
     w = Watch(old)

@@ -574,6 +574,9 @@ def _check_base(self:KeepRun, settings):
     if info['status']!='finished' or not n or ended[1:]!=info['phases']:
         raise ValueError(f"after: run {base.name!r} is {base.status} and has ended {', '.join(ended) or 'no phase'}; "
                          "want one whose phases are all done")
+    if (names := [o['name'] for o in settings['phases'][:n]])!=info['phases']:
+        raise ValueError(f"after: run {base.name!r} has trained {', '.join(info['phases'])}, "
+                         f"and `phases` begins with {', '.join(names)}; give its phases first, then those that follow: they are not trained again")
     unseen = dict(evals=None)
     first = dict(settings, phases=settings['phases'][:n], **{k:settings[k][:n+1] for k in ('samples','loaders')})
     if diff := _differences({**info['fit'], **unseen}, {**first, **unseen}):

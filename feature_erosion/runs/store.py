@@ -692,7 +692,7 @@ def numbers(
     taken=() # Reserved names
 )->dict:
     "Numbers by name, as JSON values; a `TypeError` or `ValueError` names anything that is not a number"
-    if isinstance(res, Learner): res = _last_row(res.recorder)
+    if isinstance(res, Learner): res = {f'{k}_measured' if k in taken else k:v for k,v in _last_row(res.recorder).items()}
     if isinstance(res, pd.Series): res = res.to_dict()
     if not isinstance(res, (dict,type(None))):
         raise TypeError(f"the function must return a Learner or a dict of numbers; got {type(res).__name__}")

@@ -18,7 +18,7 @@ from fastcore.all import *
 from fastai.vision.all import plt, progress_bar
 from ..names import no_bars
 from ..loaders import check_number, is_seed
-from ..plots import Measured, percent
+from ..plots import Measured, line_color, percent
 from .keys import *
 from .keys import _told
 from .store import *
@@ -367,7 +367,7 @@ def plot_means(self:Sweep,
     done = self._finished()
     linear = _linear_to(done[x], x) if log and _is_scale(done[x]) else None
     ax = ax or plt.subplots(figsize=(5,3.5), layout='constrained')[1]
-    for i,y in enumerate(ys): _plot_mean(ax, done, x, y, y.replace('_',' '), f'C{i}')
+    for i,y in enumerate(ys): _plot_mean(ax, done, x, y, y.replace('_',' '), line_color(i))
     if linear is not None: ax.set_xscale('symlog', linthresh=linear)
     ax.set(xlabel=x, ylabel='mean, interval and seeds')
     ax.legend()
@@ -420,7 +420,7 @@ def plot(self:Sweep,
     fig,axs = plt.subplots(rows, cols, figsize=(1+3.3*cols, .6+2.5*rows), layout='constrained', squeeze=False)
     for ax in axs.flat[len(ys):]: ax.remove()
     for ax,y in zip(axs.flat, ys):
-        for i,(label,d) in enumerate(lines.items()): _plot_mean(ax, d, x, y, label, f'C{i%10}')
+        for i,(label,d) in enumerate(lines.items()): _plot_mean(ax, d, x, y, label, line_color(i))
         _dress(ax, done, x, y)
     if len(lines)>1: fig.legend(*axs.flat[0].get_legend_handles_labels(), loc='outside right upper')
     return fig
