@@ -5,6 +5,7 @@ import numpy as np, pytest, torch, torch.nn.functional as F
 from PIL import Image
 from torch import nn
 from fastai.vision.all import DataLoaders, Learner, Normalize, TensorImage, TfmdDL, accuracy, plt, set_seed
+from feature_erosion import shortcut
 from feature_erosion.data import TensorImages, cifar10_dls, digits_dls, tensor_dls
 from feature_erosion.evalsets import evaluate, pattern_sets
 from feature_erosion.learner import erosion_learner
@@ -96,6 +97,18 @@ def test_against_itself():
     assert find_shortcut(learn, easy).found
     s = find_shortcut(learn, easy, against=learn)
     assert not s.found and s.text.endswith('decides the answers more than in the model it is compared with.')
+
+def test_a_bar_for_each_model(monkeypatch):
+    "Over all parts; none if it is not wanted, or the Learner has none"
+    shown = []
+    monkeypatch.setattr(shortcut, 'progress_bar', lambda parts, leave: shown.append(len(parts)) or parts)
+    easy = digits_dls(seed=0).inject(ColorSquare(4))
+    learn = fitted(easy, 3)
+    one = find_shortcut(learn, easy)
+    find_shortcut(learn.model, easy, against=learn)
+    find_shortcut(learn, easy, progress=False)
+    with learn.no_bar(): find_shortcut(learn, easy)
+    assert shown==[len(one.table)]*3
 
 def test_against_a_phase_and_another_model():
     dls = digits_dls(seed=0)
