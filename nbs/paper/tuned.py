@@ -133,7 +133,8 @@ def on_all(store, runs, net):
     def found(run, phase):
         model.load_state_dict(run.weights(phase))
         return accuracies(model, every)
-    rows = [dict(before=found(store[r], 'start')['clean'], **found(store[r], 'erode')) for r in runs.run]
+    before = {s:found(store[r], 'start')['clean'] for s,r in runs.groupby('seed').run.first().items()}
+    rows = [dict(before=before[s], **found(store[r], 'erode')) for s,r in zip(runs.seed, runs.run)]
     return runs.join(pd.DataFrame(rows, runs.index).add_suffix('_all').round(4))
 
 def averages(store, runs, net, shares=np.arange(11)/10):
