@@ -400,7 +400,7 @@ def plot_collapse(self:Recorder,
 def _deepest(df, column):
     "The phase in which `column` falls most from its first evaluation to its last; `None` without phases"
     if df.phase.isna().all(): return None
-    def change(v): return v.iloc[-1]-v.iloc[0]
+    def change(v): return v.iloc[-1]-v.iloc[0] if len(v := v.dropna()) else 0.   # rows of other `EvalSets` have no value
     return df.groupby('phase', sort=False)[column].agg(change).idxmin()
 
 # %% ../nbs/12_evalsets.ipynb #e01226c8

@@ -468,6 +468,7 @@ def test_two_evaluation_sets(dls, tmp_path):
     assert e.before['b']==h.clean['a']
     lines = {o.get_label():o.get_ydata() for o in learn.recorder.plot_phases().get_lines()}
     assert {*lines}=={'clean','train'} and not any(np.isnan(o).any() for o in lines.values())
+    assert learn.recorder.plot_collapse().get_xlabel() in [f'iteration of phase “{p}”' for p in 'ab']   # where clean falls
 
 @pytest.mark.parametrize('end', [.05,.0999,.1,.2])
 def test_no_half_life_of_chance(end):
