@@ -277,6 +277,14 @@ def test_collapse_claims():
     assert c.agrees.tolist()==['yes','yes','in part','in part','yes','in part']
     assert c.ours[3]=='2.0 in 1 of 2 seeds (2.0, never)'
 
+def test_what_was_never_known_is_not_forgotten():
+    "Both arms end each phase at chance or below: there is nothing to lose, so nothing to judge"
+    t = dict(ends=pd.concat([ends(r, s, .1, .08) for r in (1.,0.) for s in (0,1)]),
+             curves=rows(seed=0, phase='erode', epoch=[4,5], clean=[.1,.1], conflict=.1, conflict_picture=.9))
+    for c in (collapse_claims(t), ratio_claims(t)):
+        c = pd.DataFrame(c)[lambda d: d.ours=='nothing was known']
+        assert len(c)==2 and set(c.agrees)=={'not clear'}
+
 def test_rates_are_judged_where_the_control_holds():
     "At .1 the control forgets all; at .01 nothing: that one is judged"
     e = [ends(r, s, .6, a).assign(lr=lr) for s in (0,1)

@@ -102,6 +102,9 @@ def test_nothing_to_save_is_not_clear():
     claims = questions.resist_claims(dict(resist=questions.pd.DataFrame([dict(net='n', ratio=1., seed=0,
         method='plain finetuning', before=.5, chance=.1, clean=.05, pattern=1.)])))
     assert claims[0]['mean']==1
+    claims = questions.resist_claims(dict(resist=questions.pd.DataFrame([dict(net='n', ratio=1., seed=0,
+        method='plain finetuning', before=.1, chance=.1, clean=.05, pattern=1.)])))
+    assert (claims[0]['ours'],claims[0]['agrees'])==('nothing was known','not clear')
 
 def test_what_is_recovered(tmp_path):
     made = run_recipe(recipes['recover'], Scale(with_control(replace(tiny, lengths=(4,2,0))), seeds=1), tmp_path, n_jobs=1,

@@ -102,10 +102,10 @@ def _arm(net): return dict(opt=net.opt, squares=net.lengths[1] if net.ratio else
 
 def forgotten(
     ends:pd.DataFrame # As from `phase_ends`, one network and seed
-)->float:
+)->float: # NaN if the first phase ended no better than chance
     "Share of the accuracy above chance lost in the second phase; 1 if it ends below chance"
     before,after = ends[ends.phase!='erode'].iloc[0],ends[ends.phase=='erode'].iloc[0]
-    return min(1., forgetting(before.clean, after.clean, before.chance))
+    return float(np.minimum(1., forgetting(before.clean, after.clean, before.chance)))   # which keeps NaN
 
 def _forgotten(ends, *by):
     "A row for each arm and seed"
@@ -176,6 +176,8 @@ def plot_curves(t):
     return fig
 
 # %% ../../nbs/paper/02_figures.ipynb #a9ea862c
+_known = dict(none='nothing was known', nothing='not clear')
+
 def collapse_claims(t):
     "For each network: how much it forgets, how soon, how much the control forgets, and what it relies on instead"
     rows = lambda net,d: _rate_claims(net, d) if d.lr.nunique()>1 else _collapse(net, d, t['curves'][t['curves'].net==net])
@@ -190,8 +192,9 @@ def _collapse(net, e, c):
     row = partial(judged, net=net)
     return [
         row('Training accuracy before the squares', 'error-free', trained, (.995,.95), '.1%'),
-        row('Clean accuracy falls to chance: share of it that is forgotten', 'all', _per_seed(sq, forgotten), (.9,.5)),
-        row('It is the squares: share that the control forgets', 'not reported', _per_seed(e[e.ratio==0], forgotten), (.05,.2)),
+        row('Clean accuracy falls to chance: share of it that is forgotten', 'all', _per_seed(sq, forgotten), (.9,.5), **_known),
+        row('It is the squares: share that the control forgets', 'not reported',
+            _per_seed(e[e.ratio==0], forgotten), (.05,.2), **_known),
         row('It falls at once: epochs until less than half is left, for good', 'the moment the squares appear',
             half, (5,20), '.1f', none='never'),
         row('With squares accuracy is perfect', '100%', pattern, (.99,.9), '.1%'),
@@ -206,7 +209,7 @@ def _rate_claims(net, e):
     rising = squares.unstack('seed').apply(lambda v: _spearman(v, pd.Series(v.index, v.index)))
     row,at = partial(judged, net=net),f'At learning rate {lr:g}'
     return [
-        row(f'{at} clean accuracy falls to chance: share of it that is forgotten', 'all', squares[lr], (.9,.5)),
+        row(f'{at} clean accuracy falls to chance: share of it that is forgotten', 'all', squares[lr], (.9,.5), **_known),
         row(f'{at} squares take more than the control', 'not reported', squares[lr]-control[lr], '>0'),
         row('More is forgotten at larger learning rates: rank correlation (Spearman)', 'not reported', rising, (.8,.4), **_correlation)]
 
@@ -448,10 +451,10 @@ def _ratio_claims(net, d):
     row = partial(judged, net=net)
     return [
         row('Forgetting rises with the ratio: rank correlation (Spearman)', 'rises', rising, (.8,.4), **_correlation),
-        row(f'Modest ratios suffice: forgetting at {r:g}', 'considerable', d[d.ratio==r].forgotten, (.5,.1)),
+        row(f'Modest ratios suffice: forgetting at {r:g}', 'considerable', d[d.ratio==r].forgotten, (.5,.1), **_known),
         row(f'It does not rise in proportion: forgetting at {r:g}, above the straight line from ratio 0 to 1', 'non-linear',
             _per_seed(d, lambda o: _bend(o, r)), '≠0'),
-        row('It is the squares: forgetting at ratio 0, the control', 'not reported', d[d.ratio==0].forgotten, (.05,.2))]
+        row('It is the squares: forgetting at ratio 0, the control', 'not reported', d[d.ratio==0].forgotten, (.05,.2), **_known)]
 
 # %% ../../nbs/paper/02_figures.ipynb #56ddee23
 def sharp_layer(

@@ -38,6 +38,7 @@ from .nets import *
 from .recipes import *
 from .recipes import _claims_by
 from .figures import *   # they are registered before the questions
+from .figures import _known
 
 # %% ../../nbs/paper/04_questions.ipynb #a6c1cda0
 def _with(make=None):
@@ -215,7 +216,7 @@ def _resist_claims(net, ratio, d):
     told = f'saves of what plain finetuning forgets, squares on {ratio:.0%} of the images'
     asked = ((plain.forgotten>0) & (plain.pattern>=.9)).any()   # otherwise there was nothing to save
     forgets = f'Plain finetuning forgets clean accuracy, squares on {ratio:.0%} of the images'
-    return [judged(forgets, 'all', plain.forgotten, (.9,.5), net=net)] + [
+    return [judged(forgets, 'all', plain.forgotten, (.9,.5), net=net, **_known)] + [
         judged(f'{m} {told}', 'left open', saved(m), (.5,.1), net=net,
                none='no squares learned, or nothing forgotten', nothing='no' if asked else 'not clear')
         for m in d.index.unique('method') if m!='plain finetuning']
