@@ -260,7 +260,7 @@ def test_a_fresh_machine_without_a_network(tmp_path):
 
 # claims, on tables written by hand: two seeds, squares (ratio 1) and the control (ratio 0)
 
-def rows(ratio=1., **cols): return pd.DataFrame(dict(net='N', ratio=ratio, lr=.1, chance=.1, **cols))
+def rows(ratio=1., **cols): return pd.DataFrame(dict(dict(net='N', ratio=ratio, lr=.1, chance=.1), **cols))
 def means(rows): return {r['claim'].split(':')[0]:(r['mean'],r['agrees']) for r in rows}
 
 def ends(ratio, seed, before, after, **more):
@@ -306,6 +306,36 @@ def test_relearning_claims():
     t = dict(ends=e, curves=pd.concat([curve(s, p, a) for s in (0,1) for p,a in (('pretrain',[.2,.4,.6]), ('relearn',[.4,.4,.4]))]))
     c = pd.DataFrame(relearning_claims(t))
     assert np.allclose(c['mean'], [-.1,0,-.15,-1,0,0]) and c.agrees.tolist()==['yes','no','yes','yes','no','no'], c
+
+def again(net, last):
+    "Tables of a network that learns 60% from scratch, and this much again after squares and in the control"
+    arm = lambda s,q: dict(net=net, seed=s, opt='sgd', squares=q)
+    e = [rows(float(q>0), **arm(s, q), phase=['pretrain','erode','relearn'], clean=[.6,.1,last]) for s in (0,1) for q in (0,3)]
+    c = [rows(float(q>0), **arm(s, q), phase=p, of_phase=[1,2], clean=[.2,a])
+         for s in (0,1) for q in (0,3) for p,a in (('pretrain',.6), ('relearn',last))]
+    return dict(ends=pd.concat(e), curves=pd.concat(c))
+
+def test_networks_in_one_result_stay_apart():
+    "A ends .2 below scratch, B .1 above: each has its claims and its row of panels, and neither has their mean"
+    a,b = again('A', .4),again('B', .7)
+    t = {k:pd.concat([a[k], b[k]]).assign(ratio=lambda d: (d.squares>0).astype(float)) for k in a}
+    c = pd.DataFrame(relearning_claims(t)).set_index('net')['mean']
+    assert np.allclose(c['A'].iloc[:3], [-.2,.1,0]) and np.allclose(c['B'].iloc[:3], [.1,-.05,0])
+    assert [ax.get_title() for ax in plot_relearning(t).axes]==['A','','B','']
+    r = gains(t['ends'])[lambda d: d.squares>0]
+    r = r.assign(scratch=.6, relearned=.6+r.gain, effective_rank_before=4., effective_rank_after=2., dormant_after=0.,
+                 weight_norm_after=1.)
+    f = plot_rank(dict(rank=r))
+    assert [ax.get_title(loc='left') for ax in f.axes]==['A','B']
+    assert [len(ax.lines[0].get_xdata()) for ax in f.axes]==[2,2]      # two seeds each, not four
+
+def test_forgetting_by_ratio_shows_all_networks():
+    "A gains 60% of what was above chance, B nothing: both lie within the axis, and have a name and a mark of their own"
+    e = [ends(r, 0, .6, .6+(g*r)).assign(net=n) for n,g in (('A',.3), ('B',0.)) for r in (0.,.3,1.)]
+    f = plot_ratios(dict(ends=pd.concat(e)))
+    assert f.axes[0].get_ylim()[0]<-.6
+    assert [o.get_text() for o in f.axes[1].get_legend().get_texts()]==['A','B']
+    plt.close('all')
 
 def test_ratio_claims():
     "Forgetting 0, .6 and .7, 1 at 0, .3, 1: rises, and lies .3 and .4 above the line"
