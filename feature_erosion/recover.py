@@ -215,7 +215,8 @@ class Recovered(Measured):
             raise ValueError(f"before, after, untrained: no model {bad[0]!r}; there are {', '.join(map(str, there))}")
         a,b = m.loc[before],m.loc[after]
         floor = a*0+self.attrs['chance'] if untrained is None else m.loc[untrained].assign(now=self.attrs['chance'])
-        return pd.DataFrame(forgetting(a, b, floor), a.index, a.columns)
+        below = floor<1   # beyond 100% there is nothing that could be gone
+        return pd.DataFrame(forgetting(a, b, floor.where(below, 0)), a.index, a.columns).where(below)
 
 # %% ../nbs/16_recover.ipynb #d2fb0f22
 _styles = dict(now=('as it answers',':'), last=('new last layer','-'), all=('all layers','--'))
