@@ -357,12 +357,12 @@ def _curves(rec, sets):
     df = some_evals(rec)
     cols = [c for c in df if c not in log_columns]
     if bad := [c for c in L(sets) if c not in cols]: raise ValueError(f"sets={bad}: must be among {', '.join(cols)}")
-    return df,L(sets) or [c for c in cols if df[c].dropna().between(0,1).all()]
+    return df,L(sets) or [c for c in cols if df[c].dropna().between(0,1).all()] or cols
 
 # %% ../nbs/12_evalsets.ipynb #1846174e
 @patch
 def plot_phases(self:Recorder,
-    sets:list|None=None, # Columns of `evals` to draw; by default all with values in 0…1
+    sets:list|None=None, # Columns of `evals` to draw; by default all with values in 0…1, or all if none has
     x:str|None=None, # 'epoch' or 'total_iter'; by default epochs, unless a phase ended inside one
     ax:plt.Axes=None # A matplotlib axis; created if `None`
 )->plt.Axes:
@@ -382,7 +382,7 @@ def plot_phases(self:Recorder,
 @patch
 def plot_collapse(self:Recorder,
     phase:str|None=None, # Which phase; by default the one in which the first set falls deepest
-    sets:list|None=None, # Columns of `evals` to draw; by default all with values in 0…1
+    sets:list|None=None, # Columns of `evals` to draw; by default as in `plot_phases`
     ax:plt.Axes=None # A matplotlib axis; created if `None`
 )->plt.Axes:
     "Accuracy on each set over the iterations of one phase, on a logarithmic axis"

@@ -436,6 +436,19 @@ def test_a_phase_ends_with_the_weights_that_it_leaves(dls, tmp_path, make):
     ends = learn.recorder.evals.query("when=='epoch'")
     assert ends.epoch.tolist()==[1,2,2,3,4,4] and ends.phase.tolist()==[*'aaabbb'] and ends.iter.tolist()==[5,10,10]*2
 
+def test_losses_on_sets_can_be_seen(dls, tmp_path):
+    "The loss of ten equal scores is log 10 at first: above 100%, and no share"
+    learn = small(dls, tmp_path)
+    nn.init.zeros_(learn.model[-1].weight), nn.init.zeros_(learn.model[-1].bias)
+    sets = pattern_sets(dls, ColorSquare(4), ('clean','conflict'))
+    for metrics,columns,label in ((F.cross_entropy, None, 'cross entropy'),
+                                  ([accuracy, F.cross_entropy], ['clean_cross_entropy','conflict_picture_cross_entropy'], '')):
+        quiet_phases(learn, [Phase('a', 1, lr=0.)], cbs=EvalSets(sets, metrics=metrics))
+        for ax in (learn.recorder.plot_phases(columns), learn.recorder.plot_collapse(sets=columns)):
+            assert all(np.allclose(o.get_ydata(), np.log(10)) for o in ax.lines) and ax.get_ylim()[1]>np.log(10)
+            assert ax.get_ylabel()==label and '%' not in ax.yaxis.get_major_formatter()(1.)
+            assert (ax.lines[0].get_linestyle(),ax.lines[-1].get_linestyle())==('-','--')
+
 def test_plain_names_that_are_no_accuracy(dls, tmp_path):
     learn = small(dls, tmp_path)
     phases = [Phase('pretrain', 2, lr=.05), Phase('erode', 2, lr=.01)]
