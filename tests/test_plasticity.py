@@ -68,6 +68,9 @@ def test_known_dead_channels(dls, dead):
     d = dormant_units(m, dls.valid)
     assert isinstance(d, Dormant) and d.dormant.tolist()==[dead] and d.units.tolist()==[8] and d.total==dead/8
     for bs in (1,33,100): assert dormant_units(m, dls.valid.new(bs=bs)).equals(d)
+    alive = net()
+    alive[1].bias.data[:] = 10.
+    assert dormant_units({'z':m, 'a':alive}, dls.valid).total.to_dict()=={'z':dead/8, 'a':0.}
 
 def test_quiet_channel_at_tau(dls):
     "One channel at a hundredth of the others is dormant at τ=.1, not at 0"
