@@ -342,6 +342,9 @@ def test_ratio_claims():
     e = [ends(r, s, .6, .6-.5*f) for s in (0,1) for r,f in ((0.,0.), (.3,(.6,.7)[s]), (1.,1.))]
     c = pd.DataFrame(ratio_claims(dict(ends=pd.concat(e))))
     assert np.allclose(c['mean'], [1,.65,.35,0]) and c.agrees.tolist()==['yes']*4
+    less = [ends(r, s, .6, .6-.5*f) for s in (0,1) for r,f in ((0.,0.), (.3,.6), (.6,.8))]   # .6 is .2 above the line from 0 to .8
+    c = pd.DataFrame(ratio_claims(dict(ends=pd.concat(less))))
+    assert np.allclose(c['mean'], [1,.6,.2,0]) and c.claim[2].endswith('from ratio 0 to 0.6')
 
 def test_cka_and_layer_claims():
     m = lambda ratio,d: pd.DataFrame([dict(net='N', ratio=ratio, seed=s, before=a, after=b, cka=(d[i] if a==b else .5))
