@@ -329,6 +329,16 @@ def test_networks_in_one_result_stay_apart():
     assert [ax.get_title(loc='left') for ax in f.axes]==['A','B']
     assert [len(ax.lines[0].get_xdata()) for ax in f.axes]==[2,2]      # two seeds each, not four
 
+@pytest.mark.parametrize('figure,kw', [('fig1',dict(width=.5)), ('fig3',dict(n=64)), ('fig6',dict(lr=.1)), ('rank',dict(bs=8))])
+def test_networks_of_one_name_that_would_be_mixed_are_refused(figure, kw):
+    "Rates are told apart by Figures 1 and 2, lengths and optimisers by Figure 5: so do their own scales"
+    net = recipes['fig1'].scales['smoke'].nets[0]
+    with pytest.raises(ValueError, match=f"several are called 'Perceptron' and differ in '{list(kw)[0]}', by which {figure}"):
+        check_scale(recipes[figure], Scale(with_control(net, replace(net, **kw))))
+    check_scale(recipes[figure], Scale(with_control(net, replace(net, name='other', **kw))))
+    check_scale(recipes['fig1'], Scale(with_control(net, replace(net, lr=.1))))
+    for r in recipes.values(): check_scale(r, r.scales['smoke'])
+
 def test_forgetting_by_ratio_shows_all_networks():
     "A gains 60% of what was above chance, B nothing: both lie within the axis, and have a name and a mark of their own"
     e = [ends(r, 0, .6, .6+(g*r)).assign(net=n) for n,g in (('A',.3), ('B',0.)) for r in (0.,.3,1.)]
@@ -342,7 +352,7 @@ def test_ratio_claims():
     e = [ends(r, s, .6, .6-.5*f) for s in (0,1) for r,f in ((0.,0.), (.3,(.6,.7)[s]), (1.,1.))]
     c = pd.DataFrame(ratio_claims(dict(ends=pd.concat(e))))
     assert np.allclose(c['mean'], [1,.65,.35,0]) and c.agrees.tolist()==['yes']*4
-    less = [ends(r, s, .6, .6-.5*f) for s in (0,1) for r,f in ((0.,0.), (.3,.6), (.6,.8))]   # .6 is .2 above the line from 0 to .8
+    less = [ends(r, s, .6, .6-.5*f) for s in (0,1) for r,f in ((0.,0.), (.3,.6), (.6,.8))]   # .2 above the line from 0 to .8
     c = pd.DataFrame(ratio_claims(dict(ends=pd.concat(less))))
     assert np.allclose(c['mean'], [1,.6,.2,0]) and c.claim[2].endswith('from ratio 0 to 0.6')
 
