@@ -345,6 +345,9 @@ def test_forgetting_by_ratio_shows_all_networks():
     f = plot_ratios(dict(ends=pd.concat(e)))
     assert f.axes[0].get_ylim()[0]<-.6
     assert [o.get_text() for o in f.axes[1].get_legend().get_texts()]==['A','B']
+    for ratios,labels in (((.3,1.), '30% 100%'), ((.005,.1,.5), '0.5% 10% 50%'), ((.6,.9,1.), '60%  100%')):
+        f = plot_ratios(dict(ends=pd.concat([ends(r, 0, .6, .5) for r in (0.,*ratios)])))
+        assert ' '.join(o.get_text() for o in f.axes[1].get_xticklabels())==labels
     plt.close('all')
 
 def test_ratio_claims():

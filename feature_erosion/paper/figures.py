@@ -440,7 +440,7 @@ def plot_ratios(t):
     if len(nets)>1: legend_beside(ax)
     at = sorted(d.ratio[d.ratio>0].unique())
     ax.set(xscale='log', xlabel='share of training images with a square')
-    ax.set_xticks(at, [f'{r:.0%}' if r in at[:-2] or r==1 else '' for r in at])
+    ax.set_xticks(at, ['' if any(r<o<1.2*r for o in at) else f'{100*r:g}%' for r in at])   # 90% has no room beside 100%
     ax.minorticks_off()
     zero.set_xticks([0], ['control'])
     _forgetting(zero, d.forgotten, 'share of clean accuracy forgotten')
