@@ -188,15 +188,16 @@ def _collapse(net, e, c):
     half = _per_seed(c, partial(epochs_to_half, chance=e.chance.iloc[0]))
     picture = _per_seed(c, lambda o: float(pattern_reliance(o.conflict_picture.iloc[-1], o.conflict.iloc[-1])))
     pattern = _per_seed(sq[sq.phase=='erode'], lambda o: o.pattern.iloc[0])
-    trained = _per_seed(sq, lambda o: o.train_accuracy.iloc[0])
+    trained,lost = _per_seed(sq, lambda o: o.train_accuracy.iloc[0]),_per_seed(sq, forgotten)
+    never = _known if np.isnan(lost).all() else dict(none='never')
     row = partial(judged, net=net)
     return [
         row('Training accuracy before the squares', 'error-free', trained, (.995,.95), '.1%'),
-        row('Clean accuracy falls to chance: share of it that is forgotten', 'all', _per_seed(sq, forgotten), (.9,.5), **_known),
+        row('Clean accuracy falls to chance: share of it that is forgotten', 'all', lost, (.9,.5), **_known),
         row('It is the squares: share that the control forgets', 'not reported',
             _per_seed(e[e.ratio==0], forgotten), (.05,.2), **_known),
         row('It falls at once: epochs until less than half is left, for good', 'the moment the squares appear',
-            half, (5,20), '.1f', none='never'),
+            half, (5,20), '.1f', **never),
         row('With squares accuracy is perfect', '100%', pattern, (.99,.9), '.1%'),
         row('The square decides: share of its answers where square and image disagree', 'not reported', picture, (.95,.75))]
 
