@@ -43,7 +43,7 @@ def evaluate(
             pred,y = _answer(model, *split_batch(dl, b, model))
             _check_choice(pred, y, mets[''])
             _accumulate(mets[''], pred, y)
-            sound = (pred<float('inf')).all() & sound
+            sound = (pred<float('inf')).all() & (pred>-float('inf')).any(-1).all() & sound   # some classes may be ruled out
             i += len(y)
             _check_length(labels, i)
             for k,v in labels.items(): _accumulate(mets[k], *_known(pred, v[i-len(y):i].to(pred.device)))
