@@ -43,7 +43,7 @@ def evaluate(
             pred,y = _answer(model, *split_batch(dl, b, model))
             _check_choice(pred, y, mets[''])
             _accumulate(mets[''], pred, y)
-            sound = (pred<float('inf')).all() & sound
+            sound = (pred<float('inf')).all() & (pred>-float('inf')).any(-1).all() & sound   # some classes may be ruled out
             i += len(y)
             _check_length(labels, i)
             for k,v in labels.items(): _accumulate(mets[k], *_known(pred, v[i-len(y):i].to(pred.device)))
@@ -357,12 +357,12 @@ def _curves(rec, sets):
     df = some_evals(rec)
     cols = [c for c in df if c not in log_columns]
     if bad := [c for c in L(sets) if c not in cols]: raise ValueError(f"sets={bad}: must be among {', '.join(cols)}")
-    return df,L(sets) or [c for c in cols if df[c].dropna().between(0,1).all()]
+    return df,L(sets) or [c for c in cols if df[c].dropna().between(0,1).all()] or cols
 
 # %% ../nbs/12_evalsets.ipynb #1846174e
 @patch
 def plot_phases(self:Recorder,
-    sets:list|None=None, # Columns of `evals` to draw; by default all with values in 0…1
+    sets:list|None=None, # Columns of `evals` to draw; by default all with values in 0…1, or all if none has
     x:str|None=None, # 'epoch' or 'total_iter'; by default epochs, unless a phase ended inside one
     ax:plt.Axes=None # A matplotlib axis; created if `None`
 )->plt.Axes:
@@ -382,7 +382,7 @@ def plot_phases(self:Recorder,
 @patch
 def plot_collapse(self:Recorder,
     phase:str|None=None, # Which phase; by default the one in which the first set falls deepest
-    sets:list|None=None, # Columns of `evals` to draw; by default all with values in 0…1
+    sets:list|None=None, # Columns of `evals` to draw; by default as in `plot_phases`
     ax:plt.Axes=None # A matplotlib axis; created if `None`
 )->plt.Axes:
     "Accuracy on each set over the iterations of one phase, on a logarithmic axis"
@@ -400,7 +400,7 @@ def plot_collapse(self:Recorder,
 def _deepest(df, column):
     "The phase in which `column` falls most from its first evaluation to its last; `None` without phases"
     if df.phase.isna().all(): return None
-    def change(v): return v.iloc[-1]-v.iloc[0]
+    def change(v): return v.iloc[-1]-v.iloc[0] if len(v := v.dropna()) else 0.   # rows of other `EvalSets` have no value
     return df.groupby('phase', sort=False)[column].agg(change).idxmin()
 
 # %% ../nbs/12_evalsets.ipynb #e01226c8

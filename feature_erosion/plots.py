@@ -46,15 +46,17 @@ def line_color(
 def curves(
     df:pd.DataFrame, # One row per evaluation
     x:str, # Column for the x-axis
-    columns:list, # Columns with accuracies, one line each
+    columns:list, # Columns with accuracies or another metric, one line each
     ax # A matplotlib axis
 )->plt.Axes:
     "Accuracies, or the metric named in a column of `df`, over time; dashed if the picture's class counts as the answer"
     for i,c in enumerate(columns):
-        ls,known = '--' if c.endswith('_picture') else '-',df[df[c].notna()]
+        ls,known = '--' if '_picture_' in f'{c}_' else '-',df[df[c].notna()]
         ax.plot(known[x], known[c], label=c.replace('_', ' '), color=line_color(i), marker='.', ms=4, ls=ls)
     metrics = df.metric.fillna('accuracy').unique() if 'metric' in df else ['accuracy']
-    percent(ax, ' or '.join(metrics).replace('_', ' '))
+    label,v = ' or '.join(metrics).replace('_', ' '),df[columns]
+    if v.min().min()<-.01 or v.max().max()>1.01: ax.set_ylabel(label if 'metric' in df else None)   # no shares, such as losses
+    else: percent(ax, label)
     legend_beside(ax)
     return ax
 

@@ -188,9 +188,9 @@ def _answers(model, name, dl):
     with evaluating(model):
         for xs,ys in model_batches(dl, model):
             y,scores = first_target(ys),answer_tensor(model(*xs))
-            if not scores.isfinite().all():
+            if len(pred := answered(scores)) and pred.min()<0:
                 raise _NotFinite(f"models: {name!r} answers with NaN or infinite scores; it has diverged")
-            got.append((answered(scores).cpu(), y.cpu()))
+            got.append((pred.cpu(), y.cpu()))
     if not got: raise ValueError("dl: there are no samples in it")
     pred,y = (int_labels(torch.cat(o)) for o in zip(*got))
     return pred,_check_known(y)
@@ -215,7 +215,8 @@ class Recovered(Measured):
             raise ValueError(f"before, after, untrained: no model {bad[0]!r}; there are {', '.join(map(str, there))}")
         a,b = m.loc[before],m.loc[after]
         floor = a*0+self.attrs['chance'] if untrained is None else m.loc[untrained].assign(now=self.attrs['chance'])
-        return pd.DataFrame(forgetting(a, b, floor), a.index, a.columns)
+        below = floor<1   # beyond 100% there is nothing that could be gone
+        return pd.DataFrame(forgetting(a, b, floor.where(below, 0)), a.index, a.columns).where(below)
 
 # %% ../nbs/16_recover.ipynb #d2fb0f22
 _styles = dict(now=('as it answers',':'), last=('new last layer','-'), all=('all layers','--'))

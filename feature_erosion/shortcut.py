@@ -213,7 +213,7 @@ _luminance = torch.tensor([[16,11,10,16,24,40,51,61], [12,12,14,19,26,58,60,55],
 
 def _steps(quality):
     "Steps of brightness at a quality in 1…100, as in libjpeg"
-    scale = 5000/quality if quality<50 else 200-2*quality
+    scale = 5000//quality if quality<50 else 200-2*quality
     return ((_luminance*scale+50)/100).floor().clamp(1, 255)
 
 def _misfit(c, steps):

@@ -761,7 +761,8 @@ def plot(self:Unlearning,
 def _told(name, r):
     "What else is known of a network, in words"
     if np.isnan(r.forget): return 'failed'
-    steps = f"back after {r.relearn:.0f} step{'' if r.relearn==1 else 's'}{r.get('back_in', '')}"
+    n = f'{r.relearn:.{0 if r.relearn>=10 else 1}f}'.removesuffix('.0')   # a mean of few seeds
+    steps = f"back after {n} step{'' if n=='1' else 's'}{r.get('back_in', '')}"
     back = 'known' if r.relearn==0 else 'not forgotten' if name=='original' else 'not back' if np.isnan(r.relearn) else steps
     time = [f'time ×{r.time:.2g}'] if r.get('time', 0)>0 else []
     return ' · '.join([f'attack {r.attack:.0%}', back, *time])

@@ -64,8 +64,8 @@ class _Answers(Metric):
     def reset(self): self.got = []
     def accumulate(self, learn):
         pred,y = learn.pred,class_labels([learn.y])
-        a,sound = (answered(pred),pred.isfinite().all(1)) if self.same_head else (-torch.ones_like(y),torch.zeros_like(y).bool())
-        self.got.append((y.cpu(), ((a==y) & sound).cpu(), a.cpu()))
+        a = answered(pred) if self.same_head else -torch.ones_like(y)
+        self.got.append((y.cpu(), (a==y).cpu(), a.cpu()))
     @property
     def value(self): return tuple(torch.cat(o) for o in zip(*self.got))
 

@@ -260,7 +260,7 @@ def test_a_fresh_machine_without_a_network(tmp_path):
 
 # claims, on tables written by hand: two seeds, squares (ratio 1) and the control (ratio 0)
 
-def rows(ratio=1., **cols): return pd.DataFrame(dict(net='N', ratio=ratio, lr=.1, chance=.1, **cols))
+def rows(ratio=1., **cols): return pd.DataFrame(dict(dict(net='N', ratio=ratio, lr=.1, chance=.1), **cols))
 def means(rows): return {r['claim'].split(':')[0]:(r['mean'],r['agrees']) for r in rows}
 
 def ends(ratio, seed, before, after, **more):
@@ -276,6 +276,14 @@ def test_collapse_claims():
     assert np.allclose(c['mean'], [1., .96, .05, 2., .995, .9])
     assert c.agrees.tolist()==['yes','yes','in part','in part','yes','in part']
     assert c.ours[3]=='2.0 in 1 of 2 seeds (2.0, never)'
+
+def test_what_was_never_known_is_not_forgotten():
+    "Both arms end each phase at chance or below: there is nothing to lose, so nothing to judge"
+    t = dict(ends=pd.concat([ends(r, s, .1, .08) for r in (1.,0.) for s in (0,1)]),
+             curves=rows(seed=0, phase='erode', epoch=[4,5], clean=[.1,.1], conflict=.1, conflict_picture=.9))
+    for c,n in ((collapse_claims(t),3), (ratio_claims(t),2)):
+        c = pd.DataFrame(c)[lambda d: d.ours=='nothing was known']
+        assert len(c)==n and set(c.agrees)=={'not clear'}
 
 def test_rates_are_judged_where_the_control_holds():
     "At .1 the control forgets all; at .01 nothing: that one is judged"
@@ -299,11 +307,57 @@ def test_relearning_claims():
     c = pd.DataFrame(relearning_claims(t))
     assert np.allclose(c['mean'], [-.1,0,-.15,-1,0,0]) and c.agrees.tolist()==['yes','no','yes','yes','no','no'], c
 
+def again(net, last):
+    "Tables of a network that learns 60% from scratch, and this much again after squares and in the control"
+    arm = lambda s,q: dict(net=net, seed=s, opt='sgd', squares=q)
+    e = [rows(float(q>0), **arm(s, q), phase=['pretrain','erode','relearn'], clean=[.6,.1,last]) for s in (0,1) for q in (0,3)]
+    c = [rows(float(q>0), **arm(s, q), phase=p, of_phase=[1,2], clean=[.2,a])
+         for s in (0,1) for q in (0,3) for p,a in (('pretrain',.6), ('relearn',last))]
+    return dict(ends=pd.concat(e), curves=pd.concat(c))
+
+def test_networks_in_one_result_stay_apart():
+    "A ends .2 below scratch, B .1 above: each has its claims and its row of panels, and neither has their mean"
+    a,b = again('A', .4),again('B', .7)
+    t = {k:pd.concat([a[k], b[k]]).assign(ratio=lambda d: (d.squares>0).astype(float)) for k in a}
+    c = pd.DataFrame(relearning_claims(t)).set_index('net')['mean']
+    assert np.allclose(c['A'].iloc[:3], [-.2,.1,0]) and np.allclose(c['B'].iloc[:3], [.1,-.05,0])
+    assert [ax.get_title() for ax in plot_relearning(t).axes]==['A','','B','']
+    r = gains(t['ends'])[lambda d: d.squares>0]
+    r = r.assign(scratch=.6, relearned=.6+r.gain, effective_rank_before=4., effective_rank_after=2., dormant_after=0.,
+                 weight_norm_after=1.)
+    f = plot_rank(dict(rank=r))
+    assert [ax.get_title(loc='left') for ax in f.axes]==['A','B']
+    assert [len(ax.lines[0].get_xdata()) for ax in f.axes]==[2,2]      # two seeds each, not four
+
+@pytest.mark.parametrize('figure,kw', [('fig1',dict(width=.5)), ('fig3',dict(n=64)), ('fig6',dict(lr=.1)), ('rank',dict(bs=8))])
+def test_networks_of_one_name_that_would_be_mixed_are_refused(figure, kw):
+    "Rates are told apart by Figures 1 and 2, lengths and optimisers by Figure 5: so do their own scales"
+    net = recipes['fig1'].scales['smoke'].nets[0]
+    with pytest.raises(ValueError, match=f"several are called 'Perceptron' and differ in '{list(kw)[0]}', by which {figure}"):
+        check_scale(recipes[figure], Scale(with_control(net, replace(net, **kw))))
+    check_scale(recipes[figure], Scale(with_control(net, replace(net, name='other', **kw))))
+    check_scale(recipes['fig1'], Scale(with_control(net, replace(net, lr=.1))))
+    for r in recipes.values(): check_scale(r, r.scales['smoke'])
+
+def test_forgetting_by_ratio_shows_all_networks():
+    "A gains 60% of what was above chance, B nothing: both lie within the axis, and have a name and a mark of their own"
+    e = [ends(r, 0, .6, .6+(g*r)).assign(net=n) for n,g in (('A',.3), ('B',0.)) for r in (0.,.3,1.)]
+    f = plot_ratios(dict(ends=pd.concat(e)))
+    assert f.axes[0].get_ylim()[0]<-.6
+    assert [o.get_text() for o in f.axes[1].get_legend().get_texts()]==['A','B']
+    for ratios,labels in (((.3,1.), '30% 100%'), ((.005,.1,.5), '0.5% 10% 50%'), ((.6,.9,1.), '60%  100%')):
+        f = plot_ratios(dict(ends=pd.concat([ends(r, 0, .6, .5) for r in (0.,*ratios)])))
+        assert ' '.join(o.get_text() for o in f.axes[1].get_xticklabels())==labels
+    plt.close('all')
+
 def test_ratio_claims():
     "Forgetting 0, .6 and .7, 1 at 0, .3, 1: rises, and lies .3 and .4 above the line"
     e = [ends(r, s, .6, .6-.5*f) for s in (0,1) for r,f in ((0.,0.), (.3,(.6,.7)[s]), (1.,1.))]
     c = pd.DataFrame(ratio_claims(dict(ends=pd.concat(e))))
     assert np.allclose(c['mean'], [1,.65,.35,0]) and c.agrees.tolist()==['yes']*4
+    less = [ends(r, s, .6, .6-.5*f) for s in (0,1) for r,f in ((0.,0.), (.3,.6), (.6,.8))]   # .2 above the line from 0 to .8
+    c = pd.DataFrame(ratio_claims(dict(ends=pd.concat(less))))
+    assert np.allclose(c['mean'], [1,.6,.2,0]) and c.claim[2].endswith('from ratio 0 to 0.6')
 
 def test_cka_and_layer_claims():
     m = lambda ratio,d: pd.DataFrame([dict(net='N', ratio=ratio, seed=s, before=a, after=b, cka=(d[i] if a==b else .5))

@@ -102,6 +102,28 @@ def test_nothing_to_save_is_not_clear():
     claims = questions.resist_claims(dict(resist=questions.pd.DataFrame([dict(net='n', ratio=1., seed=0,
         method='plain finetuning', before=.5, chance=.1, clean=.05, pattern=1.)])))
     assert claims[0]['mean']==1
+    claims = questions.resist_claims(dict(resist=questions.pd.DataFrame([dict(net='n', ratio=1., seed=0,
+        method='plain finetuning', before=.1, chance=.1, clean=.05, pattern=1.)])))
+    assert (claims[0]['ours'],claims[0]['agrees'])==('nothing was known','not clear')
+
+def test_pictures_of_two_networks():
+    "Each has panels of its own, with its numbers"
+    t = questions.pd.DataFrame([dict(net=n, ratio=1., seed=0, method='plain finetuning', before=.7, chance=.1, clean=c, pattern=1.,
+                                     what='a class', forget=c, test=.5, attack=.5, relearn=0.) for n,c in (('A',.2), ('B',.6))])
+    for plot,k,line in ((questions.plot_resist, 'resist', lambda ax: ax.lines[1].get_xdata()),
+                        (questions.plot_unlearn, 'unlearn', lambda ax: ax.collections[1].get_offsets()[:,0])):
+        axs = plot({k:t}).axes
+        assert [(ax.get_title('left')[:3],*line(ax)) for ax in axs]==[('A, ',.2),('B, ',.6)]
+        plt.close('all')
+
+def test_means_of_steps_are_told_as_they_are():
+    "Half a step is not none, which would say that it was known all along; nor are one and a third `1 steps`"
+    t = questions.pd.DataFrame([dict(net='n', ratio=1., seed=s, method=m, what='a class', forget=.5, test=.5, attack=.5, relearn=v)
+                                for m,vs in dict(a=(0,1), b=(1,1), c=(1,1,2), d=(40,41), e=(0,0)).items() for s,v in enumerate(vs)])
+    ax, = questions.plot_unlearn(dict(unlearn=t)).axes
+    told = [o.get_text().removeprefix('attack 50% · ') for o in ax.texts]
+    assert told==['back after 0.5 steps','back after 1 step','back after 1.3 steps','back after 40 steps','known']
+    plt.close('all')
 
 def test_what_is_recovered(tmp_path):
     made = run_recipe(recipes['recover'], Scale(with_control(replace(tiny, lengths=(4,2,0))), seeds=1), tmp_path, n_jobs=1,

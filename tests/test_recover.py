@@ -137,6 +137,7 @@ def test_hidden_is_found_and_gone_is_not():
     assert (m.loc['hidden'][[1,5]]==1).all().all()
     assert (m.loc[('gone','last')][[1,5]]==.25).all() and (m.loc[('gone','all')][[1,5]]==1).all()
     with pytest.raises(ValueError, match="no model 'pretrain'; there are hidden, gone"): r.gone('hidden', 'gone', 'pretrain')
+    assert r.gone('hidden', 'gone', 'hidden').isna().all().all()   # where even an untrained one finds all, nothing can be gone
     g = r.gone('hidden', 'gone')
     assert np.isnan(g.now).all() and g.loc['last',5]==1 and g.loc['all',5]==0
 

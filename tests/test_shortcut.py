@@ -12,7 +12,7 @@ from feature_erosion.learner import erosion_learner
 from feature_erosion.patterns import (Blur, Border, ColorSquare, CornerSquare, Effect, InjectPattern, JpegQuality, Noise, Ruler,
                                       Stripes, Texture, Tint, Watermark, change)
 from feature_erosion.phases import Phase
-from feature_erosion.shortcut import _blocks, _box_part, _channels, _jpeg_level, _luma, find_shortcut
+from feature_erosion.shortcut import _blocks, _box_part, _channels, _jpeg_level, _luma, _steps, find_shortcut
 from feature_erosion.watch import ErosionWarning, WatchErosion
 
 def net(c=3): return nn.Sequential(nn.Conv2d(c,16,3,padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16,32,3,2,1),
@@ -252,6 +252,13 @@ def test_quality_of_files(quality):
         return torch.from_numpy(np.array(Image.open(f))).permute(2,0,1)/255
     assert (-_jpeg_level(torch.stack([*map(saved, x)]))).exp().round().tolist()==[quality]*12
     assert (-_jpeg_level(x)).exp().round().tolist()==[100]*12
+
+def test_steps_of_jpeg():
+    "Those that a file has, as Pillow wrote it: libjpeg's arithmetic is of whole numbers"
+    for q in range(1, 101):
+        file = io.BytesIO()
+        Image.new('L', (8,8)).save(file, 'JPEG', quality=q)
+        assert Image.open(file).quantization[0]==_steps(q).flatten().tolist(), q
 
 def test_reads_a_channel_and_a_band():
     x,y = scenes()

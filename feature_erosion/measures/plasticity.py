@@ -75,8 +75,10 @@ class Dormant(Measured):
     "Units and dormant units of each layer"
     @property
     def total(self):
-        "Share of dormant units over all layers"
-        return self.dormant.sum()/self.units.sum()
+        "Share of dormant units over all layers; of each model, if there are several"
+        d = pd.DataFrame(self)[['dormant','units']]
+        d = (d.groupby(level='model', sort=False) if 'model' in d.index.names else d).sum()
+        return d.dormant/d.units
 
     def plot(self,
         ax:plt.Axes=None # A matplotlib axis; created if `None`

@@ -280,8 +280,23 @@ def check_scale(
     "Find what is wrong or missing before anything is computed; the error says where to get missing files"
     if len(set(scale.nets))<len(scale.nets):
         raise ValueError(f"nets: they must differ; got {', '.join(o.name for o in scale.nets)}")
+    if recipe.scales: _check_names(recipe, scale.nets)
     missing = {str(e):type(e) for net in scale.nets for f in _checks(recipe, net) for e in [_error(f)] if e}
     if missing: raise first(missing.values())(f"{recipe.name} needs {'. It also needs '.join(missing)}")
+
+def _differ(nets):
+    "Names that several networks have, and fields in which these differ"
+    by = groupby(nets, attrgetter('name'))
+    return [(n,f) for n,os in by.items() for f in asdict(os[0]) if len({getattr(o, f) for o in os})>1]
+
+def _check_names(recipe, nets):
+    "Refuse networks that would be taken for one: a recipe tells apart what its own scales, or those of its like, compare"
+    like = [recipe, *(o for o in recipes.values() if o.measure==recipe.measure)]
+    known = {'ratio', *(f for r in like for s in r.scales.values() for _,f in _differ(s.nets))}
+    for n,f in _differ(nets):
+        if f in known: continue
+        raise ValueError(f"nets: several are called {n!r} and differ in {f!r}, by which {recipe.name} does not tell them apart; "
+                         "give each a name of its own, `replace(net, name=…)`")
 
 def _checks(recipe, net):
     "Calls that fail if something is missing"
