@@ -21,6 +21,7 @@ from fastai.text.data import LMDataLoader
 from run_notebooks import forked
 from trainings import Boom, StopAt
 from feature_erosion.data import digits_dls
+from feature_erosion.evalsets import EvalSets
 from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import PerPhase, Phase
@@ -497,6 +498,18 @@ def test_what_fit_is_called_with_is_a_setting(tmp_path, was, now, says):
     forget(run, 'hypers')
     plain_fit(run, **was)
     assert run.status=='finished'
+
+def test_numbers_of_numpy_are_settings_like_others(tmp_path):
+    "A length, a batch size and the iterations of an evaluation as `np.arange` and a set give them"
+    dls,run = digits_dls(n=64, n_valid=20, bs=np.int64(32)),RunStore(tmp_path).run('a')
+    def train(n, at, *cbs):
+        set_seed(0)
+        learn = Learner(dls, mlp(), loss_func=nn.CrossEntropyLoss(), metrics=accuracy)
+        with learn.no_bar(), learn.no_logging(): learn.fit(n, cbs=[EvalSets({'clean':dls.valid}, at=at), KeepRun(run), *cbs])
+        return learn.recorder.evals.query("when=='iter'").iter.tolist()
+    with pytest.raises(Boom): train(np.int64(2), np.array([0,3]), StopAt(3))
+    assert train(2, [0,3])==train(np.int64(2), {3,0})==[0,3]
+    assert run.info['fit']['epochs']==2 and run.info['fit']['evals'][0]['at']==[0,3] and run.info['fit']['data']['bs']==32
 
 @pytest.mark.parametrize('make', [MixUp, CutMix])
 def test_an_argument_that_a_callback_holds_elsewhere_is_a_setting(tmp_path, make):

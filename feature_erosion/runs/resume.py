@@ -8,7 +8,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/runs/resume.html.md"""
 __all__ = ['KeepRun']
 
 # %% ../../nbs/runs/03_resume.ipynb #ca27a54c
-import dis, inspect, json, random, re, signal, sys, threading, time, warnings
+import dis, inspect, random, re, signal, sys, threading, time, warnings
 from contextlib import contextmanager, suppress
 import numpy as np, pandas as pd, torch
 from math import isfinite
@@ -193,7 +193,7 @@ def fit_settings(
     phases:list # `Phase`s; empty for a fit without phases
 )->dict:
     "The settings of a fit, as JSON values"
-    return dict(model=_model_settings(get_model(learn.model)), opt=describe(learn.opt_func), lr=describe(learn.lr), wd=learn.wd,
+    return dict(model=_model_settings(get_model(learn.model)), opt=describe(learn.opt_func), lr=describe(learn.lr), wd=describe(learn.wd),
                 hypers=None if phases else _hypers(learn.opt), groups=_groups(learn), wd_bn_bias=learn.wd_bn_bias,
                 train_bn=learn.train_bn, loss=describe(learn.loss_func), loss_settings=_loss_settings(learn.loss_func),
                 data=_data_settings(learn.dls),
@@ -239,8 +239,6 @@ def _loss_settings(f):
     return _made_with((f'{k}.{n}', m) for k,o in held.items() for n,m in o.named_modules())
 
 def _seed(): return s if (s := torch.initial_seed())<2**32 else None
-
-def _json(o): return json.loads(json.dumps(o))
 
 # %% ../../nbs/runs/03_resume.ipynb #4346196c
 def _check_runs(**runs):
@@ -365,7 +363,7 @@ def _loop(self:KeepRun):
 @patch
 def _take_end(self:KeepRun):
     "Take the state at the end of the fit, before other callbacks end what they do"
-    self.at = self.learn.n_epoch,0
+    self.at = int(self.learn.n_epoch),0
     if self.idle: return
     self._flush()   # an epoch that was ended by a callback before this one
     settle(self.learn)
@@ -474,7 +472,7 @@ def _open(self:KeepRun):
     self._check_columns()
     if self.phases: self.learn.snapshots.run = self.kept
     if hasattr(self, 'recorder') and isinstance(self.recorder.losses, list): self.recorder.losses = Losses(self.recorder.losses)
-    self._claim_for_all(_json(fit_settings(self.learn, self.phases)))
+    self._claim_for_all(_listed(fit_settings(self.learn, self.phases)))
     self._tell_unkept()
 
 _row_names = 'table','sum','phase','iters'   # what a row of the history has besides the Recorder's columns
