@@ -764,6 +764,24 @@ def test_the_revision_is_read_and_nothing_of_the_folder_is_executed(tmp_path, mo
     git('-c', 'core.fsmonitor=', 'checkout', '--detach')
     assert git_revision(tmp_path)==want
 
+def test_the_revision_of_a_worktree_and_a_submodule(tmp_path):
+    "Inside of another checkout it is theirs, not that of the other; each as `git rev-parse HEAD` says it"
+    main,work,part = tmp_path/'main',tmp_path/'main'/'work',tmp_path/'main'/'part'
+    own = 'user.name=a','user.email=a@b','protocol.file.allow=always'
+    def git(at, *a):
+        return subprocess.run(['git', *(o for c in own for o in ('-c', c)), *a], cwd=at, check=True, capture_output=True,
+                              text=True).stdout.strip()
+    def commit(at): git(at, 'commit', '--allow-empty', '-m', at.name)
+    for o in main,tmp_path/'other': git(tmp_path, 'init', '-b', 'main', str(o)), commit(o)
+    git(main, 'worktree', 'add', '-b', 'new', str(work)), git(main, 'submodule', 'add', str(tmp_path/'other'), 'part')
+    for o in work,part: commit(o)
+    heads = [git(o, 'rev-parse', 'HEAD') for o in (main,work,part)]
+    assert len(set(heads))==3 and [git_revision(o) for o in (main,work,part)]==heads
+    git(work, 'pack-refs', '--all')
+    assert git_revision(work)==heads[1]
+    (work/'.git').write_text('')
+    assert git_revision(work) is None
+
 @pytest.mark.parametrize('head', ['ref: ../../secret', 'ref: refs/../../secret', 'ref: /etc/passwd', 'secret', ''])
 def test_a_revision_is_nothing_but_a_hash(tmp_path, head):
     (tmp_path/'.git').mkdir()
