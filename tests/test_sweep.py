@@ -11,7 +11,7 @@ from joblib.externals.loky.backend.context import set_start_method
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from fastprogress import fastprogress
 from conftest import root
-from feature_erosion.runs.keys import Untold, differences, recipe
+from feature_erosion.runs.keys import Untold, _is_installed, differences, key_of, recipe
 from feature_erosion.runs.store import RunStore
 from feature_erosion.runs.sweep import Sweep, _caller, _other_code, sweep
 
@@ -299,6 +299,21 @@ def test_a_module_imported_inside_of_a_function(tmp_path, monkeypatch, how, impo
         return sweep(space['point'], {}, store=tmp_path/'s', n_jobs=1, progress=False).y.tolist()
     assert written(1)==written(1)==[1] and len(RunStore(tmp_path/'s'))==1
     with pytest.warns(UserWarning, match='computed again'): assert written(222)==[222]
+
+def test_a_module_of_yours_with_a_name_of_the_standard_library(tmp_path, monkeypatch):
+    "Python finds a script's own `sched.py` first"
+    monkeypatch.syspath_prepend(tmp_path)
+    def told(number):
+        (tmp_path/'sched.py').write_text(f'def rate(): return {number}\n')
+        monkeypatch.delitem(sys.modules, 'sched', raising=False)
+        importlib.invalidate_caches()
+        _is_installed.cache_clear()
+        space = dict(__name__='__main__')
+        exec('import sched\nfrom sched import rate\ndef a(seed): return dict(y=rate())\n'
+             'def b(seed): return dict(y=sched.rate())\ndef c(seed):\n    import sched\n    return dict(y=sched.rate())', space)
+        return [key_of(recipe(space[o])) for o in 'abc']
+    try: assert told(1)==told(1) and all(x!=y for x,y in zip(told(1), told(222)))
+    finally: _is_installed.cache_clear()
 
 def by_hand(seed): return dict(y=handmade.value)
 def broken(seed):

@@ -38,11 +38,12 @@ def _installed_at():
 def _is_installed(module):
     "Whether a module belongs to the standard library, this one, or an installed package"
     top = (module or 'builtins').partition('.')[0]
-    if top in sys.stdlib_module_names or top in sys.builtin_module_names or top=='feature_erosion': return True
+    if top in sys.builtin_module_names or top=='feature_erosion': return True
     if top=='__main__': return False   # also in a worker, where a package has this name
     try: spec = importlib.util.find_spec(top)
     except (ValueError,ImportError): return False
     at = spec and (spec.origin or first(spec.submodule_search_locations or ()))
+    if top in sys.stdlib_module_names and at in (None,'frozen'): return True   # others may be hidden by a file of yours
     return bool(at) and any(Path(at).resolve().is_relative_to(d) for d in _installed_at())
 
 def _home(o):
