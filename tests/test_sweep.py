@@ -315,6 +315,36 @@ def test_a_module_of_yours_with_a_name_of_the_standard_library(tmp_path, monkeyp
     try: assert told(1)==told(1) and all(x!=y for x,y in zip(told(1), told(222)))
     finally: _is_installed.cache_clear()
 
+@pytest.mark.parametrize('how',
+                         ['getattr(models_of_mine, "net")(seed)', 'vars(models_of_mine)["net"](seed)',
+                          'pick(models_of_mine)(seed)', 'getattr(held[0], "net")(seed)'])
+@pytest.mark.parametrize('head,name', [('','models_of_mine'), ('import models_of_mine as M','M'),
+                                       ('from a_kit import models_of_mine as M','M'), ('import a_kit.models_of_mine as M','M'),
+                                       ('import a_kit.models_of_mine','a_kit.models_of_mine')])
+def test_a_function_found_by_its_name_in_a_module(tmp_path, monkeypatch, how, head, name):
+    "What the module uses in turn is part of it: which function is meant is known only when it is called"
+    (tmp_path/'a_kit').mkdir()
+    for d in '.','a_kit': (tmp_path/d/'models_of_mine.py').write_text(
+        'from fastai.vision.all import *\nimport blocks_of_mine as b\nloss = nn.CrossEntropyLoss()\n'
+        'def net(seed): return b.block(seed)\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    def told(number):
+        (tmp_path/'blocks_of_mine.py').write_text(f'def block(seed): return dict(y={number})\n')
+        for k in [k for k in sys.modules if '_of_mine' in k or 'a_kit' in k]: monkeypatch.delitem(sys.modules, k)
+        importlib.invalidate_caches()
+        space = dict(__name__='__main__')
+        exec(f'import models_of_mine\nheld = [models_of_mine]\ndef pick(m): return getattr(m, "net")\n'
+             f'def point(seed):\n    {head}\n    return {how.replace("models_of_mine", name)}', space)
+        return recipe(space['point'])['function'],space['point'](0)
+    one,same,other = told(1),told(1),told(222)
+    assert one==same==(one[0],dict(y=1)) and other[1]==dict(y=222) and one[0]!=other[0]
+
+@pytest.mark.parametrize('how', ['importlib.import_module(name)', 'import_module(name)', '__import__(name)', 'sys.modules[name]'])
+def test_a_module_chosen_at_run_time_cannot_be_compared(how):
+    space = dict(__name__='__main__', importlib=importlib, import_module=importlib.import_module, sys=sys)
+    exec(f'def point(seed, name): return {how}.net(seed)', space)
+    with pytest.raises(Untold, match=r'calls (import_module|__import__|sys\.modules), so what it'): recipe(space['point'])
+
 def by_hand(seed): return dict(y=handmade.value)
 def broken(seed):
     import a_module_that_fails
