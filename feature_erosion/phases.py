@@ -412,6 +412,7 @@ _only_inside = (CancelEpochException,CancelTrainException,CancelValidException,C
 
 @patch
 def _snap(self:PhaseSchedule, name):
+    self.learn.snapshots.pop(name, None)   # an earlier fit's, of the same name
     if name in self.keeps: self.learn.snapshots[name] = snapshot(self.model)
 
 @patch

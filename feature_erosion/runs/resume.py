@@ -650,6 +650,7 @@ def _load_snapshots(self:KeepRun, state):
     if state['at'][1]: self.learn.phase_schedule.rejoins = True
     self.done = [o for o in s['begun'] if o!=s['phase']]
     for name in ('start', *self.done):
+        self.learn.snapshots.pop(name, None)
         if name in self.learn.phase_schedule.keeps:
             with suppress(ValueError): self.learn.snapshots[name] = unpack(self.kept.path/'phases'/name, state=False)[0]
 
