@@ -21,7 +21,7 @@ from feature_erosion.phases import Phase
 from feature_erosion.paper.report import report
 from feature_erosion.files import load_json, save_folder, save_json
 from feature_erosion.runs.resume import KeepRun
-from feature_erosion.runs.store import RunStore, checkpoint_files, environment, git_revision, pack, unpack
+from feature_erosion.runs.store import Run, RunStore, checkpoint_files, environment, git_revision, pack, unpack
 
 @pytest.mark.parametrize('what,kills',
                          [('few',7), pytest.param('many', 2,
@@ -594,6 +594,7 @@ def test_other_tensors_of_a_pytorch_dataset_are_noticed(tmp_path, wrap):
 def test_a_store_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     assert RunStore('~/runs').run('a').path==tmp_path/'runs'/'a'
+    assert Run('~/runs/a').name=='a' and Run('~/runs/a').status=='new'
 
 def test_two_processes_make_a_run(tmp_path):
     "The second leaves what the first may have begun with"

@@ -158,7 +158,7 @@ class Run:
     by = 'name'   # the argument that chose it
     def __init__(self,
         path # The folder; created by `RunStore.run`
-    ): self.path = Path(path).absolute()   # the process may go to another folder
+    ): self.path = Path(path).expanduser().absolute()   # the process may go to another folder
 
     def __getstate__(self): return dict(path=self.path)   # a lock belongs to its process
     @property
