@@ -157,7 +157,7 @@ def fit_phases(self:Learner,
 @patch
 def models_at(self:Learner,
     *phases # Names of phases, or 'start'; without any, the current model
-)->dict: # Copies of the model by name
+)->dict: # Copies of the model by name; without any, the model itself as `now`
     "Copies of the model as it was at the end of phases"
     if not phases: return {'now':get_model(self.model)}
     res = {}
