@@ -401,7 +401,7 @@ def restore(self:KeepRun,
     weights:dict|None=None # The model's weights, if they are to be loaded, too
 ):
     "Restore everything"
-    if weights is not None: get_model(self.learn.model).load_state_dict(weights)
+    if weights is not None: load_snapshot(self.learn.model, weights)
     self.at,self.epoch_random = tuple(state['at']),state['epoch_random']
     self.rows,self.counts = [dict(o) for o in state['rows']],dict(state['counts'])
     self.fit_state.load_state_dict(state)
@@ -551,7 +551,7 @@ def _check_start(self:KeepRun):
     "A later fit goes on where the one before it ended: another end is that of a run that was deleted since, and trained again"
     try: was,now = unpack(self.kept.path/'phases'/'start', state=False)[0],snapshot(self.learn.model)
     except ValueError: return   # told when it is chosen
-    if all(k not in now or hash_tensor(v)==hash_tensor(now[k]) for k,v in was.items()): return
+    if all(k not in now or describe(v)==describe(now[k]) for k,v in was.items()): return
     run = self.kept
     raise ValueError(f"run {run.name!r} began with other weights than run {self.first_name!r} ends with now, which was "
                      f"trained again: delete this one, too{run._deletion()}")
@@ -793,5 +793,7 @@ def learner(self:Run,
 )->Learner: # The same one, with the weights from the end of a phase and, as `snapshots`, of all phases
     "Load a run's weights into a Learner"
     learn.snapshots = Snapshots({p:self.weights(p) for p in self._ended()})
-    get_model(learn.model).load_state_dict(self.weights(phase))
+    weights,model = self.weights(phase),get_model(learn.model)
+    reshape_buffers(model, weights)
+    model.load_state_dict(weights)
     return learn

@@ -172,6 +172,7 @@ def set_module_state(
     s:dict # From `module_state`
 ):
     "Restore a module's state"
+    reshape_buffers(m, s['tensors'])
     own = {**m.state_dict(keep_vars=True), **dict(m.named_buffers())}
     with torch.no_grad():
         for n,v in s['tensors'].items(): own[n].copy_(v)
