@@ -420,6 +420,16 @@ def test_a_fit_that_a_callback_ends(tmp_path, where):
     assert not same(run.learner(plain_learner(tmp_path), 'one'), learns[0])
     assert run.history.train_loss.tolist()==learns[0].recorder.history.train_loss.tolist()==learns[1].recorder.history.train_loss.tolist()
 
+def test_an_error_that_is_handled_around_a_fit_is_not_its_own(tmp_path):
+    "`try: load() except FileNotFoundError: store.once(train)`: the function goes on after its fit"
+    seen = []
+    def f(seed, run):
+        fit(tmp_path, epochs=(1,), run=run)
+        seen.append((run.status, run.info['error']))
+    try: raise FileNotFoundError('no such weights')
+    except FileNotFoundError: run = RunStore(tmp_path).once(f, seed=0)
+    assert seen==[('running',None)] and run.status=='finished'
+
 @pytest.mark.usefixtures('pace')
 def test_a_callback_that_stays_on_the_learner(tmp_path):
     "An error releases the run and the signal handlers; a second fit goes on where it was; the Learner can be exported"

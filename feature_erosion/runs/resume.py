@@ -774,7 +774,7 @@ def tidy(self:KeepRun):
 
 @patch
 def _note_end(self:KeepRun):
-    e = sys.exc_info()[1]
+    e = None if self.ended else sys.exc_info()[1]   # a fit may begin where an earlier error is handled
     try:
         if self.broken: self.kept.update(status='failed', error=self.broken)
         elif self.kept.info['status']=='running' and not (e is None and self.was['recipe']): self.kept.update(**_ended_by(e))
