@@ -1,5 +1,5 @@
 "Sweeps on loky, dask and ray, with workers that die."
-import enum, importlib, logging, multiprocessing, os, re, signal, sys, time, types, warnings
+import enum, hashlib, importlib, logging, multiprocessing, os, re, signal, sys, time, tracemalloc, types, warnings
 from collections import OrderedDict, defaultdict, namedtuple
 from functools import cached_property, partial, update_wrapper, wraps
 from pathlib import Path
@@ -11,7 +11,7 @@ from joblib.externals.loky.backend.context import set_start_method
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from fastprogress import fastprogress
 from conftest import root
-from feature_erosion.runs.keys import Untold, _is_installed, differences, key_of, recipe
+from feature_erosion.runs.keys import Untold, _file, _is_installed, differences, key_of, recipe
 from feature_erosion.runs.store import RunStore
 from feature_erosion.runs.sweep import Sweep, _caller, _other_code, sweep
 
@@ -135,6 +135,14 @@ def test_a_function_that_goes_to_another_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert RunStore('runs').once(goes, seed=0, to='/').metrics==dict(y=1)
     assert RunStore(tmp_path/'runs').runs().status.tolist()==['finished']
+
+def test_a_file_larger_than_memory(tmp_path):
+    "It is read in parts: a data set in one file may have a hundred gigabytes"
+    (tmp_path/'data').write_bytes(big := bytes(range(256))*2**16)
+    tracemalloc.start()
+    try: told,(_,most) = _file(tmp_path/'data'),tracemalloc.get_traced_memory()
+    finally: tracemalloc.stop()
+    assert told==hashlib.sha256(big).hexdigest()[:16] and most<len(big)/4
 
 def test_a_store_among_the_files_is_refused(tmp_path):
     "Each run would change them"

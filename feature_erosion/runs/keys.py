@@ -21,6 +21,7 @@ from fastcore.all import *
 from fastai.data.all import Pipeline
 from torch.distributions import Distribution
 from .. import __version__
+from ..files import file_sha
 
 # %% ../../nbs/runs/00_keys.ipynb #6f8b3df3
 class Untold(ValueError):
@@ -460,7 +461,7 @@ def _odd_names(v):
 def _file(f):
     "Describe a file by its contents, a folder by the names, sizes and times of its files"
     f = Path(f)
-    if f.is_file(): return _sha(f.read_bytes())
+    if f.is_file(): return file_sha(f)[:16]
     if not f.is_dir(): raise FileNotFoundError(f"files: {str(f)!r} is not there")
     return _sha('\n'.join(_stats(f)).encode())
 
