@@ -666,6 +666,12 @@ def test_values_without_attributes_are_settings(a, b):
     "Among them a discriminative learning rate"
     assert differences(dict(x=describe(a)), dict(x=describe(b))) and not differences(dict(x=describe(a)), dict(x=describe(a)))
 
+def test_a_function_with_a_variable_that_was_not_set():
+    def until(patience):
+        if patience: best = patience
+        return lambda learn: patience>0 and best>1
+    assert describe(until(0))==describe(until(0))!=describe(until(2))
+
 @pytest.mark.parametrize('run', ['mine', Path('mine'), RunStore('runs')], ids=['name','path','store'])
 def test_a_run_is_asked_for(tmp_path, monkeypatch, run):
     "A name, a path or a store in place of a run"

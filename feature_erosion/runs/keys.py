@@ -513,8 +513,7 @@ def describe(
     return next(say for kinds,say in _descriptions if isinstance(o, kinds))(o, partial(describe, depth=depth-1))
 
 def _describe_function(f, deep):
-    cells = [c.cell_contents for c in f.__closure__ or ()]
-    parts = [_bytecode(f.__code__), deep(cells), deep(f.__defaults__), deep(f.__kwdefaults__)]
+    parts = [_bytecode(f.__code__), deep(list(_cells(f).values())), deep(f.__defaults__), deep(f.__kwdefaults__)]
     return f'{f.__module__}.{f.__qualname__} {_sha(json.dumps(parts, default=str).encode())}'
 
 def stable_repr(
