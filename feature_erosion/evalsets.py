@@ -184,7 +184,7 @@ class EvalSets(LoggedCallback):
         seed:int=0 # Which samples
     ):
         _check_sets(sets, at, n, n_at)
-        self.sets,self.metrics,self.at,self.last = sets,_named_metrics(metrics),at,SimpleNamespace()
+        self.sets,self.metrics,self.at,self.last = sets,_named_metrics(metrics),_points(at),SimpleNamespace()
         with fixed_random():
             worn = {k:_contradicting(dl, k) for k,dl in sets.items()}
             self.whole,self.some = ({k:_Set(dl, o, seed, worn[k]) for k,dl in sets.items()} for o in (n,n_at))
@@ -252,6 +252,8 @@ def _check_sets(sets, at, n, n_at):
 def _are_points(at):
     if isinstance(at, str): return at=='log'
     return isinstance(at, (list,tuple,set,range,L,np.ndarray)) and all(is_int(o) and o>=0 for o in at)
+
+def _points(at): return at if isinstance(at, str) else [int(o) for o in (sorted(at) if isinstance(at, set) else at)]
 
 def _no_labels(ds): return len(ds.tls)<=ds.n_inp if isinstance(ds, Datasets) else getattr(ds, 'targets', 0) is None
 

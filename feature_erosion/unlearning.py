@@ -516,7 +516,7 @@ def _or_as_before(model):
         try: yield
         finally: _set_modes(modes)
     except BaseException:
-        get_model(model).load_state_dict(old)
+        load_snapshot(model, old)
         raise
 
 # %% ../nbs/17_unlearning.ipynb #ca4c3281

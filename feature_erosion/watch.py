@@ -657,7 +657,7 @@ def after_fit(self:WatchErosion):
     "Look a last time; take the last good weights, with `restore`; leave no trace in the Learner"
     self._last_look()
     if self.restore and self.now and self.good:
-        get_model(self.model).load_state_dict(self.good['weights'])
+        load_snapshot(self.model, self.good['weights'])
         frozen = getattr(self.opt, 'frozen_idx', 0)
         self.learn.create_opt()   # momentum belongs to the weights that were given up
         self.opt.frozen_idx = frozen

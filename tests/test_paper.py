@@ -195,7 +195,7 @@ def test_bad_arguments(args, words, capsys, tmp_path):
     except SystemExit as e: code = e.code
     assert code==2 and words in capsys.readouterr().err and not (tmp_path/'o'/'runs').exists()
 
-def test_a_network_that_fails_is_named_and_the_other_figures_are_made(tmp_path):
+def test_a_network_that_fails_is_named_and_the_other_figures_are_made(tmp_path, monkeypatch):
     net = Net('perceptron', 'resnet20', 'digits', width=.25, n=64, n_valid=20, lengths=(1,1,1))
     one = Scale(with_control(net), seeds=1, n_test=20, n_train=40)
     bad = replace(one, nets=with_control(replace(net, lr=1e30)))
@@ -205,6 +205,8 @@ def test_a_network_that_fails_is_named_and_the_other_figures_are_made(tmp_path):
         paper('own', mine, tmp_path, n_jobs=1, progress=False)
     assert list(e.value.results)==['fig1']
     assert (tmp_path/'fig1'/'figures'/'fig1.png').exists() and list(load_paper(tmp_path))==['fig1']
+    monkeypatch.setenv('HOME', str(tmp_path))   # `paper` and a store take such a path, too
+    assert list(load_paper('~'))==['fig1'] and load_result('~/fig1').settings['figure']=='fig1'
     assert Run(tmp_path/'fig3').status=='failed'
     (tmp_path/'fig1'/'metrics.json').write_text('{')   # how long it took: measured anew
     paper('own', mine[1:], tmp_path, n_jobs=1, progress=False)

@@ -208,8 +208,8 @@ def load_paper(
     folder # Folder written by `paper`, with a folder for each figure
 )->dict: # A `Result` by figure, in the order of `recipes`
     "Load all figures in a folder"
-    there = [f for f in recipes if (Path(folder)/f/'run.json').is_file()]
-    res = {f:load_result(Path(folder)/f) for f in there if Run(Path(folder)/f).info['status']=='finished'}
+    there = {f:run for f in recipes if ((run := Run(Path(folder)/f)).path/'run.json').is_file()}
+    res = {f:load_result(run.path) for f,run in there.items() if run.info['status']=='finished'}
     if res: return res
     raise FileNotFoundError(f"folder={str(folder)!r}: no figures here; give the folder that `paper` wrote, e.g. runs/paper-cpu")
 
