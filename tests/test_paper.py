@@ -138,7 +138,7 @@ def test_what_is_to_be_trained_is_known_beforehand(smoke, tmp_path):
 
 @pytest.mark.parametrize('kw', [dict(ratio=2.), dict(ratio=-.1), dict(strength=50), dict(ratio=float('nan'))])
 def test_a_network_needs_shares(kw):
-    with pytest.raises(ValueError, match=f'{next(iter(kw))}=.*between 0 and 1'): Net('n', 'perceptron', 'digits', **kw)
+    with pytest.raises(ValueError, match=f'{next(iter(kw))}=.*must be in 0…1'): Net('n', 'perceptron', 'digits', **kw)
 
 @pytest.mark.parametrize('data,k,v', [('digits','stats','cifar'), ('digits','pad',0), ('cifar10','n_classes',3), ('cifar100','size',64)])
 def test_a_data_set_has_settings_of_its_own(data, k, v):

@@ -556,7 +556,7 @@ def digits_fit(lr, *cbs, n_epoch=2):
 @pytest.mark.parametrize('kw,text',
                          [(dict(few=(1,500)), "few=500: class '0' has"), (dict(features='lst'), r"features=\['lst'\]"),
                           (dict(seeds=0), 'seeds=0'),
-                                     (dict(layers='nope'), "layers='nope'"), (dict(n_test=0), 'n=0')])
+                                     (dict(layers='nope'), "layers='nope'"), (dict(n_test=0), 'n_test=0')])
 def test_recovery_is_checked_before_training(kw, text):
     class Started(Exception): pass
     class Start(Callback):
