@@ -203,7 +203,7 @@ def answered(
     "The class with the highest score; -1 if that is NaN or infinite"
     if scores.ndim>1 and scores.shape[1]>1:
         top,res = scores.max(1)
-        return res.masked_fill(~(top<float('inf')), -1)
+        return res.masked_fill(~(top.abs()<float('inf')), -1)
     raise ValueError(f"model: answers with shape {tuple(scores.shape)}; want (batch, classes), a score for each of two classes "
                      "or more. A model with a single logit `z` can answer with `torch.cat([-z, z], 1)/2`, which means the same")
 

@@ -21,6 +21,7 @@ from torch import nn
 from fastai.vision.all import (AvgSmoothLoss, Callback, CancelFitException, Hook, Learner, MixedPrecision, Recorder, ValueMetric,
                                to_detach)
 from .batches import *
+from .loaders import check_whole
 
 # %% ../nbs/05_callbacks.ipynb #a803a85e
 class TidyCallback(Callback):
@@ -228,8 +229,8 @@ def _is_callbacks(f):
 def _pace(every, learn): return every or (1 if next(learn.model.parameters()).device.type=='cpu' else 50)
 
 def _check_every(every):
-    if every is None or every>=1: return every
-    raise ValueError(f"every={every}: must be at least 1 iteration, or None for 1 on a CPU and 50 on a GPU")
+    check_whole(1, '1 on a CPU and 50 on a GPU', every=every)
+    return every
 
 # %% ../nbs/05_callbacks.ipynb #9829c199
 class StopOnNaN(Callback):

@@ -406,6 +406,7 @@ def digits_dls(
 )->DataLoaders:
     "Handwritten digits, 16×16, four fifths for training"
     from sklearn.datasets import load_digits
+    _check_channels(channels)
     d = load_digits()
     x = np.kron(np.rint(d.images*255/16), np.ones((2,2))).astype(np.uint8)[...,None].repeat(channels, -1)
     train,valid = _hold_out(TensorImages(x, d.target, list(map(str, range(10)))), 360, seed)
@@ -581,31 +582,44 @@ def choose_classes(
     return [names[i] for i in pick(names, n, seed)]
 
 # %% ../nbs/09_data.ipynb #8a02e969
+def _listed(o): return ', '.join(o[:5])+(f' and {len(o)-5} more' if len(o)>5 else '')
+
 def _match(train, valid, classes, path):
     "The files of `valid` for `classes`; warns about classes that do not match"
     none,more = [o for o in classes if o not in valid],[o for o in valid if o not in train]
-    def some(o): return ', '.join(o[:5])+(f' and {len(o)-5} more' if len(o)>5 else '')
     if len(none)==len(classes):
-        raise ValueError(f"{path}: none of the classes of the training set ({some(classes)}), but {some(list(valid))}")
-    if none: warnings.warn(f"{path}: no images of {some(none)}; accuracy there says nothing about them")
-    if more: warnings.warn(f"{path}: {some(more)}: not in the training set, left out")
+        raise ValueError(f"{path}: none of the classes of the training set ({_listed(classes)}), but {_listed(list(valid))}")
+    if none: warnings.warn(f"{path}: no images of {_listed(none)}; accuracy there says nothing about them")
+    if more: warnings.warn(f"{path}: {_listed(more)}: not in the training set, left out")
     return {o:valid.get(o, []) for o in classes}
 
 def _check_folder_args(size, channels, valid_pct):
     if size is not None and not (is_int(size) and size>0):
         raise ValueError(f"size={size!r}: must be 1 pixel or more, an int, or None")
     _check_channels(channels)
-    if not 0<=valid_pct<1: raise ValueError(f"valid_pct={valid_pct!r}: must be at least 0 and below 1, a share of the samples")
+    check_number('at least 0 and below 1, a share of the samples', lambda v: 0<=v<1, valid_pct=valid_pct)
+
+def _tell_absent(path, classes, parts):
+    "Warn about classes of which a split leaves no images on one side"
+    for ds,what in zip(parts, ('left to train on','held out for validation')):
+        if len(ds) and (absent := [o for i,o in enumerate(classes) if i not in ds.y]):
+            warnings.warn(f"{path}: no images of {_listed(absent)} {what}; give more of them, another `valid_pct`, "
+                          "or folders `train` and `val`")
+    return parts
+
+def _names(classes):
+    "Folders are named by text: '10' is one class, and 10 the same"
+    return [str(o) for o in ([classes] if isinstance(classes, (str,int)) else classes)]
 
 def _train_valid(path, n_classes, seed, classes, valid_pct, level, *how):
     tr,va = _split_dirs(path)
     files = class_files(tr, level)
     if tr==Path(path) and classes is None: _check_parts(path, files)
-    classes = list(classes) if classes is not None else choose_classes(list(files), n_classes, seed)
+    classes = _names(classes) if classes is not None else choose_classes(list(files), n_classes, seed)
     if not len(set(classes))==len(classes)>0: raise ValueError(f"classes={classes}: must be one or more, each once")
     train = folder_images(tr, files, classes, *how)
     if va: return train,folder_images(va, _match(files, class_files(va, level), classes, va), classes, *how)
-    return _hold_out(train, int(valid_pct*len(train)+.5), seed)
+    return _tell_absent(path, classes, _hold_out(train, int(valid_pct*len(train)+.5), seed))
 
 # %% ../nbs/09_data.ipynb #20cfb28a
 def image_folder_dls(

@@ -43,7 +43,7 @@ def evaluate(
             pred,y = _answer(model, *split_batch(dl, b, model))
             _check_choice(pred, y, mets[''])
             _accumulate(mets[''], pred, y)
-            sound = (pred<float('inf')).all() & sound
+            sound = (pred<float('inf')).all() & (pred>-float('inf')).any(-1).all() & sound   # some classes may be ruled out
             i += len(y)
             _check_length(labels, i)
             for k,v in labels.items(): _accumulate(mets[k], *_known(pred, v[i-len(y):i].to(pred.device)))
@@ -167,6 +167,7 @@ def log_iters(
     per_decade:int=5 # How many between 10 and 100
 )->list:
     "0, 1, 2, 3, 4, 6, 10, 16, 25, 40, 63, 100, …: evenly spaced on a logarithmic axis"
+    check_whole(1, per_decade=per_decade)
     its = np.rint(10**(np.arange(0, 10*per_decade)/per_decade)).astype(int)
     return [0, *np.unique(its[its<=stop]).tolist()]
 
@@ -183,7 +184,7 @@ class EvalSets(LoggedCallback):
         seed:int=0 # Which samples
     ):
         _check_sets(sets, at, n, n_at)
-        self.sets,self.metrics,self.at,self.last = sets,_named_metrics(metrics),at,SimpleNamespace()
+        self.sets,self.metrics,self.at,self.last = sets,_named_metrics(metrics),_points(at),SimpleNamespace()
         with fixed_random():
             worn = {k:_contradicting(dl, k) for k,dl in sets.items()}
             self.whole,self.some = ({k:_Set(dl, o, seed, worn[k]) for k,dl in sets.items()} for o in (n,n_at))
@@ -251,6 +252,8 @@ def _check_sets(sets, at, n, n_at):
 def _are_points(at):
     if isinstance(at, str): return at=='log'
     return isinstance(at, (list,tuple,set,range,L,np.ndarray)) and all(is_int(o) and o>=0 for o in at)
+
+def _points(at): return at if isinstance(at, str) else [int(o) for o in (sorted(at) if isinstance(at, set) else at)]
 
 def _no_labels(ds): return len(ds.tls)<=ds.n_inp if isinstance(ds, Datasets) else getattr(ds, 'targets', 0) is None
 
@@ -356,12 +359,12 @@ def _curves(rec, sets):
     df = some_evals(rec)
     cols = [c for c in df if c not in log_columns]
     if bad := [c for c in L(sets) if c not in cols]: raise ValueError(f"sets={bad}: must be among {', '.join(cols)}")
-    return df,L(sets) or [c for c in cols if df[c].dropna().between(0,1).all()]
+    return df,L(sets) or [c for c in cols if df[c].dropna().between(0,1).all()] or cols
 
 # %% ../nbs/12_evalsets.ipynb #1846174e
 @patch
 def plot_phases(self:Recorder,
-    sets:list|None=None, # Columns of `evals` to draw; by default all with values in 0…1
+    sets:list|None=None, # Columns of `evals` to draw; by default all with values in 0…1, or all if none has
     x:str|None=None, # 'epoch' or 'total_iter'; by default epochs, unless a phase ended inside one
     ax:plt.Axes=None # A matplotlib axis; created if `None`
 )->plt.Axes:
@@ -381,7 +384,7 @@ def plot_phases(self:Recorder,
 @patch
 def plot_collapse(self:Recorder,
     phase:str|None=None, # Which phase; by default the one in which the first set falls deepest
-    sets:list|None=None, # Columns of `evals` to draw; by default all with values in 0…1
+    sets:list|None=None, # Columns of `evals` to draw; by default as in `plot_phases`
     ax:plt.Axes=None # A matplotlib axis; created if `None`
 )->plt.Axes:
     "Accuracy on each set over the iterations of one phase, on a logarithmic axis"
@@ -399,7 +402,7 @@ def plot_collapse(self:Recorder,
 def _deepest(df, column):
     "The phase in which `column` falls most from its first evaluation to its last; `None` without phases"
     if df.phase.isna().all(): return None
-    def change(v): return v.iloc[-1]-v.iloc[0]
+    def change(v): return v.iloc[-1]-v.iloc[0] if len(v := v.dropna()) else 0.   # rows of other `EvalSets` have no value
     return df.groupby('phase', sort=False)[column].agg(change).idxmin()
 
 # %% ../nbs/12_evalsets.ipynb #e01226c8
@@ -407,7 +410,7 @@ def train_accuracy(
     level:float=1. # Share of the training images that must be right, in 0…1
 ):
     "For `Phase(until=…)`: whether the model gets `level` of the training images right, in eval mode and without augmentation"
-    if not 0<level<=1: raise ValueError(f"level={level!r}: must be above 0 and at most 1")
+    check_number('above 0 and at most 1', lambda v: 0<v<=1, level=level)
     def until(learn):
         dl = learn.dls.train
         with evaluating(learn.model), precision(learn), unaugmented(dl):

@@ -152,10 +152,11 @@ def load_json(
 def file_sha(
     f # File
 )->str: # SHA-256, hexadecimal
-    "The checksum of a file"
+    "The checksum of a file of any size"
+    h = hashlib.sha256()
     with open(f, 'rb') as o:
-        if hasattr(hashlib, 'file_digest'): return hashlib.file_digest(o, 'sha256').hexdigest()   # from Python 3.11 on
-        return _sha(o.read())
+        while b := o.read(2**20): h.update(b)
+    return h.hexdigest()
 
 def free_name(
     path:Path, # The wanted name

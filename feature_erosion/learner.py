@@ -30,6 +30,7 @@ from .measures.probes import layer_probe as _layer_probe
 from .measures.attribution import compare_cams, pattern_attention
 from .measures.inside import Inside, look_inside as _look_inside
 from .measures.plasticity import plasticity_measures
+from .runs.keys import describe
 from .runs.store import *
 from .runs.resume import *
 
@@ -81,6 +82,8 @@ def erosion_learner(
     **kwargs
 )->Learner:
     "A Learner with the paper's optimiser: plain SGD with momentum and weight decay"
+    check_strength(wd=wd, **{} if isinstance(lr, slice) else dict(lr=lr))
+    check_number('0 or more, and below 1', lambda v: 0<=v<1, mom=mom)
     with fixed_random(): b = dls.valid.one_batch() if hasattr(dls.valid, 'one_batch') else first(dls.valid)   # PyTorch's
     x = b[0][:2].as_subclass(torch.Tensor)
     n_classes = n_classes or n_labels(dls)
@@ -108,7 +111,8 @@ def _injecting(learn, dls, schedule):
 
 def _same_sets(a, b):
     "Whether `pattern_sets` makes the same of two painted data"
-    def settings(d): return type(d.pattern), {k:repr(v) for k,v in vars(d.pattern).items()}, _n_injected(d), _classes_injected(d)
+    def told(v): return repr(v),describe(v)   # of a large tensor, `repr` shows the corners
+    def settings(d): return type(d.pattern), {k:told(v) for k,v in vars(d.pattern).items()}, _n_injected(d), _classes_injected(d)
     same = clean_of(a).valid.dataset is clean_of(b).valid.dataset
     return a is b or same and settings(a)==settings(b)
 
@@ -153,7 +157,7 @@ def fit_phases(self:Learner,
 @patch
 def models_at(self:Learner,
     *phases # Names of phases, or 'start'; without any, the current model
-)->dict: # Copies of the model by name
+)->dict: # Copies of the model by name; without any, the model itself as `now`
     "Copies of the model as it was at the end of phases"
     if not phases: return {'now':get_model(self.model)}
     res = {}

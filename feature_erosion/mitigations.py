@@ -15,7 +15,7 @@ import numpy as np, torch, torch.nn.functional as F
 from collections import Counter
 from contextlib import contextmanager
 from copy import copy
-from math import isfinite, log
+from math import log
 from torch import nn
 from torch.func import functional_call
 from torch.nn.utils.parametrize import is_parametrized
@@ -72,17 +72,6 @@ def _acting(names, wanted):
         raise ValueError(f"phases={list(wanted)}: there is no phase {bad[0]!r} in this fit; must be among {', '.join(names)}")
     return wanted
 
-def _check(said, ok, **values):
-    "Refuse arguments that are no finite numbers, or not `ok`"
-    for k,v in values.items():
-        try: fine = isfinite(v) and ok(v)
-        except (TypeError,ValueError,RuntimeError): fine = False
-        if not fine: raise ValueError(f"{k}={v!r}: must be {said}")
-
-_check_positive = partial(_check, 'a finite number above 0', lambda v: v>0)
-_check_strength = partial(_check, 'a finite number, 0 or more', lambda v: v>=0)
-_check_share = partial(_check, 'in 0…1', lambda v: 0<=v<=1)
-
 # %% ../nbs/15_mitigations.ipynb #883e701a
 @contextmanager
 def _hooks_kept(learn):
@@ -126,7 +115,7 @@ class L2SP(Penalty):
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
-        _check_strength(alpha=alpha, beta=beta)
+        check_strength(alpha=alpha, beta=beta)
         store_attr('alpha,beta,head')
 
     def strength(self): return self.alpha if self.head is None else max(self.alpha, self.beta)
@@ -148,7 +137,7 @@ class L2Init(Penalty):
         phases:list=None # As in `Mitigation`; where training begins is where the fit begins
     ):
         super().__init__(phases)
-        _check_strength(weight=weight)
+        check_strength(weight=weight)
         self.weight = weight
 
     def strength(self): return self.weight
@@ -216,8 +205,8 @@ class EWC(Penalty):
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
-        _check_strength(weight=weight)
-        _check_share(decay=decay)
+        check_strength(weight=weight)
+        check_share(decay=decay)
         check_whole(1, 'all', n=n)
         self.old_dl = _train_dl(old)
         store_attr('weight,decay,n')
@@ -245,8 +234,8 @@ class SI(Penalty):
         phases:list=None # As in `Mitigation`; it watches in all
     ):
         super().__init__(phases)
-        _check_strength(c=c)
-        _check_positive(xi=xi)
+        check_strength(c=c)
+        check_positive(xi=xi)
         store_attr('c,xi')
 
     def reset(self): self.omega,self.sums,self.now,self.own = {},None,{},{}
@@ -306,7 +295,7 @@ class SpectralDecoupling(Penalty):
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
-        _check_strength(weight=weight)
+        check_strength(weight=weight)
         self.weight = weight
     def strength(self): return self.weight
     def penalty(self, pred): return self.weight*answer_tensor(pred).float().square().mean()
@@ -353,8 +342,8 @@ class LwF(_SecondLook, Penalty):
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
-        _check_strength(alpha=alpha)
-        _check_positive(T=T)
+        check_strength(alpha=alpha)
+        check_positive(T=T)
         store_attr('alpha,T')
     def strength(self): return self.alpha
     def begin(self):
@@ -448,7 +437,7 @@ class DERpp(Penalty):
     ):
         super().__init__(phases)
         check_whole(0, n=n)
-        _check_strength(alpha=alpha, beta=beta)
+        check_strength(alpha=alpha, beta=beta)
         store_attr('n,alpha,beta')
         self.buffer = _Buffer(old, n, seed) if self.strength() else None
 
@@ -511,7 +500,7 @@ class SAM(_SecondLook, Mitigation):
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
-        _check_strength(rho=rho)
+        check_strength(rho=rho)
         store_attr('rho,adaptive')
         self.odd = None
 
@@ -581,8 +570,8 @@ class Adversarial(Mitigation):
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
-        _check("in 0…1, a share of a pixel's range, such as 8/255", lambda v: 0<=v<=1, eps=eps)
-        if alpha is not None: _check_strength(alpha=alpha)
+        check_number("in 0…1, a share of a pixel's range, such as 8/255", lambda v: 0<=v<=1, eps=eps)
+        if alpha is not None: check_strength(alpha=alpha)
         check_whole(1, steps=steps)
         self.eps,self.alpha,self.steps,self.known = eps,1.25*eps if alpha is None else alpha,steps,False
 
@@ -647,7 +636,7 @@ class ShrinkPerturb(Mitigation):
         phases:list=None # As in `Mitigation`: at the beginning of each
     ):
         super().__init__(phases)
-        _check_strength(shrink=shrink, perturb=perturb)
+        check_strength(shrink=shrink, perturb=perturb)
         store_attr('shrink,perturb')
 
     def strength(self): return not (self.shrink==1 and self.perturb==0)
@@ -721,7 +710,7 @@ def wise_ft(
     dl=None # Data, as in `fixed_dl`, to compute the statistics of batch norms from; by default those of both are averaged, too
 )->nn.Module: # A copy, in eval mode
     "Weights between those before and those after finetuning (Wortsman et al. 2022, eq. 1)"
-    _check_share(alpha=alpha)
+    check_share(alpha=alpha)
     a,b = learn.models_at(before, after).values()
     states = a.state_dict(),b.state_dict()
     mixed = {k:torch.lerp(v, w, alpha) if v.is_floating_point() else w for (k,v),w in zip(states[0].items(), states[1].values())}
@@ -931,7 +920,7 @@ class ReDo(_Renewal):
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
-        _check_strength(tau=tau)
+        check_strength(tau=tau)
         check_whole(1, every=every)
         store_attr('tau,every')
     def strength(self): return self.tau
@@ -947,9 +936,9 @@ class ContinualBackprop(_Renewal):
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
-        _check_share(rate=rate)
+        check_share(rate=rate)
         check_whole(0, maturity=maturity)
-        _check('0 or more, and below 1', lambda v: 0<=v<1, decay=decay)
+        check_number('0 or more, and below 1', lambda v: 0<=v<1, decay=decay)
         store_attr('rate,maturity,decay')
 
     def strength(self): return self.rate
@@ -1047,7 +1036,7 @@ class GroupDRO(Mitigation):
         phases:list=None # As in `Mitigation`; their data are from `grouped`
     ):
         super().__init__(phases)
-        _check_strength(eta=eta)
+        check_strength(eta=eta)
         self.eta = eta
 
     def strength(self): return self.eta

@@ -81,6 +81,8 @@ def class_colors(
 # %% ../nbs/08_patterns.ipynb #05afdcdf
 corners = 'top_left','top_right','bottom_left','bottom_right','center'
 
+def _is_size(v): return v>0 and (is_int(v) or isinstance(v, float) and v<=1)
+
 class Pattern:
     "A picture for each class: subclass it and write `draw`"
     def __init__(self,
@@ -91,9 +93,8 @@ class Pattern:
     ):
         if isinstance(size, np.generic): size = size.item()
         if corner not in corners: raise ValueError(f"corner={corner!r}: must be one of {', '.join(corners)}")
-        if isinstance(size, bool) or not size>0 or (isinstance(size, float) and size>1):
-            raise ValueError(f"size={size!r}: must be at least 1 pixel (an int), or a fraction of the image in 0…1 (a float)")
-        if not 0<opacity<=1: raise ValueError(f"opacity={opacity!r}: must be above 0 and at most 1")
+        check_number('at least 1 pixel (an int), or a fraction of the image in 0…1 (a float)', _is_size, size=size)
+        check_number('above 0 and at most 1', lambda v: 0<v<=1, opacity=opacity)
         if not is_int(margin) or margin<0: raise ValueError(f"margin={margin!r}: must be 0 or more pixels, an int")
         store_attr()
 
@@ -145,9 +146,10 @@ def box(self:Pattern,
 def _picture(self:Pattern, c, n, shape):
     "`draw` with its opacity channel, checked"
     C,h,w = shape
-    pic = torch.as_tensor(self.draw(c, n, shape), dtype=torch.float32)
+    pic,who = self.draw(c, n, shape),f'{type(self).__name__}.draw'
+    if pic is None: raise TypeError(f"{who} returned nothing; want a tensor of shape {(C,h,w)}: end it with `return`")
+    pic = torch.as_tensor(pic, dtype=torch.float32)
     if pic.shape==(C,h,w): pic = torch.cat([pic, torch.ones(1,h,w)])
-    who = f'{type(self).__name__}.draw'
     if pic.shape!=(C+1,h,w):
         raise ValueError(f"{who} returned shape {tuple(pic.shape)}; want {(C,h,w)}, or {(C+1,h,w)} with opacity")
     if not -_round<=pic.min()<=pic.max()<=1+_round:
@@ -216,7 +218,7 @@ class Stripes(Pattern):
         **kwargs
     ):
         super().__init__(size, **kwargs)
-        if not period>=2: raise ValueError(f"period={period!r}: must be at least 2 pixels, one for each colour")
+        check_number('at least 2 pixels, one for each colour', lambda v: 2<=v<np.inf, period=period)
         self.period = period
 
     def draw(self, c, n, shape):
@@ -344,7 +346,7 @@ class Effect(Pattern):
         last:float # Level of the last class
     ):
         super().__init__(1.)
-        if not (first>0 and last>0): raise ValueError(f"first={first!r}, last={last!r}: levels must be above 0")
+        check_positive(first=first, last=last)
         store_attr()
 
     def level(self, c, n):
@@ -474,8 +476,7 @@ def stamp_seed(
 
 # %% ../nbs/08_patterns.ipynb #ca85e32a
 def _check_stamps(labels, ratio, strength, classes, variant, n_classes):
-    for k,v in dict(ratio=ratio, strength=strength).items():
-        if v is None or isinstance(v, str) or not 0<=v<=1: raise ValueError(f"{k}={v!r}: must be in 0…1")
+    check_share(ratio=ratio, strength=strength)
     if bad := [o for o in ([] if classes is None else classes) if not is_int(o) or not 0<=o<n_classes]:
         raise ValueError(f"classes: {bad} are not in 0…{n_classes-1}")
     if len(labels) and not (is_int(n_classes) and n_classes>0):

@@ -188,9 +188,9 @@ def _answers(model, name, dl):
     with evaluating(model):
         for xs,ys in model_batches(dl, model):
             y,scores = first_target(ys),answer_tensor(model(*xs))
-            if not scores.isfinite().all():
+            if len(pred := answered(scores)) and pred.min()<0:
                 raise _NotFinite(f"models: {name!r} answers with NaN or infinite scores; it has diverged")
-            got.append((answered(scores).cpu(), y.cpu()))
+            got.append((pred.cpu(), y.cpu()))
     if not got: raise ValueError("dl: there are no samples in it")
     pred,y = (int_labels(torch.cat(o)) for o in zip(*got))
     return pred,_check_known(y)
@@ -215,7 +215,8 @@ class Recovered(Measured):
             raise ValueError(f"before, after, untrained: no model {bad[0]!r}; there are {', '.join(map(str, there))}")
         a,b = m.loc[before],m.loc[after]
         floor = a*0+self.attrs['chance'] if untrained is None else m.loc[untrained].assign(now=self.attrs['chance'])
-        return pd.DataFrame(forgetting(a, b, floor), a.index, a.columns)
+        below = floor<1   # beyond 100% there is nothing that could be gone
+        return pd.DataFrame(forgetting(a, b, floor.where(below, 0)), a.index, a.columns).where(below)
 
 # %% ../nbs/16_recover.ipynb #d2fb0f22
 _styles = dict(now=('as it answers',':'), last=('new last layer','-'), all=('all layers','--'))
@@ -226,7 +227,7 @@ def plot(self:Recovered,
 )->plt.Axes:
     "Accuracy against images per class: a dot for each seed and a line for their mean; dotted: the model as it answers now"
     ax = ax or plt.subplots(figsize=(7.5,3.8), layout='constrained')[1]
-    colors = {m:f'C{i%10}' for i,m in enumerate(self.attrs['now'])}
+    colors = {m:line_color(i) for i,m in enumerate(self.attrs['now'])}
     for (m,f),d in pd.DataFrame(self).groupby(['model','features'], sort=False):
         ax.plot(d.few, d.accuracy, '.', color=colors[m], alpha=.5, ms=5)
         ax.plot(d.groupby('few').accuracy.mean(), color=colors[m], ls=_styles[f][1])
@@ -283,6 +284,7 @@ def _checked(train, test, few, features, seeds, n_test):
     _check_args(few, features, seeds)
     check_classes(train, test, 'test', 'train')
     _check_apart(train, test)
+    check_whole(1, 'all', n_test=n_test)
     test = fixed_dl(test, n_test)
     names = class_names(train)
     y,y_test = (_check_known(int_labels(dl_labels(o)), names and len(names)) for o in (train, test))
@@ -451,10 +453,11 @@ class GroupAccuracy(Measured):
         "Accuracy and interval of each group, a colour for each model"
         tables = {m:self.xs(m, level='model') for m in self.index.unique('model')} if 'model' in self.index.names else {None:self}
         names = list(first(tables.values()).index)
-        ax = ax or plt.subplots(figsize=(7.5, 1.2+.32*len(names)), layout='constrained')[1]
+        many = len(tables)
+        ax = ax or plt.subplots(figsize=(7.5, 1.2+max(.32, .06*many)*len(names)), layout='constrained')[1]
         for i,(m,d) in enumerate(tables.items()):
-            ys = np.arange(len(names))+.16*(i-(len(tables)-1)/2)
-            ax.errorbar(d.accuracy, ys, xerr=[d.accuracy-d.low, d.high-d.accuracy], fmt='o', ms=5, color=f'C{i%10}', label=m)
+            ys = np.arange(len(names))+min(.16, .8/many)*(i-(many-1)/2)
+            ax.errorbar(d.accuracy, ys, xerr=[d.accuracy-d.low, d.high-d.accuracy], fmt='o', ms=5, color=line_color(i), label=m)
         ax.set_yticks(range(len(names)), [', '.join(map(str, n)) if isinstance(n, tuple) else n for n in names])
         ax.set(ylim=(len(names)-.5,-.5), xlim=(-.02,1.02), xlabel='accuracy')
         ax.xaxis.set_major_formatter('{x:.0%}')
@@ -475,7 +478,7 @@ def group_accuracy(
     models,named = named_models(models),sets if isinstance(sets, dict) else {'':sets}
     if not named: raise ValueError("sets: name at least one, e.g. `pattern_sets(dls, ColorSquare(4))`")
     _check_names(sets=named)
-    if not 0<level<1: raise ValueError(f"level={level!r}: must be above 0 and below 1, the confidence of an interval")
+    check_number('above 0 and below 1, the confidence of an interval', lambda v: 0<v<1, level=level)
     names,fixed = _naming(by, named),{k:fixed_dl(dl, n, seed) for k,dl in named.items()}
     found = {(m,k):_by_group(model, m, dl, names, level) for m,model in models.items() for k,dl in fixed.items()}
     single = ['model']*(len(models)==1)+['set']*(not isinstance(sets, dict))

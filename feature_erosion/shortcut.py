@@ -15,7 +15,7 @@ from math import pi
 from scipy.stats import binomtest
 from textwrap import fill
 from fastcore.all import *
-from fastai.vision.all import DataLoaders, Learner, Normalize, plt
+from fastai.vision.all import DataLoaders, Learner, Normalize, plt, progress_bar
 from .batches import *
 from .loaders import *
 from .callbacks import *
@@ -213,7 +213,7 @@ _luminance = torch.tensor([[16,11,10,16,24,40,51,61], [12,12,14,19,26,58,60,55],
 
 def _steps(quality):
     "Steps of brightness at a quality in 1…100, as in libjpeg"
-    scale = 5000/quality if quality<50 else 200-2*quality
+    scale = 5000//quality if quality<50 else 200-2*quality
     return ((_luminance*scale+50)/100).floor().clamp(1, 255)
 
 def _misfit(c, steps):
@@ -435,23 +435,26 @@ def find_shortcut(
     n:int|None=128, # How many images; `None` for all
     max_share:float=.25, # The largest part of the image that counts as a shortcut, in 0…1
     bs:int=64, # Batch size
-    seed:int=0 # Which images, and which are mixed
+    seed:int=0, # Which images, and which are mixed
+    progress:bool=True # Whether to show a bar; none for a Learner that has none
 )->Shortcut:
     "Which part of the image does a model rely on? A place, a statistic, a colour channel, a band of frequencies or a trace"
-    if not 0<max_share<1: raise ValueError(f"max_share={max_share!r}: must be in 0…1; .25 is a quarter of the image")
+    check_number('in 0…1; .25 is a quarter of the image', lambda v: 0<v<1, max_share=max_share)
     check_whole(1, bs=bs)
     model,dl = _only_model(learn),dl.valid if isinstance(dl, DataLoaders) else dl
     cast = precision(learn) if isinstance(learn, Learner) else nullcontext()
     if isinstance(learn, Learner): check_classes(learn.dls, dl, 'dl')
+    shown = progress and (hasattr(learn, 'progress') or not isinstance(learn, Learner))
+    bar = partial(progress_bar, leave=False) if shown else noop
     with fixed_random(), cast, evaluating(model):
         images = _Images(dl, model, n, bs, seed)
         acc,whole = _accuracy(images, model)
         chance = images.y.unique(return_counts=True)[1].max().item()/len(images.y)
         _check_knows(acc, chance, len(images.y))
         parts = [*_places(images, model, whole, (acc+chance)/2), *_globals(images, seed), *_channels(images.x), *_bands(images.x)]
-        got = [p.follow(images, model) for p in parts]
+        got = [p.follow(images, model) for p in bar(parts)]
         map_ = _map(images, model, 8, max(1, (512 if images.x[0,0].numel()<1e4 else 256)//len(images.y)), seed)
-        with _other(learn, against) as m: others = [m and p.follow(images, m)[0] for p in parts]
+        with _other(learn, against) as m: others = [m and p.follow(images, m)[0] for p in (bar(parts) if m else parts)]
     return _judged(parts, got, others, map_, images, acc, chance, max_share)
 
 # %% ../nbs/19_shortcut.ipynb #cf42a566

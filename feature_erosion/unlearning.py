@@ -39,7 +39,7 @@ from .measures.layers import _only_model, _two_inputs, find_layers
 from .measures.cka import layer_cka
 from .runs.keys import function_name
 from .mitigations import *
-from .mitigations import (_Buffer, _SecondLook, _Drawn, _check_positive, _check_share, _check_strength, _copies, _drawn,
+from .mitigations import (_Buffer, _SecondLook, _Drawn, _copies, _drawn,
                                          _joined, _scores, _state, _weights, _with_loaders)
 
 # %% ../nbs/17_unlearning.ipynb #ac68a7fa
@@ -83,7 +83,7 @@ def split_forget(
 )->tuple: # Two `DataLoaders`, what to forget and what to keep, each with the validation samples that go with it
     "Set apart what is to be forgotten"
     if (classes is None)==(share is None): raise ValueError(f"classes={classes!r}, share={share!r}: give one of the two")
-    if share is not None and not 0<share<1: raise ValueError(f"share={share!r}: must be above 0 and below 1")
+    if share is not None: check_number('above 0 and below 1', lambda v: 0<v<1, share=share)
     _check_split(dls)
     y,y_v = _labels(dls.train),_labels(dls.valid)
     if share is None: gone,gone_v = (np.isin(o, _forget_ids(classes, dls)) for o in (y,y_v))
@@ -244,7 +244,7 @@ class NegGrad(Beside):
         n:int=None # As in `Beside`
     ):
         super().__init__(dl, None, n)
-        _check_share(alpha=alpha)
+        check_share(alpha=alpha)
         self.alpha = alpha
 
     def after_loss(self):
@@ -276,7 +276,8 @@ def worst_noise(
     decay:float=.1 # Weight of the penalty: the squared norm of an image, averaged
 )->torch.Tensor: # On the model's device
     "Inputs that maximise the loss of their labels, with a penalty on their size (Tarun et al. 2023)"
-    _check_strength(decay=decay)
+    check_strength(decay=decay)
+    check_whole(1, steps=steps)
     (x,*more),y = to_model(xs, model),batch_labels((y,)).to(first(model.parameters()).device)
     if not x.is_floating_point(): raise ValueError(f"xs: the input is {x.dtype}; noise is made for images given as floats")
     noise = torch.randn_like(x).requires_grad_()
@@ -317,7 +318,7 @@ def unsir(
     decay:float=.1 # As in `worst_noise`
 ):
     "Impair with noise, then repair (UNSIR, Tarun et al. 2023): an epoch each"
-    _check_strength(share=share, decay=decay)
+    check_strength(share=share, decay=decay)
     train_on(learn, Phase('impair', 1, retain, lr_impair, 'constant'), _BesideNoise(forget.train, decay, share))
     train_on(learn, Phase('repair', 1, retain, lr_repair, 'constant'))
 
@@ -330,7 +331,7 @@ def dampen(
     lam:float=1. # λ
 )->torch.Tensor:
     "w·min(λ·total/forget, 1) where forget > α·total, else w (Foster et al. 2024)"
-    _check_strength(alpha=alpha, lam=lam)
+    check_strength(alpha=alpha, lam=lam)
     return torch.where(forget>alpha*total, w*(lam*total/forget).clamp(max=1), w)
 
 def ssd(
@@ -342,7 +343,7 @@ def ssd(
     n:int|None=1000 # Samples of each part to take the information from; `None` for all
 ):
     "Selective synaptic dampening (Foster et al. 2024), one step without training; weights that are not trained stay"
-    _check_strength(alpha=alpha, lam=lam)
+    check_strength(alpha=alpha, lam=lam)
     share = forget.train.n/(forget.train.n+retain.train.n)
     if alpha*share>=1:
         warnings.warn(f"alpha={alpha:g}: changes nothing. What is to be forgotten is {share:.1%} of the data and has at least "
@@ -358,6 +359,7 @@ def distil_loss(
     T:float=4. # Temperature
 )->torch.Tensor:
     "T²·KL(old‖new) at temperature T, the mean over samples (Hinton et al. 2015)"
+    check_positive(T=T)
     return T**2*F.kl_div((new/T).log_softmax(1), (old/T).softmax(1), reduction='batchmean')
 
 class Scrub(_SecondLook):
@@ -368,8 +370,8 @@ class Scrub(_SecondLook):
         gamma:float=.99, # Weight of the labels there
         T:float=4. # Temperature
     ):
-        _check_strength(alpha=alpha, gamma=gamma)
-        _check_positive(T=T)
+        check_strength(alpha=alpha, gamma=gamma)
+        check_positive(T=T)
         store_attr()
 
     def before_fit(self): self.old = _state(self.model)
@@ -391,7 +393,8 @@ def scrub(
     lr:float=5e-4 # Learning rate
 ):
     "Less KL to the teacher and loss on what is kept, more KL on what is forgotten (SCRUB, Kurmanji et al. 2023, section 3)"
-    if not 0<=msteps<=epochs: raise ValueError(f"msteps={msteps}: must be in 0…{epochs}, the number of epochs on what is kept")
+    check_whole(1, epochs=epochs)
+    check_number(f'in 0…{epochs}, the number of epochs on what is kept', lambda v: 0<=v<=epochs, msteps=msteps)
     kinds = [(k,i) for i in range(epochs) for k in (('max',forget),('min',retain))[i>=msteps:]]
     train_on(learn, [Phase(f'{k} {i+1}', 1, d, lr, 'constant', 'keep') for (k,d),i in kinds], Scrub(alpha, gamma, T))
 
@@ -411,7 +414,7 @@ def saliency(
     share:float=.5 # Share of all weights to choose, in 0…1
 )->dict: # By parameter: which of its weights
     "The weights with the largest |gradient| of the loss of `dl`, all parameters taken together (Fan et al. 2024)"
-    if not 0<share<=1: raise ValueError(f"share={share!r}: must be above 0 and at most 1")
+    check_number('above 0 and at most 1', lambda v: 0<v<=1, share=share)
     ws = _weights(model)
     total = dict.fromkeys(ws, 0)
     def add(pred, y):
@@ -513,7 +516,7 @@ def _or_as_before(model):
         try: yield
         finally: _set_modes(modes)
     except BaseException:
-        get_model(model).load_state_dict(old)
+        load_snapshot(model, old)
         raise
 
 # %% ../nbs/17_unlearning.ipynb #ca4c3281
@@ -567,7 +570,7 @@ def membership_attack(
 
 # %% ../nbs/17_unlearning.ipynb #cc267b6d
 def _check_relearn(level, most):
-    if not 0<level<=1: raise ValueError(f"level={level!r}: must be above 0 and at most 1, a share of the samples")
+    check_number('above 0 and at most 1, a share of the samples', lambda v: 0<v<=1, level=level)
     check_whole(1, most=most)
 
 class _Relearnt(Callback):
@@ -758,7 +761,8 @@ def plot(self:Unlearning,
 def _told(name, r):
     "What else is known of a network, in words"
     if np.isnan(r.forget): return 'failed'
-    steps = f"back after {r.relearn:.0f} step{'' if r.relearn==1 else 's'}{r.get('back_in', '')}"
+    n = f'{r.relearn:.{0 if r.relearn>=10 else 1}f}'.removesuffix('.0')   # a mean of few seeds
+    steps = f"back after {n} step{'' if n=='1' else 's'}{r.get('back_in', '')}"
     back = 'known' if r.relearn==0 else 'not forgotten' if name=='original' else 'not back' if np.isnan(r.relearn) else steps
     time = [f'time ×{r.time:.2g}'] if r.get('time', 0)>0 else []
     return ' · '.join([f'attack {r.attack:.0%}', back, *time])

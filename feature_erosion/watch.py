@@ -64,8 +64,8 @@ class _Answers(Metric):
     def reset(self): self.got = []
     def accumulate(self, learn):
         pred,y = learn.pred,class_labels([learn.y])
-        a,sound = (answered(pred),pred.isfinite().all(1)) if self.same_head else (-torch.ones_like(y),torch.zeros_like(y).bool())
-        self.got.append((y.cpu(), ((a==y) & sound).cpu(), a.cpu()))
+        a = answered(pred) if self.same_head else -torch.ones_like(y)
+        self.got.append((y.cpu(), (a==y).cpu(), a.cpu()))
     @property
     def value(self): return tuple(torch.cat(o) for o in zip(*self.got))
 
@@ -301,8 +301,8 @@ _kept = ('start','good','rows','classes','drift','warnings','told','level','now'
          'seconds','look_seconds','trained','done_iters','points','times','credit','at','looked')
 
 def _check_watch(tolerance, budget, n, n_layers):
-    if not 0<tolerance<1: raise ValueError(f"tolerance={tolerance!r}: must be in 0…1; .05 are five points of accuracy")
-    if not 0<budget: raise ValueError(f"budget={budget!r}: must be above 0; .03 is 3% of the training time")
+    check_number('in 0…1; .05 are five points of accuracy', lambda v: 0<v<1, tolerance=tolerance)
+    check_number('above 0; .03 is 3% of the training time', lambda v: v>0, budget=budget)
     check_whole(4, 'all', n=n)   # CKA needs four samples
     check_whole(4, n_layers=n_layers)
 
@@ -579,7 +579,7 @@ def _by_class(s, by, least=5):
     "Accuracy of each class of which there are at least `least` samples, else of all classes"
     right,count = getattr(s, by).double(),s.y.bincount()
     sums = torch.zeros(len(count), dtype=right.dtype).index_add_(0, s.y, right)
-    some = [c for c in range(len(count)) if count[c]>=min(least, count.max().item())]
+    some = [c for c in range(len(count)) if count[c]>=(least if count.max()>=least else 1)]
     return {c:(sums[c]/count[c]).item() for c in some}
 
 def _loss(start, now, by):
@@ -657,7 +657,7 @@ def after_fit(self:WatchErosion):
     "Look a last time; take the last good weights, with `restore`; leave no trace in the Learner"
     self._last_look()
     if self.restore and self.now and self.good:
-        get_model(self.model).load_state_dict(self.good['weights'])
+        load_snapshot(self.model, self.good['weights'])
         frozen = getattr(self.opt, 'frozen_idx', 0)
         self.learn.create_opt()   # momentum belongs to the weights that were given up
         self.opt.frozen_idx = frozen

@@ -12,6 +12,7 @@ from feature_erosion.learner import erosion_learner
 from feature_erosion.mitigations import Replay
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase, PhaseSchedule, PerPhase, schedules
+from feature_erosion.runs.store import RunStore
 from feature_erosion.watch import WatchErosion
 
 works = partial(pytest.mark.works, kind='callbacks')
@@ -257,6 +258,17 @@ def test_snapshots(learn):
     for bad in ('last',['t9']):
         with pytest.raises(ValueError, match="snapshots=.*must be 'all', or a list of names among start, t0"):
             learn.fit_phases(phases, snapshots=bad)
+
+def test_an_earlier_fits_weights_are_not_those_of_a_phase_of_the_same_name(learn, tmp_path):
+    learn.fit_phases([Phase('a', iters=1), Phase('b', iters=1)])
+    run,phases = RunStore(tmp_path).run('r'),[Phase('a', iters=2)]
+    for _ in 'trained','loaded':   # both times its weights are in the run's folder only
+        learn.fit_phases(phases, run=run, snapshots=[])
+        assert all(torch.equal(v, run.weights('a')[k]) for k,v in learn.snapshots['a'].items())
+        assert list(learn.snapshots)==['b']
+        learn.snapshots['a'] = {}
+    learn.fit_phases(phases, snapshots=[])
+    with pytest.raises(ValueError, match="name='a': no weights of such a phase are kept; there are b"): learn.models_at('a')
 
 # which epochs count
 

@@ -182,6 +182,17 @@ def test_layers_whose_samples_are_equally_far_apart(estimator, kernel):
                       estimator=estimator, kernel=kernel, progress=False)
     assert r.attrs['dead']==[('model','a')] and r.values==pytest.approx(np.array([[0,0],[0,1]]), abs=1e-6)
 
+@pytest.mark.parametrize('estimator', ['minibatch','full'])
+@pytest.mark.parametrize('power', [-110,-80,80,120])
+def test_size_of_activations_does_not_matter(estimator, power):
+    "CKA does not depend on scale, so not on that of one layer: signals that vanish or explode are the same signals"
+    torch.manual_seed(0)
+    m,x = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 5, bias=False)),torch.randn(60, 8)
+    def get(): return layer_cka(m, [(x[:40],torch.zeros(40)), (x[40:],torch.zeros(20))], estimator=estimator, progress=False)
+    want = get()
+    m[1].weight.data *= 2.**power
+    assert np.allclose(get(), want, atol=1e-6) and want.values[0,1]>.3
+
 def test_many_features_are_not_empty():
     "White noise in many dimensions is almost equally far apart; the little that is left is real"
     X = torch.randn(8, 300_000, generator=torch.Generator().manual_seed(0))

@@ -324,6 +324,7 @@ said = [case(full('train')+full('val')+['train/stray.png','train/more.jpg'], (tw
         case(full('train')+['test/1.png','test/2.png'], (two,[3,3],[1,1]),
              'test: no folders of classes, so no validation set; a share', kind='folders',
              what='train/CLASS and a flat test (Kaggle)', how='works: a share of train is held out, with a warning'),
+        pytest.param(full('.', 'cat', n=12)+full('.', 'dog', n=1), (two,[9,1],[3,0]), 'no images of dog held out for validation'),
         case(full('train', 'ant cat dog')+full('val'), (['ant','cat','dog'],[4]*3,[0,4,4]),
              'val: no images of ant; accuracy there says nothing', kind='folders',
              what='val without one of the classes', how='works, with a warning'),
@@ -334,6 +335,12 @@ said = [case(full('train')+full('val')+['train/stray.png','train/more.jpg'], (tw
 @pytest.mark.parametrize('files,want,note', said)
 def test_layouts_that_are_said(tmp_path, files, want, note):
     with pytest.warns(match=note): assert counts(load(tree(tmp_path, *files)))==want
+
+def test_a_class_on_one_side_of_a_split_is_said(tmp_path):
+    "Of two images, one of each class, one is held out"
+    with pytest.warns(UserWarning) as told:
+        image_folder_dls(tree(tmp_path, 'cat/1.png', 'dog/1.png'), size=None, bs=1, valid_pct=.5)
+    assert [what in str(o.message) for o,what in zip(told, ('left to train on','held out'), strict=True)]==[True,True]
 
 refused = [case(full('train')+['val/1.png'], 'val: images without folders of classes; sort them', kind='folders',
                 what='train/CLASS and a flat val', how='refused'),
@@ -356,6 +363,12 @@ def test_classes_say_which_folders_count(tmp_path):
     "A class may be called like a part of a data set: CIFAR-100 has one called train"
     tree(tmp_path, *[f'{c}/{i}.png' for c in ('bus','train','test') for i in range(4)])
     assert counts(load(tmp_path, classes=['bus','train']))==(['bus','train'],[3,3],[1,1])
+
+@pytest.mark.parametrize('classes,want', [('10',['10']), (10,['10']), ([2,'10'],['2','10']), (np.array([2]),['2'])], ids=str)
+def test_classes_are_names_of_folders(tmp_path, classes, want):
+    "A text is one name, not its letters, and folders may be named by numbers"
+    tree(tmp_path, *full('.', '0 1 2 10'))
+    assert counts(load(tmp_path, classes=classes))[0]==want
 
 @works('folders', "what fastai's GrandparentSplitter takes", 'works: the same files in the same classes')
 def test_as_grandparent_splitter(tmp_path):

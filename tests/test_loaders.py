@@ -381,6 +381,10 @@ def test_a_diverged_network_has_no_accuracy(dls):
         assert answered(z).tolist()==[0,-1,2]
     masked = x.masked_fill(x==0, -torch.inf)   # classes that are ruled out
     assert evaluate(nn.Identity(), [(masked, y)])=={'accuracy':1.} and answered(masked).tolist()==[0,1,2]
+    assert group_accuracy(nn.Identity(), [(masked, y)]).accuracy.tolist()==[1.,1.,1.]
+    ruled_out = x.masked_fill(y[:,None]==0, -torch.inf)   # all of them, on one sample
+    assert np.isnan(evaluate(nn.Identity(), [(ruled_out, y)])['accuracy']) and answered(ruled_out).tolist()==[-1,1,2]
+    with pytest.raises(ValueError, match='NaN or infinite scores'): group_accuracy(nn.Identity(), [(ruled_out, y)])
 
 class Break(Callback):
     def after_train(self):

@@ -1,5 +1,5 @@
 "The paper's recipes: every preset's code runs, figures share their phases, claims are judged as their rules say."
-import contextlib, io, os, shutil, subprocess, sys, time
+import contextlib, io, os, re, shutil, subprocess, sys, time, types
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -124,21 +124,21 @@ def test_the_cache_in_a_data_folder_does_not_change_it(tmp_path):
     store = RunStore(tmp_path/'runs')
     first = trained(store, net)
     assert (tmp_path/'set'/'.train.decoded').is_dir() and trained(store, net).path==first.path
-    assert not phases_to_train(store, [(recipes['fig1'], Scale((net,), seeds=1))])
+    assert not runs_to_train(store, [(recipes['fig1'], Scale((net,), seeds=1))])
 
 def test_what_is_to_be_trained_is_known_beforehand(smoke, tmp_path):
     parts = [(r, r.scales['smoke']) for r in recipes.values()]
-    todo = phases_to_train(RunStore(tmp_path), parts)
-    assert len(todo)==38 and not phases_to_train(RunStore(smoke[1]/'runs'), parts)
+    todo = runs_to_train(RunStore(tmp_path), parts)
+    assert len(todo)==38 and not runs_to_train(RunStore(smoke[1]/'runs'), parts)
     plan = Plan(todo[:2])
-    assert plan.left()==(2, pytest.approx(sum(plan.seconds.values()))) and '2 phases to train, about ' in repr(plan)
+    assert plan.left()==(2, pytest.approx(sum(plan.seconds.values()))) and '2 runs to train, about ' in repr(plan)
     two = Plan(todo[:2], n_jobs=2)
     two.seconds = plan.seconds   # what was measured twice differs
     assert two.left()==(2, pytest.approx(plan.left()[1]/2))
 
 @pytest.mark.parametrize('kw', [dict(ratio=2.), dict(ratio=-.1), dict(strength=50), dict(ratio=float('nan'))])
 def test_a_network_needs_shares(kw):
-    with pytest.raises(ValueError, match=f'{next(iter(kw))}=.*between 0 and 1'): Net('n', 'perceptron', 'digits', **kw)
+    with pytest.raises(ValueError, match=f'{next(iter(kw))}=.*must be in 0…1'): Net('n', 'perceptron', 'digits', **kw)
 
 @pytest.mark.parametrize('data,k,v', [('digits','stats','cifar'), ('digits','pad',0), ('cifar10','n_classes',3), ('cifar100','size',64)])
 def test_a_data_set_has_settings_of_its_own(data, k, v):
@@ -154,11 +154,22 @@ def test_it_says_how_far_it_is(tmp_path, capsys):
     "Also while the process prints elsewhere"
     net = Net('perceptron', 'perceptron', 'digits', n=64, n_valid=20, lengths=(1,1,0))
     store,parts = RunStore(tmp_path),[(recipes['fig6'], Scale((net,), seeds=1))]
-    with recipes_module._Progress(Plan(phases_to_train(store, parts)), every=.05) as p:
+    with recipes_module._Progress(Plan(runs_to_train(store, parts)), every=.05) as p:
         trained(store, replace(net, lengths=(1,0,0)))
         with contextlib.redirect_stdout(io.StringIO()): time.sleep(.5)
     said = capsys.readouterr().out
-    assert said.startswith('2 phases to train, about ') and '1 of 2 phases trained, about ' in said
+    assert said.startswith('2 runs to train, about ') and '1 of 2 runs trained, about ' in said
+
+def test_what_is_left_does_not_go_by_the_start_up(capsys):
+    "After one second's worth in a minute, of a hundred; and after fifty"
+    plan = types.SimpleNamespace(seconds=dict(a=1,b=99), left=lambda: plan.now, now=(2,100.))
+    p = recipes_module._Progress(plan)
+    p.out,p.n,p.all,p.begun = sys.stdout,2,100.,time.monotonic()-60
+    plan.now = 1,99.
+    p.tell()
+    p.n,plan.now = 2,(1,50.)
+    p.tell()
+    assert re.findall('about (.*) left', capsys.readouterr().out)==['2 minutes','60 seconds']
 
 def test_pictures_of_grad_cam_survive_the_table(smoke):
     d = smoke[0]['gradcam'].tables['cams']
@@ -184,7 +195,7 @@ def test_bad_arguments(args, words, capsys, tmp_path):
     except SystemExit as e: code = e.code
     assert code==2 and words in capsys.readouterr().err and not (tmp_path/'o'/'runs').exists()
 
-def test_a_network_that_fails_is_named_and_the_other_figures_are_made(tmp_path):
+def test_a_network_that_fails_is_named_and_the_other_figures_are_made(tmp_path, monkeypatch):
     net = Net('perceptron', 'resnet20', 'digits', width=.25, n=64, n_valid=20, lengths=(1,1,1))
     one = Scale(with_control(net), seeds=1, n_test=20, n_train=40)
     bad = replace(one, nets=with_control(replace(net, lr=1e30)))
@@ -194,6 +205,8 @@ def test_a_network_that_fails_is_named_and_the_other_figures_are_made(tmp_path):
         paper('own', mine, tmp_path, n_jobs=1, progress=False)
     assert list(e.value.results)==['fig1']
     assert (tmp_path/'fig1'/'figures'/'fig1.png').exists() and list(load_paper(tmp_path))==['fig1']
+    monkeypatch.setenv('HOME', str(tmp_path))   # `paper` and a store take such a path, too
+    assert list(load_paper('~'))==['fig1'] and load_result('~/fig1').settings['figure']=='fig1'
     assert Run(tmp_path/'fig3').status=='failed'
     (tmp_path/'fig1'/'metrics.json').write_text('{')   # how long it took: measured anew
     paper('own', mine[1:], tmp_path, n_jobs=1, progress=False)
@@ -216,7 +229,7 @@ def test_what_has_its_files_is_made_and_the_rest_is_named(no_data, tmp_path, mon
     monkeypatch.setattr(recipes_module, 'recipes', theirs)
     with pytest.raises(SystemExit) as e: cli.main(['paper','--preset','smoke','--jobs','1','--out',str(tmp_path/'o')])
     said,end = capsys.readouterr().out,str(e.value)
-    for words in (said[:said.index('phases to train')], end):   # before anything is made, and at the end
+    for words in (said[:said.index('runs to train')], end):   # before anything is made, and at the end
         assert 'fig2 could not be made' in words and 'fig1 could not' not in words
         for o in ('resnet20-12fca82f.th','https://github.com/akamaster',str(no_data)): assert o in words, o
         for o in ('tiny_imagenet_20','https://github.com/fastai/imagenette','--images'): assert o in words, o
@@ -249,7 +262,7 @@ def test_a_fresh_machine_without_a_network(tmp_path):
 
 # claims, on tables written by hand: two seeds, squares (ratio 1) and the control (ratio 0)
 
-def rows(ratio=1., **cols): return pd.DataFrame(dict(net='N', ratio=ratio, lr=.1, chance=.1, **cols))
+def rows(ratio=1., **cols): return pd.DataFrame(dict(dict(net='N', ratio=ratio, lr=.1, chance=.1), **cols))
 def means(rows): return {r['claim'].split(':')[0]:(r['mean'],r['agrees']) for r in rows}
 
 def ends(ratio, seed, before, after, **more):
@@ -265,6 +278,14 @@ def test_collapse_claims():
     assert np.allclose(c['mean'], [1., .96, .05, 2., .995, .9])
     assert c.agrees.tolist()==['yes','yes','in part','in part','yes','in part']
     assert c.ours[3]=='2.0 in 1 of 2 seeds (2.0, never)'
+
+def test_what_was_never_known_is_not_forgotten():
+    "Both arms end each phase at chance or below: there is nothing to lose, so nothing to judge"
+    t = dict(ends=pd.concat([ends(r, s, .1, .08) for r in (1.,0.) for s in (0,1)]),
+             curves=rows(seed=0, phase='erode', epoch=[4,5], clean=[.1,.1], conflict=.1, conflict_picture=.9))
+    for c,n in ((collapse_claims(t),3), (ratio_claims(t),2)):
+        c = pd.DataFrame(c)[lambda d: d.ours=='nothing was known']
+        assert len(c)==n and set(c.agrees)=={'not clear'}
 
 def test_rates_are_judged_where_the_control_holds():
     "At .1 the control forgets all; at .01 nothing: that one is judged"
@@ -288,11 +309,57 @@ def test_relearning_claims():
     c = pd.DataFrame(relearning_claims(t))
     assert np.allclose(c['mean'], [-.1,0,-.15,-1,0,0]) and c.agrees.tolist()==['yes','no','yes','yes','no','no'], c
 
+def again(net, last):
+    "Tables of a network that learns 60% from scratch, and this much again after squares and in the control"
+    arm = lambda s,q: dict(net=net, seed=s, opt='sgd', squares=q)
+    e = [rows(float(q>0), **arm(s, q), phase=['pretrain','erode','relearn'], clean=[.6,.1,last]) for s in (0,1) for q in (0,3)]
+    c = [rows(float(q>0), **arm(s, q), phase=p, of_phase=[1,2], clean=[.2,a])
+         for s in (0,1) for q in (0,3) for p,a in (('pretrain',.6), ('relearn',last))]
+    return dict(ends=pd.concat(e), curves=pd.concat(c))
+
+def test_networks_in_one_result_stay_apart():
+    "A ends .2 below scratch, B .1 above: each has its claims and its row of panels, and neither has their mean"
+    a,b = again('A', .4),again('B', .7)
+    t = {k:pd.concat([a[k], b[k]]).assign(ratio=lambda d: (d.squares>0).astype(float)) for k in a}
+    c = pd.DataFrame(relearning_claims(t)).set_index('net')['mean']
+    assert np.allclose(c['A'].iloc[:3], [-.2,.1,0]) and np.allclose(c['B'].iloc[:3], [.1,-.05,0])
+    assert [ax.get_title() for ax in plot_relearning(t).axes]==['A','','B','']
+    r = gains(t['ends'])[lambda d: d.squares>0]
+    r = r.assign(scratch=.6, relearned=.6+r.gain, effective_rank_before=4., effective_rank_after=2., dormant_after=0.,
+                 weight_norm_after=1.)
+    f = plot_rank(dict(rank=r))
+    assert [ax.get_title(loc='left') for ax in f.axes]==['A','B']
+    assert [len(ax.lines[0].get_xdata()) for ax in f.axes]==[2,2]      # two seeds each, not four
+
+@pytest.mark.parametrize('figure,kw', [('fig1',dict(width=.5)), ('fig3',dict(n=64)), ('fig6',dict(lr=.1)), ('rank',dict(bs=8))])
+def test_networks_of_one_name_that_would_be_mixed_are_refused(figure, kw):
+    "Rates are told apart by Figures 1 and 2, lengths and optimisers by Figure 5: so do their own scales"
+    net = recipes['fig1'].scales['smoke'].nets[0]
+    with pytest.raises(ValueError, match=f"several are called 'Perceptron' and differ in '{list(kw)[0]}', by which {figure}"):
+        check_scale(recipes[figure], Scale(with_control(net, replace(net, **kw))))
+    check_scale(recipes[figure], Scale(with_control(net, replace(net, name='other', **kw))))
+    check_scale(recipes['fig1'], Scale(with_control(net, replace(net, lr=.1))))
+    for r in recipes.values(): check_scale(r, r.scales['smoke'])
+
+def test_forgetting_by_ratio_shows_all_networks():
+    "A gains 60% of what was above chance, B nothing: both lie within the axis, and have a name and a mark of their own"
+    e = [ends(r, 0, .6, .6+(g*r)).assign(net=n) for n,g in (('A',.3), ('B',0.)) for r in (0.,.3,1.)]
+    f = plot_ratios(dict(ends=pd.concat(e)))
+    assert f.axes[0].get_ylim()[0]<-.6
+    assert [o.get_text() for o in f.axes[1].get_legend().get_texts()]==['A','B']
+    for ratios,labels in (((.3,1.), '30% 100%'), ((.005,.1,.5), '0.5% 10% 50%'), ((.6,.9,1.), '60%  100%')):
+        f = plot_ratios(dict(ends=pd.concat([ends(r, 0, .6, .5) for r in (0.,*ratios)])))
+        assert ' '.join(o.get_text() for o in f.axes[1].get_xticklabels())==labels
+    plt.close('all')
+
 def test_ratio_claims():
     "Forgetting 0, .6 and .7, 1 at 0, .3, 1: rises, and lies .3 and .4 above the line"
     e = [ends(r, s, .6, .6-.5*f) for s in (0,1) for r,f in ((0.,0.), (.3,(.6,.7)[s]), (1.,1.))]
     c = pd.DataFrame(ratio_claims(dict(ends=pd.concat(e))))
     assert np.allclose(c['mean'], [1,.65,.35,0]) and c.agrees.tolist()==['yes']*4
+    less = [ends(r, s, .6, .6-.5*f) for s in (0,1) for r,f in ((0.,0.), (.3,.6), (.6,.8))]   # .2 above the line from 0 to .8
+    c = pd.DataFrame(ratio_claims(dict(ends=pd.concat(less))))
+    assert np.allclose(c['mean'], [1,.6,.2,0]) and c.claim[2].endswith('from ratio 0 to 0.6')
 
 def test_cka_and_layer_claims():
     m = lambda ratio,d: pd.DataFrame([dict(net='N', ratio=ratio, seed=s, before=a, after=b, cka=(d[i] if a==b else .5))

@@ -6,9 +6,9 @@ from PIL import Image
 from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoader, DataLoaders,
                                ImageBlock, IndexSplitter, Interpretation, Learner, TfmdDL, Normalize, PILImage, TensorCategory,
                                TensorImage, ToTensor, Transform, aug_transforms, imagenet_stats, nn)
-import feature_erosion.learner   # `fit_phases`
 from feature_erosion.data import digits_dls, to_uint8
 from feature_erosion.evalsets import EvalSets, pattern_sets
+from feature_erosion.learner import _same_sets   # with it, `fit_phases`
 from feature_erosion.loaders import np_rng
 from feature_erosion.measures.probes import dl_labels
 from feature_erosion.patterns import (Blur, Border, ColorSquare, CornerSquare, InjectPattern, JpegQuality, Noise, Pattern, TensorStamp,
@@ -332,6 +332,20 @@ def test_phases_that_paint_different_classes():
     a,b = (dls.inject(ColorSquare(4), classes=o) for o in 'ab')
     with pytest.raises(ValueError, match="'one' and 'two' differ in their pattern, classes"):
         Learner(dls, nn.Flatten()).fit_phases([Phase('one', 1, a), Phase('two', 1, b)])
+
+def test_phases_whose_pictures_differ_where_no_repr_shows_it():
+    class Picture(Pattern):
+        def __init__(self, pics):
+            super().__init__(16)
+            self.pics = pics
+        def draw(self, c, n, shape): return self.pics[c]
+    dls = digits_dls(n=64, n_valid=20)
+    black = torch.zeros(10,3,16,16)
+    other = black.index_fill(2, torch.tensor([8]), 1.)   # one row within
+    a,b,again = (dls.inject(Picture(o)) for o in (black, other, black.clone()))
+    with pytest.raises(ValueError, match="'one' and 'two' differ in their pattern"):
+        Learner(dls, nn.Flatten()).fit_phases([Phase('one', 1, a), Phase('two', 1, b)])
+    assert repr(black)==repr(other) and _same_sets(a, again)
 
 def test_no_strength_in_conflict():
     with pytest.raises(ValueError, match="in 'conflict' no image has its own class's picture"):

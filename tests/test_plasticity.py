@@ -68,6 +68,9 @@ def test_known_dead_channels(dls, dead):
     d = dormant_units(m, dls.valid)
     assert isinstance(d, Dormant) and d.dormant.tolist()==[dead] and d.units.tolist()==[8] and d.total==dead/8
     for bs in (1,33,100): assert dormant_units(m, dls.valid.new(bs=bs)).equals(d)
+    alive = net()
+    alive[1].bias.data[:] = 10.
+    assert dormant_units({'z':m, 'a':alive}, dls.valid).total.to_dict()=={'z':dead/8, 'a':0.}
 
 def test_quiet_channel_at_tau(dls):
     "One channel at a hundredth of the others is dormant at τ=.1, not at 0"
@@ -436,6 +439,19 @@ def test_a_phase_ends_with_the_weights_that_it_leaves(dls, tmp_path, make):
     ends = learn.recorder.evals.query("when=='epoch'")
     assert ends.epoch.tolist()==[1,2,2,3,4,4] and ends.phase.tolist()==[*'aaabbb'] and ends.iter.tolist()==[5,10,10]*2
 
+def test_losses_on_sets_can_be_seen(dls, tmp_path):
+    "The loss of ten equal scores is log 10 at first: above 100%, and no share"
+    learn = small(dls, tmp_path)
+    nn.init.zeros_(learn.model[-1].weight), nn.init.zeros_(learn.model[-1].bias)
+    sets = pattern_sets(dls, ColorSquare(4), ('clean','conflict'))
+    for metrics,columns,label in ((F.cross_entropy, None, 'cross entropy'),
+                                  ([accuracy, F.cross_entropy], ['clean_cross_entropy','conflict_picture_cross_entropy'], '')):
+        quiet_phases(learn, [Phase('a', 1, lr=0.)], cbs=EvalSets(sets, metrics=metrics))
+        for ax in (learn.recorder.plot_phases(columns), learn.recorder.plot_collapse(sets=columns)):
+            assert all(np.allclose(o.get_ydata(), np.log(10)) for o in ax.lines) and ax.get_ylim()[1]>np.log(10)
+            assert ax.get_ylabel()==label and '%' not in ax.yaxis.get_major_formatter()(1.)
+            assert (ax.lines[0].get_linestyle(),ax.lines[-1].get_linestyle())==('-','--')
+
 def test_plain_names_that_are_no_accuracy(dls, tmp_path):
     learn = small(dls, tmp_path)
     phases = [Phase('pretrain', 2, lr=.05), Phase('erode', 2, lr=.01)]
@@ -468,6 +484,7 @@ def test_two_evaluation_sets(dls, tmp_path):
     assert e.before['b']==h.clean['a']
     lines = {o.get_label():o.get_ydata() for o in learn.recorder.plot_phases().get_lines()}
     assert {*lines}=={'clean','train'} and not any(np.isnan(o).any() for o in lines.values())
+    assert learn.recorder.plot_collapse().get_xlabel() in [f'iteration of phase “{p}”' for p in 'ab']   # where clean falls
 
 @pytest.mark.parametrize('end', [.05,.0999,.1,.2])
 def test_no_half_life_of_chance(end):

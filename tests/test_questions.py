@@ -7,7 +7,7 @@ from feature_erosion.evalsets import evaluate, pattern_sets
 from feature_erosion.paper import questions, recipes as recipes_module
 from feature_erosion.paper.nets import Net, load_net, net_dls, net_pattern, trained
 from feature_erosion.paper.questions import resisting, train_resisting
-from feature_erosion.paper.recipes import Scale, recipes, run_recipe, with_control
+from feature_erosion.paper.recipes import Scale, recipes, run_recipe, runs_to_train, with_control
 from feature_erosion.runs.store import RunStore
 
 tiny = Net('Perceptron', 'perceptron', 'digits', n=128, n_valid=60, lr=.05, lengths=(4,2,1))
@@ -37,6 +37,18 @@ def test_all_methods_begin_with_the_same_network(tmp_path, few):
     assert again.tables['resist'].equals(made.tables['resist'])
     assert written=={f:f.stat().st_mtime_ns for f in tmp_path.glob('train_*/run.json')}
     plt.close(made.plot())
+
+def test_the_estimate_has_what_measurements_train(tmp_path, few):
+    "Of the two questions that train in them; when these are made nothing is left"
+    one,parts = Scale((tiny,), seeds=1),lambda *names: [(recipes[k], Scale((tiny,), seeds=1)) for k in names]
+    todo = runs_to_train(RunStore(tmp_path), parts('resist','unlearn'))
+    lengths = [n for _,_,n in todo]
+    # phases of 4, 2 and 1 epochs. Five methods of three epochs, whose steps take 1, 1.5, 1, .3 and 1 times as long as plain ones.
+    # Twice: retraining, and 70 for all other methods
+    assert lengths==[4,2,1,pytest.approx(3*4.8),2*(4+70)]
+    run_recipe(recipes['resist'], one, tmp_path, n_jobs=1, progress=False)
+    assert [n for _,_,n in runs_to_train(RunStore(tmp_path), parts('resist','unlearn'))]==[148]
+    assert not runs_to_train(RunStore(tmp_path), parts('recover','resist'))
 
 @pytest.mark.parametrize('method', ['last layer only','last layer first (LP-FT)'])
 def test_what_is_trained(tmp_path, method):
@@ -90,6 +102,28 @@ def test_nothing_to_save_is_not_clear():
     claims = questions.resist_claims(dict(resist=questions.pd.DataFrame([dict(net='n', ratio=1., seed=0,
         method='plain finetuning', before=.5, chance=.1, clean=.05, pattern=1.)])))
     assert claims[0]['mean']==1
+    claims = questions.resist_claims(dict(resist=questions.pd.DataFrame([dict(net='n', ratio=1., seed=0,
+        method='plain finetuning', before=.1, chance=.1, clean=.05, pattern=1.)])))
+    assert (claims[0]['ours'],claims[0]['agrees'])==('nothing was known','not clear')
+
+def test_pictures_of_two_networks():
+    "Each has panels of its own, with its numbers"
+    t = questions.pd.DataFrame([dict(net=n, ratio=1., seed=0, method='plain finetuning', before=.7, chance=.1, clean=c, pattern=1.,
+                                     what='a class', forget=c, test=.5, attack=.5, relearn=0.) for n,c in (('A',.2), ('B',.6))])
+    for plot,k,line in ((questions.plot_resist, 'resist', lambda ax: ax.lines[1].get_xdata()),
+                        (questions.plot_unlearn, 'unlearn', lambda ax: ax.collections[1].get_offsets()[:,0])):
+        axs = plot({k:t}).axes
+        assert [(ax.get_title('left')[:3],*line(ax)) for ax in axs]==[('A, ',.2),('B, ',.6)]
+        plt.close('all')
+
+def test_means_of_steps_are_told_as_they_are():
+    "Half a step is not none, which would say that it was known all along; nor are one and a third `1 steps`"
+    t = questions.pd.DataFrame([dict(net='n', ratio=1., seed=s, method=m, what='a class', forget=.5, test=.5, attack=.5, relearn=v)
+                                for m,vs in dict(a=(0,1), b=(1,1), c=(1,1,2), d=(40,41), e=(0,0)).items() for s,v in enumerate(vs)])
+    ax, = questions.plot_unlearn(dict(unlearn=t)).axes
+    told = [o.get_text().removeprefix('attack 50% · ') for o in ax.texts]
+    assert told==['back after 0.5 steps','back after 1 step','back after 1.3 steps','back after 40 steps','known']
+    plt.close('all')
 
 def test_what_is_recovered(tmp_path):
     made = run_recipe(recipes['recover'], Scale(with_control(replace(tiny, lengths=(4,2,0))), seeds=1), tmp_path, n_jobs=1,

@@ -3,12 +3,13 @@ import random
 from copy import deepcopy
 from functools import partial
 import numpy as np, pandas as pd, pytest, torch
+from matplotlib.colors import to_rgb
 from torch import nn
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from fastai.tabular.all import CategoryBlock, Normalize, TabularPandas, tabular_learner
 from fastai.vision.all import (Callback, CategoryMap, CrossEntropyLossFlat, DataLoader, DataLoaders, IntToFloatTensor, L, Learner,
-                               SchedCos, SGD, TensorCategory, TensorImage, TfmdDL, accuracy, set_seed)
+                               SchedCos, SGD, TensorCategory, TensorImage, TfmdDL, accuracy, plt, set_seed)
 from trainings import Boom, StopAt, same
 from feature_erosion.data import TensorImages, digits_dls, tensor_dls
 from feature_erosion.evalsets import EvalSets, pattern_sets
@@ -136,6 +137,7 @@ def test_hidden_is_found_and_gone_is_not():
     assert (m.loc['hidden'][[1,5]]==1).all().all()
     assert (m.loc[('gone','last')][[1,5]]==.25).all() and (m.loc[('gone','all')][[1,5]]==1).all()
     with pytest.raises(ValueError, match="no model 'pretrain'; there are hidden, gone"): r.gone('hidden', 'gone', 'pretrain')
+    assert r.gone('hidden', 'gone', 'hidden').isna().all().all()   # where even an untrained one finds all, nothing can be gone
     g = r.gone('hidden', 'gone')
     assert np.isnan(g.now).all() and g.loc['last',5]==1 and g.loc['all',5]==0
 
@@ -554,7 +556,7 @@ def digits_fit(lr, *cbs, n_epoch=2):
 @pytest.mark.parametrize('kw,text',
                          [(dict(few=(1,500)), "few=500: class '0' has"), (dict(features='lst'), r"features=\['lst'\]"),
                           (dict(seeds=0), 'seeds=0'),
-                                     (dict(layers='nope'), "layers='nope'"), (dict(n_test=0), 'n=0')])
+                                     (dict(layers='nope'), "layers='nope'"), (dict(n_test=0), 'n_test=0')])
 def test_recovery_is_checked_before_training(kw, text):
     class Started(Exception): pass
     class Start(Callback):
@@ -665,6 +667,15 @@ def test_guessing_goes_by_all_classes():
     for y in (torch.full((20,), 3),torch.arange(20)%2):
         g = group_accuracy(dict(pretrain=model, erode=model), [(x,y)])
         assert g.attrs['chance']==.2 and (g.lost().lost==0).all()
+
+def test_many_models_stay_in_their_row():
+    "Each of 14 dots lies nearest to its own group, and no two have the same colour"
+    x,y = torch.randn(8, 4),torch.arange(8)%2
+    ax = group_accuracy({str(i):nn.Linear(4, 2) for i in range(14)}, [(x,y)]).plot()
+    dots = [o.lines[0] for o in ax.containers]
+    assert [o.get_ydata().round().tolist() for o in dots]==[[0,1]]*14
+    assert len({to_rgb(o.get_color()) for o in dots})==14
+    plt.close(ax.figure)
 
 def test_a_probe_takes_arrays():
     X,y = blobs()

@@ -5,13 +5,14 @@ import numpy as np, pytest, torch, torch.nn.functional as F
 from PIL import Image
 from torch import nn
 from fastai.vision.all import DataLoaders, Learner, Normalize, TensorImage, TfmdDL, accuracy, plt, set_seed
+from feature_erosion import shortcut
 from feature_erosion.data import TensorImages, cifar10_dls, digits_dls, tensor_dls
 from feature_erosion.evalsets import evaluate, pattern_sets
 from feature_erosion.learner import erosion_learner
 from feature_erosion.patterns import (Blur, Border, ColorSquare, CornerSquare, Effect, InjectPattern, JpegQuality, Noise, Ruler,
                                       Stripes, Texture, Tint, Watermark, change)
 from feature_erosion.phases import Phase
-from feature_erosion.shortcut import _blocks, _box_part, _channels, _jpeg_level, _luma, find_shortcut
+from feature_erosion.shortcut import _blocks, _box_part, _channels, _jpeg_level, _luma, _steps, find_shortcut
 from feature_erosion.watch import ErosionWarning, WatchErosion
 
 def net(c=3): return nn.Sequential(nn.Conv2d(c,16,3,padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16,32,3,2,1),
@@ -96,6 +97,18 @@ def test_against_itself():
     assert find_shortcut(learn, easy).found
     s = find_shortcut(learn, easy, against=learn)
     assert not s.found and s.text.endswith('decides the answers more than in the model it is compared with.')
+
+def test_a_bar_for_each_model(monkeypatch):
+    "Over all parts; none if it is not wanted, or the Learner has none"
+    shown = []
+    monkeypatch.setattr(shortcut, 'progress_bar', lambda parts, leave: shown.append(len(parts)) or parts)
+    easy = digits_dls(seed=0).inject(ColorSquare(4))
+    learn = fitted(easy, 3)
+    one = find_shortcut(learn, easy)
+    find_shortcut(learn.model, easy, against=learn)
+    find_shortcut(learn, easy, progress=False)
+    with learn.no_bar(): find_shortcut(learn, easy)
+    assert shown==[len(one.table)]*3
 
 def test_against_a_phase_and_another_model():
     dls = digits_dls(seed=0)
@@ -239,6 +252,13 @@ def test_quality_of_files(quality):
         return torch.from_numpy(np.array(Image.open(f))).permute(2,0,1)/255
     assert (-_jpeg_level(torch.stack([*map(saved, x)]))).exp().round().tolist()==[quality]*12
     assert (-_jpeg_level(x)).exp().round().tolist()==[100]*12
+
+def test_steps_of_jpeg():
+    "Those that a file has, as Pillow wrote it: libjpeg's arithmetic is of whole numbers"
+    for q in range(1, 101):
+        file = io.BytesIO()
+        Image.new('L', (8,8)).save(file, 'JPEG', quality=q)
+        assert Image.open(file).quantization[0]==_steps(q).flatten().tolist(), q
 
 def test_reads_a_channel_and_a_band():
     x,y = scenes()

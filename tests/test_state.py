@@ -21,6 +21,7 @@ from fastai.text.data import LMDataLoader
 from run_notebooks import forked
 from trainings import Boom, StopAt
 from feature_erosion.data import digits_dls
+from feature_erosion.evalsets import EvalSets
 from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import PerPhase, Phase
@@ -172,10 +173,36 @@ def fit(folder, cbs=(), layers=(), stop=None, recorder=None, name='a', **kw):
                          cbs=[keep, StopAt(stop), *(c() for c in cbs)])
     return learn
 
+class Grown(nn.Module):
+    "A buffer that grows, one that is made late, and one of each kind that a `state_dict` leaves out"
+    def __init__(self):
+        super().__init__()
+        for k in 'kept','left':
+            self.register_buffer(f'{k}_seen', torch.zeros(0), k=='kept')
+            self.register_buffer(f'{k}_mean', None, k=='kept')
+    def forward(self, x):
+        if self.training:
+            for k in 'kept','left':
+                old,now = getattr(self, f'{k}_mean'),x.detach().mean(0)
+                setattr(self, f'{k}_seen', torch.cat([getattr(self, f'{k}_seen'), now.mean()[None]]))
+                setattr(self, f'{k}_mean', now if old is None else .9*old+.1*now)
+        if self.kept_mean is None: return x
+        return x-.1*self.kept_mean-.1*self.left_mean+.1*self.kept_seen.mean()+.1*self.left_seen.mean()
+
+class Extra(nn.Module):
+    "Keeps what it has counted in an extra state, which is no tensor"
+    n = 0
+    def forward(self, x):
+        self.n += self.training
+        return x*(1+.01*self.n)
+    def get_extra_state(self): return dict(n=self.n)
+    def set_extra_state(self, state): self.n = state['n']
+
 cases = dict(averages=dict(cbs=[Average, LateAverage, Swa, Shadow, SaveModelCallback]),
              numbers=dict(cbs=[Queue, Counts, Set, Setting, WithHelper, OnLearner, Own, Stages]),
              generators=dict(cbs=[Generator, TorchGenerator, lambda: MixUp(.4)]), cutmix=dict(cbs=[CutMix]),
              model=dict(cbs=[Perturb, Freeze], layers=[Centre, Skip, Skip]),
+             buffers=dict(layers=[Grown, Extra]),
              trackers=dict(recorder=True, cbs=[lambda: GradientAccumulation(48), lambda: EarlyStoppingCallback(patience=9),
                                                lambda: ReduceLROnPlateau(patience=1)]))
 
@@ -197,8 +224,8 @@ def test_stopped_and_on(tmp_path, name):
     again = fit(tmp_path/'cut', **kw)
     for a,b in zip(held, seen, strict=True):
         for k in {'avg','losses','seen','factor','_n'} & set(vars(a)): assert same(vars(a)[k], vars(b)[k]), (type(a).__name__, k)
-    assert all(torch.equal(a, b) for a,b in zip(whole.model.state_dict().values(), again.model.state_dict().values()))
-    assert all(torch.equal(a, b) for a,b in zip(whole.model.buffers(), again.model.buffers()))
+    assert same(whole.model, again.model)
+    assert all(torch.equal(a, b) for a,b in zip(whole.model.buffers(), again.model.buffers(), strict=True))
     assert whole.recorder.history.equals(again.recorder.history) and whole.recorder.lrs==again.recorder.lrs
 
 def same(a, b):
@@ -498,6 +525,18 @@ def test_what_fit_is_called_with_is_a_setting(tmp_path, was, now, says):
     plain_fit(run, **was)
     assert run.status=='finished'
 
+def test_numbers_of_numpy_are_settings_like_others(tmp_path):
+    "A length, a batch size and the iterations of an evaluation as `np.arange` and a set give them"
+    dls,run = digits_dls(n=64, n_valid=20, bs=np.int64(32)),RunStore(tmp_path).run('a')
+    def train(n, at, *cbs):
+        set_seed(0)
+        learn = Learner(dls, mlp(), loss_func=nn.CrossEntropyLoss(), metrics=accuracy)
+        with learn.no_bar(), learn.no_logging(): learn.fit(n, cbs=[EvalSets({'clean':dls.valid}, at=at), KeepRun(run), *cbs])
+        return learn.recorder.evals.query("when=='iter'").iter.tolist()
+    with pytest.raises(Boom): train(np.int64(2), np.array([0,3]), StopAt(3))
+    assert train(2, [0,3])==train(np.int64(2), {3,0})==[0,3]
+    assert run.info['fit']['epochs']==2 and run.info['fit']['evals'][0]['at']==[0,3] and run.info['fit']['data']['bs']==32
+
 @pytest.mark.parametrize('make', [MixUp, CutMix])
 def test_an_argument_that_a_callback_holds_elsewhere_is_a_setting(tmp_path, make):
     run = RunStore(tmp_path).run('a')
@@ -626,6 +665,12 @@ def test_arrays_that_old_runs_name(dtype, shape):
 def test_values_without_attributes_are_settings(a, b):
     "Among them a discriminative learning rate"
     assert differences(dict(x=describe(a)), dict(x=describe(b))) and not differences(dict(x=describe(a)), dict(x=describe(a)))
+
+def test_a_function_with_a_variable_that_was_not_set():
+    def until(patience):
+        if patience: best = patience
+        return lambda learn: patience>0 and best>1
+    assert describe(until(0))==describe(until(0))!=describe(until(2))
 
 @pytest.mark.parametrize('run', ['mine', Path('mine'), RunStore('runs')], ids=['name','path','store'])
 def test_a_run_is_asked_for(tmp_path, monkeypatch, run):

@@ -21,7 +21,7 @@ from feature_erosion.phases import Phase
 from feature_erosion.paper.report import report
 from feature_erosion.files import load_json, save_folder, save_json
 from feature_erosion.runs.resume import KeepRun
-from feature_erosion.runs.store import RunStore, checkpoint_files, environment, git_revision, pack, unpack
+from feature_erosion.runs.store import Run, RunStore, checkpoint_files, environment, git_revision, pack, unpack
 
 @pytest.mark.parametrize('what,kills',
                          [('few',7), pytest.param('many', 2,
@@ -172,6 +172,8 @@ def test_a_run_after_another_is_one_run_of_all(tmp_path):
     assert seen==['erode'] and RunStore(tmp_path/'parts').once(pretrained, seed=0).path==base.path
     with pytest.raises(ValueError, match='trained with other settings: lr: was 0.05, is 0.06'):
         fit(tmp_path/'parts', 'c', after=base, lr=.06)
+    with pytest.raises(ValueError, match="has trained pretrain, and `phases` begins with erode; give its phases first"):
+        erosion_learner(whole.dls, net).fit_phases([Phase('erode', 2)], run=RunStore(tmp_path/'parts').run('f'), after=base)
     with pytest.raises(ValueError, match="after: run 'd' is new and has ended no phase"):
         fit(tmp_path/'parts', 'e', after=RunStore(tmp_path/'parts').run('d'))
 
@@ -418,6 +420,16 @@ def test_a_fit_that_a_callback_ends(tmp_path, where):
     assert not same(run.learner(plain_learner(tmp_path), 'one'), learns[0])
     assert run.history.train_loss.tolist()==learns[0].recorder.history.train_loss.tolist()==learns[1].recorder.history.train_loss.tolist()
 
+def test_an_error_that_is_handled_around_a_fit_is_not_its_own(tmp_path):
+    "`try: load() except FileNotFoundError: store.once(train)`: the function goes on after its fit"
+    seen = []
+    def f(seed, run):
+        fit(tmp_path, epochs=(1,), run=run)
+        seen.append((run.status, run.info['error']))
+    try: raise FileNotFoundError('no such weights')
+    except FileNotFoundError: run = RunStore(tmp_path).once(f, seed=0)
+    assert seen==[('running',None)] and run.status=='finished'
+
 @pytest.mark.usefixtures('pace')
 def test_a_callback_that_stays_on_the_learner(tmp_path):
     "An error releases the run and the signal handlers; a second fit goes on where it was; the Learner can be exported"
@@ -592,6 +604,7 @@ def test_other_tensors_of_a_pytorch_dataset_are_noticed(tmp_path, wrap):
 def test_a_store_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     assert RunStore('~/runs').run('a').path==tmp_path/'runs'/'a'
+    assert Run('~/runs/a').name=='a' and Run('~/runs/a').status=='new'
 
 def test_two_processes_make_a_run(tmp_path):
     "The second leaves what the first may have begun with"
@@ -761,6 +774,24 @@ def test_the_revision_is_read_and_nothing_of_the_folder_is_executed(tmp_path, mo
     assert environment()['git']==want==git_revision(tmp_path/'run') and not (tmp_path/'pwned').exists()
     git('-c', 'core.fsmonitor=', 'checkout', '--detach')
     assert git_revision(tmp_path)==want
+
+def test_the_revision_of_a_worktree_and_a_submodule(tmp_path):
+    "Inside of another checkout it is theirs, not that of the other; each as `git rev-parse HEAD` says it"
+    main,work,part = tmp_path/'main',tmp_path/'main'/'work',tmp_path/'main'/'part'
+    own = 'user.name=a','user.email=a@b','protocol.file.allow=always'
+    def git(at, *a):
+        return subprocess.run(['git', *(o for c in own for o in ('-c', c)), *a], cwd=at, check=True, capture_output=True,
+                              text=True).stdout.strip()
+    def commit(at): git(at, 'commit', '--allow-empty', '-m', at.name)
+    for o in main,tmp_path/'other': git(tmp_path, 'init', '-b', 'main', str(o)), commit(o)
+    git(main, 'worktree', 'add', '-b', 'new', str(work)), git(main, 'submodule', 'add', str(tmp_path/'other'), 'part')
+    for o in work,part: commit(o)
+    heads = [git(o, 'rev-parse', 'HEAD') for o in (main,work,part)]
+    assert len(set(heads))==3 and [git_revision(o) for o in (main,work,part)]==heads
+    git(work, 'pack-refs', '--all')
+    assert git_revision(work)==heads[1]
+    (work/'.git').write_text('')
+    assert git_revision(work) is None
 
 @pytest.mark.parametrize('head', ['ref: ../../secret', 'ref: refs/../../secret', 'ref: /etc/passwd', 'secret', ''])
 def test_a_revision_is_nothing_but_a_hash(tmp_path, head):

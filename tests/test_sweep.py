@@ -1,5 +1,5 @@
 "Sweeps on loky, dask and ray, with workers that die."
-import enum, importlib, logging, multiprocessing, os, re, signal, sys, time, types, warnings
+import enum, hashlib, importlib, logging, multiprocessing, os, re, signal, sys, time, tracemalloc, types, warnings
 from collections import OrderedDict, defaultdict, namedtuple
 from functools import cached_property, partial, update_wrapper, wraps
 from pathlib import Path
@@ -11,7 +11,7 @@ from joblib.externals.loky.backend.context import set_start_method
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from fastprogress import fastprogress
 from conftest import root
-from feature_erosion.runs.keys import Untold, differences, recipe
+from feature_erosion.runs.keys import Untold, _file, _is_installed, differences, key_of, recipe
 from feature_erosion.runs.store import RunStore
 from feature_erosion.runs.sweep import Sweep, _caller, _other_code, sweep
 
@@ -136,6 +136,14 @@ def test_a_function_that_goes_to_another_folder(tmp_path, monkeypatch):
     assert RunStore('runs').once(goes, seed=0, to='/').metrics==dict(y=1)
     assert RunStore(tmp_path/'runs').runs().status.tolist()==['finished']
 
+def test_a_file_larger_than_memory(tmp_path):
+    "It is read in parts: a data set in one file may have a hundred gigabytes"
+    (tmp_path/'data').write_bytes(big := bytes(range(256))*2**16)
+    tracemalloc.start()
+    try: told,(_,most) = _file(tmp_path/'data'),tracemalloc.get_traced_memory()
+    finally: tracemalloc.stop()
+    assert told==hashlib.sha256(big).hexdigest()[:16] and most<len(big)/4
+
 def test_a_store_among_the_files_is_refused(tmp_path):
     "Each run would change them"
     (tmp_path/'data.txt').write_text('1')
@@ -159,6 +167,19 @@ def test_names_of_the_result_are_no_settings(tmp_path):
     for k in ('status','error'):
         with pytest.raises(ValueError, match=f"grid: '{k}' is a column of the result"):
             sweep(lambda seed, **kw: dict(y=1.), {k:[1,2]}, store=tmp_path, n_jobs=1, progress=False)
+
+def logged(rows, seed, **kw):
+    learn = fv.Learner(None, nn.Linear(1, 1), loss_func=nn.MSELoss())
+    learn.recorder = types.SimpleNamespace(evals=pd.DataFrame(rows), history=pd.DataFrame([dict(phase='a', iters=7, y=.5)]))
+    return learn
+
+@pytest.mark.parametrize('grid,want', [
+    (dict(rows=[[dict(clean=.5, pattern=.75)]], pattern=['square']), dict(clean=.5, pattern='square', pattern_measured=.75)),
+    (dict(rows=[[]], iters=[9], phase=['b']), dict(iters=9, iters_measured=7, phase_measured='a', y=.5))])
+def test_columns_of_a_learner_called_like_settings(tmp_path, grid, want):
+    "A point is not lost when it is finished: its columns get another name"
+    df = sweep(logged, grid, store=tmp_path, n_jobs=1, progress=False)
+    assert df.status.tolist()==['finished'] and df.iloc[0][list(want)].to_dict()==want
 
 def test_values_that_are_no_settings(tmp_path):
     "What the message offers is what a grid takes"
@@ -286,6 +307,51 @@ def test_a_module_imported_inside_of_a_function(tmp_path, monkeypatch, how, impo
         return sweep(space['point'], {}, store=tmp_path/'s', n_jobs=1, progress=False).y.tolist()
     assert written(1)==written(1)==[1] and len(RunStore(tmp_path/'s'))==1
     with pytest.warns(UserWarning, match='computed again'): assert written(222)==[222]
+
+def test_a_module_of_yours_with_a_name_of_the_standard_library(tmp_path, monkeypatch):
+    "Python finds a script's own `sched.py` first"
+    monkeypatch.syspath_prepend(tmp_path)
+    def told(number):
+        (tmp_path/'sched.py').write_text(f'def rate(): return {number}\n')
+        monkeypatch.delitem(sys.modules, 'sched', raising=False)
+        importlib.invalidate_caches()
+        _is_installed.cache_clear()
+        space = dict(__name__='__main__')
+        exec('import sched\nfrom sched import rate\ndef a(seed): return dict(y=rate())\n'
+             'def b(seed): return dict(y=sched.rate())\ndef c(seed):\n    import sched\n    return dict(y=sched.rate())', space)
+        return [key_of(recipe(space[o])) for o in 'abc']
+    try: assert told(1)==told(1) and all(x!=y for x,y in zip(told(1), told(222)))
+    finally: _is_installed.cache_clear()
+
+@pytest.mark.parametrize('how',
+                         ['getattr(models_of_mine, "net")(seed)', 'vars(models_of_mine)["net"](seed)',
+                          'pick(models_of_mine)(seed)', 'getattr(held[0], "net")(seed)'])
+@pytest.mark.parametrize('head,name', [('','models_of_mine'), ('import models_of_mine as M','M'),
+                                       ('from a_kit import models_of_mine as M','M'), ('import a_kit.models_of_mine as M','M'),
+                                       ('import a_kit.models_of_mine','a_kit.models_of_mine')])
+def test_a_function_found_by_its_name_in_a_module(tmp_path, monkeypatch, how, head, name):
+    "What the module uses in turn is part of it: which function is meant is known only when it is called"
+    (tmp_path/'a_kit').mkdir()
+    for d in '.','a_kit': (tmp_path/d/'models_of_mine.py').write_text(
+        'from fastai.vision.all import *\nimport blocks_of_mine as b\nloss = nn.CrossEntropyLoss()\n'
+        'def net(seed): return b.block(seed)\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    def told(number):
+        (tmp_path/'blocks_of_mine.py').write_text(f'def block(seed): return dict(y={number})\n')
+        for k in [k for k in sys.modules if '_of_mine' in k or 'a_kit' in k]: monkeypatch.delitem(sys.modules, k)
+        importlib.invalidate_caches()
+        space = dict(__name__='__main__')
+        exec(f'import models_of_mine\nheld = [models_of_mine]\ndef pick(m): return getattr(m, "net")\n'
+             f'def point(seed):\n    {head}\n    return {how.replace("models_of_mine", name)}', space)
+        return recipe(space['point'])['function'],space['point'](0)
+    one,same,other = told(1),told(1),told(222)
+    assert one==same==(one[0],dict(y=1)) and other[1]==dict(y=222) and one[0]!=other[0]
+
+@pytest.mark.parametrize('how', ['importlib.import_module(name)', 'import_module(name)', '__import__(name)', 'sys.modules[name]'])
+def test_a_module_chosen_at_run_time_cannot_be_compared(how):
+    space = dict(__name__='__main__', importlib=importlib, import_module=importlib.import_module, sys=sys)
+    exec(f'def point(seed, name): return {how}.net(seed)', space)
+    with pytest.raises(Untold, match=r'calls (import_module|__import__|sys\.modules), so what it'): recipe(space['point'])
 
 def by_hand(seed): return dict(y=handmade.value)
 def broken(seed):

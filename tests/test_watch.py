@@ -53,6 +53,28 @@ def erode(model, *cbs, epochs=3, **kw):
     with learn.no_bar(), learn.no_logging(): quietly(learn.fit, epochs, cbs=cbs)
     return learn
 
+class Without9(nn.Module):
+    "Rules out a class, as continual learners do: its score is minus infinity"
+    def __init__(self, model): super().__init__(); self.model = model
+    def forward(self, x): return self.model(x).masked_fill(torch.arange(10)==9, -torch.inf)
+
+def test_classes_that_are_ruled_out(knows):
+    "They are no sign of a network that diverged: all other answers count"
+    w,m = Watch(digits()),Without9(deepcopy(knows))
+    want = evaluate(m, digits().valid)['accuracy']
+    erode(m, w, epochs=1)
+    assert want>.6 and w.history.known.iloc[0]==pytest.approx(want)   # at the start
+
+def test_the_worst_of_small_classes():
+    "Where no class has five images each class counts: here 3 of 3, 0 of 2 and 2 of 2 are right"
+    y = [0,0,0,1,1,2,2]
+    dls,model = DataLoaders(*[DataLoader([*zip(torch.eye(3)[y], y)], bs=7, num_workers=0)]*2),nn.Sequential(nn.Linear(3, 3))
+    dls.c = 3
+    with torch.no_grad(): model[0].weight.copy_(torch.tensor([[1.,2,0],[0,0,0],[0,0,1]])), model[0].bias.zero_()
+    learn,w = Learner(dls, model, lr=1e-9, loss_func=CrossEntropyLossFlat(), metrics=accuracy),Watch(dls)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=w)
+    assert w.history.known.round(6).tolist()==[round(5/7, 6)]*2 and w.history.worst.tolist()==[0,0]
+
 def test_noticed_and_training_is_the_same(knows):
     old,w = digits(),None
     w = Watch(old)

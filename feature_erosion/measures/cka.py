@@ -11,7 +11,7 @@ __all__ = ['center', 'u_center', 'hsic', 'rbf_kernel', 'cka', 'linear_cka', 'rbf
 # %% ../../nbs/measures/02_cka.ipynb #9d734239
 import torch, pandas as pd
 from functools import lru_cache
-from math import prod
+from math import frexp, prod
 from warnings import warn
 from fastcore.all import *
 from fastai.vision.all import plt
@@ -75,7 +75,7 @@ def rbf_kernel(
     sigma:float=1. # Bandwidth, in units of the median distance of two samples
 )->torch.Tensor:
     "exp(-d²/2σ²), with the bandwidth as in Kornblith et al. (2019)"
-    if not sigma>0: raise ValueError(f"sigma={sigma!r}: the bandwidth must be above 0, in units of the median distance")
+    check_number('above 0, in units of the median distance', lambda v: v>0, sigma=sigma)
     sq = K.diagonal()
     d2 = (sq[:,None]+sq-2*K).clamp(min=0)
     off = d2[~torch.eye(len(K), dtype=torch.bool, device=K.device)]
@@ -235,7 +235,7 @@ class _Kernels:
 
     def start(self, shapes):
         self.row = {k:i for i,k in enumerate(shapes)}
-        self.n,self.A,self.alive = 0,None,set()
+        self.n,self.A,self.alive,self.sizes = 0,None,set(),{}
         self.H = torch.zeros(len(shapes), len(shapes), dtype=torch.float64)
 
     def width(self, n): return n*(n-1)//2 if self.debiased else n*(n+1)//2
@@ -244,12 +244,19 @@ class _Kernels:
         n = len(X)
         if self.A is None or self.A.shape[1]!=self.width(n):
             self.A = torch.zeros(len(self.row), self.width(n), dtype=X.dtype, device=X.device)
-        K,dead = _kernel(X, self.kernel, self.sigma)
+        K,dead = _kernel(self._near_1(k, X), self.kernel, self.sigma)
         if not K.trace().isfinite(): raise ValueError(f"layer {k[1]!r} of {k[0]!r} returns values that are not finite")
         v = _pack(K, self.debiased)
         if dead or _is_empty(v@v, (K.trace()-K.sum()/n)**2): v = 0
         else: self.alive.add(k)
         self.A[self.row[k]] = v
+
+    def _near_1(self, k, X):
+        "Very small or large features, whose squares `float32` has no room for, divided by the size of the first batch's"
+        if k not in self.sizes:
+            top = X.abs().max().item() if X.numel() else 0.
+            self.sizes[k] = 2.**frexp(top)[1] if 1e-36<top<1e-9 or 1e9<top<float('inf') else 1.   # exact
+        return X if self.sizes[k]==1 else X/self.sizes[k]
 
     def close(self, n):
         self.H,self.n = self.H+_products(self.A).cpu(),self.n+n

@@ -477,6 +477,7 @@ def visit(
     progress:bool=True # Whether to show a bar
 )->SimpleNamespace: # `n`, `bs`, `passes`, and `layers` by model
     "Pass data through all models and feed the meters; modes, gradients, buffers and random state are left unchanged"
+    check_number('above 0, in gigabytes', lambda v: v>0, max_memory=max_memory)
     models,meters,info = named_models(models),listify(meters),SimpleNamespace()
     with fixed_random(), ExitStack() as stack:
         dl = fixed_dl(dl, n, seed)

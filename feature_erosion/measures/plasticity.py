@@ -75,8 +75,10 @@ class Dormant(Measured):
     "Units and dormant units of each layer"
     @property
     def total(self):
-        "Share of dormant units over all layers"
-        return self.dormant.sum()/self.units.sum()
+        "Share of dormant units over all layers; of each model, if there are several"
+        d = pd.DataFrame(self)[['dormant','units']]
+        d = (d.groupby(level='model', sort=False) if 'model' in d.index.names else d).sum()
+        return d.dormant/d.units
 
     def plot(self,
         ax:plt.Axes=None # A matplotlib axis; created if `None`
@@ -97,7 +99,7 @@ def dormant_units(
     seed:int=0 # Which samples
 )->Dormant: # A row for each layer; for several models, for each model and layer
     "How many units of each layer are silent, or nearly so"
-    if not 0<=tau<1: raise ValueError(f"tau={tau!r}: must be at least 0 and below 1; Sokar et al. use 0 to .1")
+    check_number('at least 0 and below 1; Sokar et al. use 0 to .1', lambda v: 0<=v<1, tau=tau)
     named = named_models(models)
     res = {(k,l):(len(s), int((s<=tau).sum())) for k,m in named.items() for l,s in unit_scores(m, dl, layers, n, seed).items()}
     df = Dormant(list(res.values()), columns=['units','dormant'], index=_by_layer(res))
@@ -306,7 +308,7 @@ def hessian_rank(
     seed:int=0 # Which samples, and the random vector
 )->float: # A whole number if all of them were found, otherwise an estimate; NaN for a diverged network
     "How many eigenvalues of the Hessian of the mean loss differ from zero (Prakash et al. 2026, ε-rank)"
-    if not eps>0: raise ValueError(f"eps={eps}: must be above 0; Prakash et al. use .1")
+    check_number('above 0; Prakash et al. use .1', lambda v: v>0, eps=eps)
     check_whole(1, steps=steps)
     loss_func,model,ps = _differentiable(model, loss_func)
     with evaluating(model, grad=True), as_written(), sdpa_kernel(SDPBackend.MATH):   # fused attention has one derivative

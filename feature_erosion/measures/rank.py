@@ -14,6 +14,7 @@ from math import prod
 from fastcore.all import *
 from fastai.vision.all import plt
 from ..batches import *
+from ..loaders import check_number
 from ..plots import *
 from .layers import *
 from .layers import _Rows, _by_layer
@@ -159,7 +160,7 @@ def srank(
     center:bool=False # Whether to subtract the mean of each feature; not in the paper
 )->int: # 0 for dead features
     "How many singular values make up all but a share `delta` of their sum (Kumar et al. 2021)"
-    if not 0<delta<1: raise ValueError(f"delta={delta!r}: must be in 0…1, a share of the sum to leave out; .01 in the paper")
+    check_number('in 0…1, a share of the sum to leave out; .01 in the paper', lambda v: 0<v<1, delta=delta)
     c = _values(x, center).cumsum(0)
     return int((c<(1-delta)*c[-1]).sum())+1 if c[-1]>0 else 0
 

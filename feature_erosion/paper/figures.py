@@ -102,10 +102,10 @@ def _arm(net): return dict(opt=net.opt, squares=net.lengths[1] if net.ratio else
 
 def forgotten(
     ends:pd.DataFrame # As from `phase_ends`, one network and seed
-)->float:
+)->float: # NaN if the first phase ended no better than chance
     "Share of the accuracy above chance lost in the second phase; 1 if it ends below chance"
     before,after = ends[ends.phase!='erode'].iloc[0],ends[ends.phase=='erode'].iloc[0]
-    return min(1., forgetting(before.clean, after.clean, before.chance))
+    return float(np.minimum(1., forgetting(before.clean, after.clean, before.chance)))   # which keeps NaN
 
 def _forgotten(ends, *by):
     "A row for each arm and seed"
@@ -176,6 +176,8 @@ def plot_curves(t):
     return fig
 
 # %% ../../nbs/paper/02_figures.ipynb #a9ea862c
+_known = dict(none='nothing was known', nothing='not clear')
+
 def collapse_claims(t):
     "For each network: how much it forgets, how soon, how much the control forgets, and what it relies on instead"
     rows = lambda net,d: _rate_claims(net, d) if d.lr.nunique()>1 else _collapse(net, d, t['curves'][t['curves'].net==net])
@@ -186,14 +188,16 @@ def _collapse(net, e, c):
     half = _per_seed(c, partial(epochs_to_half, chance=e.chance.iloc[0]))
     picture = _per_seed(c, lambda o: float(pattern_reliance(o.conflict_picture.iloc[-1], o.conflict.iloc[-1])))
     pattern = _per_seed(sq[sq.phase=='erode'], lambda o: o.pattern.iloc[0])
-    trained = _per_seed(sq, lambda o: o.train_accuracy.iloc[0])
+    trained,lost = _per_seed(sq, lambda o: o.train_accuracy.iloc[0]),_per_seed(sq, forgotten)
+    never = _known if np.isnan(lost).all() else dict(none='never')
     row = partial(judged, net=net)
     return [
         row('Training accuracy before the squares', 'error-free', trained, (.995,.95), '.1%'),
-        row('Clean accuracy falls to chance: share of it that is forgotten', 'all', _per_seed(sq, forgotten), (.9,.5)),
-        row('It is the squares: share that the control forgets', 'not reported', _per_seed(e[e.ratio==0], forgotten), (.05,.2)),
+        row('Clean accuracy falls to chance: share of it that is forgotten', 'all', lost, (.9,.5), **_known),
+        row('It is the squares: share that the control forgets', 'not reported',
+            _per_seed(e[e.ratio==0], forgotten), (.05,.2), **_known),
         row('It falls at once: epochs until less than half is left, for good', 'the moment the squares appear',
-            half, (5,20), '.1f', none='never'),
+            half, (5,20), '.1f', **never),
         row('With squares accuracy is perfect', '100%', pattern, (.99,.9), '.1%'),
         row('The square decides: share of its answers where square and image disagree', 'not reported', picture, (.95,.75))]
 
@@ -206,7 +210,7 @@ def _rate_claims(net, e):
     rising = squares.unstack('seed').apply(lambda v: _spearman(v, pd.Series(v.index, v.index)))
     row,at = partial(judged, net=net),f'At learning rate {lr:g}'
     return [
-        row(f'{at} clean accuracy falls to chance: share of it that is forgotten', 'all', squares[lr], (.9,.5)),
+        row(f'{at} clean accuracy falls to chance: share of it that is forgotten', 'all', squares[lr], (.9,.5), **_known),
         row(f'{at} squares take more than the control', 'not reported', squares[lr]-control[lr], '>0'),
         row('More is forgotten at larger learning rates: rank correlation (Spearman)', 'not reported', rising, (.8,.4), **_correlation)]
 
@@ -348,23 +352,28 @@ def _main(d):
     return d[d.squares==d.squares.max()],d[d.squares==0]
 
 def plot_relearning(t):
-    "Learning curves, and how much lower the third phase ends, by the length of the phase with squares"
-    fig,axs = plt.subplots(1, 2, figsize=(11,3.8), layout='constrained')
-    sq,control = _main(t['curves'])
+    "A row for each network: learning curves, and how much lower the third phase ends, by the length of the phase with squares"
+    nets,g = list(t['curves'].groupby('net', sort=False)),gains(t['ends'])
+    fig,axs = plt.subplots(len(nets), 2, figsize=(11,3.8*len(nets)), layout='constrained', squeeze=False)
+    for (a,b),(net,c) in zip(axs, nets):
+        _plot_thirds(a, net, c)
+        _plot_gaps(b, g[g.net==net])
+    return fig
+
+def _plot_thirds(ax, net, c):
+    sq,control = _main(c)
     for d,phase,color,label in ((sq,'pretrain','before','from scratch'), (control,'relearn','control','third phase, control'),
                                 (sq,'relearn','after','third phase, after squares')):
-        _seeds(axs[0], d[d.phase==phase], 'of_phase', 'clean', _colors[color], label)
-    axs[0].yaxis.set_major_formatter('{x:.0%}')
-    axs[0].set(xlabel='epoch of the phase', ylabel='clean accuracy', title=sq.net.iloc[0])
-    axs[0].legend(loc='lower right')
-    _plot_gaps(axs[1], gains(t['ends']))
-    return fig
+        _seeds(ax, d[d.phase==phase], 'of_phase', 'clean', _colors[color], label)
+    ax.yaxis.set_major_formatter('{x:.0%}')
+    ax.set(xlabel='epoch of the phase', ylabel='clean accuracy', title=net)
+    ax.legend(loc='lower right')
 
 def gains(
     ends:pd.DataFrame # The table of figure 5
-)->pd.DataFrame: # A row for each arm and seed
+)->pd.DataFrame: # A row for each network, arm and seed
     "Clean accuracy at the end of the third phase minus that from scratch"
-    p = ends.pivot_table(index=['opt','squares','seed'], columns='phase', values='clean')
+    p = ends.pivot_table(index=['net','opt','squares','seed'], columns='phase', values='clean')
     return (p.relearn-p.pretrain).rename('gain').reset_index()
 
 def _plot_gaps(ax, g):
@@ -387,14 +396,17 @@ def _areas(sq):
 
 def relearning_claims(t):
     "Third phase against training from scratch and against the control's, seed by seed"
-    net,g = t['ends'].net.iloc[0],gains(t['ends'])
+    c = t['curves']
+    return _claims_by(gains(t['ends']), 'net', lambda net,g: _relearning_claims(net, g, c[c.net==net]))
+
+def _relearning_claims(net, g, c):
     g = {k:v.unstack('seed') for k,v in g.set_index(['opt','squares','seed']).gain.groupby('opt')}
     sgd = g['sgd'].loc['sgd']
     falling = sgd.apply(lambda v: _spearman(v, pd.Series(v.index, v.index)))
     row = partial(judged, net=net)
     rows = [
         row('Learning again ends lower than from scratch: clean accuracy', 'lower', sgd.iloc[-1], '<0', '.1%'),
-        row('It is slower: area between the curves, accuracy · epochs', 'slower', _areas(_main(t['curves'])[0]), '>0', '.2f'),
+        row('It is slower: area between the curves, accuracy · epochs', 'slower', _areas(_main(c)[0]), '>0', '.2f'),
         row('It is the squares: it ends lower than the third phase of the control', 'not reported',
             sgd.iloc[-1]-sgd.loc[0], '<0', '.1%'),
         row('The longer the squares stay, the lower it ends: rank correlation (Spearman)', 'not reported',
@@ -414,18 +426,22 @@ def ratio_tables(learn, net, seed, scale):
 
 def _by_ratio(t): return _forgotten(t['ends'], 'net', 'ratio', 'seed')
 
+def _plot_ratios(zero, ax, net, d, mark):
+    rest,none = d[d.ratio>0],d[d.ratio==0]
+    zero.plot([0]*len(none), none.forgotten, mark, color=_colors['control'], ms=5)
+    ax.plot(rest.ratio, rest.forgotten, mark, color=_colors['after'], ms=5, label=net)
+    m = rest.groupby('ratio').forgotten.mean()
+    ax.plot(m.index, m, color=_colors['after'], lw=1)
+
 def plot_ratios(t):
-    "Forgetting against the share of training images with a square, on a logarithmic axis: a dot for each network"
+    "Forgetting against the share of training images with a square, on a logarithmic axis: a mark for each seed"
     fig,(zero,ax) = plt.subplots(1, 2, figsize=(7.5,3.8), layout='constrained', sharey=True, width_ratios=(1,8))
-    for i,(net,d) in enumerate(_by_ratio(t).groupby('net', sort=False)):
-        rest,none = d[d.ratio>0],d[d.ratio==0]
-        zero.plot([0]*len(none), none.forgotten, 'o', color=_colors['control'], ms=5)
-        ax.plot(rest.ratio, rest.forgotten, 'o', color=_colors['after'], ms=5, mfc=('none' if i else None), label=net)
-        m = rest.groupby('ratio').forgotten.mean()
-        ax.plot(m.index, m, color=_colors['after'], lw=1)
-    at = sorted(rest.ratio.unique())
+    nets = (d := _by_ratio(t)).groupby('net', sort=False)
+    for (net,o),mark in zip(nets, 'os^Dv'*len(nets)): _plot_ratios(zero, ax, net, o, mark)
+    if len(nets)>1: legend_beside(ax)
+    at = sorted(d.ratio[d.ratio>0].unique())
     ax.set(xscale='log', xlabel='share of training images with a square')
-    ax.set_xticks(at, [f'{r:.0%}' if r in at[:-2] or r==1 else '' for r in at])
+    ax.set_xticks(at, ['' if any(r<o<1.2*r for o in at) else f'{100*r:g}%' for r in at])   # 90% has no room beside 100%
     ax.minorticks_off()
     zero.set_xticks([0], ['control'])
     _forgetting(zero, d.forgotten, 'share of clean accuracy forgotten')
@@ -435,9 +451,9 @@ def plot_ratios(t):
 # %% ../../nbs/paper/02_figures.ipynb #80f08cb8
 def _modest(d): return min(d.ratio.unique(), key=lambda r: abs(np.log(max(r, 1e-9)/.3)))
 
-def _bend(o, r):
+def _bend(o, r, ends):
     f = o.set_index('ratio').forgotten
-    return f[r]-(f[0.]+r*(f[1.]-f[0.]))
+    return f[r]-np.interp(r, ends, f[list(ends)])
 
 def ratio_claims(t):
     "Rise, bend, and the effect of a modest ratio"
@@ -445,13 +461,14 @@ def ratio_claims(t):
 
 def _ratio_claims(net, d):
     r,rising = _modest(d),_per_seed(d, lambda o: _spearman(o.ratio, o.forgotten))
+    lo,hi = ends = d.ratio.min(),d.ratio.max()
     row = partial(judged, net=net)
     return [
         row('Forgetting rises with the ratio: rank correlation (Spearman)', 'rises', rising, (.8,.4), **_correlation),
-        row(f'Modest ratios suffice: forgetting at {r:g}', 'considerable', d[d.ratio==r].forgotten, (.5,.1)),
-        row(f'It does not rise in proportion: forgetting at {r:g}, above the straight line from ratio 0 to 1', 'non-linear',
-            _per_seed(d, lambda o: _bend(o, r)), '≠0'),
-        row('It is the squares: forgetting at ratio 0, the control', 'not reported', d[d.ratio==0].forgotten, (.05,.2))]
+        row(f'Modest ratios suffice: forgetting at {r:g}', 'considerable', d[d.ratio==r].forgotten, (.5,.1), **_known),
+        row(f'It does not rise in proportion: forgetting at {r:g}, above the straight line from ratio {lo:g} to {hi:g}',
+            'non-linear', _per_seed(d, partial(_bend, r=r, ends=ends)), '≠0'),
+        row('It is the squares: forgetting at ratio 0, the control', 'not reported', d[d.ratio==0].forgotten, (.05,.2), **_known)]
 
 # %% ../../nbs/paper/02_figures.ipynb #56ddee23
 def sharp_layer(
@@ -582,30 +599,36 @@ _predictors = dict(rank='effective rank of the penultimate\nlayer: after the sec
                    hessian_rank_after="eigenvalues of the Hessian beyond ±.1\nafter the second phase")
 
 def plot_rank(t):
-    "One dot for each length of squares and seed; a panel for each predictor"
-    all_ = _gains(t)
-    known = [c for c in _predictors if c in all_]
-    fig,axs = plt.subplots(1, len(known), figsize=(2.4+4*len(known),3.8), sharey=True, layout='constrained', squeeze=False)
-    for c,ax in zip(known, axs[0]):
-        for (opt,d),mark in zip(all_.groupby('opt', sort=False), 'os'):
-            colors = plt.cm.viridis(np.linspace(0, 1, d.squares.nunique()))
-            for color,(l,o) in zip(colors, d.groupby('squares')):
-                ax.plot(o[c], o.gain, mark, color=color, label=f'{_opt_names[opt]}, {l}')
-        _points_gained(ax)
-        ax.set(xlabel=_predictors[c])
-        ax.locator_params(axis='x', nbins=5)
-    axs[0,0].set(ylabel='points above training from scratch')
-    axs[0,-1].legend(title='epochs with squares', loc='center left', bbox_to_anchor=(1.01,.5))
+    "One dot for each length of squares and seed; a row for each network, a panel for each predictor"
+    nets,known = list((d := _gains(t)).groupby('net', sort=False)),[c for c in _predictors if c in d]
+    size = 2.4+4*len(known),3.8*len(nets)
+    fig,axs = plt.subplots(len(nets), len(known), figsize=size, sharey=True, layout='constrained', squeeze=False)
+    for row,(net,o) in zip(axs, nets):
+        for c,ax in zip(known, row): _plot_rank(ax, o, c)
+        row[0].set(ylabel='points above training from scratch')
+        row[-1].legend(title='epochs with squares', loc='center left', bbox_to_anchor=(1.01,.5))
+        if len(nets)>1: row[0].set_title(net, loc='left')
     return fig
+
+def _plot_rank(ax, d, predictor):
+    for (opt,d),mark in zip(d.groupby('opt', sort=False), 'os'):
+        colors = plt.cm.viridis(np.linspace(0, 1, d.squares.nunique()))
+        for color,(l,o) in zip(colors, d.groupby('squares')):
+            ax.plot(o[predictor], o.gain, mark, color=color, label=f'{_opt_names[opt]}, {l}')
+    _points_gained(ax)
+    ax.set(xlabel=_predictors[predictor])
+    ax.locator_params(axis='x', nbins=5)
 
 def rank_claims(t):
     "Rank correlations over the lengths, seed by seed"
-    d = _gains(t)
+    return _claims_by(_gains(t), 'net', _rank_claims)
+
+def _rank_claims(net, d):
     d = d[d.opt=='sgd']
     said = 'The {} after the second phase, the less is learned again: rank correlation over lengths (Spearman)'
     def row(what, col, yes, d=d):
         found = _per_seed(d, lambda o: _spearman(o[col], o.gain))
-        return judged(said.format(what), 'left open', found, yes, net=d.net.iloc[0], **_correlation)
+        return judged(said.format(what), 'left open', found, yes, net=net, **_correlation)
     rows = [row('lower the effective rank', 'rank', '>0'), row('more dormant units', 'dormant_after', '<0'),
             row('larger the weights', 'weight_norm_after', '<0')]
     if 'hessian_rank_after' not in d: return rows   # tables from before it was measured

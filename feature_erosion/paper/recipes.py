@@ -6,7 +6,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/paper/recipes.html.md"""
 
 # %% auto #0
 __all__ = ['recipes', 'Scale', 'Recipe', 'with_control', 'register', 'judged', 'Result', 'load_result', 'find_recipe',
-           'load_paper', 'claims_table', 'measure_net', 'run_recipe', 'check_scale', 'phases_to_train', 'Plan',
+           'load_paper', 'claims_table', 'measure_net', 'run_recipe', 'check_scale', 'runs_to_train', 'Plan',
            'Unfinished', 'paper']
 
 # %% ../../nbs/paper/01_recipes.ipynb #05925e77
@@ -44,6 +44,7 @@ class Recipe:
     claims:Callable # `f(tables) -> list` of rows from `judged`
     phases:int=2 # How many of the three phases it needs
     extra:str=None # A module that it needs
+    trains:Callable=None # If `measure` trains, too: `f(net)`, for how many epochs, or iterations if that is the network's unit
     scales:dict=field(default_factory=dict) # A `Scale` by preset: 'smoke', 'cpu', 'paper', or others
 
     def nets(self, scale):
@@ -207,8 +208,8 @@ def load_paper(
     folder # Folder written by `paper`, with a folder for each figure
 )->dict: # A `Result` by figure, in the order of `recipes`
     "Load all figures in a folder"
-    there = [f for f in recipes if (Path(folder)/f/'run.json').is_file()]
-    res = {f:load_result(Path(folder)/f) for f in there if Run(Path(folder)/f).info['status']=='finished'}
+    there = {f:run for f in recipes if ((run := Run(Path(folder)/f)).path/'run.json').is_file()}
+    res = {f:load_result(run.path) for f,run in there.items() if run.info['status']=='finished'}
     if res: return res
     raise FileNotFoundError(f"folder={str(folder)!r}: no figures here; give the folder that `paper` wrote, e.g. runs/paper-cpu")
 
@@ -279,8 +280,23 @@ def check_scale(
     "Find what is wrong or missing before anything is computed; the error says where to get missing files"
     if len(set(scale.nets))<len(scale.nets):
         raise ValueError(f"nets: they must differ; got {', '.join(o.name for o in scale.nets)}")
+    if recipe.scales: _check_names(recipe, scale.nets)
     missing = {str(e):type(e) for net in scale.nets for f in _checks(recipe, net) for e in [_error(f)] if e}
     if missing: raise first(missing.values())(f"{recipe.name} needs {'. It also needs '.join(missing)}")
+
+def _differ(nets):
+    "Names that several networks have, and fields in which these differ"
+    by = groupby(nets, attrgetter('name'))
+    return [(n,f) for n,os in by.items() for f in asdict(os[0]) if len({getattr(o, f) for o in os})>1]
+
+def _check_names(recipe, nets):
+    "Refuse networks that would be taken for one: a recipe tells apart what its own scales, or those of its like, compare"
+    like = [recipe, *(o for o in recipes.values() if o.measure==recipe.measure)]
+    known = {'ratio', *(f for r in like for s in r.scales.values() for _,f in _differ(s.nets))}
+    for n,f in _differ(nets):
+        if f in known: continue
+        raise ValueError(f"nets: several are called {n!r} and differ in {f!r}, by which {recipe.name} does not tell them apart; "
+                         "give each a name of its own, `replace(net, name=…)`")
 
 def _checks(recipe, net):
     "Calls that fail if something is missing"
@@ -299,14 +315,20 @@ def _chain(net):
     "A network's phases in order, each in the form used by the store"
     return ([] if (o := shorter(net)) is None else _chain(o)) + [as_trained(net)]
 
-def phases_to_train(
+def runs_to_train(
     store:RunStore, # Store of networks
     parts # Pairs of a `Recipe` and its `Scale`
-)->list: # Pairs of a `Net`, whose last phase it is, and its `Run`, each once
-    "All phases that are not trained yet"
+)->list: # A `Net`, a `Run` and its number of epochs for each: a network's last phase, or a measurement that trains
+    "All that is not trained yet"
+    def run(fn, files, **point): return store.recipe_runs(fn, [point], files)[0]
     links = {(str(asdict(o)),s):o for r,sc in parts for n in r.nets(sc) for s in range(sc.seeds) for o in _chain(n)}
-    runs = [(o, store.recipe_runs(train_net, [dict(seed=s, net=asdict(o))], net_files(o))[0]) for (_,s),o in links.items()]
-    return [(o,r) for o,r in runs if r.info['status']!='finished']
+    res = [(o, run(train_net, net_files(o), seed=s, net=asdict(o)), last(filter(None, o.lengths))) for (_,s),o in links.items()]
+    for r,sc in parts:
+        if not r.trains: continue
+        point,files,grid = _points(r, sc)
+        res += [(o, run(point, files, seed=s, tables=grid['tables'][0], net=asdict(o)), r.trains(o))
+                for o in r.nets(sc) for s in range(sc.seeds)]
+    return [o for o in res if o[1].info['status']!='finished']
 
 # %% ../../nbs/paper/01_recipes.ipynb #7a1dcb81
 def _hours(s):
@@ -314,23 +336,23 @@ def _hours(s):
     return f'{s:.0f} seconds' if s>=1.5 else 'a second'
 
 class Plan:
-    "Phases to train, and about how long they take"
+    "What is to be trained, and about how long that takes"
     def __init__(self,
-        todo:list, # From `phases_to_train`
+        todo:list, # From `runs_to_train`
         n_jobs:int=1 # Number of parallel jobs
     ):
         kind = lambda o: replace(o, name='', lengths=(1,0,0), ratio=1.)
-        cost = {k:net_seconds(k) for k in {kind(o) for o,_ in todo}}
-        self.jobs,self.seconds = n_jobs,{r.path:cost[kind(o)]*last(l for l in o.lengths if l) for o,r in todo}
+        cost = {k:net_seconds(k) for k in {kind(o) for o,*_ in todo}}
+        self.jobs,self.seconds = n_jobs,{r.path:cost[kind(o)]*n for o,r,n in todo}
 
     def left(self):
-        "Number of phases still to train, and the estimated seconds"
+        "Number of runs still to train, and the estimated seconds"
         s = [s for p,s in self.seconds.items() if Run(p).info['status']!='finished']
         return len(s),sum(s)/self.jobs
 
     def __repr__(self):
         n,seconds = len(self.seconds),sum(self.seconds.values())/self.jobs
-        return f'{n} phase{"s"*(n!=1)} to train, about {_hours(seconds)}'
+        return f'{n} run{"s"*(n!=1)} to train, about {_hours(seconds)}'
 
 # %% ../../nbs/paper/01_recipes.ipynb #ac46006b
 class _Progress:
@@ -350,9 +372,9 @@ class _Progress:
     def tell(self):
         n,left = self.plan.left()
         if n==self.n: return
-        self.n,took = n,monotonic()-self.begun
-        if n: print(f'\n{len(self.plan.seconds)-n} of {len(self.plan.seconds)} phases trained, '
-                    f'about {_hours(took*left/(self.all-left))} left', file=self.out, flush=True)
+        self.n,took,done,every = n,monotonic()-self.begun,self.all-left,len(self.plan.seconds)
+        pace = took/done if done>.1*self.all else 1   # of little, much is start-up
+        if n: print(f'\n{every-n} of {every} runs trained, about {_hours(pace*left)} left', file=self.out, flush=True)
 
     def __exit__(self, *_):
         self.stop.set()
@@ -404,7 +426,7 @@ def _chosen(preset, figures, images):
 def _not_made(errors): return '\n'.join(f'{f} could not be made: {e}' for f,e in errors.items())
 
 def _telling(store, parts, n_jobs, progress):
-    todo = phases_to_train(RunStore(store), parts) if progress else []
+    todo = runs_to_train(RunStore(store), parts) if progress else []
     return _Progress(Plan(todo, joblib.effective_n_jobs(_jobs(n_jobs)))) if todo else contextlib.nullcontext()
 
 def _made(run, recipe, scale, store, n_jobs, progress, failed):

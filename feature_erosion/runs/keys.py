@@ -21,6 +21,7 @@ from fastcore.all import *
 from fastai.data.all import Pipeline
 from torch.distributions import Distribution
 from .. import __version__
+from ..files import file_sha
 
 # %% ../../nbs/runs/00_keys.ipynb #6f8b3df3
 class Untold(ValueError):
@@ -38,11 +39,12 @@ def _installed_at():
 def _is_installed(module):
     "Whether a module belongs to the standard library, this one, or an installed package"
     top = (module or 'builtins').partition('.')[0]
-    if top in sys.stdlib_module_names or top in sys.builtin_module_names or top=='feature_erosion': return True
+    if top in sys.builtin_module_names or top=='feature_erosion': return True
     if top=='__main__': return False   # also in a worker, where a package has this name
     try: spec = importlib.util.find_spec(top)
     except (ValueError,ImportError): return False
     at = spec and (spec.origin or first(spec.submodule_search_locations or ()))
+    if top in sys.stdlib_module_names and at in (None,'frozen'): return True   # others may be hidden by a file of yours
     return bool(at) and any(Path(at).resolve().is_relative_to(d) for d in _installed_at())
 
 def _home(o):
@@ -80,8 +82,9 @@ def _bytecode(c):
 class _Used:
     "Names that code loads: globals, attributes, imports; including those in nested functions"
     def __init__(self, code):
-        self.globals,self.attrs,self.imports = set(),set(),set()
+        self.globals,self.attrs,self.imports,self.whole,self.called = set(),set(),set(),set(),[]
         self._look(code)
+        self.whole |= {part for part,name in self.called if name in self.whole}
 
     def _look(self, code):
         steps = [i for i in dis.get_instructions(code) if i.opname!='EXTENDED_ARG']
@@ -89,8 +92,18 @@ class _Used:
             if i.opname in ('LOAD_GLOBAL','LOAD_NAME'): self.globals.add(i.argval)
             if i.opname in ('LOAD_ATTR','LOAD_METHOD','IMPORT_FROM'): self.attrs.add(i.argval)
             if i.opname=='IMPORT_NAME': self.imports.add((i.argval, steps[n-2].argval, steps[n-1].argval))   # level, `from` names
+            if i.opname=='IMPORT_FROM' or i.opname=='IMPORT_NAME' and not steps[n-1].argval: self._rename(i.argval, steps[n:])
+            if i.opname[:5]=='LOAD_' and i.opname!='LOAD_CONST': self._as_value(listify(i.argval), steps[n+1])
         for o in code.co_consts:
             if isinstance(o, types.CodeType): self._look(o)
+
+    def _rename(self, module, steps):
+        "What an imported module is called in the function"
+        self.called.append((module.rpartition('.')[2], first(o.argval for o in steps if o.opname[:6]=='STORE_')))
+
+    def _as_value(self, names, after):
+        "What is used itself, rather than one of its attributes: of a module, as in `getattr(m, name)`, any may be meant then"
+        self.whole.update(names if after.opname not in ('LOAD_ATTR','LOAD_METHOD','STORE_ATTR') else names[:-1])
 
 # %% ../../nbs/runs/00_keys.ipynb #c68a05fe
 class _Teller:
@@ -246,7 +259,9 @@ _from_outside = "reads the environment, so what it does cannot be compared: make
 
 def _refuse_unseen(f, used, t):
     "Refuse code whose behaviour depends on something outside it"
-    calls = used.globals & {'globals','locals','eval','exec','input'}-set(f.__globals__)
+    calls = used.globals & {'globals','locals','eval','exec','input','__import__'}-set(f.__globals__)
+    calls |= {'import_module'} & (used.globals | used.attrs)
+    if 'sys' in used.globals and 'modules' in used.attrs: calls.add('sys.modules')
     if calls: t.refuse(f"calls {', '.join(sorted(calls))}, so what it does cannot be compared")
     if used.attrs & {'environ','getenv','environb'}: t.refuse(_from_outside)
 
@@ -264,7 +279,8 @@ def _(f, t):
 # %% ../../nbs/runs/00_keys.ipynb #7ae2c895
 def _uses(f, used, t): return {**_closure(f, used, t), **_globals(f, used, t), **_imports(f, used, t), **_methods(f, used, t)}
 
-def _value(n, v, used, t): return _module(v, used.attrs, t) if isinstance(v, types.ModuleType) else t(v, n)
+def _value(n, v, used, t):
+    return _module(v, used, t) if isinstance(v, types.ModuleType) and n.rpartition('.')[2] not in used.whole else t(v, n)
 
 def _cells(f):
     "Variables of enclosing functions"
@@ -282,7 +298,8 @@ def _imports(f, used, t):
     "Modules imported inside the function"
     package = f.__globals__.get('__package__') or ''
     names = {n for name,level,parts in used.imports for n in _imported('.'*level+name, package, parts, t)}
-    return {f'import {n}':_module(sys.modules.get(n) or n, used.attrs, t) for n in sorted(names)}
+    def told(n): return _value(n, sys.modules[n], used, t) if n in sys.modules else _module(n, used, t)
+    return {f'import {n}':told(n) for n in sorted(names)}
 
 def _imported(name, package, parts, t):
     "Full names of the modules of one import, after importing those of your own: what they import is part of the function, too"
@@ -345,15 +362,16 @@ def _modules(mods, names):
     return list(found.values())
 
 # %% ../../nbs/runs/00_keys.ipynb #6d8b87e1
-def _module(m, attrs, t, within=()):
-    "Describe a module, or the name of one that is not imported yet"
+def _module(m, used, t, within=()):
+    "Describe what is used of a module, or the name of one that is not imported yet"
     name = m if isinstance(m, str) else m.__name__
     t.tops.add(name.partition('.')[0])
-    if installed := _is_installed(name): used = {} if isinstance(m, str) else _set_in(m, attrs)
-    else: used = _attributes(m, attrs, within)
-    if installed and not used: return name
-    parts = {n:_module(v, attrs, t, (*within, m)) for n,v in used.items() if isinstance(v, types.ModuleType)}
-    uses = {**t.all({n:v for n,v in used.items() if n not in parts}), **parts}
+    if installed := _is_installed(name): has = {} if isinstance(m, str) else _set_in(m, used.attrs)
+    else: has = _attributes(m, used.attrs, within)
+    if installed and not has: return name
+    below = {n:v for n,v in has.items() if isinstance(v, types.ModuleType) and n not in used.whole}
+    parts = {n:_module(v, used, t, (*within, m)) for n,v in below.items()}
+    uses = {**t.all({n:v for n,v in has.items() if n not in below}), **parts}
     return dict(module=name, source=None if installed else _source(m, t), uses=uses)
 
 def _set_in(m, names):
@@ -378,7 +396,14 @@ def _source(m, t):
     return _sha(f.read_bytes()) if f.is_file() else t.refuse(f'uses the module {m.__name__}, whose code is in no file')
 
 @_tell.register(types.ModuleType)
-def _(m, t): return _module(m, (), t)
+def _(m, t):
+    "A module of your own with whatever is yours in it: what others have made is in its source, by name"
+    t.tops.add(m.__name__.partition('.')[0])
+    if _is_installed(m.__name__): return m.__name__
+    def counts(n, v): return n[:2]!='__' and (type(v) in _plain or _is_yours(v) or isinstance(v, types.ModuleType))
+    return dict(module=m.__name__, source=_source(m, t), uses=t.all({n:v for n,v in vars(m).items() if counts(n, v)}))
+
+_plain = bool,int,float,complex,str,list,tuple,dict,set,frozenset
 
 # %% ../../nbs/runs/00_keys.ipynb #9edcd53f
 _not_code = set("""__dict__ __weakref__ __module__ __doc__ __qualname__ __annotations__ __static_attributes__ __firstlineno__
@@ -436,7 +461,7 @@ def _odd_names(v):
 def _file(f):
     "Describe a file by its contents, a folder by the names, sizes and times of its files"
     f = Path(f)
-    if f.is_file(): return _sha(f.read_bytes())
+    if f.is_file(): return file_sha(f)[:16]
     if not f.is_dir(): raise FileNotFoundError(f"files: {str(f)!r} is not there")
     return _sha('\n'.join(_stats(f)).encode())
 
@@ -488,8 +513,7 @@ def describe(
     return next(say for kinds,say in _descriptions if isinstance(o, kinds))(o, partial(describe, depth=depth-1))
 
 def _describe_function(f, deep):
-    cells = [c.cell_contents for c in f.__closure__ or ()]
-    parts = [_bytecode(f.__code__), deep(cells), deep(f.__defaults__), deep(f.__kwdefaults__)]
+    parts = [_bytecode(f.__code__), deep(list(_cells(f).values())), deep(f.__defaults__), deep(f.__kwdefaults__)]
     return f'{f.__module__}.{f.__qualname__} {_sha(json.dumps(parts, default=str).encode())}'
 
 def stable_repr(

@@ -8,7 +8,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/runs/resume.html.md"""
 __all__ = ['KeepRun']
 
 # %% ../../nbs/runs/03_resume.ipynb #ca27a54c
-import dis, inspect, json, random, re, signal, sys, threading, time, warnings
+import dis, inspect, random, re, signal, sys, threading, time, warnings
 from contextlib import contextmanager, suppress
 import numpy as np, pandas as pd, torch
 from math import isfinite
@@ -19,6 +19,7 @@ from torch.utils.data._utils import signal_handling
 from fastcore.all import *
 from fastai.vision.all import CancelFitException, DataLoader, Learner, get_model, num_distrib, rank_distrib
 from ..files import *
+from ..loaders import check_number
 from ..patterns import *
 from ..models import n_params
 from ..distributed import *
@@ -192,7 +193,7 @@ def fit_settings(
     phases:list # `Phase`s; empty for a fit without phases
 )->dict:
     "The settings of a fit, as JSON values"
-    return dict(model=_model_settings(get_model(learn.model)), opt=describe(learn.opt_func), lr=describe(learn.lr), wd=learn.wd,
+    return dict(model=_model_settings(get_model(learn.model)), opt=describe(learn.opt_func), lr=describe(learn.lr), wd=describe(learn.wd),
                 hypers=None if phases else _hypers(learn.opt), groups=_groups(learn), wd_bn_bias=learn.wd_bn_bias,
                 train_bn=learn.train_bn, loss=describe(learn.loss_func), loss_settings=_loss_settings(learn.loss_func),
                 data=_data_settings(learn.dls),
@@ -239,8 +240,6 @@ def _loss_settings(f):
 
 def _seed(): return s if (s := torch.initial_seed())<2**32 else None
 
-def _json(o): return json.loads(json.dumps(o))
-
 # %% ../../nbs/runs/03_resume.ipynb #4346196c
 def _check_runs(**runs):
     for k,v in runs.items():
@@ -264,8 +263,8 @@ class KeepRun(TidyCallback):
         wait:bool=False # If another process works on this run, wait for it instead of raising an error
     ):
         _check_runs(run=run, **{} if after is None else dict(after=after))
-        if not minutes>=0: raise ValueError(f"minutes={minutes!r}: must be 0 (each batch) or more")
-        if not epochs>=1: raise ValueError(f"epochs={epochs!r}: must be at least 1")
+        check_number('0 (each batch) or more', lambda v: v>=0, minutes=minutes)
+        check_number('at least 1', lambda v: v>=1, epochs=epochs)
         self.kept,self.minutes,self.epochs,self.base,self.strict,self.wait = run,minutes,epochs,after,strict,wait
         self.active,self.broken,self.heard,self.old_signals,self.end = False,None,None,{},None
         self.first_name,self.fits,self.ended = run.name,1,False
@@ -364,7 +363,7 @@ def _loop(self:KeepRun):
 @patch
 def _take_end(self:KeepRun):
     "Take the state at the end of the fit, before other callbacks end what they do"
-    self.at = self.learn.n_epoch,0
+    self.at = int(self.learn.n_epoch),0
     if self.idle: return
     self._flush()   # an epoch that was ended by a callback before this one
     settle(self.learn)
@@ -402,7 +401,7 @@ def restore(self:KeepRun,
     weights:dict|None=None # The model's weights, if they are to be loaded, too
 ):
     "Restore everything"
-    if weights is not None: get_model(self.learn.model).load_state_dict(weights)
+    if weights is not None: load_snapshot(self.learn.model, weights)
     self.at,self.epoch_random = tuple(state['at']),state['epoch_random']
     self.rows,self.counts = [dict(o) for o in state['rows']],dict(state['counts'])
     self.fit_state.load_state_dict(state)
@@ -473,7 +472,7 @@ def _open(self:KeepRun):
     self._check_columns()
     if self.phases: self.learn.snapshots.run = self.kept
     if hasattr(self, 'recorder') and isinstance(self.recorder.losses, list): self.recorder.losses = Losses(self.recorder.losses)
-    self._claim_for_all(_json(fit_settings(self.learn, self.phases)))
+    self._claim_for_all(_listed(fit_settings(self.learn, self.phases)))
     self._tell_unkept()
 
 _row_names = 'table','sum','phase','iters'   # what a row of the history has besides the Recorder's columns
@@ -552,7 +551,7 @@ def _check_start(self:KeepRun):
     "A later fit goes on where the one before it ended: another end is that of a run that was deleted since, and trained again"
     try: was,now = unpack(self.kept.path/'phases'/'start', state=False)[0],snapshot(self.learn.model)
     except ValueError: return   # told when it is chosen
-    if all(k not in now or hash_tensor(v)==hash_tensor(now[k]) for k,v in was.items()): return
+    if all(k not in now or describe(v)==describe(now[k]) for k,v in was.items()): return
     run = self.kept
     raise ValueError(f"run {run.name!r} began with other weights than run {self.first_name!r} ends with now, which was "
                      f"trained again: delete this one, too{run._deletion()}")
@@ -573,6 +572,9 @@ def _check_base(self:KeepRun, settings):
     if info['status']!='finished' or not n or ended[1:]!=info['phases']:
         raise ValueError(f"after: run {base.name!r} is {base.status} and has ended {', '.join(ended) or 'no phase'}; "
                          "want one whose phases are all done")
+    if (names := [o['name'] for o in settings['phases'][:n]])!=info['phases']:
+        raise ValueError(f"after: run {base.name!r} has trained {', '.join(info['phases'])}, "
+                         f"and `phases` begins with {', '.join(names)}; give its phases first, then those that follow: they are not trained again")
     unseen = dict(evals=None)
     first = dict(settings, phases=settings['phases'][:n], **{k:settings[k][:n+1] for k in ('samples','loaders')})
     if diff := _differences({**info['fit'], **unseen}, {**first, **unseen}):
@@ -648,6 +650,7 @@ def _load_snapshots(self:KeepRun, state):
     if state['at'][1]: self.learn.phase_schedule.rejoins = True
     self.done = [o for o in s['begun'] if o!=s['phase']]
     for name in ('start', *self.done):
+        self.learn.snapshots.pop(name, None)
         if name in self.learn.phase_schedule.keeps:
             with suppress(ValueError): self.learn.snapshots[name] = unpack(self.kept.path/'phases'/name, state=False)[0]
 
@@ -771,7 +774,7 @@ def tidy(self:KeepRun):
 
 @patch
 def _note_end(self:KeepRun):
-    e = sys.exc_info()[1]
+    e = None if self.ended else sys.exc_info()[1]   # a fit may begin where an earlier error is handled
     try:
         if self.broken: self.kept.update(status='failed', error=self.broken)
         elif self.kept.info['status']=='running' and not (e is None and self.was['recipe']): self.kept.update(**_ended_by(e))
@@ -790,5 +793,7 @@ def learner(self:Run,
 )->Learner: # The same one, with the weights from the end of a phase and, as `snapshots`, of all phases
     "Load a run's weights into a Learner"
     learn.snapshots = Snapshots({p:self.weights(p) for p in self._ended()})
-    get_model(learn.model).load_state_dict(self.weights(phase))
+    weights,model = self.weights(phase),get_model(learn.model)
+    reshape_buffers(model, weights)
+    model.load_state_dict(weights)
     return learn

@@ -172,6 +172,7 @@ def set_module_state(
     s:dict # From `module_state`
 ):
     "Restore a module's state"
+    reshape_buffers(m, s['tensors'])
     own = {**m.state_dict(keep_vars=True), **dict(m.named_buffers())}
     with torch.no_grad():
         for n,v in s['tensors'].items(): own[n].copy_(v)
@@ -570,7 +571,7 @@ def state_dict(self:FitState)->dict:
     return dict(callbacks=callbacks, model=module_state(self.model, self.keeper(), weights=False),
                 loss=_loss_state(self.loss, self.keeper('loss_func')), opt=Keeper()(l.opt.state_dict()),
                 held=_held(l.opt, self.model), grads=_grads(self.model), learner=self.keeper('Learner').most(self._extra()),
-                train_iter=getattr(l, 'train_iter', 0), pct_train=getattr(l, 'pct_train', 0.),
+                train_iter=getattr(l, 'train_iter', 0), pct_train=float(getattr(l, 'pct_train', 0.)),
                 smooth_loss=Keeper()(getattr(l, 'smooth_loss', None)))
 
 def _loss_state(f, k): return None if isinstance(f, _code) else k.or_left(f, '')

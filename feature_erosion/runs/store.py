@@ -90,11 +90,12 @@ def git_revision(
 )->str|None: # 40 or 64 hexadecimal digits; `None` if there is none
     "The commit that is checked out"
     folder = Path(folder).resolve()
-    git = first(p/'.git' for p in (folder, *folder.parents) if (p/'.git').is_dir())
+    git = first(p/'.git' for p in (folder, *folder.parents) if (p/'.git').exists())
     if git is None: return None
+    if git.is_file(): git = git.parent/_first_line(git).removeprefix('gitdir: ')   # of a worktree or a submodule
     head = _first_line(git/'HEAD')
     name = head.removeprefix('ref: ')
-    if name!=head: head = _ref(git, name) if re.fullmatch(r'refs/[\w./+-]+', name) and '..' not in name else ''
+    if name!=head: head = _ref(git/_first_line(git/'commondir'), name) if re.fullmatch(r'refs/[\w./+-]+', name) and '..' not in name else ''
     return head if re.fullmatch('[0-9a-f]{40}|[0-9a-f]{64}', head) else None
 
 def _first_line(f):
@@ -157,7 +158,7 @@ class Run:
     by = 'name'   # the argument that chose it
     def __init__(self,
         path # The folder; created by `RunStore.run`
-    ): self.path = Path(path).absolute()   # the process may go to another folder
+    ): self.path = Path(path).expanduser().absolute()   # the process may go to another folder
 
     def __getstate__(self): return dict(path=self.path)   # a lock belongs to its process
     @property
@@ -692,7 +693,7 @@ def numbers(
     taken=() # Reserved names
 )->dict:
     "Numbers by name, as JSON values; a `TypeError` or `ValueError` names anything that is not a number"
-    if isinstance(res, Learner): res = _last_row(res.recorder)
+    if isinstance(res, Learner): res = {f'{k}_measured' if k in taken else k:v for k,v in _last_row(res.recorder).items()}
     if isinstance(res, pd.Series): res = res.to_dict()
     if not isinstance(res, (dict,type(None))):
         raise TypeError(f"the function must return a Learner or a dict of numbers; got {type(res).__name__}")

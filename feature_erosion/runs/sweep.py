@@ -17,8 +17,8 @@ from scipy import stats
 from fastcore.all import *
 from fastai.vision.all import plt, progress_bar
 from ..names import no_bars
-from ..loaders import is_seed
-from ..plots import Measured, percent
+from ..loaders import check_number, is_seed
+from ..plots import Measured, line_color, percent
 from .keys import *
 from .keys import _told
 from .store import *
@@ -289,7 +289,7 @@ def mean_interval(
     level:float=.95 # Confidence level, for four or more values
 )->tuple: # n, mean, low, high: a bootstrap interval for four or more values, lowest and highest for 2 or 3, NaN for fewer
     "Mean and expanded percentile bootstrap interval (Hesterberg 2015), which stays within the range of the values"
-    if not 0<level<1: raise ValueError(f"level={level!r}: must be between 0 and 1, e.g. .95")
+    check_number('between 0 and 1, e.g. .95', lambda v: 0<v<1, level=level)
     x = np.asarray(pd.Series(x).dropna(), dtype=float)
     n,m = len(x),x.mean() if len(x) else np.nan
     if n<2: return n,m,np.nan,np.nan
@@ -367,7 +367,7 @@ def plot_means(self:Sweep,
     done = self._finished()
     linear = _linear_to(done[x], x) if log and _is_scale(done[x]) else None
     ax = ax or plt.subplots(figsize=(5,3.5), layout='constrained')[1]
-    for i,y in enumerate(ys): _plot_mean(ax, done, x, y, y.replace('_',' '), f'C{i}')
+    for i,y in enumerate(ys): _plot_mean(ax, done, x, y, y.replace('_',' '), line_color(i))
     if linear is not None: ax.set_xscale('symlog', linthresh=linear)
     ax.set(xlabel=x, ylabel='mean, interval and seeds')
     ax.legend()
@@ -420,7 +420,7 @@ def plot(self:Sweep,
     fig,axs = plt.subplots(rows, cols, figsize=(1+3.3*cols, .6+2.5*rows), layout='constrained', squeeze=False)
     for ax in axs.flat[len(ys):]: ax.remove()
     for ax,y in zip(axs.flat, ys):
-        for i,(label,d) in enumerate(lines.items()): _plot_mean(ax, d, x, y, label, f'C{i%10}')
+        for i,(label,d) in enumerate(lines.items()): _plot_mean(ax, d, x, y, label, line_color(i))
         _dress(ax, done, x, y)
     if len(lines)>1: fig.legend(*axs.flat[0].get_legend_handles_labels(), loc='outside right upper')
     return fig
