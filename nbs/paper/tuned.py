@@ -33,7 +33,7 @@ from feature_erosion.plots import percent
 from feature_erosion.loaders import *
 from feature_erosion.mitigations import *
 from feature_erosion.paper.nets import *
-from feature_erosion.paper.recipes import Result, recipes
+from feature_erosion.paper.recipes import recipes
 from feature_erosion.paper.questions import finetune_with, resisting, train_resisting
 
 def mitigation(make):
@@ -92,14 +92,6 @@ def choose(tries):
         able = d[d.pattern>=.9]
         return able.clean.idxmax() if len(able) else d.pattern.idxmax()
     return tries.loc[[best(d) for _,d in tries.groupby('method', sort=False)]]
-
-def leaderboard(folder):
-    "Accuracies on all test images with the chosen constants and of averaged weights, as the table of `paper resist` has them"
-    tuned,plain,w = (pd.read_csv(folder/f'{k}.csv') for k in ('tuned','plain','averages'))
-    w = w[w.share.isin((.5,.6))].assign(method=lambda d: d.share.map('averaged weights, {:.1f}'.format))
-    d = pd.concat([plain, tuned, w]).query('seed<10')['seed method before_all clean_all pattern_all'.split()]
-    d = d.rename(columns=lambda k: k.removesuffix('_all'))
-    return Result(recipes['resist'], dict(resist=d.assign(net='VGG-19', ratio=1., chance=.1)))
 
 def plot_tries(tries, averages, plain):
     "Clean accuracy against that with squares, of each try on one seed, of averaged weights, and of plain finetuning (a row)"
