@@ -129,6 +129,15 @@ def test_a_run_stays_where_it_was_made(tmp_path, monkeypatch, capsys):
     fit(tmp_path, run=run)
     assert "`RunStore('runs').delete('a')`" in capsys.readouterr().out
 
+def test_a_store_stays_where_it_was_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = RunStore('runs')
+    run = store.run('a')
+    assert repr(store)=="RunStore('runs')"
+    monkeypatch.chdir('/')
+    assert store['a'].path==run.path==tmp_path/'runs'/'a' and [o.name for o in store]==['a']
+    assert repr(store)==f"RunStore('{str(tmp_path/'runs')[1:]}')"
+
 def test_a_run_that_was_deleted_is_not_begun(tmp_path):
     "Nothing is put where it was, so that it can be made anew"
     run = RunStore(tmp_path).run('a')
@@ -341,6 +350,38 @@ def test_rows_of_two_objects_of_a_run(tmp_path):
     store['a'].append(dict(table='mine', x=3))
     assert store['a'].table('t').x.tolist()==[0,1,2] and store['a'].table('mine').x.tolist()==[3] and not run.damaged()
     with pytest.raises(ValueError, match="rows: {'loss': 1} belongs to no table; give it a name"): run.append(dict(loss=1))
+
+def first_half_fails(run, fits):
+    "A recipe with rows of its own, that fails after them on its first attempt"
+    folder = run.path.parent.parent
+    run.append(dict(table='before', x=1))
+    if fits: fit(folder, run=run, epochs=(1,1))
+    run.append(dict(table='after', x=1))
+    tries = folder/'tries'
+    tries.mkdir(exist_ok=True)
+    (tries/str(len(list(tries.iterdir())))).touch()
+    if len(list(tries.iterdir()))<2: raise OSError('gone')
+
+@pytest.mark.parametrize('fits', [False, True])
+def test_a_recipe_that_runs_again_has_its_rows_once(tmp_path, fits):
+    "Before and after a fit, too, which is resumed where it was"
+    store = RunStore(tmp_path/'runs')
+    with pytest.raises(OSError, match='gone'): store.once(first_half_fails, fits=fits)
+    failed, = store
+    run = store.once(first_half_fails, fits=fits)
+    assert (failed.name,run.info['tries'])==(run.name,2)
+    assert run.table('before').x.tolist()==run.table('after').x.tolist()==[1]
+    assert len(run.history)==2*fits and len(RunStore(store.path)[run.name].rows())==len(run.rows())
+
+def test_rows_and_files_of_one_name(tmp_path):
+    "One of them would be hidden"
+    run,df = RunStore(tmp_path).run('a'),pd.DataFrame(dict(a=[1]))
+    run.append(dict(table='mine', x=1))
+    for k in ('mine','epochs','evals','phases'):
+        with pytest.raises(ValueError, match=f"name='{k}': the run's history has a table of this name"): run.save_table(k, df)
+    run.save_table('other', df)
+    with pytest.raises(ValueError, match="`save_table` has written a table of this name, 'other'"): run.append(dict(table='other', x=1))
+    assert run.table('mine').x.tolist()==[1] and run.table('other').a.tolist()==[1]
 
 @pytest.mark.parametrize('write',
                          [lambda r: r.save_metrics(dict(acc=.9)), lambda r: r.save_table('t', pd.DataFrame(dict(a=['007']))),

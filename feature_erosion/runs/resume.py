@@ -630,7 +630,7 @@ def _save_start(self:KeepRun):
     if self.main:
         with self._writing():
             self._write(self.kept.path/'phases'/'start', state)
-            self.kept.rewrite()
+            self.kept.rewrite(*self.kept.added)
 
 @patch
 def _load(self:KeepRun, weights, state):
@@ -640,7 +640,7 @@ def _load(self:KeepRun, weights, state):
     if self.phases: self._load_snapshots(state)
     if not self.main: return
     if not self.idle:
-        with self._writing(): self.kept.rewrite(*self.rows)
+        with self._writing(): self.kept.rewrite(*self.kept.added, *self.rows)
     if state['train_iter']: print(self._greeting(state), flush=True)
 
 @patch
@@ -694,7 +694,7 @@ def _write_rows(self:KeepRun, rows):
     rows = _listed(rows)
     self.rows += rows
     if self.main and rows:
-        with self._writing(): self.kept.append(*rows)
+        with self._writing(): self.kept._append(*rows)
 
 # %% ../../nbs/runs/03_resume.ipynb #450f8ef1
 @patch
