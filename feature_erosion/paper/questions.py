@@ -220,7 +220,7 @@ def _resist_claims(net, ratio, d):
     forgets = f'Plain finetuning forgets clean accuracy, squares on {ratio:.0%} of the images'
     return [judged(forgets, 'all', plain.forgotten, (.9,.5), net=net, **_known)] + [
         judged(f'{m} {told}', 'left open', saved(m), (.5,.1), net=net,
-               none='no squares learned, or nothing forgotten', nothing='no' if asked else 'not clear')
+               none='under 90% with squares, or nothing forgotten', nothing='no' if asked else 'not clear')
         for m in d.index.unique('method') if m!='plain finetuning']
 
 # %% ../../nbs/paper/04_questions.ipynb #c380cea2
