@@ -82,7 +82,7 @@ def named(d):
     "Columns for the method and its constant, and means of what was measured"
     d = d.assign(method=[o[0] for o in d['what']], value=[o[1] for o in d['what']])
     d = d.assign(constant=d.method.map({k:v[0] for k,v in methods.items()}))
-    return d[[*columns, *d.filter(like='_all')]].round(4)
+    return d[[*columns, *d.filter(like='_all')]].round(dict.fromkeys(d.filter(regex='before|clean|pattern'), 4))
 
 columns = 'method constant value seed before clean pattern'.split()
 
@@ -237,7 +237,7 @@ def learned_again(store, d):
     d = d.assign(method=[o[0] for o in d['what']], value=[o[1] for o in d['what']])
     new = {r.seed:store[r.run].history for r in d[d.method=='a new network'].itertuples()}
     gaps = [relearning_gap(new[r.seed], store[r.run].history, phases=('relearn','relearn')).gap for r in d.itertuples()]
-    return d.assign(gap=gaps)['method value seed first last gap'.split()].round(4)
+    return d.assign(gap=gaps)['method value seed first last gap'.split()].round(dict(first=4, last=4, gap=4))
 
 def main(out, jobs=2, net=recipes['resist'].scales['cpu'].nets[0], tuned_on=(10,), seeds=(0,1,2), new=(3,4,5,6)):
     store,every = RunStore(out/'runs'),[*tuned_on, *seeds]
