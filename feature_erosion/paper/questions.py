@@ -217,10 +217,11 @@ def _resist_claims(net, ratio, d):
         return ((plain.forgotten-o.forgotten)/plain.forgotten).where((o.pattern>=.9) & (plain.forgotten>0))
     told = f'saves of what plain finetuning forgets, squares on {ratio:.0%} of the images'
     asked = ((plain.forgotten>0) & (plain.pattern>=.9)).any()   # otherwise there was nothing to save
+    why = 'under 90% with squares'+('' if (plain.forgotten>0).all() else ', or nothing forgotten')
     forgets = f'Plain finetuning forgets clean accuracy, squares on {ratio:.0%} of the images'
     return [judged(forgets, 'all', plain.forgotten, (.9,.5), net=net, **_known)] + [
         judged(f'{m} {told}', 'left open', saved(m), (.5,.1), net=net,
-               none='under 90% with squares, or nothing forgotten', nothing='no' if asked else 'not clear')
+               none=why, nothing='no' if asked else 'not clear')
         for m in d.index.unique('method') if m!='plain finetuning']
 
 # %% ../../nbs/paper/04_questions.ipynb #c380cea2
