@@ -280,15 +280,15 @@ def worst_noise(
     check_whole(1, steps=steps)
     (x,*more),y = to_model(xs, model),batch_labels((y,)).to(first(model.parameters()).device)
     if not x.is_floating_point(): raise ValueError(f"xs: the input is {x.dtype}; noise is made for images given as floats")
-    noise = torch.randn_like(x).requires_grad_()
+    noise = torch.randn_like(x, dtype=torch.float).requires_grad_()   # Adam divides by less than half precision holds
     opt = torch.optim.Adam([noise], lr)
     with evaluating(model, grad=True):
         for _ in range(steps):
-            pred = answer_tensor(model(*copied((noise, *more)))).float()
+            pred = answer_tensor(model(*copied((noise.to(x.dtype), *more)))).float()
             loss = decay*noise.square().sum()/len(noise) - F.cross_entropy(pred, y)
             noise.grad, = torch.autograd.grad(loss, noise)
             opt.step()
-    return noise.detach()
+    return noise.detach().to(x.dtype)
 
 class _BesideNoise(Beside):
     "A batch of noise, made when the fit begins, and `share` images of it for each that is kept"
@@ -394,7 +394,8 @@ def scrub(
 ):
     "Less KL to the teacher and loss on what is kept, more KL on what is forgotten (SCRUB, Kurmanji et al. 2023, section 3)"
     check_whole(1, epochs=epochs)
-    check_number(f'in 0…{epochs}, the number of epochs on what is kept', lambda v: 0<=v<=epochs, msteps=msteps)
+    check_whole(0, msteps=msteps)
+    check_number(f'in 0…{epochs}, the number of epochs on what is kept', lambda v: v<=epochs, msteps=msteps)
     kinds = [(k,i) for i in range(epochs) for k in (('max',forget),('min',retain))[i>=msteps:]]
     train_on(learn, [Phase(f'{k} {i+1}', 1, d, lr, 'constant', 'keep') for (k,d),i in kinds], Scrub(alpha, gamma, T))
 

@@ -339,6 +339,9 @@ def test_networks_of_one_name_that_would_be_mixed_are_refused(figure, kw):
         check_scale(recipes[figure], Scale(with_control(net, replace(net, **kw))))
     check_scale(recipes[figure], Scale(with_control(net, replace(net, name='other', **kw))))
     check_scale(recipes['fig1'], Scale(with_control(net, replace(net, lr=.1))))
+    several = Scale((net, replace(net, ratio=.5), replace(net, ratio=0)))
+    check_scale(recipes['fig6'], several)
+    with pytest.raises(ValueError, match="differ in 'ratio', by which fig1 does not"): check_scale(recipes['fig1'], several)
     for r in recipes.values(): check_scale(r, r.scales['smoke'])
 
 def test_forgetting_by_ratio_shows_all_networks():

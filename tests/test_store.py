@@ -74,6 +74,15 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     assert run.status=='finished' and run.history.clean.tolist()==whole.recorder.history.clean.tolist()
     assert len(run.info['sessions'])==3
 
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
+    "As in a job that a script began with `&`: Ctrl-C is for another"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        fit(tmp_path, cbs=[Stop(7, lambda: os.kill(os.getpid(), signal.SIGINT))])
+        assert signal.getsignal(signal.SIGINT)==signal.SIG_IGN
+    finally: signal.signal(signal.SIGINT, before)
+    assert RunStore(tmp_path)['a'].status=='finished'
+
 class Long(Callback):
     "A signal at the beginning of an evaluation before an epoch"
     order,passive,ended = 30,True,False

@@ -679,6 +679,12 @@ def test_rows_with_one_value_of_a_name():
     assert left.summary().v['mean'].to_dict()=={(1,'[3]'):.1, (2,'[3]'):.3}
     assert left.plot().axes[0].get_xlabel()=='a' and left.plot_means('a', 'v')
 
+def test_a_logarithmic_axis_has_a_tick_at_each_setting():
+    "Powers of ten say little of values between two of them"
+    ax = table(['a'], a=[.02,.03,.05], v=[1.,2.,3.]).plot_means('a', 'v', log=True)
+    assert [o.get_text() for o in ax.get_xticklabels()]==['0.02','0.03','0.05'] and not len(ax.get_xticks(minor=True))
+    assert len(table(['a'], a=[*range(1,12)], v=[1.]*11).plot_means('a', 'v', log=True).get_xticks(minor=False))<11
+
 @pytest.mark.parametrize('values', [[0,-1], [0,0]])
 def test_a_logarithmic_axis_without_positive_values(values):
     before = plt.get_fignums()

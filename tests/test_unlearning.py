@@ -489,6 +489,13 @@ def test_noise_for_labels_of_any_kind(kind):
         return unlearning.worst_noise(model, xs, y, steps=2)
     assert torch.equal(noise(y.to(kind)[:,None]), noise(y))
 
+def test_noise_of_a_model_in_half_precision():
+    "Adam's denominator is too small for it: all was NaN after a step"
+    torch.manual_seed(0)
+    x,y,model = torch.randn(8,3,16,16).half(),torch.arange(8),nn.Sequential(nn.Flatten(), nn.Linear(768,10)).half()
+    noise = unlearning.worst_noise(model, (x,), y)
+    assert noise.dtype==torch.half and noise.isfinite().all() and (model(noise).argmax(1)!=y).all()
+
 def test_weights_below_zero(start):
     for name,kw in (('unsir','share'),('unsir','decay'),('ssd','alpha'),('ssd','lam'),('scrub','alpha'),('scrub','gamma'),
                     ('scrub','T')):

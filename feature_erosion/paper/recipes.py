@@ -285,14 +285,14 @@ def check_scale(
     if missing: raise first(missing.values())(f"{recipe.name} needs {'. It also needs '.join(missing)}")
 
 def _differ(nets):
-    "Names that several networks have, and fields in which these differ"
+    "Names that several networks have, and fields in which these differ; ratio 0 is the control of another"
     by = groupby(nets, attrgetter('name'))
-    return [(n,f) for n,os in by.items() for f in asdict(os[0]) if len({getattr(o, f) for o in os})>1]
+    return [(n,f) for n,os in by.items() for f in asdict(os[0]) if len({getattr(o, f) for o in os if f!='ratio' or o.ratio})>1]
 
 def _check_names(recipe, nets):
     "Refuse networks that would be taken for one: a recipe tells apart what its own scales, or those of its like, compare"
     like = [recipe, *(o for o in recipes.values() if o.measure==recipe.measure)]
-    known = {'ratio', *(f for r in like for s in r.scales.values() for _,f in _differ(s.nets))}
+    known = {f for r in like for s in r.scales.values() for _,f in _differ(s.nets)}
     for n,f in _differ(nets):
         if f in known: continue
         raise ValueError(f"nets: several are called {n!r} and differ in {f!r}, by which {recipe.name} does not tell them apart; "

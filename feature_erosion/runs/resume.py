@@ -730,7 +730,8 @@ class Terminated(SystemExit):
 @patch
 def _listen(self:KeepRun):
     if threading.current_thread() is not threading.main_thread() or num_distrib()>1: return
-    for s in (signal.SIGINT, signal.SIGTERM): self.old_signals[s] = signal.signal(s, self._hear)
+    for s in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(s)!=signal.SIG_IGN: self.old_signals[s] = signal.signal(s, self._hear)   # a shell's `&` ignores Ctrl-C
     signal_handling._set_worker_signal_handlers = _as_worker
 
 _torchs_own = getattr(signal_handling, '_set_worker_signal_handlers', noop)
