@@ -193,8 +193,8 @@ def fit_settings(
     phases:list # `Phase`s; empty for a fit without phases
 )->dict:
     "The settings of a fit, as JSON values"
-    return dict(model=_model_settings(get_model(learn.model)), opt=describe(learn.opt_func), lr=describe(learn.lr), wd=describe(learn.wd),
-                hypers=None if phases else _hypers(learn.opt), groups=_groups(learn), wd_bn_bias=learn.wd_bn_bias,
+    return dict(model=_model_settings(get_model(learn.model)), opt=describe(learn.opt_func), lr=describe(learn.lr),
+                wd=describe(learn.wd), hypers=None if phases else _hypers(learn.opt), groups=_groups(learn), wd_bn_bias=learn.wd_bn_bias,
                 train_bn=learn.train_bn, loss=describe(learn.loss_func), loss_settings=_loss_settings(learn.loss_func),
                 data=_data_settings(learn.dls),
                 samples=[_samples(o) for o in (learn.dls, *L(phases).attrgot('dls'))], loaders=_shared(learn, phases),
@@ -574,7 +574,8 @@ def _check_base(self:KeepRun, settings):
                          "want one whose phases are all done")
     if (names := [o['name'] for o in settings['phases'][:n]])!=info['phases']:
         raise ValueError(f"after: run {base.name!r} has trained {', '.join(info['phases'])}, "
-                         f"and `phases` begins with {', '.join(names)}; give its phases first, then those that follow: they are not trained again")
+                         f"and `phases` begins with {', '.join(names)}; give its phases first, which are not trained again, "
+                         "then those that follow")
     unseen = dict(evals=None)
     first = dict(settings, phases=settings['phases'][:n], **{k:settings[k][:n+1] for k in ('samples','loaders')})
     if diff := _differences({**info['fit'], **unseen}, {**first, **unseen}):
@@ -731,7 +732,8 @@ class Terminated(SystemExit):
 def _listen(self:KeepRun):
     if threading.current_thread() is not threading.main_thread() or num_distrib()>1: return
     for s in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(s)!=signal.SIG_IGN: self.old_signals[s] = signal.signal(s, self._hear)   # a shell's `&` ignores Ctrl-C
+        if signal.getsignal(s)==signal.SIG_IGN: continue   # as Ctrl-C is in a job that a script begins with `&`
+        self.old_signals[s] = signal.signal(s, self._hear)
     signal_handling._set_worker_signal_handlers = _as_worker
 
 _torchs_own = getattr(signal_handling, '_set_worker_signal_handlers', noop)

@@ -95,7 +95,9 @@ def git_revision(
     if git.is_file(): git = git.parent/_first_line(git).removeprefix('gitdir: ')   # of a worktree or a submodule
     head = _first_line(git/'HEAD')
     name = head.removeprefix('ref: ')
-    if name!=head: head = _ref(git/_first_line(git/'commondir'), name) if re.fullmatch(r'refs/[\w./+-]+', name) and '..' not in name else ''
+    if name!=head:
+        inside = re.fullmatch(r'refs/[\w./+-]+', name) and '..' not in name
+        head = _ref(git/_first_line(git/'commondir'), name) if inside else ''
     return head if re.fullmatch('[0-9a-f]{40}|[0-9a-f]{64}', head) else None
 
 def _first_line(f):
@@ -341,7 +343,7 @@ def _row(line):
 # %% ../../nbs/runs/01_store.ipynb #0977cd74
 @patch
 def append(self:Run, *rows):
-    "Append rows (dicts, with the name of their `table`) to `history.jsonl`; a recipe that is computed again begins without its own"
+    "Append rows (dicts, with the name of their `table`) to `history.jsonl`; a recipe that runs again begins without its own"
     if bad := first(o for o in rows if not isinstance(o.get('table'), str)):
         raise ValueError(f"rows: {truncstr(repr(bad), 80)} belongs to no table; give it a name: dict(table='mine', loss=.5)")
     if name := first(o['table'] for o in rows if f'tables/{o["table"]}.csv' in self.info['files']):
