@@ -11,6 +11,7 @@ from joblib.externals.loky.backend.context import set_start_method
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from fastprogress import fastprogress
 from conftest import root
+from feature_erosion.runs import keys
 from feature_erosion.runs.keys import Untold, _file, _is_installed, differences, key_of, recipe
 from feature_erosion.runs.store import RunStore
 from feature_erosion.runs.sweep import Sweep, _caller, _other_code, sweep
@@ -697,3 +698,13 @@ def test_sweeps_over_other_grids_put_together():
         with pytest.raises(ValueError, match="what its grid is.*set `df.attrs\\['names'\\] = "): f()
     both.attrs['names'] = ['a','b']
     assert len(both.summary())==2
+
+def test_packages_that_do_not_list_their_modules_are_found(monkeypatch):
+    "Python 3.10 finds only those with a `top_level.txt`: an update of numpy would not have changed a key there"
+    def listed(): return {k:[d.metadata['Name']] for d in keys.distributions() for k in (d.read_text('top_level.txt') or '').split()}
+    monkeypatch.setattr(keys, 'packages_distributions', listed)
+    with monkeypatch.context() as m:
+        m.setattr(sys, 'version_info', (3,10))
+        got = keys._packages.__wrapped__()
+    assert {k:set(got[k]) for k in ('torch','numpy','sklearn','plum')}=={
+        'torch':{'torch'}, 'numpy':{'numpy'}, 'sklearn':{'scikit-learn'}, 'plum':{'plum-dispatch'}}
