@@ -49,7 +49,7 @@ def evaluate(
             for k,v in labels.items(): _accumulate(mets[k], *_known(pred, v[i-len(y):i].to(pred.device)))
     if not i: raise ValueError("dl: there are no samples in it, so there is nothing to measure")
     _check_length(labels, i, exact=True)
-    return {f'{k}_{m.name}'.lstrip('_'):_number(m.value, sound, m.name) for k,ms in mets.items() for m in ms}
+    return {f'{k}_{m.name}' if k else m.name:_number(m.value, sound, m.name) for k,ms in mets.items() for m in ms}
 
 @contextmanager
 def _same_draws(dl):

@@ -7,7 +7,7 @@ from torch import nn
 from fastai.vision.all import (SGD, BCEWithLogitsLossFlat, Callback, CancelFitException, CategoryBlock, CrossEntropyLossFlat,
                                DataBlock, DataLoader, DataLoaders, DiceMulti, FlipItem, ImageBlock, ItemTransform, Learner,
                                MSELossFlat, MultiCategoryBlock, Perplexity, RegressionBlock, TensorCategory, TensorImage, TfmdDL,
-                               ToTensor, accuracy, accuracy_multi, get_image_files, load_learner, mae, partial, set_seed,
+                               ToTensor, accuracy, accuracy_multi, get_image_files, load_learner, mae, partial, rmse, set_seed,
                                top_k_accuracy, F1Score, MaskBlock, Recall)
 from fastai.callback.data import PartialDL, WeightedDL
 from fastai.text.data import SortedDL
@@ -299,7 +299,8 @@ def case(what, *args):
 @pytest.mark.parametrize('kind,metric,loss,n_out', [
     case('several labels a sample: `EvalSets` with `accuracy_multi`', 'several', accuracy_multi, BCEWithLogitsLossFlat(), 3),
     case('segmentation: `EvalSets` with `DiceMulti`', 'masks', DiceMulti(), CrossEntropyLossFlat(axis=1), 2),
-    case('regression: `EvalSets` with `mae`', 'numbers', mae, MSELossFlat(), 1)])
+    case('regression: `EvalSets` with `mae`', 'numbers', mae, MSELossFlat(), 1),
+    pytest.param('numbers', rmse, MSELossFlat(), 1, id='rmse, which fastai calls _rmse')])
 def test_evaluation_sets_of_other_targets(images, kind, metric, loss, n_out):
     d = of_kind(images, kind)
     model = nn.Conv2d(3, 2, 3, padding=1) if kind=='masks' else net(n_out)
