@@ -7,7 +7,7 @@ from torch import nn
 from fastai.vision.all import (SGD, BCEWithLogitsLossFlat, Callback, CancelFitException, CategoryBlock, CrossEntropyLossFlat,
                                DataBlock, DataLoader, DataLoaders, DiceMulti, FlipItem, ImageBlock, ItemTransform, Learner,
                                MSELossFlat, MultiCategoryBlock, Perplexity, RegressionBlock, TensorCategory, TensorImage, TfmdDL,
-                               ToTensor, accuracy, accuracy_multi, get_image_files, load_learner, mae, partial, rmse, set_seed,
+                               ToTensor, accuracy, accuracy_multi, foreground_acc, get_image_files, load_learner, mae, partial, rmse, set_seed,
                                top_k_accuracy, F1Score, MaskBlock, Recall)
 from fastai.callback.data import PartialDL, WeightedDL
 from fastai.tabular.all import Categorify, Categorize, Datasets, TabularDataLoaders
@@ -351,6 +351,16 @@ def test_evaluation_sets_of_other_targets(images, kind, metric, loss, n_out):
     assert ev.n.tolist()==[18,7,7,18,18]
     again,kept = (list(evaluate(learn.model, dl, metric).values())[0] for dl in (subset_dl(d.valid, 7),sets.some['all'].batches))
     assert ev['all'].notna().all() and again==kept
+
+@pytest.mark.parametrize('kind,metric,loss', [('several', accuracy_multi, BCEWithLogitsLossFlat()),
+                                              ('masks', foreground_acc, CrossEntropyLossFlat(axis=1))])
+def test_chance_is_not_known_without_single_classes(images, kind, metric, loss):
+    d = of_kind(images, kind)
+    model = nn.Conv2d(3, 2, 3, padding=1) if kind=='masks' else net(3)
+    learn = Learner(d, model, loss_func=loss, opt_func=SGD, lr=.01, metrics=metric)
+    quiet(learn, [Phase('a', 1)], cbs=EvalSets({'clean':d.valid}, metrics=metric))
+    with pytest.raises(ValueError, match='chance=None: samples have no single class'): learn.erosion()
+    assert learn.erosion(chance=.25).attrs['chance']==.25
 
 @pytest.mark.parametrize('which', ['files','arrays'])
 @works(what='an evaluation set without labels', how='refused: names the set')
