@@ -622,7 +622,8 @@ def _warn(self:WatchErosion, level, losses, hangs, drift, broken):
 def _in_words(self:WatchErosion, losses, hangs, drift, broken):
     after = f"after {self.iters} iteration{'s'*(self.iters!=1)} "
     layers = _most_changed(drift)
-    see = (f"; of the layers, {layers} changed most" if layers else '')+"; see `find_shortcut`."
+    see = f"; of the layers, {layers} changed most" if layers else ''
+    see += '; see `find_shortcut`.' if _is_images(self.inside.batches[0]) else '.'
     if broken: return after + "its activations are no finite numbers" + see
     if hangs: return after + (f"{hangs.share:.0%} of its right answers on held-out images depend on one box of them, "
                               f"(top, left, height, width) = {hangs.box}") + see
