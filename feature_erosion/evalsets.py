@@ -88,7 +88,8 @@ def _check_choice(pred, y, mets):
                          "`EvalSets(pattern_sets(easy), metrics=accuracy_multi)`")
     if pred.ndim>3 or _long_axes(y.shape)!=_long_axes(pred.shape[:-1]):
         raise ValueError(f"dl: labels of shape {tuple(y.shape)} for answers of shape {tuple(pred.shape)}; `accuracy` wants one "
-                         "integer for the scores of each sample. Give a metric that fits, such as `DiceMulti()` for masks")
+                         "integer for the scores of each sample. Give a metric that fits: `DiceMulti()` for masks, `accuracy_multi` "
+                         "for several labels")
 
 def _long_axes(shape): return [d for d in shape if d>1]
 
