@@ -106,9 +106,13 @@ def _check_dfr(X, y, classes, g, retrain):
         raise ValueError(f"X, y, groups: features of shape {X.shape}, {len(y)} labels, {len(g)} groups; "
                          "want one row, label and group per sample")
     if len(classes)<2: raise ValueError(f"y: all {len(y)} labels are the same; want two classes or more")
+    if len(X)==2: raise ValueError(f"X, y: {_nothing_left}; give two of each or more")
     if (bad := (~np.isfinite(X)).sum()):
         raise _NotFinite(f"X: {bad} of {X.size} features are NaN or infinite; has the network diverged?")
     check_whole(1, retrain=retrain)
+
+_nothing_left = ("one sample of each of two classes has standardised features of 1 and -1 only, so that the penalty leaves none, "
+                 "and one class would be answered for everything")
 
 # %% ../nbs/16_recover.ipynb #8b1a0a52
 def _in_dataset(dl):
@@ -133,8 +137,10 @@ def _draw(y, most, seed):
     rng = np_rng(seed)
     return np.stack([rng.permutation(np.flatnonzero(y==c))[:most] for c in np.unique(y)], 1)
 
-def _check_enough(k, y, y_test, names):
-    for c in np.union1d(y, y_test).tolist():
+def _check_enough(few, y, y_test, names):
+    k,classes = few[-1],np.union1d(y, y_test).tolist()
+    if few[0]==1 and len(classes)==2: raise ValueError(f"few={few}: with 1, {_nothing_left}; choose 2 or more")
+    for c in classes:
         if (n := (y==c).sum())<k:
             raise ValueError(f"few={k}: class {names[c] if names else c!r} has {n} training images; "
                              "choose fewer, or give more images")
@@ -288,7 +294,7 @@ def _checked(train, test, few, features, seeds, n_test):
     test = fixed_dl(test, n_test)
     names = class_names(train)
     y,y_test = (_check_known(int_labels(dl_labels(o)), names and len(names)) for o in (train, test))
-    _check_enough(few[-1], y, y_test, names)
+    _check_enough(few, y, y_test, names)
     return test,y,y_test
 
 def _sets(y, few, seeds):
