@@ -684,8 +684,10 @@ def test_one_sample_of_each_of_two_classes_says_nothing():
     with pytest.raises(ValueError, match='X, y: one sample of each of two classes has .* give two of each or more'): dfr(X, [0,1])
     data = [[(torch.randn(9, 4), torch.arange(9)%2)] for _ in range(2)]
     net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-    with pytest.raises(ValueError, match=r'few=\[1, 3\]: with 1, one sample of each of two classes .* choose 2 or more'):
-        recover(net, *data, few=(1,3), progress=False)
+    with pytest.raises(ValueError, match=r'few=\[1\]: one sample of each of two classes .* choose 2 or more'):
+        recover(net, *data, few=1, progress=False)
+    with pytest.warns(UserWarning, match=r'few=\[1, 3\]: 1 is left out'): r = recover(net, *data, few=(1,3), progress=False)
+    assert {*r.few}=={3}
     assert len(recover(net, *data, few=2, seeds=1, progress=False))==2
 
 def test_a_probe_takes_arrays():

@@ -168,7 +168,8 @@ def resist_tables(learn, net, seed, scale, store):
 
 def _few(learn):
     "Numbers of images per class that the training set has"
-    return [k for k in (1,10,100) if k<=np.bincount(read_labels(clean_of(learn.dls).train.dataset)).min()]
+    n = np.bincount(read_labels(clean_of(learn.dls).train.dataset))
+    return [k for k in (2 if len(n)==2 else 1,10,100) if k<=n.min()]
 
 def _with_weights(learn, weights):
     res = deepcopy(get_model(learn.model))
