@@ -633,7 +633,8 @@ class Thaw(Callback):
         if self.epoch!=1: return
         for p in self.model[0].parameters(): p.requires_grad_(True).data.add_(1)
 
-@pytest.mark.parametrize('make,rate', [(lambda d: L2SP(1.), 1.), (lambda d: L2Init(.5), 1.), (lambda d: EWC(d, 4., n=None), None)])
+@pytest.mark.parametrize('make,rate',
+                         [(lambda d: L2SP(1.), 1.), (lambda d: L2Init(.5), 1.), (lambda d: EWC(d, 4., n=None), None)])
 def test_layers_that_are_thawed_on_the_way_are_held(make, rate):
     "By hand, without a loss: each step of rate r leaves 1 − η·r of the distance, for EWC with r = λ·F"
     model = nn.Sequential(nn.Linear(4,8), nn.Tanh(), nn.Linear(8,3))

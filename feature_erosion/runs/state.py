@@ -571,8 +571,8 @@ def state_dict(self:FitState)->dict:
     return dict(callbacks=callbacks, model=module_state(self.model, self.keeper(), weights=False),
                 loss=_loss_state(self.loss, self.keeper('loss_func')), opt=Keeper()(l.opt.state_dict()),
                 held=_held(l.opt, self.model), grads=_grads(_trained(l.opt, self.model)),
-                learner=self.keeper('Learner').most(self._extra()), train_iter=getattr(l, 'train_iter', 0), pct_train=float(getattr(l, 'pct_train', 0.)),
-                smooth_loss=Keeper()(getattr(l, 'smooth_loss', None)))
+                learner=self.keeper('Learner').most(self._extra()), train_iter=getattr(l, 'train_iter', 0),
+                pct_train=float(getattr(l, 'pct_train', 0.)), smooth_loss=Keeper()(getattr(l, 'smooth_loss', None)))
 
 def _loss_state(f, k):
     k.refs.discard(id(f))   # elsewhere it is a part of the fit, here its state is asked for
