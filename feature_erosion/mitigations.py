@@ -99,6 +99,16 @@ def _loss_scale(learn):
 
 def _copies(model): return {n:p.detach().clone() for n,p in _weights(model).items()}
 
+@contextmanager
+def _thawed(model):
+    "As if all weights were trained: what is frozen now may be thawed before the phase ends"
+    frozen = [p for p in unwrapped(model).parameters() if not p.requires_grad and p.is_floating_point()]
+    try:
+        for p in frozen: p.requires_grad_(True)
+        yield
+    finally:
+        for p in frozen: p.requires_grad_(False)
+
 def _distance2(model, anchor, by=None):
     "Squared distance of the weights from `anchor`, each weighted `by` its importance"
     some = {n:p for n,p in _weights(model).items() if n in anchor and (by is None or n in by)}   # others were frozen
@@ -120,15 +130,15 @@ class L2SP(Penalty):
 
     def strength(self): return self.alpha if self.head is None else max(self.alpha, self.beta)
     def begin(self):
-        ws = _copies(self.model)
+        with _thawed(self.model): ws = _copies(self.model)
         self.new = [n for n in ws if self.head is not None and n.startswith(self.head)]
         if self.head is not None and not self.new:
             raise ValueError(f"head={self.head!r}: begins no parameter's name; there are {', '.join(ws)}")
         self.anchor = {n:w for n,w in ws.items() if n not in self.new}
 
     def penalty(self, pred):
-        own = _weights(self.model)
-        return self.alpha/2*_distance2(self.model, self.anchor) + self.beta/2*sum(own[n].square().sum() for n in self.new)
+        new = [p for n,p in _weights(self.model).items() if n in self.new]
+        return self.alpha/2*_distance2(self.model, self.anchor) + self.beta/2*sum(p.square().sum() for p in new)
 
 class L2Init(Penalty):
     "Stay near the weights that training began with: λ·‖w−w⁰‖² (Kumar et al. 2023)"
@@ -142,7 +152,8 @@ class L2Init(Penalty):
 
     def strength(self): return self.weight
     def before_fit(self):
-        if trains(self.learn): self.anchor = _copies(self.model)
+        if trains(self.learn):
+            with _thawed(self.model): self.anchor = _copies(self.model)
         super().before_fit()
 
     def penalty(self, pred): return self.weight*_distance2(self.model, self.anchor)
@@ -215,9 +226,8 @@ class EWC(Penalty):
     def old_data(self): return self.old_dl
     def strength(self): return self.weight
     def begin(self):
-        new = fisher(self.model, self.old_dl, self.n)
+        with _thawed(self.model): new,self.anchor = fisher(self.model, self.old_dl, self.n),_copies(self.model)
         self.F = {n:f + self.decay*self.F[n] if n in self.F else f for n,f in new.items()}
-        self.anchor = _copies(self.model)
 
     def penalty(self, pred): return self.weight/2*_distance2(self.model, self.anchor, self.F)
 
@@ -242,13 +252,14 @@ class SI(Penalty):
     def strength(self): return self.c
     def _start(self, acts):
         if self.sums is not None: self._consolidate()
-        self.start = _copies(self.model)
+        with _thawed(self.model): self.start = _copies(self.model)
         self.sums = {n:torch.zeros_like(w) for n,w in self.start.items()}
         super()._start(acts)
 
     def _consolidate(self):
         own = dict(unwrapped(self.model).named_parameters())   # also those that are frozen by now
         for n,start in self.start.items():
+            if not self.sums[n].any(): continue   # it was frozen
             new = self.sums[n]/((own[n].detach()-start).square()+self.xi)
             self.omega[n] = self.omega.get(n, 0)+new.clamp(min=0)
 
@@ -257,7 +268,7 @@ class SI(Penalty):
             self.reset()
             raise ValueError("SI: nothing was learnt before in this fit, so no weight has an importance; "
                              "begin with a phase on old data, or use EWC, which takes it from the data")
-        self.anchor = _copies(self.model)
+        self.anchor = self.start
 
     def penalty(self, pred):
         ws = {n:p for n,p in _weights(self.model).items() if n in self.omega and n in self.anchor}   # others were frozen
