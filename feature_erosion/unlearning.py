@@ -14,7 +14,7 @@ __all__ = ['unlearners', 'split_forget', 'twin', 'train_on', 'Beside', 'wrong_la
 import warnings
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from contextlib import contextmanager
-from copy import copy
+from copy import copy, deepcopy
 from inspect import signature
 from time import perf_counter
 from sklearn.linear_model import LogisticRegression
@@ -99,6 +99,11 @@ def split_forget(
 _shared = MixedPrecision,GradientClip,TensorAnswer   # callbacks that say how this network is trained
 _settings = 'loss_func','opt_func','lr','splitter','path','model_dir','wd','wd_bn_bias','train_bn','moms'
 
+def _own_loss(learn):
+    "A loss may count or learn; the network that it may refer to stays the same"
+    m = get_model(learn.model)
+    return deepcopy(learn.loss_func, {id(o):o for o in (*m.modules(), *m.parameters(), *m.buffers())})
+
 def twin(
     learn:Learner, # Any Learner
     model:nn.Module=None, # Another network; by default the same one
@@ -109,7 +114,8 @@ def twin(
         raise ValueError("learn: its opt_func is one optimiser, made already; give a function that makes one, "
                          "e.g. partial(OptimWrapper, opt=torch.optim.SGD)")
     cbs = [copy(o) for o in learn.cbs if isinstance(o, _shared)] + L(cbs)
-    res = Learner(learn.dls, ifnone(model, learn.model), cbs=cbs, **{k:getattr(learn, k) for k in _settings})
+    kw = {**{k:getattr(learn, k) for k in _settings}, 'loss_func':_own_loss(learn)}
+    res = Learner(learn.dls, ifnone(model, learn.model), cbs=cbs, **kw)
     return res if hasattr(learn, 'progress') else res.remove_cb(ProgressCallback)
 
 def _copied(phase, **attrs):
