@@ -139,7 +139,7 @@ def fit_phases(self:Learner,
     phases:list, # `Phase`s
     cbs:list=None, # More callbacks; if none is an `EvalSets`, one is added. Wrap them in `PerPhase` to stop or save each phase
     run:Run|None=None, # Folder to save to, from `RunStore.run`: an interrupted run resumes, a finished one is loaded
-    after:Run|None=None, # A finished run of the first phases, from `RunStore.once`: start where it ended
+    after:Run|None=None, # A finished run of the first phases, from `RunStore.once`: start where it ended; as in `KeepRun`
     snapshots='all' # As in `PhaseSchedule`: phases after which to keep the weights in memory
 ):
     "Train through all phases in one fit; if a phase's data have a pattern, log clean, pattern and conflict accuracy"

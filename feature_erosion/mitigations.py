@@ -59,6 +59,10 @@ class Mitigation(TidyCallback):
         self.acts = acts and self.strength()!=0
         if self.acts: self.begin()
 
+    def rests(self, phases):
+        "Whether these phases are as without it, so that a run without it may stand for them"
+        return self.wanted is not None and not {*phases} & {*self.wanted}
+
     def reset(self): "Forget what was gathered in earlier fits"
     def old_data(self): "The old data that it reads, if any"
     def strength(self):
@@ -151,6 +155,7 @@ class L2Init(Penalty):
         self.weight = weight
 
     def strength(self): return self.weight
+    def rests(self, phases): return False   # it begins with the fit
     def before_fit(self):
         if trains(self.learn):
             with _thawed(self.model): self.anchor = _copies(self.model)
@@ -250,6 +255,7 @@ class SI(Penalty):
 
     def reset(self): self.omega,self.sums,self.now,self.own = {},None,{},{}
     def strength(self): return self.c
+    def rests(self, phases): return False   # it watches
     def _start(self, acts):
         if self.sums is not None: self._consolidate()
         with _thawed(self.model): self.start = _copies(self.model)

@@ -1,5 +1,6 @@
 "Runs that are killed, stopped, damaged, or handed something malicious."
 import errno, io, os, pickle, signal, struct, subprocess, tarfile, time, warnings, zlib
+from functools import partial
 from pathlib import Path
 import filelock, numpy as np, pandas as pd, pytest, torch
 from torch import nn
@@ -16,6 +17,7 @@ from feature_erosion.cli import main
 from feature_erosion.data import _unpack, digits_dls, extract, to_uint8
 from feature_erosion.evalsets import EvalSets
 from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
+from feature_erosion.mitigations import DERpp, EWC, L2Init, L2SP, LwF, Only, Replay, SAM, SI, ContinualBackprop, ShrinkPerturb
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase
 from feature_erosion.paper.report import report
@@ -194,6 +196,24 @@ def test_a_run_after_another_is_one_run_of_all(tmp_path):
         erosion_learner(whole.dls, net).fit_phases([Phase('erode', 2)], run=RunStore(tmp_path/'parts').run('f'), after=base)
     with pytest.raises(ValueError, match="after: run 'd' is new and has ended no phase"):
         fit(tmp_path/'parts', 'e', after=RunStore(tmp_path/'parts').run('d'))
+
+methods = dict(replay=lambda old: Replay(old, 20), der=lambda old: DERpp(old, 20), ewc=lambda old: EWC(old, 10., n=40),
+               lwf=lambda old: LwF(), l2sp=lambda old: L2SP(.1), sam=lambda old: SAM(), only=lambda old: Only('4'),
+               shrink=lambda old: ShrinkPerturb(.5), backprop=lambda old: ContinualBackprop(.1, maturity=2))
+
+@pytest.mark.parametrize('make', methods.values(), ids=methods)
+def test_methods_that_act_later_share_a_start(tmp_path, make):
+    "To the same bit as if they had been there from the beginning; and they do act"
+    old,store = digits_dls(n=160, n_valid=50, bs=32),RunStore(tmp_path/'parts')
+    whole = fit(tmp_path/'whole', cbs=[make(old)])
+    base = store.once(pretrained, seed=0)
+    plain,parts = (fit(store.path, k, after=base, cbs=cbs) for k,cbs in dict(plain=[], method=[make(old)]).items())
+    assert same(whole, parts) and not same(plain, parts)
+
+@pytest.mark.parametrize('make,name', [(SI,'SI'), (L2Init,'L2Init'), (partial(LwF, phases=['pretrain']),'LwF'), (MixUp,'MixUp')])
+def test_methods_that_were_to_act_before_share_none(tmp_path, make, name):
+    base = RunStore(tmp_path).once(pretrained, seed=0)
+    with pytest.raises(ValueError, match=f"callbacks.all: was '[^']*', is '[^']*{name}"): fit(tmp_path, after=base, cbs=[make()])
 
 def is_first(path):
     try: path.mkdir()
