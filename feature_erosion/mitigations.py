@@ -319,9 +319,9 @@ def _scores(model, xs, state=None):
     return answer_tensor(out)
 
 def _state(model):
-    "Copies of all weights and buffers, each once where layers share them"
+    "Copies of all weights and buffers as in eval mode, each once where layers share them"
     model = unwrapped(model)
-    return {n:v.detach().clone() for n,v in (*model.named_parameters(), *model.named_buffers())}
+    with evaluating(model): return {n:v.detach().clone() for n,v in (*model.named_parameters(), *model.named_buffers())}
 
 def _refuse_changers(cb):
     "A second pass takes answers as the model gives them: what others make of them in `after_pred` would be gone without a word"
