@@ -371,6 +371,24 @@ def test_cam_of_gap_vit():
     assert cam_layer(m, x)[2]==(4,6)
     close(grad_cam(m, x), cam_by_hand(tokens.unflatten(1, (4,6)), lambda A: m.forward_head(A.flatten(1, 2)), x))
 
+def test_cam_of_a_head_of_zeros():
+    "torchvision's transformers begin so: nothing is supported yet, which is no fault of the layer"
+    set_seed(0)
+    m,x = torchvision.models.VisionTransformer(32, 8, 2, 2, 48, 96, num_classes=3).eval(),torch.randn(2, 3, 32, 32)
+    assert not grad_cam(m, x).any()
+    nn.init.normal_(m.heads.head.weight)
+    assert grad_cam(m, x).any()
+    with pytest.raises(ValueError, match='only the class token is read'): grad_cam(m, x, layer='encoder.layers.encoder_layer_1.mlp')
+
+def test_cam_where_one_token_is_left():
+    "It is no map: the last one is before the tokens are joined"
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv,self.join,self.head = nn.Conv2d(3, 4, 8, 8),nn.Linear(16, 6),nn.Linear(6, 3)
+        def forward(self, x): return self.head(self.join(self.conv(x).flatten(1)[:,None])).mean(1)
+    assert cam_layer(Joined(), torch.randn(2, 3, 16, 16))[::2]==('conv', (2,2))
+
 @works('models', 'Grad-CAM of a TNT, tokens within tokens', 'refused: asks for a layer and its rows and columns; works with them')
 def test_cam_of_tnt():
     set_seed(0)
