@@ -290,6 +290,17 @@ def test_parametrised_layers():
     assert list(layer_calls(m, x))==['0','1','2','3']
     assert layer_rank(m, [x], 'leaf', progress=False).index.get_level_values(1).tolist()==['0','1','2','3']
 
+def test_positions_are_no_layer():
+    "Some transformers compute them by layers that never see a sample"
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a,self.pos,self.act,self.b = nn.Linear(4, 6),nn.Sequential(nn.Linear(1, 6), nn.ReLU()),nn.ReLU(),nn.Linear(6, 3)
+        def forward(self, x): return self.b(self.act(self.a(x)+self.pos(torch.arange(5.).view(1,5,1))).mean(1))
+    m,x = Positions(),torch.randn(9,5,4)
+    assert find_layers(m, x)==['a','b'] and find_layers(m, x, 'linear')==['a','pos.0','b']
+    assert list(unit_scores(m, [x]))==['act'] and len(layer_rank(m, [x], progress=False))==2
+
 def test_attention_is_a_leaf():
     "Its output projection is a module that is never called; without convolutions and linear layers, leaves are the default"
     class Attention(nn.Module):
