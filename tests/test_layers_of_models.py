@@ -389,7 +389,8 @@ def test_cam_of_a_head_of_zeros():
     assert not grad_cam(m, x).any()
     nn.init.normal_(m.heads.head.weight)
     assert grad_cam(m, x).any()
-    with pytest.raises(ValueError, match='only the class token is read'): grad_cam(m, x, layer='encoder.layers.encoder_layer_1.mlp')
+    late = 'encoder.layers.encoder_layer_1.mlp'
+    with pytest.raises(ValueError, match='only the class token is read'): grad_cam(m, x, layer=late)
 
 def test_cam_where_one_token_is_left():
     "It is no map: the last one is before the tokens are joined"
