@@ -325,9 +325,9 @@ def _scores(model, xs, state=None):
     return answer_tensor(out)
 
 def _state(model):
-    "Copies of all weights and buffers, each once where layers share them"
+    "Copies of all weights and buffers as in eval mode, each once where layers share them"
     model = unwrapped(model)
-    return {n:v.detach().clone() for n,v in (*model.named_parameters(), *model.named_buffers())}
+    with evaluating(model): return {n:v.detach().clone() for n,v in (*model.named_parameters(), *model.named_buffers())}
 
 def _refuse_changers(cb):
     "A second pass takes answers as the model gives them: what others make of them in `after_pred` would be gone without a word"
@@ -730,10 +730,14 @@ def wise_ft(
     check_share(alpha=alpha)
     a,b = learn.models_at(before, after).values()
     states = a.state_dict(),b.state_dict()
-    mixed = {k:torch.lerp(v, w, alpha) if v.is_floating_point() else w for (k,v),w in zip(states[0].items(), states[1].values())}
+    mixed = {k:_between(v, w, alpha) for (k,v),w in zip(states[0].items(), states[1].values())}
     b.load_state_dict(mixed)
     if dl is not None: _new_statistics(b, dl)
     return b.eval()
+
+def _between(v, w, alpha):
+    "What is the same in both stays exactly so: between -inf and -inf, as in an attention mask, there is nothing"
+    return torch.where(v==w, v, torch.lerp(v, w, alpha)) if v.is_floating_point() else w
 
 def _new_statistics(model, dl):
     "Statistics of batch norms are those of all batches (Izmailov et al. 2018, section 3.2)"

@@ -19,6 +19,7 @@ from fastai.callback.rnn import ModelResetter
 from fastai.vision.all import (CancelFitException, CancelTrainException, DataLoader, DataLoaders, Metric, SaveModelCallback,
                                TrackerCallback, get_model, plt)
 from .batches import *
+from .batches import _as_trained
 from .loaders import *
 from .callbacks import *
 from .plots import *
@@ -612,7 +613,8 @@ def _most_lost(losses):
 def _warn(self:WatchErosion, level, losses, hangs, drift, broken):
     self.now = level
     within = level==0 and all(o.lost<=self.tolerance for o in losses.values())   # also where a loss may be chance
-    if within and self.restore: self.good = dict(weights=snapshot(self.model), iter=self.iters)
+    if within and self.restore:
+        with _as_trained(self.model): self.good = dict(weights=snapshot(self.model), iter=self.iters)
     if level<=self.level: return
     self.level = level
     self.stopped = self.stop
@@ -659,7 +661,7 @@ def after_fit(self:WatchErosion):
     "Look a last time; take the last good weights, with `restore`; leave no trace in the Learner"
     self._last_look()
     if self.restore and self.now and self.good:
-        load_snapshot(self.model, self.good['weights'])
+        with _as_trained(self.model): load_snapshot(self.model, self.good['weights'])   # it may be in another mode
         frozen = getattr(self.opt, 'frozen_idx', 0)
         self.learn.create_opt()   # momentum belongs to the weights that were given up
         self.opt.frozen_idx = frozen

@@ -79,6 +79,22 @@ def test_batch_norms_of_averaged_weights(plain):
     loose = wise_ft(plain, dl=plain.dls.valid.new(bs=13))[2]   # 3 batches, without the last image
     assert loose.num_batches_tracked==3 and (loose.running_mean-z.mean(0)).abs().max()<.3*z.std(0).max()
 
+def test_masks_of_averaged_weights():
+    "A mask of causal attention holds -inf; of two that are the same it is the mean"
+    class Causal(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(3,3)
+            self.register_buffer('mask', torch.full((4,4), -torch.inf).triu(1))
+        def forward(self, x): return self.lin((x@x.mT+self.mask).softmax(-1)@x).mean(1)
+    items = [(torch.randn(4,3),torch.tensor(i%3)) for i in range(8)]
+    learn = Learner(DataLoaders.from_dsets(items, items, bs=4), Causal(), loss_func=CrossEntropyLossFlat(), lr=.1)
+    with learn.no_bar(), learn.no_logging(): learn.fit_phases([Phase(k, 1, learn.dls) for k in ('pretrain','erode')])
+    a,b = learn.models_at('pretrain', 'erode').values()
+    m = wise_ft(learn, alpha=.25)
+    assert torch.equal(m.mask, a.mask)
+    torch.testing.assert_close(m.lin.weight, .75*a.lin.weight+.25*b.lin.weight)
+
 @pytest.mark.parametrize('name', every)
 def test_acts_in_the_second_phase_only(plain, whole, name):
     "And what it leaves behind is a Learner like any other: all weights train, no hooks stay"
