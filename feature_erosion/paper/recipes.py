@@ -173,7 +173,7 @@ class Result:
         run:Run # Run to save to
     ):
         "Write tables, claims and the figure"
-        for k,v in dict(self.tables, claims=self.claims()).items(): run.save_table(k, v)
+        for k,v in dict(self.tables, claims=self.claims()).items(): run._write_table(k, v)   # its run has no fit, so 'phases' is free
         run.save_figure(self.recipe.name, self.plot())
 
     def __repr__(self):
@@ -233,7 +233,7 @@ def measure_net(
     learn = load_net(trained(run.store, net := Net(**net), seed))
     own = {'store':run.store} if 'store' in inspect.signature(measure).parameters else {}
     with learn.no_bar(): res = measure(learn, net, seed, Scale((net,), n_test=n_test, n_train=n_train), **own)
-    for k,v in res.items(): run.save_table(k, v)
+    for k,v in res.items(): run._write_table(k, v)   # its run has no fit, so 'phases' is free
     return {f'{p}_{k}':v for p,row in phase_table(learn).to_dict('index').items() for k,v in row.items()}
 
 # %% ../../nbs/paper/01_recipes.ipynb #9da8a3a5
