@@ -46,6 +46,7 @@ class Recipe:
     extra:str=None # A module that it needs
     trains:Callable=None # If `measure` trains, too: `f(net)`, for how many epochs, or iterations if that is the network's unit
     scales:dict=field(default_factory=dict) # A `Scale` by preset: 'smoke', 'cpu', 'paper', or others
+    needs:tuple=() # Functions of the networks; a `ValueError` says what is missing for the comparison
 
     def nets(self, scale):
         "The networks, without phases that the recipe does not need"
@@ -281,6 +282,7 @@ def check_scale(
     if len(set(scale.nets))<len(scale.nets):
         raise ValueError(f"nets: they must differ; got {', '.join(o.name for o in scale.nets)}")
     if recipe.scales: _check_names(recipe, scale.nets)
+    for f in recipe.needs: f(recipe.nets(scale))
     missing = {str(e):type(e) for net in scale.nets for f in _checks(recipe, net) for e in [_error(f)] if e}
     if missing: raise first(missing.values())(f"{recipe.name} needs {'. It also needs '.join(missing)}")
 
