@@ -467,7 +467,7 @@ class GroupAccuracy(Measured):
         for i,(m,d) in enumerate(tables.items()):
             ys = np.arange(len(names))+min(.16, .8/many)*(i-(many-1)/2)
             ax.errorbar(d.accuracy, ys, xerr=[d.accuracy-d.low, d.high-d.accuracy], fmt='o', ms=5, color=line_color(i), label=m)
-        ax.set_yticks(range(len(names)), [', '.join(map(str, n)) if isinstance(n, tuple) else n for n in names])
+        ax.set_yticks(range(len(names)), [', '.join(map(verbatim, n if isinstance(n, tuple) else [n])) for n in names])
         ax.set(ylim=(len(names)-.5,-.5), xlim=(-.02,1.02), xlabel='accuracy')
         ax.xaxis.set_major_formatter('{x:.0%}')
         legend_beside(ax)

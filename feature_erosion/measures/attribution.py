@@ -522,7 +522,7 @@ def _show_map(ax, im, m, mask):
 @patch
 def _name(self:GradCam, c):
     "A class in words; a network may have more outputs than the data have classes"
-    return self.vocab[c] if c<len(self.vocab) else f'class {c}'
+    return verbatim(self.vocab[c]) if c<len(self.vocab) else f'class {c}'
 
 @patch
 def _column(self:GradCam, axs, i):

@@ -304,11 +304,17 @@ def _recover_claims(net, d):
         for f in untrained]
 
 # %% ../../nbs/paper/04_questions.ipynb #cb8f894b
+def _in_both(dls):
+    "Classes of which two or more samples are in training and test set, as measures of forgetting need; all if there are none"
+    n = [np.bincount(read_labels(o.dataset), minlength=len(dls.vocab)) for o in (dls.train,dls.valid)]
+    return [c for c,k in zip(dls.vocab, np.minimum(*n)) if k>1] or list(dls.vocab)
+
 def unlearn_tables(learn, net, seed, scale):
     "`compare_unlearning` for a class and for a share of the samples"
     dls = clean_of(learn.dls)
-    one = dls.vocab[seed%len(dls.vocab)]
-    parts = {'a class':split_forget(dls, [one]), '2% of the samples':split_forget(dls, share=.02, seed=seed)}
+    classes,n = _in_both(dls),dls.train.n
+    parts = {'a class':split_forget(dls, [classes[seed%len(classes)]]),
+             '2% of the samples' if n>=75 else 'two samples':split_forget(dls, share=max(.02, 2/n), seed=seed)}
     again = partial(retrain, epochs=net.lengths[0], sched=net.sched)
     def table(forget, retain):
         alpha = min(5., .5*(forget.train.n+retain.train.n)/forget.train.n)   # from a limit on, SSD changes nothing

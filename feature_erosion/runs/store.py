@@ -475,13 +475,13 @@ def save_table(self:Run,
     df:pd.DataFrame # Written without its index, with six significant digits; whole numbers with all of theirs
 ):
     "Write `tables/NAME.csv`"
-    if _check_name(name) in ('epochs','evals','phases') or any(o.get('table')==name for o in self.rows()):
+    if name in ('epochs','evals','phases') or any(o.get('table')==name for o in self.rows()):
         raise ValueError(f"name={name!r}: the run's history has a table of this name; choose another")
     self._write_table(name, df)
 
 @patch
 def _write_table(self:Run, name, df):
-    folder = self.path/'tables'
+    folder,name = self.path/'tables',_check_name(name)
     folder.mkdir(exist_ok=True)
     if df.columns.nlevels>1: df = df.set_axis([' '.join(map(str, o)) for o in df.columns], axis=1)
     if bad := [o for o,n in Counter(map(str, df.columns)).items() if n>1]:
