@@ -272,7 +272,7 @@ def test_what_has_its_files_is_made_and_the_rest_is_named(no_data, tmp_path, mon
     net = Net('perceptron', 'perceptron', 'digits', n=64, n_valid=20, lengths=(1,1,0))
     one = Scale(with_control(net), seeds=1, n_test=20, n_train=40)
     given,photos = replace(net, name='given', weights='resnet20-12fca82f.th'),replace(net, name='photos', data='tiny_imagenet_20')
-    mine = dict(fig2=replace(one, nets=(given,photos)), fig1=one)
+    mine = dict(fig2=replace(one, nets=with_control(given, photos)), fig1=one)
     theirs = {f:replace(recipes[f], scales=dict(smoke=s)) for f,s in mine.items()}
     monkeypatch.setattr(recipes_module, 'recipes', theirs)
     with pytest.raises(SystemExit) as e: cli.main(['paper','--preset','smoke','--jobs','1','--out',str(tmp_path/'o')])
