@@ -57,11 +57,27 @@ def fixed_random(
     finally:
         for put,s in zip((random.setstate, np.random.set_state, torch.set_rng_state), states): put(s)
 
+def _has_train(m): return type(m).train is not nn.Module.train   # and may merge weights, or keep others, to evaluate
+
 def _set_modes(modes):
-    "Modules in the modes of pairs `(module, training)`; a class that overrides `train`, e.g. to merge weights, takes part"
+    "Modules in the modes of pairs `(module, training)`; a class that overrides `train` takes part"
     for m,t in modes:
-        if m.training!=t and type(m).train is not nn.Module.train: m.train(t)
+        if _has_train(m): m.train(t)
     for m,t in modes: m.training = t
+
+def _unmerge(modes):
+    "Weights as they are in training, whatever the mode"
+    for m,_ in modes:
+        if _has_train(m): m.train()
+    for m,t in modes: m.training = t
+
+@contextmanager
+def _as_trained(model):
+    "Weights as they are in training, to save or load them: those that were merged are in no state dict"
+    modes = [(m,m.training) for m in model.modules()]
+    _unmerge(modes)
+    try: yield
+    finally: _set_modes(modes)
 
 def _buffers(model):
     "Each buffer with its module, name, version and value; those of lazy modules have no value yet"
@@ -83,6 +99,15 @@ def _derivable(model):
     finally: torch.backends.cudnn.enabled = was
 
 @contextmanager
+def _unmerged(model):
+    "What was merged has no gradient, and what a module keeps from an earlier call has none a second time"
+    def anew(*_): _unmerge([(m,False) for m in model.modules()])
+    hooks = [model.register_forward_pre_hook(anew)] if any(map(_has_train, model.modules())) else []
+    try: yield
+    finally:
+        for h in hooks: h.remove()
+
+@contextmanager
 def evaluating(
     model, # Any module
     grad:bool=False # Whether to compute gradients, even under `torch.no_grad` and `torch.inference_mode`
@@ -91,8 +116,8 @@ def evaluating(
     modes = [(m,m.training) for m in model.modules()]
     states = [(m,dict(vars(m))) for m in model.modules() if hasattr(m, 'reset')]   # such as `hidden` of fastai's AWD_LSTM
     buffers = _buffers(model)
-    able,plain = (torch.inference_mode(False), _derivable(model)) if grad else (nullcontext(), nullcontext())
-    with able, plain, torch.set_grad_enabled(grad), fixed_random():
+    able,plain,apart = (torch.inference_mode(False), _derivable(model), _unmerged(model)) if grad else [nullcontext()]*3
+    with able, plain, apart, torch.set_grad_enabled(grad), fixed_random():
         model.eval()
         try: yield model
         finally:

@@ -306,7 +306,7 @@ def _report(learn, a):
     print('\n' + ' '*10 + ''.join(f'{s:>18}' for s in acc))
     for p,row in acc.iterrows(): print(f'{p:10}' + ''.join(f'{v:18.1%}' for v in row))
     n,chance = len(learn.dls.valid_ds),1/n_labels(learn.dls)
-    print(f"\n{n} test images, chance {chance:.0%}. The run, with figure and tables, is in {out}")
+    print(f"\n{n} test images, chance {chance:.{int(chance<.1)}%}. The run, with figure and tables, is in {out}")
     if a.json: _as_json(a, run=out, n=n, chance=chance, phases=acc)
 
 # %% ../nbs/20_cli.ipynb #a9e5e503

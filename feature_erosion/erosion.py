@@ -12,7 +12,7 @@ __all__ = ['forgetting', 'half_life', 'pattern_reliance', 'Erosion', 'erosion_su
 import numpy as np, pandas as pd
 from fastcore.all import *
 from fastai.vision.all import Learner, Recorder, plt
-from .loaders import n_labels
+from .loaders import int_label, label_part, n_labels
 from .callbacks import last_row, log_columns
 from .plots import *
 from .evalsets import *   # `recorder.evals`, and with it `recorder.history`
@@ -165,7 +165,16 @@ def _check_metric(ev, *columns):
 def _chance(dls, chance):
     if chance is None and dls is None:
         raise ValueError("chance=None: there are no data to count classes in; give it, e.g. chance=.1 for ten")
+    if chance is None: _check_one_class(dls)
     return _check_chance(1/n_labels(dls) if chance is None else chance)
+
+def _check_one_class(dls):
+    "Refuse to guess chance where samples have several labels each, or masks"
+    tls,n = getattr(dls, 'tls', ()),getattr(dls, 'n_inp', None)
+    try: L(tls and label_part(tls, n)[:1]).map(int_label)
+    except ValueError:
+        raise ValueError("chance=None: samples have no single class, so guessing is right in another share than one over the "
+                         "number of classes; give it, e.g. chance=.5 for yes or no to each label") from None
 
 # %% ../nbs/13_erosion.ipynb #cf3d5063
 class Erosion(Measured):

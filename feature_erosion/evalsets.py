@@ -49,7 +49,7 @@ def evaluate(
             for k,v in labels.items(): _accumulate(mets[k], *_known(pred, v[i-len(y):i].to(pred.device)))
     if not i: raise ValueError("dl: there are no samples in it, so there is nothing to measure")
     _check_length(labels, i, exact=True)
-    return {f'{k}_{m.name}'.lstrip('_'):_number(m.value, sound, m.name) for k,ms in mets.items() for m in ms}
+    return {f'{k}_{m.name}' if k else m.name:_number(m.value, sound, m.name) for k,ms in mets.items() for m in ms}
 
 @contextmanager
 def _same_draws(dl):
@@ -88,7 +88,8 @@ def _check_choice(pred, y, mets):
                          "`EvalSets(pattern_sets(easy), metrics=accuracy_multi)`")
     if pred.ndim>3 or _long_axes(y.shape)!=_long_axes(pred.shape[:-1]):
         raise ValueError(f"dl: labels of shape {tuple(y.shape)} for answers of shape {tuple(pred.shape)}; `accuracy` wants one "
-                         "integer for the scores of each sample. Give a metric that fits, such as `DiceMulti()` for masks")
+                         "integer for the scores of each sample. Give a metric that fits: `DiceMulti()` for masks, `accuracy_multi` "
+                         "for several labels")
 
 def _long_axes(shape): return [d for d in shape if d>1]
 

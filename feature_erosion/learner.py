@@ -49,6 +49,11 @@ class _Group(dict):
 # %% ../nbs/14_learner.ipynb #9209a902
 class TorchOptim(OptimWrapper):
     "`OptimWrapper` whose `hypers` can be changed in place, like those of fastai's own optimisers"
+    def __init__(self, *args, **kwargs):
+        lr = kwargs.get('lr')
+        if isinstance(lr, slice): kwargs['lr'] = lr.stop   # PyTorch's take a number
+        super().__init__(*args, **kwargs)
+        if isinstance(lr, slice): self.set_hyper('lr', lr)
     @property
     def hypers(self): return [_Group(g, self.fwd_map) for g in self.opt.param_groups]
 
@@ -73,7 +78,7 @@ def erosion_learner(
     weights=None, # As in `create_model`, e.g. a file
     classes=None, # As in `create_model`
     n_classes:int|None=None, # By default that of the data
-    lr:float=.1, # Learning rate
+    lr:float|slice=.1, # Learning rate; a slice for parameter groups, as in fastai
     mom:float=.9, # Momentum
     wd:float=1e-4, # Weight decay, on all parameters
     metrics=accuracy, # One or more metrics
@@ -134,7 +139,7 @@ def fit_phases(self:Learner,
     phases:list, # `Phase`s
     cbs:list=None, # More callbacks; if none is an `EvalSets`, one is added. Wrap them in `PerPhase` to stop or save each phase
     run:Run|None=None, # Folder to save to, from `RunStore.run`: an interrupted run resumes, a finished one is loaded
-    after:Run|None=None, # A finished run of the first phases, from `RunStore.once`: start where it ended
+    after:Run|None=None, # A finished run of the first phases, from `RunStore.once`: start where it ended; as in `KeepRun`
     snapshots='all' # As in `PhaseSchedule`: phases after which to keep the weights in memory
 ):
     "Train through all phases in one fit; if a phase's data have a pattern, log clean, pattern and conflict accuracy"

@@ -59,6 +59,10 @@ class Mitigation(TidyCallback):
         self.acts = acts and self.strength()!=0
         if self.acts: self.begin()
 
+    def rests(self, phases):
+        "Whether these phases are as without it, so that a run without it may stand for them"
+        return self.wanted is not None and not {*phases} & {*self.wanted}
+
     def reset(self): "Forget what was gathered in earlier fits"
     def old_data(self): "The old data that it reads, if any"
     def strength(self):
@@ -99,6 +103,16 @@ def _loss_scale(learn):
 
 def _copies(model): return {n:p.detach().clone() for n,p in _weights(model).items()}
 
+@contextmanager
+def _thawed(model):
+    "As if all weights were trained: what is frozen now may be thawed before the phase ends"
+    frozen = [p for p in unwrapped(model).parameters() if not p.requires_grad and p.is_floating_point()]
+    try:
+        for p in frozen: p.requires_grad_(True)
+        yield
+    finally:
+        for p in frozen: p.requires_grad_(False)
+
 def _distance2(model, anchor, by=None):
     "Squared distance of the weights from `anchor`, each weighted `by` its importance"
     some = {n:p for n,p in _weights(model).items() if n in anchor and (by is None or n in by)}   # others were frozen
@@ -120,15 +134,15 @@ class L2SP(Penalty):
 
     def strength(self): return self.alpha if self.head is None else max(self.alpha, self.beta)
     def begin(self):
-        ws = _copies(self.model)
+        with _thawed(self.model): ws = _copies(self.model)
         self.new = [n for n in ws if self.head is not None and n.startswith(self.head)]
         if self.head is not None and not self.new:
             raise ValueError(f"head={self.head!r}: begins no parameter's name; there are {', '.join(ws)}")
         self.anchor = {n:w for n,w in ws.items() if n not in self.new}
 
     def penalty(self, pred):
-        own = _weights(self.model)
-        return self.alpha/2*_distance2(self.model, self.anchor) + self.beta/2*sum(own[n].square().sum() for n in self.new)
+        new = [p for n,p in _weights(self.model).items() if n in self.new]
+        return self.alpha/2*_distance2(self.model, self.anchor) + self.beta/2*sum(p.square().sum() for p in new)
 
 class L2Init(Penalty):
     "Stay near the weights that training began with: λ·‖w−w⁰‖² (Kumar et al. 2023)"
@@ -141,8 +155,10 @@ class L2Init(Penalty):
         self.weight = weight
 
     def strength(self): return self.weight
+    def rests(self, phases): return False   # it begins with the fit
     def before_fit(self):
-        if trains(self.learn): self.anchor = _copies(self.model)
+        if trains(self.learn):
+            with _thawed(self.model): self.anchor = _copies(self.model)
         super().before_fit()
 
     def penalty(self, pred): return self.weight*_distance2(self.model, self.anchor)
@@ -215,9 +231,8 @@ class EWC(Penalty):
     def old_data(self): return self.old_dl
     def strength(self): return self.weight
     def begin(self):
-        new = fisher(self.model, self.old_dl, self.n)
+        with _thawed(self.model): new,self.anchor = fisher(self.model, self.old_dl, self.n),_copies(self.model)
         self.F = {n:f + self.decay*self.F[n] if n in self.F else f for n,f in new.items()}
-        self.anchor = _copies(self.model)
 
     def penalty(self, pred): return self.weight/2*_distance2(self.model, self.anchor, self.F)
 
@@ -240,15 +255,17 @@ class SI(Penalty):
 
     def reset(self): self.omega,self.sums,self.now,self.own = {},None,{},{}
     def strength(self): return self.c
+    def rests(self, phases): return False   # it watches
     def _start(self, acts):
         if self.sums is not None: self._consolidate()
-        self.start = _copies(self.model)
+        with _thawed(self.model): self.start = _copies(self.model)
         self.sums = {n:torch.zeros_like(w) for n,w in self.start.items()}
         super()._start(acts)
 
     def _consolidate(self):
         own = dict(unwrapped(self.model).named_parameters())   # also those that are frozen by now
         for n,start in self.start.items():
+            if not self.sums[n].any(): continue   # it was frozen
             new = self.sums[n]/((own[n].detach()-start).square()+self.xi)
             self.omega[n] = self.omega.get(n, 0)+new.clamp(min=0)
 
@@ -257,7 +274,7 @@ class SI(Penalty):
             self.reset()
             raise ValueError("SI: nothing was learnt before in this fit, so no weight has an importance; "
                              "begin with a phase on old data, or use EWC, which takes it from the data")
-        self.anchor = _copies(self.model)
+        self.anchor = self.start
 
     def penalty(self, pred):
         ws = {n:p for n,p in _weights(self.model).items() if n in self.omega and n in self.anchor}   # others were frozen
@@ -308,9 +325,9 @@ def _scores(model, xs, state=None):
     return answer_tensor(out)
 
 def _state(model):
-    "Copies of all weights and buffers, each once where layers share them"
+    "Copies of all weights and buffers as in eval mode, each once where layers share them"
     model = unwrapped(model)
-    return {n:v.detach().clone() for n,v in (*model.named_parameters(), *model.named_buffers())}
+    with evaluating(model): return {n:v.detach().clone() for n,v in (*model.named_parameters(), *model.named_buffers())}
 
 def _refuse_changers(cb):
     "A second pass takes answers as the model gives them: what others make of them in `after_pred` would be gone without a word"
@@ -713,10 +730,14 @@ def wise_ft(
     check_share(alpha=alpha)
     a,b = learn.models_at(before, after).values()
     states = a.state_dict(),b.state_dict()
-    mixed = {k:torch.lerp(v, w, alpha) if v.is_floating_point() else w for (k,v),w in zip(states[0].items(), states[1].values())}
+    mixed = {k:_between(v, w, alpha) for (k,v),w in zip(states[0].items(), states[1].values())}
     b.load_state_dict(mixed)
     if dl is not None: _new_statistics(b, dl)
     return b.eval()
+
+def _between(v, w, alpha):
+    "What is the same in both stays exactly so: between -inf and -inf, as in an attention mask, there is nothing"
+    return torch.where(v==w, v, torch.lerp(v, w, alpha)) if v.is_floating_point() else w
 
 def _new_statistics(model, dl):
     "Statistics of batch norms are those of all batches (Izmailov et al. 2018, section 3.2)"

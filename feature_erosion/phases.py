@@ -6,8 +6,8 @@ Docs: https://feature-erosion.github.io/feature_erosion/phases.html.md"""
 
 # %% auto #0
 __all__ = ['schedules', 'constant', 'multi_step', 'one_cycle', 'Phase', 'CancelPhaseException', 'snapshot', 'reshape_buffers',
-           'load_snapshot', 'Unpickled', 'Snapshots', 'PhaseSchedule', 'n_epochs', 'class_names', 'check_classes',
-           'PerPhase']
+           'load_snapshot', 'Unpickled', 'Snapshots', 'PhaseSchedule', 'n_epochs', 'class_names', 'check_inputs',
+           'check_classes', 'PerPhase']
 
 # %% ../nbs/11_phases.ipynb #a565a0b0
 import warnings
@@ -583,6 +583,43 @@ def _passes_on(o):
     part,kinds = torch.utils.data.Subset,(DataLoader,torch.utils.data.DataLoader)
     return isinstance(o, kinds) or getattr(type(o), '__getitem__', None) is part.__getitem__
 
+# %% ../nbs/11_phases.ipynb #21c4675f
+def _check_moved(a, b, what, number, who, whose, do):
+    "Refuse names `b` if one has another place than in `a`"
+    at = {c:i for i,c in enumerate(a) if c!='xxfake'}   # fastai fills up vocabularies with it
+    if moved := [(i,c) for i,c in enumerate(b) if at.get(c, i)!=i]:
+        i,c = moved[0]
+        raise ValueError(f"dls: {who} has {what} {c!r} as {number} {i}, {whose} have it as {at[c]}; {do}")
+
+def _warn_renamed(a, b, number, who, whose, so):
+    "Warn if a place has another name"
+    if renamed := [(i,x,y) for i,(x,y) in enumerate(zip(a, b)) if x!=y and 'xxfake' not in (x,y)]:
+        i,x,y = renamed[0]
+        warnings.warn(f"{who}: {number} {i} is {y!r}, in {whose} it is {x!r}; {so}")
+
+def _input_names(dls):
+    "What numbers in the inputs stand for: tokens of a text; columns of a table, and the categories in each"
+    if hasattr(dls, 'cont_names'): res = {**getattr(dls, 'classes', {}), 'column':[*dls.cat_names, *dls.cont_names]}
+    else:
+        inputs = getattr(dls, 'tls', [])[:getattr(dls, 'n_inp', None)]
+        res = {f'token of input {i}' if i else 'token':v for i,o in enumerate(inputs) if (v := getattr(o, 'vocab', None))}
+    return {k:[str(o) for o in v] for k,v in res.items()}
+
+# %% ../nbs/11_phases.ipynb #6daca643
+def check_inputs(
+    own, # As in `check_classes`
+    other, # As in `check_classes`
+    who:str, # As in `check_classes`
+    whose:str="the Learner's data" # As in `check_classes`
+):
+    "Refuse texts or tables in which a word, a category or a column has another number than in the Learner's"
+    a,b = _input_names(own),_input_names(other)
+    do = ("give all texts one vocabulary, as `text_vocab=dls.vocab[0]`, and tables the same columns, with the same categories, "
+          "by `pd.Categorical`")
+    for k in a.keys() & b.keys():
+        _check_moved(a[k], b[k], k, 'number', who, whose, do)
+        _warn_renamed(a[k], b[k], k, who, whose, "the network takes one for the other")
+
 # %% ../nbs/11_phases.ipynb #c1a55002
 def check_classes(
     own, # The Learner's data, as in `class_names`
@@ -590,18 +627,12 @@ def check_classes(
     who:str, # What to call `other` in the message
     whose:str="the Learner's data" # What to call `own` in the message
 ):
-    "Refuse data in which a class has a different label than in the Learner's; warn if a label has a different name"
+    "Refuse data in which a class has a different label than in the Learner's, as `check_inputs` does; warn of a different name"
+    check_inputs(own, other, who, whose)
     a,b = class_names(own),class_names(other)
-    if a is None or b is None or a==b: return
-    at = {c:i for i,c in enumerate(a)}
-    if moved := [c for i,c in enumerate(b) if at.get(c, i)!=i]:
-        c = moved[0]
-        raise ValueError(f"dls: {who} has class {c!r} as label {b.index(c)}, {whose} have it as {at[c]}; "
-                         "give all data one `vocab`, in one order")
-    if renamed := [(i,x,y) for i,(x,y) in enumerate(zip(a, b)) if x!=y]:
-        i,x,y = renamed[0]
-        warnings.warn(f"{who}: label {i} is {y!r}, in {whose} it is {x!r}; "
-                      "right for a new task on the same outputs, wrong for the same task")
+    if a is None or b is None: return
+    _check_moved(a, b, 'class', 'label', who, whose, "give all data one `vocab`, in one order")
+    _warn_renamed(a, b, 'label', who, whose, "right for a new task on the same outputs, wrong for the same task")
 
 # %% ../nbs/11_phases.ipynb #0e1ead01
 def _one_schedule(cbs):

@@ -8,7 +8,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/recover.html.md"""
 __all__ = ['strengths', 'dfr', 'Recovered', 'recover', 'Recovery', 'GroupAccuracy', 'group_accuracy', 'Ramp']
 
 # %% ../nbs/16_recover.ipynb #7e8dba52
-import numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd, torch, warnings
 from inspect import signature
 from contextlib import suppress
 from types import SimpleNamespace
@@ -106,9 +106,13 @@ def _check_dfr(X, y, classes, g, retrain):
         raise ValueError(f"X, y, groups: features of shape {X.shape}, {len(y)} labels, {len(g)} groups; "
                          "want one row, label and group per sample")
     if len(classes)<2: raise ValueError(f"y: all {len(y)} labels are the same; want two classes or more")
+    if len(X)==2: raise ValueError(f"X, y: {_nothing_left}; give two of each or more")
     if (bad := (~np.isfinite(X)).sum()):
         raise _NotFinite(f"X: {bad} of {X.size} features are NaN or infinite; has the network diverged?")
     check_whole(1, retrain=retrain)
+
+_nothing_left = ("one sample of each of two classes has standardised features of 1 and -1 only, so that the penalty leaves none, "
+                 "and one class would be answered for everything")
 
 # %% ../nbs/16_recover.ipynb #8b1a0a52
 def _in_dataset(dl):
@@ -133,11 +137,17 @@ def _draw(y, most, seed):
     rng = np_rng(seed)
     return np.stack([rng.permutation(np.flatnonzero(y==c))[:most] for c in np.unique(y)], 1)
 
-def _check_enough(k, y, y_test, names):
-    for c in np.union1d(y, y_test).tolist():
+def _check_enough(few, y, y_test, names):
+    "Numbers of images, without 1 if there are two classes"
+    k,classes = few[-1],np.union1d(y, y_test).tolist()
+    for c in classes:
         if (n := (y==c).sum())<k:
             raise ValueError(f"few={k}: class {names[c] if names else c!r} has {n} training images; "
                              "choose fewer, or give more images")
+    if few[0]>1 or len(classes)!=2: return few
+    if k==1: raise ValueError(f"few={few}: {_nothing_left}; choose 2 or more")
+    warnings.warn(f"few={few}: 1 is left out, as {_nothing_left}")
+    return few[1:]
 
 # %% ../nbs/16_recover.ipynb #4bf31a32
 def _two_scores(model, dl):
@@ -251,7 +261,7 @@ def recover(
     models, # As in `named_models`
     train, # Clean data from which the few images are drawn, as in `fixed_dl`; no augmentation
     test, # Other clean data, for testing
-    few:tuple=(1,10,100), # Numbers of images per class
+    few:tuple=(1,10,100), # Numbers of images per class; of two classes at least 2
     features:tuple=('last','all'), # 'last': what the last linear layer sees; 'all': all layers, averaged over positions
     seeds:int=3, # How many draws of images
     layers=None, # For 'all', as in `find_layers`
@@ -260,7 +270,7 @@ def recover(
 )->Recovered: # `accuracy` and the `C` that was chosen; each model's own accuracy is in `attrs['now']`
     "Accuracy on `test` with a new last layer, trained by `dfr` on a few images of each class"
     models,few,features = named_models(models),sorted(listify(few)),listify(features)
-    test,y,y_test = _checked(train, test, few, features, seeds, n_test)
+    test,y,y_test,few = _checked(train, test, few, features, seeds, n_test)
     (every,sets),rows = _sets(y, few, seeds),[]
     jobs = [(m,f) for m in models for f in features]
     for m,f in progress_bar(jobs, leave=False) if progress else jobs:
@@ -280,7 +290,7 @@ def _features(model, kind, layers, dl, idxs=None):
     return X if idxs is None else X[idxs]
 
 def _checked(train, test, few, features, seeds, n_test):
-    "The test samples and the labels of both, if all arguments are right"
+    "The test samples, the labels of both, and how many images to draw, if all arguments are right"
     _check_args(few, features, seeds)
     check_classes(train, test, 'test', 'train')
     _check_apart(train, test)
@@ -288,8 +298,7 @@ def _checked(train, test, few, features, seeds, n_test):
     test = fixed_dl(test, n_test)
     names = class_names(train)
     y,y_test = (_check_known(int_labels(dl_labels(o)), names and len(names)) for o in (train, test))
-    _check_enough(few[-1], y, y_test, names)
-    return test,y,y_test
+    return test,y,y_test,_check_enough(few, y, y_test, names)
 
 def _sets(y, few, seeds):
     "All samples that are needed, and for each seed and number of images their places among these"
@@ -343,7 +352,7 @@ class Recovery(LoggedCallback):
         if not self.run: return
         a,m = self._args(),get_model(self.model)
         with precision(self.learn), fixed_random():
-            _checked(a.train, a.test, sorted(a.few), a.features, a.seeds, a.n_test)
+            *_,self.few = _checked(a.train, a.test, sorted(a.few), a.features, a.seeds, a.n_test)
             if 'last' in a.features: _check_last(m, a.train)
             if 'all' in a.features: find_layers(m, _two_inputs(m, a.train), a.layers)
 
@@ -365,9 +374,9 @@ class Recovery(LoggedCallback):
         return self.learn.train_iter if getattr(self.learn, 'phase', None) is None else self.learn.phase_schedule.iters
     def _look(self, i):
         a = self._args()
-        vals = dict.fromkeys(['now', *(f'{f}_{k}' for f in a.features for k in sorted(a.few))], float('nan'))   # diverged
+        vals = dict.fromkeys(['now', *(f'{f}_{k}' for f in a.features for k in self.few)], float('nan'))   # diverged
         with precision(self.learn), suppress(_NotFinite):
-            r = recover(get_model(self.model), *self.given, progress=False, **self.kwargs)
+            r = recover(get_model(self.model), *self.given, progress=False, **{**self.kwargs, 'few':self.few})
             mean = pd.DataFrame(r).groupby(['features','few'], sort=False).accuracy.mean()
             vals = dict(now=first(r.attrs['now'].values()), **{f'{f}_{k}':v for (f,k),v in mean.items()})
         self.log(vals, int(self.learn.pct_train*self.learn.n_epoch+1e-6), iter=i)   # whole epochs that are done
@@ -458,7 +467,7 @@ class GroupAccuracy(Measured):
         for i,(m,d) in enumerate(tables.items()):
             ys = np.arange(len(names))+min(.16, .8/many)*(i-(many-1)/2)
             ax.errorbar(d.accuracy, ys, xerr=[d.accuracy-d.low, d.high-d.accuracy], fmt='o', ms=5, color=line_color(i), label=m)
-        ax.set_yticks(range(len(names)), [', '.join(map(str, n)) if isinstance(n, tuple) else n for n in names])
+        ax.set_yticks(range(len(names)), [', '.join(map(verbatim, n if isinstance(n, tuple) else [n])) for n in names])
         ax.set(ylim=(len(names)-.5,-.5), xlim=(-.02,1.02), xlabel='accuracy')
         ax.xaxis.set_major_formatter('{x:.0%}')
         legend_beside(ax)

@@ -419,7 +419,8 @@ def _other(learn, against):
 def _check_knows(acc, chance, n):
     if _interval(round(acc*n), n)[0]>chance: return
     raise ValueError(f"dl: the model is right on {acc:.0%} of these {n} images, and one class alone makes up {chance:.0%}, "
-                     "so there is nothing to explain. Give the data it was finetuned on, or more images by `n`")
+                     "so there is nothing to explain. Give the data it was finetuned on, with as many images of each class, "
+                     "or more of them by `n`")
 
 def _judged(parts, got, others, map_, images, acc, chance, max_share):
     halfway = (acc+chance)/2

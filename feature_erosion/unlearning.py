@@ -14,7 +14,7 @@ __all__ = ['unlearners', 'split_forget', 'twin', 'train_on', 'Beside', 'wrong_la
 import warnings
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from contextlib import contextmanager
-from copy import copy
+from copy import copy, deepcopy
 from inspect import signature
 from time import perf_counter
 from sklearn.linear_model import LogisticRegression
@@ -99,6 +99,11 @@ def split_forget(
 _shared = MixedPrecision,GradientClip,TensorAnswer   # callbacks that say how this network is trained
 _settings = 'loss_func','opt_func','lr','splitter','path','model_dir','wd','wd_bn_bias','train_bn','moms'
 
+def _own_loss(learn):
+    "A loss may count or learn; the network that it may refer to stays the same"
+    m = get_model(learn.model)
+    return deepcopy(learn.loss_func, {id(o):o for o in (*m.modules(), *m.parameters(), *m.buffers())})
+
 def twin(
     learn:Learner, # Any Learner
     model:nn.Module=None, # Another network; by default the same one
@@ -109,7 +114,8 @@ def twin(
         raise ValueError("learn: its opt_func is one optimiser, made already; give a function that makes one, "
                          "e.g. partial(OptimWrapper, opt=torch.optim.SGD)")
     cbs = [copy(o) for o in learn.cbs if isinstance(o, _shared)] + L(cbs)
-    res = Learner(learn.dls, ifnone(model, learn.model), cbs=cbs, **{k:getattr(learn, k) for k in _settings})
+    kw = {**{k:getattr(learn, k) for k in _settings}, 'loss_func':_own_loss(learn)}
+    res = Learner(learn.dls, ifnone(model, learn.model), cbs=cbs, **kw)
     return res if hasattr(learn, 'progress') else res.remove_cb(ProgressCallback)
 
 def _copied(phase, **attrs):
@@ -280,15 +286,15 @@ def worst_noise(
     check_whole(1, steps=steps)
     (x,*more),y = to_model(xs, model),batch_labels((y,)).to(first(model.parameters()).device)
     if not x.is_floating_point(): raise ValueError(f"xs: the input is {x.dtype}; noise is made for images given as floats")
-    noise = torch.randn_like(x).requires_grad_()
+    noise = torch.randn_like(x, dtype=torch.float).requires_grad_()   # Adam divides by less than half precision holds
     opt = torch.optim.Adam([noise], lr)
     with evaluating(model, grad=True):
         for _ in range(steps):
-            pred = answer_tensor(model(*copied((noise, *more)))).float()
+            pred = answer_tensor(model(*copied((noise.to(x.dtype), *more)))).float()
             loss = decay*noise.square().sum()/len(noise) - F.cross_entropy(pred, y)
             noise.grad, = torch.autograd.grad(loss, noise)
             opt.step()
-    return noise.detach()
+    return noise.detach().to(x.dtype)
 
 class _BesideNoise(Beside):
     "A batch of noise, made when the fit begins, and `share` images of it for each that is kept"
@@ -394,7 +400,8 @@ def scrub(
 ):
     "Less KL to the teacher and loss on what is kept, more KL on what is forgotten (SCRUB, Kurmanji et al. 2023, section 3)"
     check_whole(1, epochs=epochs)
-    check_number(f'in 0…{epochs}, the number of epochs on what is kept', lambda v: 0<=v<=epochs, msteps=msteps)
+    check_whole(0, msteps=msteps)
+    check_number(f'in 0…{epochs}, the number of epochs on what is kept', lambda v: v<=epochs, msteps=msteps)
     kinds = [(k,i) for i in range(epochs) for k in (('max',forget),('min',retain))[i>=msteps:]]
     train_on(learn, [Phase(f'{k} {i+1}', 1, d, lr, 'constant', 'keep') for (k,d),i in kinds], Scrub(alpha, gamma, T))
 

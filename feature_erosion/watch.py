@@ -19,6 +19,7 @@ from fastai.callback.rnn import ModelResetter
 from fastai.vision.all import (CancelFitException, CancelTrainException, DataLoader, DataLoaders, Metric, SaveModelCallback,
                                TrackerCallback, get_model, plt)
 from .batches import *
+from .batches import _as_trained
 from .loaders import *
 from .callbacks import *
 from .plots import *
@@ -99,7 +100,7 @@ class _Known:
     def look(self, model, heads, same_head):
         "Labels; whether the model's answers and the nearest mean of its features are right; the features"
         with unaugmented(self.dl), _features(model, heads) as got: res = evaluate(model, self.batches, _Answers(same_head))
-        y,right,pred = res['answers']
+        (y,right,pred), = res.values()
         X = _joined_features(got)
         n = len(y) if X is None else len(X)
         if n!=len(y) or len(y) and y.min()<0: self._refuse(int(y.min()), n, len(y))
@@ -471,6 +472,7 @@ def _n_choices(scores): return scores.shape[1] if scores.ndim==2 else 0   # of o
 
 def _same_head(k, known, outputs, dls):
     "Whether the model's outputs can stand for the classes of a reference"
+    check_inputs(dls, known.dl, f'reference {k!r}')
     if outputs<2 or known.names is None: return outputs>1
     own = class_names(dls)
     if own and set(own)==set(known.names): check_classes(dls, known.dl, f'reference {k!r}')
@@ -611,7 +613,8 @@ def _most_lost(losses):
 def _warn(self:WatchErosion, level, losses, hangs, drift, broken):
     self.now = level
     within = level==0 and all(o.lost<=self.tolerance for o in losses.values())   # also where a loss may be chance
-    if within and self.restore: self.good = dict(weights=snapshot(self.model), iter=self.iters)
+    if within and self.restore:
+        with _as_trained(self.model): self.good = dict(weights=snapshot(self.model), iter=self.iters)
     if level<=self.level: return
     self.level = level
     self.stopped = self.stop
@@ -621,7 +624,8 @@ def _warn(self:WatchErosion, level, losses, hangs, drift, broken):
 def _in_words(self:WatchErosion, losses, hangs, drift, broken):
     after = f"after {self.iters} iteration{'s'*(self.iters!=1)} "
     layers = _most_changed(drift)
-    see = (f"; of the layers, {layers} changed most" if layers else '')+"; see `find_shortcut`."
+    see = f"; of the layers, {layers} changed most" if layers else ''
+    see += '; see `find_shortcut`.' if _is_images(self.inside.batches[0]) else '.'
     if broken: return after + "its activations are no finite numbers" + see
     if hangs: return after + (f"{hangs.share:.0%} of its right answers on held-out images depend on one box of them, "
                               f"(top, left, height, width) = {hangs.box}") + see
@@ -657,7 +661,7 @@ def after_fit(self:WatchErosion):
     "Look a last time; take the last good weights, with `restore`; leave no trace in the Learner"
     self._last_look()
     if self.restore and self.now and self.good:
-        load_snapshot(self.model, self.good['weights'])
+        with _as_trained(self.model): load_snapshot(self.model, self.good['weights'])   # it may be in another mode
         frozen = getattr(self.opt, 'frozen_idx', 0)
         self.learn.create_opt()   # momentum belongs to the weights that were given up
         self.opt.frozen_idx = frozen

@@ -33,12 +33,13 @@ def test_numbers_of_classes(cls, arg, dls, tmp_path):
 
 @pytest.mark.parametrize('f,args', [
     (lambda dls, **k: Net('n', 'perceptron', 'digits', **k),
-     dict(width=-1, lr=float('nan'), bs=0, n=1.5, n_valid='x', ratio=[1], lengths=(1,-1,0))),
+     dict(width=-1, lr=float('nan'), bs=0, n=1.5, n_valid='x', ratio=[1], lengths=(1,-1,0), pattern_size=-4)),
     (lambda dls, **k: erosion_learner(dls, perceptron, **k), dict(lr=-1, mom=1, wd=float('nan'))),
     (lambda dls, **k: digits_dls(**k), dict(channels='x')),
     (lambda dls, **k: evalsets.log_iters(100, **k), dict(per_decade=-1)),
     (lambda dls, **k: unlearning.distil_loss(torch.zeros(2,3), torch.ones(2,3), **k), dict(T=-1)),
     (lambda dls, **k: unlearning.split_forget(dls, **k), dict(share='x')),
+    (lambda dls, **k: unlearning.scrub(None, dls, dls, **k), dict(msteps=1.5)),
     (lambda dls, **k: cka.layer_cka({'a':perceptron(),'b':perceptron()}, dls.valid, progress=False, **k),
      dict(max_memory=float('nan'))),
     (lambda dls, **k: plasticity.dormant_units(perceptron(), dls.valid, **k), dict(tau='x')),

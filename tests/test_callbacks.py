@@ -76,6 +76,14 @@ def test_parameter_groups_train_as_fit_says(dls):
                   cbs=[PhaseSchedule([Phase('a', 1, sched='constant'), Phase('b', 1, lr=[.02,.03], sched='constant')]), seen])
     assert {k:v[0] for k,v in seen.rates.items()}==dict(a=[.001,.1], b=[.02,.03])
 
+@pytest.mark.parametrize('lr,want', [(slice(.001,.1), [.001,.1]), (slice(.1), [.01,.1])])
+def test_parameter_groups_of_an_erosion_learner(dls, lr, want):
+    "PyTorch's optimiser takes no slice: the rates are set as fastai would"
+    learn,seen = erosion_learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(768,10), nn.Linear(10,10)), lr=lr,
+                                 splitter=lambda m: [list(m[1].parameters()), list(m[2].parameters())]),Seen()
+    with learn.no_bar(), learn.no_logging(): learn.fit_phases([Phase('a', 1, sched='constant')], cbs=seen)
+    assert seen.rates['a'][0]==want
+
 @works(what='`PerPhase(ParamScheduler(…))`', how='refused: a phase has its own schedule, Phase(…, sched={…})')
 @pytest.mark.parametrize('k', ['lr','wd'])
 def test_a_scheduler_is_not_per_phase(learn, k):

@@ -1,6 +1,7 @@
 "Models and batches as people have them: what is measured is right, or refused with a word on what to do."
 import io, json, resource, struct, warnings, zipfile
 from collections import OrderedDict, namedtuple
+from copy import deepcopy
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, timm, torch, torchvision
 from fastai.vision.all import (Adam, CrossEntropyLossFlat, DataLoader, DataLoaders, LabelSmoothingCrossEntropyFlat, Lambda, Learner, SGD,
@@ -13,6 +14,7 @@ from feature_erosion.batches import TensorAnswer, answer_tensor, evaluating, spl
 from feature_erosion.measures.cka import cka, layer_cka
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import evaluate
+from feature_erosion.mitigations import LwF, _scores, fisher
 from feature_erosion.models import create_model, load_weights, restrict_outputs
 from feature_erosion.measures.plasticity import dormant_units, grad_norm, hessian_rank, penultimate, plasticity_measures, unit_scores, weight_norm, weight_norms
 from feature_erosion.measures.probes import dl_labels, layer_probe
@@ -20,6 +22,7 @@ from feature_erosion.measures.rank import effective_rank, layer_rank
 from feature_erosion.measures.layers import Features, find_layers, layer_calls, visit
 from feature_erosion.recover import _check_last
 from feature_erosion.shortcut import find_shortcut
+from feature_erosion.unlearning import Scrub
 from feature_erosion.watch import WatchErosion, hangs_on
 
 def case(*args, what, how, kind='models'): return pytest.param(*args, marks=works(kind, what, how), id=what)
@@ -165,6 +168,55 @@ def test_modules_that_act_on_a_change_of_mode():
     m(x).sum().backward()
     assert m[0].more.grad is not None and m[2].more.grad is None
 
+def test_gradients_where_weights_are_merged():
+    "In eval mode the answers would not depend on what was merged, and it would count for nothing"
+    x,y = torch.randn(5,6),torch.arange(5)%4
+    for make in (nn.Module.train, nn.Module.eval):
+        m = make(nn.Sequential(Merging(6, 8), nn.Tanh(), Merging(8, 4)))
+        was = {k:v.clone() for k,v in m.state_dict().items()}
+        got = fisher(m, [(x,y)])
+        assert all(torch.equal(v, was[k]) for k,v in m.state_dict().items()) and {o.merged for o in (m[0],m[2])}=={not m.training}
+        plain = deepcopy(m).train()
+        each = [torch.autograd.grad(F.cross_entropy(plain(x[[i]]), y[[i]]), list(plain.parameters())) for i in range(5)]
+        for f,gs in zip(got.values(), zip(*each)): close(f, torch.stack(gs).square().mean(0))
+
+class Keeping(nn.Linear):
+    "Keeps a product of weights in eval mode, until that changes, as LeViT does"
+    kept = None
+    def train(self, mode=True):
+        self.kept = None
+        return super().train(mode)
+    def forward(self, x):
+        if self.training or self.kept is None: self.kept = self.weight*2
+        return F.linear(x, self.kept, self.bias)
+
+def test_gradients_where_products_of_weights_are_kept():
+    m,x,y = Keeping(6,4).eval(),torch.randn(8,6),torch.arange(8)%4
+    g = torch.autograd.grad(F.cross_entropy(F.linear(x, 2*m.weight, m.bias), y), list(m.parameters()))
+    close(torch.tensor(grad_norm(m, [(x[:4],y[:4]),(x[4:],y[4:])])), torch.cat([o.flatten() for o in g]).norm())
+
+@pytest.mark.parametrize('make', [lambda: LwF(1.), lambda: Scrub()])
+@pytest.mark.parametrize('mode', [True,False])
+def test_old_answers_of_merged_weights(make, mode):
+    "They are those that the network gives itself, whatever the mode that it was in"
+    m,x,cb = nn.Sequential(Merging(6, 4)).train(mode),torch.randn(5,6),make()
+    want = m(x).detach()
+    cb.learn = SimpleNamespace(model=m, cbs=[], dls=None)
+    cb.before_fit() if isinstance(cb, Scrub) else cb.begin()
+    close(_scores(m, (x,), cb.old), want)
+
+@pytest.mark.parametrize('mode', [True,False])
+def test_good_weights_of_another_mode(mode):
+    m,x,cb = nn.Sequential(Merging(6, 4)).train(mode),torch.randn(5,6),WatchErosion(restore=True)
+    want = m(x)
+    cb.learn = SimpleNamespace(model=m, cbs=[], opt=SimpleNamespace(), create_opt=lambda: None)
+    cb._warn(0, {}, None, None, None)
+    with torch.no_grad(): m[0].more += 1
+    m.train(not mode)
+    cb.now,cb._last_look = 1,lambda: None
+    cb.after_fit()
+    close(m(x), want)
+
 def test_complex_weights_have_a_size():
     "|3+4i| = 5"
     m = nn.ParameterList([nn.Parameter(torch.tensor([3+4j]))])
@@ -237,6 +289,17 @@ def test_parametrised_layers():
     x = torch.randn(2, 3, 8, 8)
     assert list(layer_calls(m, x))==['0','1','2','3']
     assert layer_rank(m, [x], 'leaf', progress=False).index.get_level_values(1).tolist()==['0','1','2','3']
+
+def test_positions_are_no_layer():
+    "Some transformers compute them by layers that never see a sample"
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a,self.pos,self.act,self.b = nn.Linear(4, 6),nn.Sequential(nn.Linear(1, 6), nn.ReLU()),nn.ReLU(),nn.Linear(6, 3)
+        def forward(self, x): return self.b(self.act(self.a(x)+self.pos(torch.arange(5.).view(1,5,1))).mean(1))
+    m,x = Positions(),torch.randn(9,5,4)
+    assert find_layers(m, x)==['a','b'] and find_layers(m, x, 'linear')==['a','pos.0','b']
+    assert list(unit_scores(m, [x]))==['act'] and len(layer_rank(m, [x], progress=False))==2
 
 def test_attention_is_a_leaf():
     "Its output projection is a module that is never called; without convolutions and linear layers, leaves are the default"
@@ -318,6 +381,25 @@ def test_cam_of_gap_vit():
     tokens = m.forward_features(x)
     assert cam_layer(m, x)[2]==(4,6)
     close(grad_cam(m, x), cam_by_hand(tokens.unflatten(1, (4,6)), lambda A: m.forward_head(A.flatten(1, 2)), x))
+
+def test_cam_of_a_head_of_zeros():
+    "torchvision's transformers begin so: nothing is supported yet, which is no fault of the layer"
+    set_seed(0)
+    m,x = torchvision.models.VisionTransformer(32, 8, 2, 2, 48, 96, num_classes=3).eval(),torch.randn(2, 3, 32, 32)
+    assert not grad_cam(m, x).any()
+    nn.init.normal_(m.heads.head.weight)
+    assert grad_cam(m, x).any()
+    late = 'encoder.layers.encoder_layer_1.mlp'
+    with pytest.raises(ValueError, match='only the class token is read'): grad_cam(m, x, layer=late)
+
+def test_cam_where_one_token_is_left():
+    "It is no map: the last one is before the tokens are joined"
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv,self.join,self.head = nn.Conv2d(3, 4, 8, 8),nn.Linear(16, 6),nn.Linear(6, 3)
+        def forward(self, x): return self.head(self.join(self.conv(x).flatten(1)[:,None])).mean(1)
+    assert cam_layer(Joined(), torch.randn(2, 3, 16, 16))[::2]==('conv', (2,2))
 
 @works('models', 'Grad-CAM of a TNT, tokens within tokens', 'refused: asks for a layer and its rows and columns; works with them')
 def test_cam_of_tnt():

@@ -7,10 +7,11 @@ from torch import nn
 from fastai.vision.all import (SGD, BCEWithLogitsLossFlat, Callback, CancelFitException, CategoryBlock, CrossEntropyLossFlat,
                                DataBlock, DataLoader, DataLoaders, DiceMulti, FlipItem, ImageBlock, ItemTransform, Learner,
                                MSELossFlat, MultiCategoryBlock, Perplexity, RegressionBlock, TensorCategory, TensorImage, TfmdDL,
-                               ToTensor, accuracy, accuracy_multi, get_image_files, load_learner, mae, partial, set_seed,
+                               ToTensor, accuracy, accuracy_multi, foreground_acc, get_image_files, load_learner, mae, partial, rmse, set_seed,
                                top_k_accuracy, F1Score, MaskBlock, Recall)
 from fastai.callback.data import PartialDL, WeightedDL
-from fastai.text.data import SortedDL
+from fastai.tabular.all import Categorify, Categorize, Datasets, TabularDataLoaders
+from fastai.text.data import Numericalize, SortedDL, pad_input
 from feature_erosion.batches import answered
 from feature_erosion.measures.cka import layer_cka
 from feature_erosion.data import TensorImages, digits_dls, tensor_dls
@@ -19,12 +20,13 @@ from feature_erosion.loaders import fixed_dl, pick, read_labels, same_dl, subset
 from feature_erosion.learner import erosion_learner
 from feature_erosion.mitigations import Adversarial, DERpp, EWC, LwF, Replay, just_train_twice
 from feature_erosion.patterns import ColorSquare, Stripes, stamp_dl
-from feature_erosion.phases import Phase, check_classes, class_names
+from feature_erosion.phases import Phase, check_classes, check_inputs, class_names
 from feature_erosion.measures.probes import dl_labels, layer_probe
 from feature_erosion.measures.plasticity import plasticity_measures
 from feature_erosion.measures.rank import layer_rank
 from feature_erosion.recover import group_accuracy, recover
 from feature_erosion.unlearning import split_forget
+from feature_erosion.watch import WatchErosion
 
 works,loads = partial(pytest.mark.works, kind='labels'),partial(pytest.mark.works, kind='loaders')
 
@@ -116,6 +118,43 @@ def test_pytorch_loaders_have_the_names_of_their_folders(tmp_path):
         for see in (layer_probe, partial(recover, few=1)):
             with pytest.raises(ValueError, match="test has class 'b' as label 0, train have it as 1"):
                 see(net(2, 4), kind(part), kind(test), progress=False)
+
+def texts(words, vocab=None):
+    "A text of one word for each, and its class"
+    ds = Datasets(words, [[str.split, Numericalize(vocab, min_freq=1)], [len, Categorize()]], splits=(range(len(words)),[0]))
+    return ds.dataloaders(bs=2, num_workers=0, before_batch=pad_input)
+
+def tables(cities, names=('age','height')):
+    df = pd.DataFrame(dict(city=cities, age=range(len(cities)), height=range(len(cities)), y=[i%2 for i in range(len(cities))]))
+    return TabularDataLoaders.from_df(df, procs=[Categorify], cat_names=['city'], cont_names=list(names), y_names='y',
+                                      y_block=CategoryBlock, valid_idx=[0,1], bs=2, num_workers=0)
+
+@works(what='texts with a vocabulary of their own, in which a word has another number', how='refused: names the word and both numbers')
+def test_vocabularies_of_texts():
+    a,b = texts(['one','two two','two']),texts(['two','one one','one'])
+    assert [list(o.vocab[0])[9:11] for o in (a,b)]==[['two','one'],['one','two']]
+    learn = Learner(a, nn.EmbeddingBag(16, 2), metrics=accuracy)
+    for f in (lambda: EvalSets({'old':b.valid}), lambda: WatchErosion({'old':b})):
+        with pytest.raises(ValueError, match="'old' has token 'one' as number 9, the Learner's data have it as 10"):
+            quiet(learn, [Phase('a', 1)], cbs=f())
+    with pytest.raises(ValueError, match="phase 'b' has token 'one' as number 9"): quiet(learn, [Phase('a', 1), Phase('b', 1, b)])
+    more = texts(['two','one one','one one','six','six six'], a.vocab[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        check_inputs(a, more, 'x')
+        check_inputs(a, texts(['six']*9+['two']*3, [*list(a.vocab[0])[:11], 'six']), 'x')   # after fastai's padding, 'xxfake'
+
+@works(what='tables in which a category or a column has another number', how='refused: names it and both numbers')
+def test_categories_of_tables():
+    a = tables(['A','B','C']*3)
+    check_inputs(a, tables(['A','B']*4), 'x')   # the first ones
+    check_inputs(a, a.test_dl(pd.DataFrame(dict(city=['C','B'], age=1, height=2))), 'x')
+    with pytest.raises(ValueError, match="set 'x' has city 'B' as number 1, the Learner's data have it as 2"):
+        check_classes(a, tables(['B','C']*4).valid, "set 'x'")
+    with pytest.raises(ValueError, match="x has column 'height' as number 1, the Learner's data have it as 2"):
+        check_inputs(a, tables(['A','B']*4, ['height']), 'x')
+    with pytest.warns(UserWarning, match="x: city 1 is 'D', in the Learner's data it is 'A'"):
+        check_inputs(a, tables(pd.Categorical(['B','C']*4, categories=['D','B','C'])), 'x')
 
 # choosing samples
 
@@ -299,7 +338,8 @@ def case(what, *args):
 @pytest.mark.parametrize('kind,metric,loss,n_out', [
     case('several labels a sample: `EvalSets` with `accuracy_multi`', 'several', accuracy_multi, BCEWithLogitsLossFlat(), 3),
     case('segmentation: `EvalSets` with `DiceMulti`', 'masks', DiceMulti(), CrossEntropyLossFlat(axis=1), 2),
-    case('regression: `EvalSets` with `mae`', 'numbers', mae, MSELossFlat(), 1)])
+    case('regression: `EvalSets` with `mae`', 'numbers', mae, MSELossFlat(), 1),
+    pytest.param('numbers', rmse, MSELossFlat(), 1, id='rmse, which fastai calls _rmse')])
 def test_evaluation_sets_of_other_targets(images, kind, metric, loss, n_out):
     d = of_kind(images, kind)
     model = nn.Conv2d(3, 2, 3, padding=1) if kind=='masks' else net(n_out)
@@ -311,6 +351,16 @@ def test_evaluation_sets_of_other_targets(images, kind, metric, loss, n_out):
     assert ev.n.tolist()==[18,7,7,18,18]
     again,kept = (list(evaluate(learn.model, dl, metric).values())[0] for dl in (subset_dl(d.valid, 7),sets.some['all'].batches))
     assert ev['all'].notna().all() and again==kept
+
+@pytest.mark.parametrize('kind,metric,loss', [('several', accuracy_multi, BCEWithLogitsLossFlat()),
+                                              ('masks', foreground_acc, CrossEntropyLossFlat(axis=1))])
+def test_chance_is_not_known_without_single_classes(images, kind, metric, loss):
+    d = of_kind(images, kind)
+    model = nn.Conv2d(3, 2, 3, padding=1) if kind=='masks' else net(3)
+    learn = Learner(d, model, loss_func=loss, opt_func=SGD, lr=.01, metrics=metric)
+    quiet(learn, [Phase('a', 1)], cbs=EvalSets({'clean':d.valid}, metrics=metric))
+    with pytest.raises(ValueError, match='chance=None: samples have no single class'): learn.erosion()
+    assert learn.erosion(chance=.25).attrs['chance']==.25
 
 @pytest.mark.parametrize('which', ['files','arrays'])
 @works(what='an evaluation set without labels', how='refused: names the set')

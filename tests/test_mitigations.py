@@ -79,6 +79,22 @@ def test_batch_norms_of_averaged_weights(plain):
     loose = wise_ft(plain, dl=plain.dls.valid.new(bs=13))[2]   # 3 batches, without the last image
     assert loose.num_batches_tracked==3 and (loose.running_mean-z.mean(0)).abs().max()<.3*z.std(0).max()
 
+def test_masks_of_averaged_weights():
+    "A mask of causal attention holds -inf; of two that are the same it is the mean"
+    class Causal(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(3,3)
+            self.register_buffer('mask', torch.full((4,4), -torch.inf).triu(1))
+        def forward(self, x): return self.lin((x@x.mT+self.mask).softmax(-1)@x).mean(1)
+    items = [(torch.randn(4,3),torch.tensor(i%3)) for i in range(8)]
+    learn = Learner(DataLoaders.from_dsets(items, items, bs=4), Causal(), loss_func=CrossEntropyLossFlat(), lr=.1)
+    with learn.no_bar(), learn.no_logging(): learn.fit_phases([Phase(k, 1, learn.dls) for k in ('pretrain','erode')])
+    a,b = learn.models_at('pretrain', 'erode').values()
+    m = wise_ft(learn, alpha=.25)
+    assert torch.equal(m.mask, a.mask)
+    torch.testing.assert_close(m.lin.weight, .75*a.lin.weight+.25*b.lin.weight)
+
 @pytest.mark.parametrize('name', every)
 def test_acts_in_the_second_phase_only(plain, whole, name):
     "And what it leaves behind is a Learner like any other: all weights train, no hooks stay"
@@ -626,6 +642,33 @@ def test_importance_of_layers_that_were_frozen_for_a_while(first):
     long,short = run(2,3,1),run(2,1,1)
     assert long['0.weight'].max()>0 and not torch.equal(long['3.weight'], short['3.weight'])
     torch.testing.assert_close(long['0.weight'], short['0.weight'])
+
+class Thaw(Callback):
+    "Thaws the first layer after an epoch, and moves its weights by 1"
+    def before_epoch(self):
+        if self.epoch!=1: return
+        for p in self.model[0].parameters(): p.requires_grad_(True).data.add_(1)
+
+@pytest.mark.parametrize('make,rate',
+                         [(lambda d: L2SP(1.), 1.), (lambda d: L2Init(.5), 1.), (lambda d: EWC(d, 4., n=None), None)])
+def test_layers_that_are_thawed_on_the_way_are_held(make, rate):
+    "By hand, without a loss: each step of rate r leaves 1 − η·r of the distance, for EWC with r = λ·F"
+    model = nn.Sequential(nn.Linear(4,8), nn.Tanh(), nn.Linear(8,3))
+    old,d = deepcopy(model),dls_of(points())
+    model[0].requires_grad_(False)
+    small(d, model, [make(d), Thaw()], loss=lambda p, y: 0*p.sum(), epochs=2, splitter=lambda m: [list(m.parameters())])
+    f = fisher(old, d.train, None)
+    for n,p in model[0].named_parameters():
+        want = (1-.1*(rate or 4*f[f'0.{n}']))**4
+        torch.testing.assert_close(p-dict(old[0].named_parameters())[n], torch.ones_like(p)*want)
+
+def test_layers_that_are_thawed_on_the_way_gain_importance():
+    model,si = nn.Sequential(nn.Linear(4,8), nn.Tanh(), nn.Linear(8,3)),SI(.5)
+    model[0].requires_grad_(False)
+    learn = Learner(dls_of(points()), model, loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=.1,
+                    splitter=lambda m: [list(m.parameters())])
+    with learn.no_bar(), learn.no_logging(): learn.fit_phases([Phase('a', 2), Phase('b', 1)], cbs=[si, Thaw()])
+    assert si.omega['0.weight'].max()>0
 
 def test_a_layer_that_has_never_learnt_has_no_importance():
     si = SI(.5)

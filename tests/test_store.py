@@ -1,5 +1,6 @@
 "Runs that are killed, stopped, damaged, or handed something malicious."
 import errno, io, os, pickle, signal, struct, subprocess, tarfile, time, warnings, zlib
+from functools import partial
 from pathlib import Path
 import filelock, numpy as np, pandas as pd, pytest, torch
 from torch import nn
@@ -16,6 +17,7 @@ from feature_erosion.cli import main
 from feature_erosion.data import _unpack, digits_dls, extract, to_uint8
 from feature_erosion.evalsets import EvalSets
 from feature_erosion.learner import erosion_learner   # with it, `fit_phases`
+from feature_erosion.mitigations import DERpp, EWC, L2Init, L2SP, LwF, Only, Replay, SAM, SI, ContinualBackprop, ShrinkPerturb
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase
 from feature_erosion.paper.report import report
@@ -74,6 +76,15 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     assert run.status=='finished' and run.history.clean.tolist()==whole.recorder.history.clean.tolist()
     assert len(run.info['sessions'])==3
 
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
+    "As in a job that a script began with `&`: Ctrl-C is for another"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        fit(tmp_path, cbs=[Stop(7, lambda: os.kill(os.getpid(), signal.SIGINT))])
+        assert signal.getsignal(signal.SIGINT)==signal.SIG_IGN
+    finally: signal.signal(signal.SIGINT, before)
+    assert RunStore(tmp_path)['a'].status=='finished'
+
 class Long(Callback):
     "A signal at the beginning of an evaluation before an epoch"
     order,passive,ended = 30,True,False
@@ -129,6 +140,15 @@ def test_a_run_stays_where_it_was_made(tmp_path, monkeypatch, capsys):
     fit(tmp_path, run=run)
     assert "`RunStore('runs').delete('a')`" in capsys.readouterr().out
 
+def test_a_store_stays_where_it_was_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = RunStore('runs')
+    run = store.run('a')
+    assert repr(store)=="RunStore('runs')"
+    monkeypatch.chdir('/')
+    assert store['a'].path==run.path==tmp_path/'runs'/'a' and [o.name for o in store]==['a']
+    assert repr(store)==f"RunStore('{str(tmp_path/'runs')[1:]}')"
+
 def test_a_run_that_was_deleted_is_not_begun(tmp_path):
     "Nothing is put where it was, so that it can be made anew"
     run = RunStore(tmp_path).run('a')
@@ -176,6 +196,24 @@ def test_a_run_after_another_is_one_run_of_all(tmp_path):
         erosion_learner(whole.dls, net).fit_phases([Phase('erode', 2)], run=RunStore(tmp_path/'parts').run('f'), after=base)
     with pytest.raises(ValueError, match="after: run 'd' is new and has ended no phase"):
         fit(tmp_path/'parts', 'e', after=RunStore(tmp_path/'parts').run('d'))
+
+methods = dict(replay=lambda old: Replay(old, 20), der=lambda old: DERpp(old, 20), ewc=lambda old: EWC(old, 10., n=40),
+               lwf=lambda old: LwF(), l2sp=lambda old: L2SP(.1), sam=lambda old: SAM(), only=lambda old: Only('4'),
+               shrink=lambda old: ShrinkPerturb(.5), backprop=lambda old: ContinualBackprop(.1, maturity=2))
+
+@pytest.mark.parametrize('make', methods.values(), ids=methods)
+def test_methods_that_act_later_share_a_start(tmp_path, make):
+    "To the same bit as if they had been there from the beginning; and they do act"
+    old,store = digits_dls(n=160, n_valid=50, bs=32),RunStore(tmp_path/'parts')
+    whole = fit(tmp_path/'whole', cbs=[make(old)])
+    base = store.once(pretrained, seed=0)
+    plain,parts = (fit(store.path, k, after=base, cbs=cbs) for k,cbs in dict(plain=[], method=[make(old)]).items())
+    assert same(whole, parts) and not same(plain, parts)
+
+@pytest.mark.parametrize('make,name', [(SI,'SI'), (L2Init,'L2Init'), (partial(LwF, phases=['pretrain']),'LwF'), (MixUp,'MixUp')])
+def test_methods_that_were_to_act_before_share_none(tmp_path, make, name):
+    base = RunStore(tmp_path).once(pretrained, seed=0)
+    with pytest.raises(ValueError, match=f"callbacks.all: was '[^']*', is '[^']*{name}"): fit(tmp_path, after=base, cbs=[make()])
 
 def is_first(path):
     try: path.mkdir()
@@ -341,6 +379,38 @@ def test_rows_of_two_objects_of_a_run(tmp_path):
     store['a'].append(dict(table='mine', x=3))
     assert store['a'].table('t').x.tolist()==[0,1,2] and store['a'].table('mine').x.tolist()==[3] and not run.damaged()
     with pytest.raises(ValueError, match="rows: {'loss': 1} belongs to no table; give it a name"): run.append(dict(loss=1))
+
+def first_half_fails(run, fits):
+    "A recipe with rows of its own, that fails after them on its first attempt"
+    folder = run.path.parent.parent
+    run.append(dict(table='before', x=1))
+    if fits: fit(folder, run=run, epochs=(1,1))
+    run.append(dict(table='after', x=1))
+    tries = folder/'tries'
+    tries.mkdir(exist_ok=True)
+    (tries/str(len(list(tries.iterdir())))).touch()
+    if len(list(tries.iterdir()))<2: raise OSError('gone')
+
+@pytest.mark.parametrize('fits', [False, True])
+def test_a_recipe_that_runs_again_has_its_rows_once(tmp_path, fits):
+    "Before and after a fit, too, which is resumed where it was"
+    store = RunStore(tmp_path/'runs')
+    with pytest.raises(OSError, match='gone'): store.once(first_half_fails, fits=fits)
+    failed, = store
+    run = store.once(first_half_fails, fits=fits)
+    assert (failed.name,run.info['tries'])==(run.name,2)
+    assert run.table('before').x.tolist()==run.table('after').x.tolist()==[1]
+    assert len(run.history)==2*fits and len(RunStore(store.path)[run.name].rows())==len(run.rows())
+
+def test_rows_and_files_of_one_name(tmp_path):
+    "One of them would be hidden"
+    run,df = RunStore(tmp_path).run('a'),pd.DataFrame(dict(a=[1]))
+    run.append(dict(table='mine', x=1))
+    for k in ('mine','epochs','evals','phases'):
+        with pytest.raises(ValueError, match=f"name='{k}': the run's history has a table of this name"): run.save_table(k, df)
+    run.save_table('other', df)
+    with pytest.raises(ValueError, match="`save_table` has written a table of this name, 'other'"): run.append(dict(table='other', x=1))
+    assert run.table('mine').x.tolist()==[1] and run.table('other').a.tolist()==[1]
 
 @pytest.mark.parametrize('write',
                          [lambda r: r.save_metrics(dict(acc=.9)), lambda r: r.save_table('t', pd.DataFrame(dict(a=['007']))),

@@ -11,6 +11,7 @@ from joblib.externals.loky.backend.context import set_start_method
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from fastprogress import fastprogress
 from conftest import root
+from feature_erosion.runs import keys
 from feature_erosion.runs.keys import Untold, _file, _is_installed, differences, key_of, recipe
 from feature_erosion.runs.store import RunStore
 from feature_erosion.runs.sweep import Sweep, _caller, _other_code, sweep
@@ -679,6 +680,12 @@ def test_rows_with_one_value_of_a_name():
     assert left.summary().v['mean'].to_dict()=={(1,'[3]'):.1, (2,'[3]'):.3}
     assert left.plot().axes[0].get_xlabel()=='a' and left.plot_means('a', 'v')
 
+def test_a_logarithmic_axis_has_a_tick_at_each_setting():
+    "Powers of ten say little of values between two of them"
+    ax = table(['a'], a=[.02,.03,.05], v=[1.,2.,3.]).plot_means('a', 'v', log=True)
+    assert [o.get_text() for o in ax.get_xticklabels()]==['0.02','0.03','0.05'] and not len(ax.get_xticks(minor=True))
+    assert len(table(['a'], a=[*range(1,12)], v=[1.]*11).plot_means('a', 'v', log=True).get_xticks(minor=False))<11
+
 @pytest.mark.parametrize('values', [[0,-1], [0,0]])
 def test_a_logarithmic_axis_without_positive_values(values):
     before = plt.get_fignums()
@@ -691,3 +698,13 @@ def test_sweeps_over_other_grids_put_together():
         with pytest.raises(ValueError, match="what its grid is.*set `df.attrs\\['names'\\] = "): f()
     both.attrs['names'] = ['a','b']
     assert len(both.summary())==2
+
+def test_packages_that_do_not_list_their_modules_are_found(monkeypatch):
+    "Python 3.10 finds only those with a `top_level.txt`: an update of numpy would not have changed a key there"
+    def listed(): return {k:[d.metadata['Name']] for d in keys.distributions() for k in (d.read_text('top_level.txt') or '').split()}
+    monkeypatch.setattr(keys, 'packages_distributions', listed)
+    with monkeypatch.context() as m:
+        m.setattr(sys, 'version_info', (3,10))
+        got = keys._packages.__wrapped__()
+    assert {k:set(got[k]) for k in ('torch','numpy','sklearn','plum')}=={
+        'torch':{'torch'}, 'numpy':{'numpy'}, 'sklearn':{'scikit-learn'}, 'plum':{'plum-dispatch'}}

@@ -56,6 +56,31 @@ class Watch(TensorAnswer):
     def __init__(self): self.labels,self.phases = [],[]
     def before_batch(self): self.labels.append(self.yb[0].tolist()); self.phases.append(self.learn.phase.name)
 
+class Counting(nn.Module):
+    "A loss that grows with each call, and holds the size of the network's weights down"
+    def __init__(self, model):
+        super().__init__()
+        self.model,self.calls = [model],0
+    def forward(self, pred, y):
+        self.calls += 1
+        return (1+.1*self.calls)*nn.functional.cross_entropy(pred, y)+.1*sum(p.square().sum() for p in self.model[0].parameters())
+
+def test_a_loss_that_counts_is_left_as_it_was(start):
+    "A second method begins with the same loss; what it says of the network's weights is learned from"
+    def run(wait):
+        model = net()
+        learn = Learner(dls, model, loss_func=Counting(model), opt_func=partial(SGD, mom=.9), lr=.05).remove_cb(ProgressCallback)
+        for _ in range(wait): twin(learn).loss_func(torch.zeros(2,10), torch.zeros(2).long())
+        model.load_state_dict(start)
+        set_seed(0)
+        unlearn(learn, *by_class, 'finetune', epochs=2)
+        return learn.loss_func.calls,weights(learn)
+    (calls,one),(_,two) = run(0),run(3)
+    assert calls==0 and same(one, two)
+    learn = ready(start)
+    unlearn(learn, *by_class, 'finetune', epochs=2)
+    assert sum(w.square().sum() for w in one[:2])<.9*sum(w.square().sum() for w in weights(learn)[:2])
+
 # what all methods share
 
 @pytest.mark.parametrize('split', [by_class,by_share], ids=['class','share'])
@@ -488,6 +513,13 @@ def test_noise_for_labels_of_any_kind(kind):
         torch.manual_seed(0)
         return unlearning.worst_noise(model, xs, y, steps=2)
     assert torch.equal(noise(y.to(kind)[:,None]), noise(y))
+
+def test_noise_of_a_model_in_half_precision():
+    "Adam's denominator is too small for it: all was NaN after a step"
+    torch.manual_seed(0)
+    x,y,model = torch.randn(8,3,16,16).half(),torch.arange(8),nn.Sequential(nn.Flatten(), nn.Linear(768,10)).half()
+    noise = unlearning.worst_noise(model, (x,), y)
+    assert noise.dtype==torch.half and noise.isfinite().all() and (model(noise).argmax(1)!=y).all()
 
 def test_weights_below_zero(start):
     for name,kw in (('unsir','share'),('unsir','decay'),('ssd','alpha'),('ssd','lam'),('scrub','alpha'),('scrub','gamma'),

@@ -288,6 +288,7 @@ def test_tabular():
         learn.dls = new
         quietly(learn.fit, 5, .02, cbs=w)
     assert w.history.known.iloc[0]>.85 and w.history.known.iloc[-1]<.75 and w.warnings
+    assert 'find_shortcut' not in w.warnings[0]   # it is for images
     assert w.history['rank'].notna().all() and w.by_layer.shape[1]>=3 and w.by_layer.iloc[-1].min()<.95
     with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning,
                                                           match='a batch has Tensor.*, and without a reference, blocks'):

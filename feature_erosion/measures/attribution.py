@@ -42,7 +42,7 @@ def _patches(n, maps):
         for k in (1,2,4,8,16):   # unmerged or merged; extra tokens only if unmerged
             rows,cols = (-(-o//k) for o in size)
             extra = n-rows*cols
-            if extra==0 or k==1 and 0<extra<=8: return (rows,cols),extra
+            if rows*cols>1 and (extra==0 or k==1 and 0<extra<=8): return (rows,cols),extra
 
 def _like_image(size, shape): return .5 <= size[0]*shape[1]/(size[1]*shape[0]) <= 2   # windows side by side are not a map
 
@@ -203,13 +203,17 @@ def _cam(model, x, place, target=None):
     outs,LayerGradCam = [],_captum()
     def score(x):
         outs.append(answer_tensor(model(x)))
-        return _score(outs[0], target)
+        return _score(outs[-1], target)
     with evaluating(model, grad=True), _tapped(model, place) as tap:
         maps = LayerGradCam(score, tap).attribute(x.detach().clone()).detach()   # a copy: the first layer may work in place
-        if place.extra and not maps.any(): _unread(place.name)
+        if place.extra and not maps.any() and _reads(score, x): _unread(place.name)
         maps = (maps if maps.dtype==torch.float64 else maps.float()).relu()
         maps = LayerGradCam.interpolate(maps, tuple(x.shape[2:]), 'bilinear')[:,0]
     return maps,outs[0].detach()
+
+def _reads(score, x):
+    "Whether scores depend on the image at all: an untrained head may have weights of 0"
+    return torch.autograd.grad(score(x := x.detach().clone().requires_grad_()).sum(), x)[0].any()
 
 def _unread(name):
     raise ValueError(f"layer={name!r}: no gradient reaches its patches, as only the class token is read later on; "
@@ -518,7 +522,7 @@ def _show_map(ax, im, m, mask):
 @patch
 def _name(self:GradCam, c):
     "A class in words; a network may have more outputs than the data have classes"
-    return self.vocab[c] if c<len(self.vocab) else f'class {c}'
+    return verbatim(self.vocab[c]) if c<len(self.vocab) else f'class {c}'
 
 @patch
 def _column(self:GradCam, axs, i):

@@ -185,6 +185,10 @@ def _say(n, c, said):
                            "-1 for channels last, or None to work it out")
 
 # %% ../../nbs/measures/00_layers.ipynb #6d165c15
+def _of_samples(calls, x):
+    "Without calls that return one row for several samples, as those that compute positions do"
+    return {n:c for n,c in calls.items() if c.shape[:1]!=(1,) or len(tensors_in(x)[0])==1} or calls
+
 def layer_calls(
     model:nn.Module, # Any module
     x, # One or more samples; a tuple if the model takes several inputs
@@ -195,7 +199,8 @@ def layer_calls(
     def see(n, m, o): calls[n] = SimpleNamespace(module=m, shape=tuple(o.shape), axis=None)
     with evaluating(model), watching(model, see): model(*to_model(x if isinstance(x, tuple) else (x,), model))
     if len(calls)>1: calls.pop(type(model).__name__, None)   # the whole network: its output is that of its last layer
-    return _chosen(_with_axes(calls), layers)
+    calls = _with_axes(calls)
+    return _chosen(_of_samples(calls, x) if layers is None else calls, layers)
 
 # %% ../../nbs/measures/00_layers.ipynb #7a4096de
 def find_layers(

@@ -25,13 +25,13 @@ from ..callbacks import *
 from ..phases import *
 from ..evalsets import *
 from .layers import *
-from .layers import _NotFinite, _by_layer, _has_weights, _heads, _only_model, _two_inputs, _with_weights
+from .layers import _NotFinite, _by_layer, _has_weights, _heads, _of_samples, _only_model, _two_inputs, _with_weights
 from .rank import *
 
 # %% ../../nbs/measures/05_plasticity.ipynb #46a9a340
 def _hidden(model, x):
     "Names of the layers whose units count"
-    calls = [(n,c.module) for n,c in layer_calls(model, x).items()]
+    calls = [(n,c.module) for n,c in _of_samples(layer_calls(model, x), x).items()]
     end = max((i for i,(_,m) in enumerate(calls) if _has_weights(m)), default=len(calls))
     softmax = nn.Softmax,nn.LogSoftmax,nn.Softmin,nn.Softmax2d
     acts = [n for n,m in calls[:end] if layer_kinds['act'](m) and not isinstance(m, softmax)]

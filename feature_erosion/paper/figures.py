@@ -45,6 +45,7 @@ def _seeds(ax, d, x, y, color, label=None, **kw):
     "A thin line for each seed, a thick one for their mean"
     for _,o in d.groupby('seed'): ax.plot(o[x], o[y], color=color, lw=.6, alpha=.4)
     m = d.groupby(x)[y].mean()
+    if len(m)==1: kw = {'marker':'o', 'ms':4, **kw}   # one point makes no line
     ax.plot(m.index, m, color=color, label=label, **kw)
 
 def _forgetting(ax, values, label):
@@ -98,7 +99,10 @@ def _at_both(learn):
     "The network before the second phase and after it"
     return dict(zip(('before','after'), learn.models_at(before_erosion(learn), 'erode').values()))
 
-def _arm(net): return dict(opt=net.opt, squares=net.lengths[1] if net.ratio else 0)
+def _arm(net): return dict(opt=net.opt, squares=net.lengths[1] if net.ratio else 0, unit=net.unit)
+
+def _unit(d): return d.unit.iloc[0] if 'unit' in d else 'epochs'   # older tables have no other
+def _long(d): return f"{dict(iters='iterations').get(_unit(d), 'epochs')} with squares"
 
 def forgotten(
     ends:pd.DataFrame # As from `phase_ends`, one network and seed
@@ -116,8 +120,9 @@ _sets = ['clean','pattern','conflict','conflict_picture']
 
 def curve_tables(learn, net, seed, scale):
     "Accuracies over all phases, the limits of phases, and accuracies at their ends"
-    c = learn.recorder.evals[['phase','when','iter','epoch',*_sets]]
-    ph = learn.recorder.phases[['phase','start_epoch','stop_epoch']]
+    steps,e,p = len(learn.dls.train),learn.recorder.evals,learn.recorder.phases   # a phase may end inside an epoch
+    c = e.assign(epoch=e.total_iter/steps)[['phase','when','iter','epoch',*_sets]]
+    ph = p.assign(start_epoch=p.start_iter/steps, stop_epoch=p.stop_iter/steps)[['phase','start_epoch','stop_epoch']]
     res = dict(curves=c, phases=ph, ends=phase_ends(learn, net, seed, scale))
     return {k:d.assign(lr=net.lr) for k,d in res.items()}
 
@@ -341,7 +346,7 @@ def relearning_tables(learn, net, seed, scale):
     "Learning curves of the first and third phase, and accuracies at the ends of phases"
     c = learn.recorder.evals
     c = c[(c.when=='epoch') & c.phase.isin(['pretrain','relearn'])]
-    c = c.assign(of_phase=c.groupby('phase').cumcount()+1)[['phase','of_phase','clean']]
+    c = c.assign(of_phase=c.iter/len(learn.dls.train))[['phase','of_phase','clean']]
     return {k:d.assign(**_arm(net)) for k,d in dict(curves=c, ends=phase_ends(learn, net, seed, scale)).items()}
 
 _opt_names = dict(sgd='SGD', adam='Adam')
@@ -367,13 +372,15 @@ def _plot_thirds(ax, net, c):
         _seeds(ax, d[d.phase==phase], 'of_phase', 'clean', _colors[color], label)
     ax.yaxis.set_major_formatter('{x:.0%}')
     ax.set(xlabel='epoch of the phase', ylabel='clean accuracy', title=net)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(loc='lower right')
 
 def gains(
     ends:pd.DataFrame # The table of figure 5
 )->pd.DataFrame: # A row for each network, arm and seed
     "Clean accuracy at the end of the third phase minus that from scratch"
-    p = ends.pivot_table(index=['net','opt','squares','seed'], columns='phase', values='clean')
+    arm = ['net','opt','squares',*(['unit'] if 'unit' in ends else []),'seed']
+    p = ends.pivot_table(index=arm, columns='phase', values='clean')
     return (p.relearn-p.pretrain).rename('gain').reset_index()
 
 def _plot_gaps(ax, g):
@@ -386,13 +393,15 @@ def _plot_gaps(ax, g):
         ax.plot(m.index, m, '-' if len(m)>2 else ':', color=color, label=_opt_names[opt])
     _points_gained(ax)
     ax.set_xticks(range(len(lengths)), ['none\n(control)' if l==0 else l for l in lengths])
-    ax.set(xlabel='epochs with squares', ylabel='points above training from scratch')
+    ax.set(xlabel=_long(g), ylabel='points above training from scratch')
     ax.legend()
 
 # %% ../../nbs/paper/02_figures.ipynb #dbe9b670
 def _areas(sq):
-    curve = lambda o,p: o[o.phase==p].clean.to_numpy()
-    return _per_seed(sq, lambda o: relearning_gap(curve(o, 'pretrain'), curve(o, 'relearn')).gap)
+    def area(o):
+        a,b = (o[(o.phase==p) & (o.of_phase%1==0)].clean.to_numpy() for p in ('pretrain','relearn'))   # whole epochs
+        return relearning_gap(a, b).gap if min(len(a), len(b))>1 else np.nan
+    return _per_seed(sq, area)
 
 def relearning_claims(t):
     "Third phase against training from scratch and against the control's, seed by seed"
@@ -406,7 +415,8 @@ def _relearning_claims(net, g, c):
     row = partial(judged, net=net)
     rows = [
         row('Learning again ends lower than from scratch: clean accuracy', 'lower', sgd.iloc[-1], '<0', '.1%'),
-        row('It is slower: area between the curves, accuracy · epochs', 'slower', _areas(_main(c)[0]), '>0', '.2f'),
+        row('It is slower: area between the curves, accuracy · epochs', 'slower', _areas(_main(c)[0]), '>0', '.2f',
+            none='fewer than two epochs'),
         row('It is the squares: it ends lower than the third phase of the control', 'not reported',
             sgd.iloc[-1]-sgd.loc[0], '<0', '.1%'),
         row('The longer the squares stay, the lower it ends: rank correlation (Spearman)', 'not reported',
@@ -539,9 +549,11 @@ def _cam_rows(cams):
     d['picture_of'] = [_uri(cams.images[i].permute(1,2,0)) for i in d.image]
     d['mask'] = [_uri(cams.mask[i].float()) for i in d.image]
     d['map'] = [_uri(m/m.max().clamp(min=1e-30)) for k,i in zip(d.model, d.image) for m in [cams.maps[k][i]]]
-    return d.assign(vocab='|'.join(cams.vocab))
+    return d.assign(vocab='/'.join(cams.vocab))   # which no folder has in its name
 
 # %% ../../nbs/paper/02_figures.ipynb #b7cdd22b
+def _split(names): return names.split('/' if '/' in names else '|')   # older tables have the latter
+
 def load_cams(
     d:pd.DataFrame # Rows of the table `cams` of one network and seed
 )->GradCam:
@@ -550,7 +562,7 @@ def load_cams(
     maps = {k:torch.stack([_from_uri(s) for s in o['map']]) for k,o in d.groupby('model', sort=False)}
     share = Measured(d.set_index(['model','image'])[['label','picture','pred','share','area','most','blank']])
     images,mask = (torch.stack([_from_uri(s) for s in one[k]]) for k in ('picture_of','mask'))
-    return GradCam(images.permute(0,3,1,2), maps, mask>.5, share, one.vocab.iloc[0].split('|'))
+    return GradCam(images.permute(0,3,1,2), maps, mask>.5, share, _split(one.vocab.iloc[0]))
 
 def plot_cams(t):
     "Maps of the first network and seed, before and after, at the last layer and at a sharper one"
@@ -606,7 +618,7 @@ def plot_rank(t):
     for row,(net,o) in zip(axs, nets):
         for c,ax in zip(known, row): _plot_rank(ax, o, c)
         row[0].set(ylabel='points above training from scratch')
-        row[-1].legend(title='epochs with squares', loc='center left', bbox_to_anchor=(1.01,.5))
+        row[-1].legend(title=_long(o), loc='center left', bbox_to_anchor=(1.01,.5))
         if len(nets)>1: row[0].set_title(net, loc='left')
     return fig
 
@@ -680,17 +692,36 @@ def _cpu():
     return _scales(vgg, (res,), (given,), _rates(photos, .003, .01, .03, .1), (20,70), _eight)
 
 # %% ../../nbs/paper/02_figures.ipynb #68707dce
+def _control(nets):
+    arms = groupby(nets, lambda o: (o.name, o.opt))
+    if bad := [k for k,os in arms.items() if len({o.ratio>0 for o in os})<2]:
+        (name,opt),*_ = bad
+        raise ValueError(f"nets: {name!r}, trained with {opt!r}, is there only {'with' if arms[bad[0]][0].ratio else 'without'} squares; "
+                         "claims compare both: `with_control(net)`")
+
+def _again(nets):
+    if bad := [o for o in nets if not all(o.lengths)]:
+        raise ValueError(f"nets: {bad[0].name!r} has lengths={bad[0].lengths}; learning again is compared with learning from scratch, "
+                         "so all three phases are needed")
+    if bad := {o.name for o in nets}-{o.name for o in nets if o.opt=='sgd'}:
+        raise ValueError(f"nets: {min(bad)!r} is not trained with 'sgd', whose claims come first; add it")
+
 _by_preset = dict(smoke=_smoke(), cpu=_cpu(), paper=_paper())
 
 def _recipe(name, *args, **kwargs):
     return register(Recipe(name, *args, **kwargs, scales={k:v[name] for k,v in _by_preset.items()}))
 
-_recipe('fig1', 'Clean accuracy collapses when the squares appear', curve_tables, plot_curves, collapse_claims, phases=3)
-_recipe('fig2', 'So it does in other networks, and in those trained on ImageNet', curve_tables, plot_curves, collapse_claims)
-_recipe('fig3', 'Representations change at every layer', cka_tables, plot_cka, cka_claims)
-_recipe('fig4', 'Rank and linear probes of each layer collapse', layer_tables, plot_layers, layer_claims)
+_recipe('fig1', 'Clean accuracy collapses when the squares appear', curve_tables, plot_curves, collapse_claims, phases=3,
+        needs=(_control,))
+_recipe('fig2', 'So it does in other networks, and in those trained on ImageNet', curve_tables, plot_curves, collapse_claims,
+        needs=(_control,))
+_recipe('fig3', 'Representations change at every layer', cka_tables, plot_cka, cka_claims, needs=(_control,))
+_recipe('fig4', 'Rank and linear probes of each layer collapse', layer_tables, plot_layers, layer_claims, needs=(_control,))
 _recipe('fig5', 'Learning again is slower than from scratch, and ends lower',
-        relearning_tables, plot_relearning, relearning_claims, phases=3)
-_recipe('fig6', 'Forgetting rises with the share of images that have a square', ratio_tables, plot_ratios, ratio_claims)
-_recipe('gradcam', 'The network looks at the square', cam_tables, plot_cams, cam_claims, extra='captum')
-_recipe('rank', 'Rank of the last features and learning again', rank_tables, plot_rank, rank_claims, phases=3)
+        relearning_tables, plot_relearning, relearning_claims, phases=3, needs=(_control,_again))
+_recipe('fig6', 'Forgetting rises with the share of images that have a square', ratio_tables, plot_ratios, ratio_claims,
+        needs=(_control,))
+_recipe('gradcam', 'The network looks at the square', cam_tables, plot_cams, cam_claims, extra='captum',
+        needs=(_control,))
+_recipe('rank', 'Rank of the last features and learning again', rank_tables, plot_rank, rank_claims, phases=3,
+        needs=(_again,))

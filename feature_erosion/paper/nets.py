@@ -81,7 +81,7 @@ class Net:
 # %% ../../nbs/paper/00_nets.ipynb #e38786e3
 def _check_numbers(net):
     check_share(ratio=net.ratio, strength=net.strength)
-    check_positive(width=net.width)
+    check_positive(width=net.width, pattern_size=net.pattern_size)
     check_strength(lr=net.lr)
     check_whole(1, bs=net.bs)
     check_whole(1, 'all', n=net.n, n_valid=net.n_valid)
@@ -352,7 +352,7 @@ def keep_net(
     learn = fit_net(net, seed, [*L(cbs), keep], quiet)
     tables = dict(history=learn.recorder.history.reset_index(), accuracy=phase_table(learn).reset_index(), evals=learn.recorder.evals)
     for k,v in tables.items():
-        if not (keep.idle and _has_table(keep.kept, k)): keep.kept.save_table(k, v)   # a finished run may be read-only
+        if not (keep.idle and _has_table(keep.kept, k)): keep.kept._write_table(k, v)   # a finished run may be read-only
     return learn
 
 def _has_table(run, name):

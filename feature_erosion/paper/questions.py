@@ -168,7 +168,8 @@ def resist_tables(learn, net, seed, scale, store):
 
 def _few(learn):
     "Numbers of images per class that the training set has"
-    return [k for k in (1,10,100) if k<=np.bincount(read_labels(clean_of(learn.dls).train.dataset)).min()]
+    n = np.bincount(read_labels(clean_of(learn.dls).train.dataset))
+    return [k for k in (2 if len(n)==2 else 1,10,100) if k<=n.min()]
 
 def _with_weights(learn, weights):
     res = deepcopy(get_model(learn.model))
@@ -217,10 +218,11 @@ def _resist_claims(net, ratio, d):
         return ((plain.forgotten-o.forgotten)/plain.forgotten).where((o.pattern>=.9) & (plain.forgotten>0))
     told = f'saves of what plain finetuning forgets, squares on {ratio:.0%} of the images'
     asked = ((plain.forgotten>0) & (plain.pattern>=.9)).any()   # otherwise there was nothing to save
+    why = 'under 90% with squares'+('' if (plain.forgotten>0).all() else ', or nothing forgotten')
     forgets = f'Plain finetuning forgets clean accuracy, squares on {ratio:.0%} of the images'
     return [judged(forgets, 'all', plain.forgotten, (.9,.5), net=net, **_known)] + [
         judged(f'{m} {told}', 'left open', saved(m), (.5,.1), net=net,
-               none='no squares learned, or nothing forgotten', nothing='no' if asked else 'not clear')
+               none=why, nothing='no' if asked else 'not clear')
         for m in d.index.unique('method') if m!='plain finetuning']
 
 # %% ../../nbs/paper/04_questions.ipynb #c380cea2
@@ -302,11 +304,17 @@ def _recover_claims(net, d):
         for f in untrained]
 
 # %% ../../nbs/paper/04_questions.ipynb #cb8f894b
+def _in_both(dls):
+    "Classes of which two or more samples are in training and test set, as measures of forgetting need; all if there are none"
+    n = [np.bincount(read_labels(o.dataset), minlength=len(dls.vocab)) for o in (dls.train,dls.valid)]
+    return [c for c,k in zip(dls.vocab, np.minimum(*n)) if k>1] or list(dls.vocab)
+
 def unlearn_tables(learn, net, seed, scale):
     "`compare_unlearning` for a class and for a share of the samples"
     dls = clean_of(learn.dls)
-    one = dls.vocab[seed%len(dls.vocab)]
-    parts = {'a class':split_forget(dls, [one]), '2% of the samples':split_forget(dls, share=.02, seed=seed)}
+    classes,n = _in_both(dls),dls.train.n
+    parts = {'a class':split_forget(dls, [classes[seed%len(classes)]]),
+             '2% of the samples' if n>=75 else 'two samples':split_forget(dls, share=max(.02, 2/n), seed=seed)}
     again = partial(retrain, epochs=net.lengths[0], sched=net.sched)
     def table(forget, retain):
         alpha = min(5., .5*(forget.train.n+retain.train.n)/forget.train.n)   # from a limit on, SSD changes nothing

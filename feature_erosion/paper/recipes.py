@@ -46,6 +46,7 @@ class Recipe:
     extra:str=None # A module that it needs
     trains:Callable=None # If `measure` trains, too: `f(net)`, for how many epochs, or iterations if that is the network's unit
     scales:dict=field(default_factory=dict) # A `Scale` by preset: 'smoke', 'cpu', 'paper', or others
+    needs:tuple=() # Functions of the networks; a `ValueError` says what is missing for the comparison
 
     def nets(self, scale):
         "The networks, without phases that the recipe does not need"
@@ -173,7 +174,7 @@ class Result:
         run:Run # Run to save to
     ):
         "Write tables, claims and the figure"
-        for k,v in dict(self.tables, claims=self.claims()).items(): run.save_table(k, v)
+        for k,v in dict(self.tables, claims=self.claims()).items(): run._write_table(k, v)   # its run has no fit, so 'phases' is free
         run.save_figure(self.recipe.name, self.plot())
 
     def __repr__(self):
@@ -233,7 +234,7 @@ def measure_net(
     learn = load_net(trained(run.store, net := Net(**net), seed))
     own = {'store':run.store} if 'store' in inspect.signature(measure).parameters else {}
     with learn.no_bar(): res = measure(learn, net, seed, Scale((net,), n_test=n_test, n_train=n_train), **own)
-    for k,v in res.items(): run.save_table(k, v)
+    for k,v in res.items(): run._write_table(k, v)   # its run has no fit, so 'phases' is free
     return {f'{p}_{k}':v for p,row in phase_table(learn).to_dict('index').items() for k,v in row.items()}
 
 # %% ../../nbs/paper/01_recipes.ipynb #9da8a3a5
@@ -281,18 +282,19 @@ def check_scale(
     if len(set(scale.nets))<len(scale.nets):
         raise ValueError(f"nets: they must differ; got {', '.join(o.name for o in scale.nets)}")
     if recipe.scales: _check_names(recipe, scale.nets)
+    for f in recipe.needs: f(recipe.nets(scale))
     missing = {str(e):type(e) for net in scale.nets for f in _checks(recipe, net) for e in [_error(f)] if e}
     if missing: raise first(missing.values())(f"{recipe.name} needs {'. It also needs '.join(missing)}")
 
 def _differ(nets):
-    "Names that several networks have, and fields in which these differ"
+    "Names that several networks have, and fields in which these differ; ratio 0 is the control of another"
     by = groupby(nets, attrgetter('name'))
-    return [(n,f) for n,os in by.items() for f in asdict(os[0]) if len({getattr(o, f) for o in os})>1]
+    return [(n,f) for n,os in by.items() for f in asdict(os[0]) if len({getattr(o, f) for o in os if f!='ratio' or o.ratio})>1]
 
 def _check_names(recipe, nets):
     "Refuse networks that would be taken for one: a recipe tells apart what its own scales, or those of its like, compare"
     like = [recipe, *(o for o in recipes.values() if o.measure==recipe.measure)]
-    known = {'ratio', *(f for r in like for s in r.scales.values() for _,f in _differ(s.nets))}
+    known = {f for r in like for s in r.scales.values() for _,f in _differ(s.nets)}
     for n,f in _differ(nets):
         if f in known: continue
         raise ValueError(f"nets: several are called {n!r} and differ in {f!r}, by which {recipe.name} does not tell them apart; "

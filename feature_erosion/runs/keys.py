@@ -15,7 +15,7 @@ from collections import OrderedDict, defaultdict, namedtuple
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import cached_property, lru_cache, partialmethod, singledispatch
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.metadata import PackageNotFoundError, distributions, packages_distributions, version
 from pathlib import Path, PurePath
 from fastcore.all import *
 from fastai.data.all import Pipeline
@@ -53,7 +53,14 @@ def _home(o):
     return name if isinstance(name, str) else 'builtins'
 
 # %% ../../nbs/runs/00_keys.ipynb #f50281bf
-_packages = lru_cache(packages_distributions)
+@lru_cache
+def _packages():
+    "Packages by module; Python 3.10 leaves out those that do not list their modules, as numpy"
+    res = defaultdict(list, packages_distributions())
+    for d in distributions() if sys.version_info<(3,11) else ():
+        if d.read_text('top_level.txt'): continue
+        for top in {f.parts[0].removesuffix('.py') for f in d.files or () if f.suffix=='.py'}: res[top].append(d.metadata['Name'])
+    return res
 
 def _version(top):
     "Version of the package that provides a module; empty for the standard library, which comes with Python"

@@ -75,9 +75,10 @@ def _made(cls):
     inits = [vars(c)['__init__'] for c in cls.__mro__ if inspect.isfunction(vars(c).get('__init__'))]
     return sorted({i.argval for f in inits for i in dis.get_instructions(f) if i.opname=='STORE_ATTR'}-{'learn','run'})
 
-def _cbs_settings(learn):
-    "Settings of callbacks that may affect training; evaluation sets and phases have their own entries"
-    cbs = [o for o in learn.cbs.sorted('order') if not is_passive(o) and not isinstance(o, (EvalSets,PhaseSchedule))]
+def _cbs_settings(learn, phases=()):
+    "Settings of callbacks that may affect training, or `phases` of it; evaluation sets and phases have their own entries"
+    def rests(o): return bool(phases) and hasattr(type(o), 'rests') and o.rests(phases)
+    cbs = [o for o in learn.cbs.sorted('order') if not (is_passive(o) or isinstance(o, (EvalSets,PhaseSchedule)) or rests(o))]
     return [dict(_cb_settings(o), callback=type(o).__name__) for o in cbs]
 
 # %% ../../nbs/runs/03_resume.ipynb #02742e26
@@ -193,8 +194,8 @@ def fit_settings(
     phases:list # `Phase`s; empty for a fit without phases
 )->dict:
     "The settings of a fit, as JSON values"
-    return dict(model=_model_settings(get_model(learn.model)), opt=describe(learn.opt_func), lr=describe(learn.lr), wd=describe(learn.wd),
-                hypers=None if phases else _hypers(learn.opt), groups=_groups(learn), wd_bn_bias=learn.wd_bn_bias,
+    return dict(model=_model_settings(get_model(learn.model)), opt=describe(learn.opt_func), lr=describe(learn.lr),
+                wd=describe(learn.wd), hypers=None if phases else _hypers(learn.opt), groups=_groups(learn), wd_bn_bias=learn.wd_bn_bias,
                 train_bn=learn.train_bn, loss=describe(learn.loss_func), loss_settings=_loss_settings(learn.loss_func),
                 data=_data_settings(learn.dls),
                 samples=[_samples(o) for o in (learn.dls, *L(phases).attrgot('dls'))], loaders=_shared(learn, phases),
@@ -258,7 +259,7 @@ class KeepRun(TidyCallback):
         run:Run, # The run to save to, from `RunStore.run`; a second fit, as in `fine_tune`, goes to a run called '…, fit 2'
         minutes:float=10., # Maximum time between two checkpoints, even inside epochs
         epochs:int=1, # Epochs between checkpoints
-        after:Run|None=None, # A finished run of the first phases: start where it ended
+        after:Run|None=None, # A finished run of the first phases, without methods that act later: start where it ended
         strict:bool=False, # If something cannot be saved, raise an error instead of a warning
         wait:bool=False # If another process works on this run, wait for it instead of raising an error
     ):
@@ -538,8 +539,16 @@ def _claim(self:KeepRun, settings, seed):
 
 _since = set('is made shuffle drop_last held weights tfms chosen frozen values'.split())   # earlier versions did not have these
 
+def _by_name(settings):
+    "With callbacks by name, and their order"
+    cbs = settings.get('callbacks') or []
+    names = [o['callback'] for o in cbs]
+    named = {f'{n}{names[:i].count(n) or ""}':o for i,(n,o) in enumerate(zip(names, cbs))}
+    return {**settings, 'callbacks':{'all':', '.join(names), **named}}
+
 def _differences(old, new):
     "Differences in what both say: an earlier version of this library may have stored less"
+    old,new = map(_by_name, (old, new))
     was = flat(old)
     more = {k for k in flat(new) if k not in was and (k.partition('.')[0] not in old or _since & set(k.split('.')))}
     whole = tuple(k.removesuffix('drop_last') for k in was if re.search(r'(^|\.)transforms\.\d\.1\.drop_last$', k))   # loaders
@@ -574,9 +583,10 @@ def _check_base(self:KeepRun, settings):
                          "want one whose phases are all done")
     if (names := [o['name'] for o in settings['phases'][:n]])!=info['phases']:
         raise ValueError(f"after: run {base.name!r} has trained {', '.join(info['phases'])}, "
-                         f"and `phases` begins with {', '.join(names)}; give its phases first, then those that follow: they are not trained again")
-    unseen = dict(evals=None)
-    first = dict(settings, phases=settings['phases'][:n], **{k:settings[k][:n+1] for k in ('samples','loaders')})
+                         f"and `phases` begins with {', '.join(names)}; give its phases first, which are not trained again, "
+                         "then those that follow")
+    unseen,cbs = dict(evals=None),_cbs_settings(self.learn, names)
+    first = dict(settings, phases=settings['phases'][:n], callbacks=cbs, **{k:settings[k][:n+1] for k in ('samples','loaders')})
     if diff := _differences({**info['fit'], **unseen}, {**first, **unseen}):
         raise ValueError(f"after: run {base.name!r} was trained with other settings: {'; '.join(diff[:5])}")
 
@@ -630,7 +640,7 @@ def _save_start(self:KeepRun):
     if self.main:
         with self._writing():
             self._write(self.kept.path/'phases'/'start', state)
-            self.kept.rewrite()
+            self.kept.rewrite(*self.kept.added)
 
 @patch
 def _load(self:KeepRun, weights, state):
@@ -640,7 +650,7 @@ def _load(self:KeepRun, weights, state):
     if self.phases: self._load_snapshots(state)
     if not self.main: return
     if not self.idle:
-        with self._writing(): self.kept.rewrite(*self.rows)
+        with self._writing(): self.kept.rewrite(*self.kept.added, *self.rows)
     if state['train_iter']: print(self._greeting(state), flush=True)
 
 @patch
@@ -694,7 +704,7 @@ def _write_rows(self:KeepRun, rows):
     rows = _listed(rows)
     self.rows += rows
     if self.main and rows:
-        with self._writing(): self.kept.append(*rows)
+        with self._writing(): self.kept._append(*rows)
 
 # %% ../../nbs/runs/03_resume.ipynb #450f8ef1
 @patch
@@ -730,7 +740,9 @@ class Terminated(SystemExit):
 @patch
 def _listen(self:KeepRun):
     if threading.current_thread() is not threading.main_thread() or num_distrib()>1: return
-    for s in (signal.SIGINT, signal.SIGTERM): self.old_signals[s] = signal.signal(s, self._hear)
+    for s in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(s)==signal.SIG_IGN: continue   # as Ctrl-C is in a job that a script begins with `&`
+        self.old_signals[s] = signal.signal(s, self._hear)
     signal_handling._set_worker_signal_handlers = _as_worker
 
 _torchs_own = getattr(signal_handling, '_set_worker_signal_handlers', noop)

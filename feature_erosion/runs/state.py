@@ -570,11 +570,13 @@ def state_dict(self:FitState)->dict:
     callbacks = {n:get_state(o, self.keeper(type(o).__name__)) for n,o in self.cbs.items()}
     return dict(callbacks=callbacks, model=module_state(self.model, self.keeper(), weights=False),
                 loss=_loss_state(self.loss, self.keeper('loss_func')), opt=Keeper()(l.opt.state_dict()),
-                held=_held(l.opt, self.model), grads=_grads(self.model), learner=self.keeper('Learner').most(self._extra()),
-                train_iter=getattr(l, 'train_iter', 0), pct_train=float(getattr(l, 'pct_train', 0.)),
-                smooth_loss=Keeper()(getattr(l, 'smooth_loss', None)))
+                held=_held(l.opt, self.model), grads=_grads(_trained(l.opt, self.model)),
+                learner=self.keeper('Learner').most(self._extra()), train_iter=getattr(l, 'train_iter', 0),
+                pct_train=float(getattr(l, 'pct_train', 0.)), smooth_loss=Keeper()(getattr(l, 'smooth_loss', None)))
 
-def _loss_state(f, k): return None if isinstance(f, _code) else k.or_left(f, '')
+def _loss_state(f, k):
+    k.refs.discard(id(f))   # elsewhere it is a part of the fit, here its state is asked for
+    return None if isinstance(f, _code) else k.or_left(f, '')
 
 def _held(opt, model):
     "Names of the parameters that an optimiser has"
@@ -582,13 +584,20 @@ def _held(opt, model):
     return [n for n,p in model.named_parameters() if id(p) in own]
 
 # %% ../../nbs/runs/02_state.ipynb #dd988013
-def _grads(model):
-    some = {n:p.grad for n,p in model.named_parameters() if p.grad is not None}
+def _trained(opt, model):
+    "Parameters by name: the model's, and by number those that an optimiser has besides, such as a loss's"
+    named = dict(model.named_parameters())
+    own = {id(p) for p in named.values()}
+    rest = [p for ps in opt.param_lists for p in ps if id(p) not in own]
+    return {**named, **{f'more {i}':p for i,p in enumerate(rest)}}
+
+def _grads(named):
+    some = {n:p.grad for n,p in named.items() if p.grad is not None}
     zero = [n for n,g in some.items() if not g.any()]
     return dict(zero=zero, values={n:plain(g) for n,g in some.items() if n not in zero})
 
-def _set_grads(model, s):
-    for n,p in model.named_parameters():
+def _set_grads(named, s):
+    for n,p in named.items():
         p.grad = s['values'][n].to(p) if n in s['values'] else torch.zeros_like(p) if n in s['zero'] else None
 
 # %% ../../nbs/runs/02_state.ipynb #1b029217
@@ -606,7 +615,7 @@ def load_state_dict(self:FitState,
     if s['loss'] is not None: put(s['loss'], self.loss, 'loss_func')
     for a,v in s['learner'].items(): _put_attr(self.learn, a, v, f'Learner.{a}')
     set_opt(self.learn.opt, s['opt'])
-    _set_grads(self.model, s['grads'])
+    _set_grads(_trained(self.learn.opt, self.model), s['grads'])
 
 @patch
 def _put_progress(self:FitState, s):

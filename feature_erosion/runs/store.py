@@ -95,7 +95,9 @@ def git_revision(
     if git.is_file(): git = git.parent/_first_line(git).removeprefix('gitdir: ')   # of a worktree or a submodule
     head = _first_line(git/'HEAD')
     name = head.removeprefix('ref: ')
-    if name!=head: head = _ref(git/_first_line(git/'commondir'), name) if re.fullmatch(r'refs/[\w./+-]+', name) and '..' not in name else ''
+    if name!=head:
+        inside = re.fullmatch(r'refs/[\w./+-]+', name) and '..' not in name
+        head = _ref(git/_first_line(git/'commondir'), name) if inside else ''
     return head if re.fullmatch('[0-9a-f]{40}|[0-9a-f]{64}', head) else None
 
 def _first_line(f):
@@ -155,7 +157,7 @@ def _check_info(info, f):
 # %% ../../nbs/runs/01_store.ipynb #b78315c7
 class Run:
     "One run's folder"
-    by = 'name'   # the argument that chose it
+    by,added = 'name',[]   # the argument that chose it; rows that are not a fit's
     def __init__(self,
         path # The folder; created by `RunStore.run`
     ): self.path = Path(path).expanduser().absolute()   # the process may go to another folder
@@ -192,7 +194,7 @@ class RunStore:
     by = 'name'   # as of its runs
     def __init__(self,
         path='runs' # The folder, created with the first run
-    ): self.path = Path(path).expanduser()
+    ): self.path = Path(path).expanduser().absolute()
 
     def __iter__(self): return (Run(p) for p in sorted(self.path.glob('[!.]*')) if os.path.isfile(p/'run.json'))
     def __len__(self): return len(list(iter(self)))
@@ -204,7 +206,11 @@ class RunStore:
         res = Run(self.path/_check_name(name))
         res.by = self.by
         return res
-    __repr__ = basic_repr('path')
+    def __repr__(self): return f'RunStore({_from_here(self.path)!r})'
+
+def _from_here(path):
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 # %% ../../nbs/runs/01_store.ipynb #5b0c18ef
 def _now(): return time.strftime('%Y-%m-%dT%H:%M:%S%z')
@@ -271,9 +277,7 @@ def _elsewhere(self:Run): return 'choose another `out`' if self.by=='out' else '
 
 @patch
 def _deletion(self:Run):
-    store,here = self.path.parent,Path.cwd()
-    store = str(store.relative_to(here) if store.is_relative_to(here) else store)
-    return '' if self.by=='out' else f": `RunStore({store!r}).delete({self.name!r})`"
+    return '' if self.by=='out' else f": `{self.store}.delete({self.name!r})`"
 
 # %% ../../nbs/runs/01_store.ipynb #b06ced2f
 @patch
@@ -339,10 +343,17 @@ def _row(line):
 # %% ../../nbs/runs/01_store.ipynb #0977cd74
 @patch
 def append(self:Run, *rows):
-    "Append rows (dicts, with the name of their `table`) to `history.jsonl`"
-    f,(size,last) = self.path/'history.jsonl',getattr(self, '_end', (None,''))
+    "Append rows (dicts, with the name of their `table`) to `history.jsonl`; a recipe that runs again begins without its own"
     if bad := first(o for o in rows if not isinstance(o.get('table'), str)):
         raise ValueError(f"rows: {truncstr(repr(bad), 80)} belongs to no table; give it a name: dict(table='mine', loss=.5)")
+    if name := first(o['table'] for o in rows if f'tables/{o["table"]}.csv' in self.info['files']):
+        raise ValueError(f"rows: `save_table` has written a table of this name, {name!r}; choose another")
+    self._append(*rows)
+    self.added = [*self.added, *map(_listed, rows)]
+
+@patch
+def _append(self:Run, *rows):
+    f,(size,last) = self.path/'history.jsonl',getattr(self, '_end', (None,''))
     if size!=_size(f): last = self._mend(f)   # the first time, or after another `Run` of this folder
     lines = list(_chained(map(_listed, rows), last))
     with open(f, 'a') as o:
@@ -464,9 +475,13 @@ def save_table(self:Run,
     df:pd.DataFrame # Written without its index, with six significant digits; whole numbers with all of theirs
 ):
     "Write `tables/NAME.csv`"
-    if _check_name(name)=='epochs':
+    if name in ('epochs','evals','phases') or any(o.get('table')==name for o in self.rows()):
         raise ValueError(f"name={name!r}: the run's history has a table of this name; choose another")
-    folder = self.path/'tables'
+    self._write_table(name, df)
+
+@patch
+def _write_table(self:Run, name, df):
+    folder,name = self.path/'tables',_check_name(name)
     folder.mkdir(exist_ok=True)
     if df.columns.nlevels>1: df = df.set_axis([' '.join(map(str, o)) for o in df.columns], axis=1)
     if bad := [o for o,n in Counter(map(str, df.columns)).items() if n>1]:
@@ -664,6 +679,8 @@ def compute(self:Run,
     "Call a function and store what it returns, or its error"
     self.begin()
     self.update(tries=self.info['tries']+1)
+    self.added = []
+    if self.info['fit'] is None: (self.path/'history.jsonl').unlink(missing_ok=True)   # a fit loads the rows of its checkpoint
     try: self.save_metrics(self._call(fn, settings))
     except BaseException as e:
         self._failed(e)

@@ -368,10 +368,15 @@ def plot_means(self:Sweep,
     linear = _linear_to(done[x], x) if log and _is_scale(done[x]) else None
     ax = ax or plt.subplots(figsize=(5,3.5), layout='constrained')[1]
     for i,y in enumerate(ys): _plot_mean(ax, done, x, y, y.replace('_',' '), line_color(i))
-    if linear is not None: ax.set_xscale('symlog', linthresh=linear)
+    if linear is not None: _log_axis(ax, sorted(done[x].unique()), linear)
     ax.set(xlabel=x, ylabel='mean, interval and seeds')
     ax.legend()
     return ax
+
+def _log_axis(ax, values, linear):
+    "Logarithmic, with the settings as ticks if they are few"
+    ax.set_xscale('symlog', linthresh=linear)
+    if len(values)<9: ax.set_xticks(values, [f'{v:g}' for v in values]); ax.minorticks_off()
 
 def _linear_to(values, x):
     "The lowest positive value, where a logarithmic axis begins"

@@ -33,7 +33,7 @@ from feature_erosion.plots import percent
 from feature_erosion.loaders import *
 from feature_erosion.mitigations import *
 from feature_erosion.paper.nets import *
-from feature_erosion.paper.recipes import recipes
+from feature_erosion.paper.recipes import Result, recipes
 from feature_erosion.paper.questions import finetune_with, resisting, train_resisting
 
 def mitigation(make):
@@ -82,7 +82,7 @@ def named(d):
     "Columns for the method and its constant, and means of what was measured"
     d = d.assign(method=[o[0] for o in d['what']], value=[o[1] for o in d['what']])
     d = d.assign(constant=d.method.map({k:v[0] for k,v in methods.items()}))
-    return d[[*columns, *d.filter(like='_all')]].round(4)
+    return d[[*columns, *d.filter(like='_all')]].round(dict.fromkeys(d.filter(regex='before|clean|pattern'), 4))
 
 columns = 'method constant value seed before clean pattern'.split()
 
@@ -93,24 +93,52 @@ def choose(tries):
         return able.clean.idxmax() if len(able) else d.pattern.idxmax()
     return tries.loc[[best(d) for _,d in tries.groupby('method', sort=False)]]
 
-def plot_tries(tries, averages, plain):
-    "Clean accuracy against that with squares, of each try on one seed, of averaged weights, and of plain finetuning (a row)"
-    fig,ax = plt.subplots(figsize=(7.5,4.4), layout='constrained')
-    ax.fill_between([.9,1.01], (plain.before+plain.clean)/2, .8, color='C2', alpha=.12, lw=0, label='saves half, reads 90%')
-    for _,d in tries.groupby('method'): ax.plot(d.pattern, d.clean, 'o-', color='C7', ms=3, lw=.7, alpha=.6)
-    best,y = choose(tries).sort_values('clean'),0
-    ax.plot(best.pattern, best.clean, 'o', color='C3', ms=6, label='chosen')
-    ax.plot(averages.pattern, averages.clean, 's:', color='C1', ms=4, lw=1, label='averaged weights')
-    ax.plot(plain.pattern, plain.clean, 'X', color='C4', ms=8, label='plain finetuning')
-    ax.axhline(plain.before, color='C0', lw=1, ls='--', label='clean, before')
-    for o in best.itertuples():
-        y = max(y+.035, o.clean)   # where names would overlap, a line leads to the point
-        ax.annotate(f'{o.method} ({o.value:g})', (o.pattern,o.clean), (1.03,y), va='center', fontsize=8, annotation_clip=False,
-                    arrowprops=dict(arrowstyle='-', lw=.4, color='C7'))
+def leaderboard(folder):
+    "Accuracies on all test images with the chosen constants and of averaged weights, as the table of `paper resist` has them"
+    tuned,plain,w = (pd.read_csv(folder/f'{k}.csv') for k in ('tuned','plain','averages'))
+    w = w[w.share.isin((.5,.6))].assign(method=lambda d: d.share.map('averaged weights, {:.1f}'.format))
+    d = pd.concat([plain, tuned, w]).query('seed<10')['seed method before_all clean_all pattern_all'.split()]
+    d = d.rename(columns=lambda k: k.removesuffix('_all'))
+    return Result(recipes['resist'], dict(resist=d.assign(net='VGG-19', ratio=1., chance=.1)))
+
+def _axes(ends):
+    "Axes of clean accuracy against that with squares, with what the rule of `paper resist` asks for"
+    fig,ax = plt.subplots(figsize=(7.5,4.8), layout='constrained')
+    ax.fill_between([.9,1.01], (ends.before+ends.clean)/2, .8, color='C2', alpha=.12, lw=0, label='saves half, reads 90%')
+    ax.axhline(ends.before, color='C0', lw=1, ls='--', label='clean, before')
     percent(ax, 'clean accuracy')
     ax.xaxis.set_major_formatter('{x:.0%}')
     ax.set(xlim=(.7,1.01), ylim=(0,.8), xlabel='accuracy with squares')
+    return ax
+
+def _name(ax, points):
+    "Names on the right, with lines to the points"
+    y = 0
+    for o in points.sort_values('clean').itertuples():
+        y = max(y+.036, o.clean)
+        ax.annotate(o.Index, (o.pattern,o.clean), (1.03,y), va='center', fontsize=8, annotation_clip=False,
+                    arrowprops=dict(arrowstyle='-', lw=.4, color='C7'))
     ax.legend(loc='lower left', fontsize=8)
+
+def plot_board(t):
+    "Clean accuracy against that with squares: means by method, and a dot for each seed"
+    means = t.groupby('method')[['before','clean','pattern']].mean()
+    plain = means.loc['plain finetuning']
+    ax = _axes(plain)
+    ax.plot(t.pattern, t.clean, 'o', color='C7', ms=3, alpha=.6, label='each network')
+    ax.plot(means.pattern, means.clean, 'o', color='C3', ms=6, label='mean')
+    ax.plot(plain.pattern, plain.clean, 'X', color='C4', ms=8, label='plain finetuning')
+    _name(ax, means)
+
+def plot_tries(tries, averages, plain):
+    "Clean accuracy against that with squares, of each try on one seed, of averaged weights, and of plain finetuning (a row)"
+    ax = _axes(plain)
+    for _,d in tries.groupby('method'): ax.plot(d.pattern, d.clean, 'o-', color='C7', ms=3, lw=.7, alpha=.6)
+    best = choose(tries)
+    ax.plot(best.pattern, best.clean, 'o', color='C3', ms=6, label='chosen')
+    ax.plot(averages.pattern, averages.clean, 's:', color='C1', ms=4, lw=1, label='averaged weights')
+    ax.plot(plain.pattern, plain.clean, 'X', color='C4', ms=8, label='plain finetuning')
+    _name(ax, best.set_index(best.method+best.value.map(' ({:g})'.format)))
 
 def at_squares(store, runs, net):
     "For each run of plain finetuning its seed, Learner and painted data"
@@ -209,7 +237,7 @@ def learned_again(store, d):
     d = d.assign(method=[o[0] for o in d['what']], value=[o[1] for o in d['what']])
     new = {r.seed:store[r.run].history for r in d[d.method=='a new network'].itertuples()}
     gaps = [relearning_gap(new[r.seed], store[r.run].history, phases=('relearn','relearn')).gap for r in d.itertuples()]
-    return d.assign(gap=gaps)['method value seed first last gap'.split()].round(4)
+    return d.assign(gap=gaps)['method value seed first last gap'.split()].round(dict(first=4, last=4, gap=4))
 
 def main(out, jobs=2, net=recipes['resist'].scales['cpu'].nets[0], tuned_on=(10,), seeds=(0,1,2), new=(3,4,5,6)):
     store,every = RunStore(out/'runs'),[*tuned_on, *seeds]
