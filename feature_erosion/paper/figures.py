@@ -101,8 +101,9 @@ def _at_both(learn):
 
 def _arm(net): return dict(opt=net.opt, squares=net.lengths[1] if net.ratio else 0, unit=net.unit)
 
-def _unit(d): return d.unit.iloc[0] if 'unit' in d else 'epochs'   # older tables have no other
-def _long(d): return f"{dict(iters='iterations').get(_unit(d), 'epochs')} with squares"
+def _long(d):
+    "What the numbers in `squares` count; older tables have epochs only"
+    return ('iterations' if 'unit' in d and d.unit.iloc[0]=='iters' else 'epochs')+' with squares'
 
 def forgotten(
     ends:pd.DataFrame # As from `phase_ends`, one network and seed
@@ -693,13 +694,14 @@ def _cpu():
 
 # %% ../../nbs/paper/02_figures.ipynb #68707dce
 def _control(nets):
-    arms = groupby(nets, lambda o: (o.name, o.opt))
-    if bad := [k for k,os in arms.items() if len({o.ratio>0 for o in os})<2]:
-        (name,opt),*_ = bad
-        raise ValueError(f"nets: {name!r}, trained with {opt!r}, is there only {'with' if arms[bad[0]][0].ratio else 'without'} squares; "
-                         "claims compare both: `with_control(net)`")
+    "Refuse networks without their control"
+    for (name,opt),os in groupby(nets, lambda o: (o.name, o.opt)).items():
+        if len({o.ratio>0 for o in os})<2:
+            raise ValueError(f"nets: {name!r}, trained with {opt!r}, is there only {'with' if os[0].ratio else 'without'} squares; "
+                             "claims compare both: `with_control(net)`")
 
 def _again(nets):
+    "Refuse networks that learn nothing again, or only with Adam"
     if bad := [o for o in nets if not all(o.lengths)]:
         raise ValueError(f"nets: {bad[0].name!r} has lengths={bad[0].lengths}; learning again is compared with learning from scratch, "
                          "so all three phases are needed")

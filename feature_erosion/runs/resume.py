@@ -259,7 +259,7 @@ class KeepRun(TidyCallback):
         run:Run, # The run to save to, from `RunStore.run`; a second fit, as in `fine_tune`, goes to a run called '…, fit 2'
         minutes:float=10., # Maximum time between two checkpoints, even inside epochs
         epochs:int=1, # Epochs between checkpoints
-        after:Run|None=None, # A finished run of the first phases, without methods that act later: start where it ended
+        after:Run|None=None, # A finished run of the first phases: start where it ended; methods that act only later may be added
         strict:bool=False, # If something cannot be saved, raise an error instead of a warning
         wait:bool=False # If another process works on this run, wait for it instead of raising an error
     ):
