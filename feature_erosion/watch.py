@@ -158,7 +158,7 @@ class _Layers:
 
     def look(self, model):
         "Activations of each layer; one that does not see all samples, as an expert or an early exit, is left out"
-        got,sizes = {},[len(tensors_in(xs)[0]) for xs in self.batches]
+        model,got,sizes = unwrapped(model),{},[len(tensors_in(xs)[0]) for xs in self.batches]
         def see(n, m, o):
             o = o.float()
             if self.over.get(n): o = o.mean(self.over[n])
@@ -176,7 +176,7 @@ def _differing(shapes, n):
 
 def _cka(a, b): return linear_cka(a, b) if a.isfinite().all() and b.isfinite().all() else float('nan')
 
-def _varies(X): return bool((X!=X[:1]).any())   # what is the same for all samples is similar to nothing, not even to itself
+def _varies(X): return bool((X!=X[:1]).any() and X.isfinite().all())   # else it is similar to nothing, not even to itself
 
 # %% ../nbs/18_watch.ipynb #5cf3e8f9
 def partners(
@@ -714,8 +714,9 @@ def plot(self:WatchErosion)->plt.Figure:
     a.set_xscale('symlog', linthresh=1, linscale=.3)
     for i in self.told: a.axvline(i, color='C3', ls='--', lw=1, label='warning' if i==self.told[0] else None)
     curves(df, 'iter', [c for c in self.columns if c not in ('cka','rank')], a)
-    a.set(xlabel='iteration', xlim=(0, max(1, df.iter.max())))
+    a.set(xlabel='iteration', xlim=(0, max(1, df.iter.max())), **({} if 'worst' in df else dict(ylabel='share of right answers')))
     a.xaxis.set_major_formatter('{x:.0f}')
+    if not len(self.by_layer.columns): b.remove(); return fig   # none varied at the start
     layer_map(self.by_layer.T.set_axis([str(i) for i in df.iter], axis=1), b, 'CKA with the start', aspect='auto')
     b.set(xlabel='iteration', ylabel='layer')
     return fig
