@@ -232,6 +232,12 @@ def answered(
     raise ValueError(f"model: answers with shape {tuple(scores.shape)}; want (batch, classes), a score for each of two classes "
                      "or more. A model with a single logit `z` can answer with `torch.cat([-z, z], 1)/2`, which means the same")
 
+def _one_answer(scores):
+    "As `answered`, of scores that stand for whole samples"
+    if scores.ndim<=2: return answered(scores)
+    raise ValueError(f"model: answers with shape {tuple(scores.shape)}; want (batch, classes), one score for each class. "
+                     "Average over places or positions, or take one; if each axis behind has length 1, end with `nn.Flatten()`")
+
 # %% ../nbs/02_batches.ipynb #2f31d025
 def tensors_in(
     out # Output or input of a module: a tensor, tuple, list or dictionary, possibly nested

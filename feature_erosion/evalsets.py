@@ -17,6 +17,7 @@ from fastcore.all import *
 from fastai.vision.all import (DataLoaders, Datasets, Learner, Recorder, accuracy, apply, get_model, mk_metric,
                                plt, to_detach, to_device)
 from .batches import *
+from .batches import _one_answer
 from .loaders import *
 from .callbacks import *
 from .plots import *
@@ -424,4 +425,4 @@ def train_accuracy(
 
 def _n_wrong(model, xs, ys):
     scores = scores_of(model, xs)
-    return int((answered(scores)!=class_labels(ys).to(scores.device)).sum())
+    return int((_one_answer(scores)!=class_labels(ys).to(scores.device)).sum())

@@ -17,6 +17,7 @@ from textwrap import fill
 from fastcore.all import *
 from fastai.vision.all import DataLoaders, Learner, Normalize, plt, progress_bar
 from .batches import *
+from .batches import _one_answer
 from .loaders import *
 from .callbacks import *
 from .plots import *
@@ -50,7 +51,7 @@ class _Images:
         dev = first(model.parameters()).device if any(True for _ in model.parameters()) else 'cpu'
         def answer(i,j):
             mixed = self.back(mix(self.x[i].to(dev), self.x[j].to(dev)))
-            return answered(answer_tensor(model(*to_model((mixed,), model)))).cpu()
+            return _one_answer(answer_tensor(model(*to_model((mixed,), model)))).cpu()
         return torch.cat([answer(*o) for o in zip(own.split(self.bs), others.split(self.bs))])
 
     def follow(self, model, mix):

@@ -26,7 +26,7 @@ from fastcore.all import *
 from fastai.vision.all import (Callback, CancelFitException, CancelValidException, DataLoader, DataLoaders, GradientClip, Learner,
                                MixedPrecision, OptimWrapper, ProgressCallback, TfmdDL, get_model, plt, progress_bar)
 from .batches import *
-from .batches import _set_modes
+from .batches import _one_answer, _set_modes
 from .loaders import *
 from .loaders import _samples
 from .callbacks import *
@@ -550,7 +550,7 @@ def sample_losses(
 )->tuple: # Cross-entropy of each sample, and whether its answer is right: arrays in the order of `fixed_dl`
     "Losses in eval mode and without augmentation"
     def look(pred, y):
-        right = answered(pred)==class_labels([y])   # refuses what is no choice of one class
+        right = _one_answer(pred)==class_labels([y])   # refuses what is no choice of one class
         loss = F.cross_entropy(pred, y, reduction='none').cpu()
         if n := int(loss.isnan().sum()): raise ValueError(f"model: the loss of {n} of {len(y)} samples is NaN; has it diverged?")
         return loss,right.cpu()

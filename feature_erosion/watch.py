@@ -19,7 +19,7 @@ from fastai.callback.rnn import ModelResetter
 from fastai.vision.all import (CancelFitException, CancelTrainException, DataLoader, DataLoaders, Metric, SaveModelCallback,
                                TrackerCallback, get_model, plt)
 from .batches import *
-from .batches import _as_trained
+from .batches import _as_trained, _one_answer
 from .loaders import *
 from .callbacks import *
 from .plots import *
@@ -158,7 +158,7 @@ class _Layers:
 
     def look(self, model):
         "Activations of each layer; one that does not see all samples, as an expert or an early exit, is left out"
-        got,sizes = {},[len(tensors_in(xs)[0]) for xs in self.batches]
+        model,got,sizes = unwrapped(model),{},[len(tensors_in(xs)[0]) for xs in self.batches]
         def see(n, m, o):
             o = o.float()
             if self.over.get(n): o = o.mean(self.over[n])
@@ -176,7 +176,7 @@ def _differing(shapes, n):
 
 def _cka(a, b): return linear_cka(a, b) if a.isfinite().all() and b.isfinite().all() else float('nan')
 
-def _varies(X): return bool((X!=X[:1]).any())   # what is the same for all samples is similar to nothing, not even to itself
+def _varies(X): return bool((X!=X[:1]).any() and X.isfinite().all())   # else it is similar to nothing, not even to itself
 
 # %% ../nbs/18_watch.ipynb #5cf3e8f9
 def partners(
@@ -252,7 +252,7 @@ def _exchanged(x, donors, boxes):
     for i,((t,l,h,w),d) in enumerate(zip(boxes, donors.tolist())): res[i,:,t:t+h,l:l+w] = x[d,:,t:t+h,l:l+w]
     return res
 
-def _answers(model, x, bs): return torch.cat([answered(answer_tensor(model(b.clone()))).cpu() for b in x.split(bs)])
+def _answers(model, x, bs): return torch.cat([_one_answer(answer_tensor(model(b.clone()))).cpu() for b in x.split(bs)])
 
 # %% ../nbs/18_watch.ipynb #9d1d407f
 class ErosionWarning(UserWarning): "The model is losing what it knew"
@@ -382,6 +382,12 @@ def before_batch(self:WatchErosion):
     raise CancelTrainException
 
 @patch
+def _count(self:WatchErosion):
+    "Count batches since the last count; other callbacks may have cancelled the event after some"
+    new = self.learn.train_iter-self.at
+    self.iters,self.done_iters,self.at = self.iters+new,self.done_iters+new,self.at+new
+
+@patch
 def after_train(self:WatchErosion):
     "An epoch that was cut short keeps its row in the table"
     if self.cut and hasattr(self, 'recorder'): self.recorder.cancel_train = False   # log this epoch's loss, as it is
@@ -389,7 +395,7 @@ def after_train(self:WatchErosion):
 @patch
 def after_batch(self:WatchErosion):
     "Count the time of training, and look at log-spaced iterations"
-    self.iters,self.done_iters,self.at = self.iters+1,self.done_iters+1,self.learn.train_iter
+    self._count()
     now = time.perf_counter()
     self.times.append(now-self.mark)
     self.trained += now-self.mark
@@ -443,8 +449,7 @@ def _prepare(self:WatchErosion):
     x = to_model(self.inside.batches[0], model)
     self.reads = list(_heads(model, x, _with_weights(model, x)).values())   # whose input are the features
     if self.sets is None: self._without(x, self.inside.targets)
-    if self.sets:
-        with evaluating(model), precision(self.learn): self.outputs = _n_choices(answer_tensor(model(*x)))
+    else: self.outputs = self._n_choices(x)
     self.heads = {k:_same_head(k, s, self.outputs, self.learn.dls) for k,s in (self.sets or {}).items()}
     known = [c for k,h in self.heads.items() for c in ([k] if h else [])+[f'{k}_features']]
     more = [*(['worst'] if known else []), *(['hangs'] if self.images else []), 'cka', 'rank']
@@ -464,11 +469,16 @@ def _without(self:WatchErosion, xs, ys):
     why = '' if _is_images(xs) else f'a batch has {_shapes(xs)}'
     try: class_labels(ys)
     except ValueError: why = why or 'samples do not have one class each'
+    if not why and self._n_choices(xs)<2: why = "the model's answers are no scores of two classes or more"
     if not why: self.images = self.learn.dls.valid
     elif not self.start: warnings.warn(f"WatchErosion: {why}, and without a reference, blocks are exchanged between images of "
         "different classes; so only layers (CKA, rank) are watched. Give data with classes that it knew, `WatchErosion(old_dls)`")
 
-def _n_choices(scores): return scores.shape[1] if scores.ndim==2 else 0   # of one or none, no class is chosen
+@patch
+def _n_choices(self:WatchErosion, xs):
+    "How many classes the model's outputs choose from"
+    with evaluating(get_model(self.model)) as model, precision(self.learn): scores = answer_tensor(model(*xs))
+    return scores.shape[1] if scores.ndim==2 else 0   # of one or none, no class is chosen
 
 def _same_head(k, known, outputs, dls):
     "Whether the model's outputs can stand for the classes of a reference"
@@ -489,7 +499,8 @@ def _look(self:WatchErosion, epoch):
         layers = self.inside.look(model)
         seen = {k:s.look(model, self.reads, self.heads[k]) for k,s in (self.sets or {}).items()}
         hangs = hangs_on(model, self.images, n=self.n, seed=self.seed) if self.images else None
-    self.at = self.looked = self.learn.train_iter
+    self._count()
+    self.looked = self.at
     if self.start is None: self._begin(layers, seen)
     self._judge(epoch, layers, seen, hangs)
     spent = time.perf_counter()-clock
@@ -516,17 +527,24 @@ def _begin(self:WatchErosion, layers, seen):
             raise ValueError(f"reference: the model does not know {k!r}, and has no finite features that linear layers or "
                              "convolutions alone turn into scores, so there is nothing to watch; give what it knows, or leave "
                              "it out to compare layers")
-        if len(seen[k].y.unique())<2:
-            raise ValueError(f"reference: the model does not know {k!r}, and its samples are all of one class, so features "
-                             "cannot tell either; give samples of two classes or more")
+        if not _has_means(seen[k].y): raise _no_means(k, seen[k].y)
         why = 'has other outputs than the classes of' if other else 'is no better than chance on'
         self._say(f"the model {why} {k!r}{', so its head is new' if other else ''}: its features are watched instead "
                   "(nearest class mean)", False)
 
+def _has_means(y): return (y.bincount()>1).sum()>1   # half of the samples gives the means, and the others are classified
+
+def _no_means(k, y):
+    one = len(y.unique())<2
+    what = 'all of one class' if one else f'{len(y)} of which fewer than two classes have more than one'
+    return ValueError(f"reference: the model does not know {k!r}, and its samples are {what}, so features cannot tell either; "
+                      + ('give samples of two classes or more' if one else 'give, or read by `n`, two for each class or more'))
+
 def _above_chance(s, outputs):
     "Whether answers agree with labels more than if they were shuffled (Cohen's κ), or than guesses do with one class; 95% sure"
-    n = max(len(s.y.bincount()), len(s.pred.bincount()))
-    a,b = (o.bincount(minlength=n).double()/len(o) for o in (s.y,s.pred))
+    pred = s.pred[s.pred>=0]   # others are no answers
+    n = max(len(s.y.bincount()), len(pred.bincount()))
+    a,b = (o.bincount(minlength=n).double()/len(s.y) for o in (s.y,pred))
     if a.max()==1: return _lower(int(s.right.sum()), len(s.y), .05)>1/outputs
     chance = (a*b).sum()
     var = (chance-(a*b*(a+b)).sum()+chance**2).clamp(min=0)/(len(s.y)-1)   # of the share that agrees, over all orders
@@ -564,7 +582,7 @@ def _values(self:WatchErosion, seen):
     res = {}
     for k,s in seen.items():
         if self.heads[k]: res[k] = s.right.double().mean().item()
-        res[f'{k}_features'] = s.near.double().mean().item() if s.X is not None else float('nan')
+        res[f'{k}_features'] = s.near.double().mean().item() if s.X is not None and _has_means(s.y) else float('nan')
     if seen: res['worst'] = min(min(_by_class(s, self.by[k]).values()) for k,s in seen.items())
     return res
 
@@ -648,7 +666,6 @@ def _last_look(self:WatchErosion):
     "Look once more at what was trained since the last look: another callback may have ended the fit or the phase"
     now = self.learn.train_iter
     if self.start is None or now<=self.looked: return
-    self.iters += now-self.at   # of a batch that ended the fit, others may have cancelled the event
     self._look(round(self.learn.pct_train*self.learn.n_epoch, 6))
 
 @patch
@@ -697,8 +714,9 @@ def plot(self:WatchErosion)->plt.Figure:
     a.set_xscale('symlog', linthresh=1, linscale=.3)
     for i in self.told: a.axvline(i, color='C3', ls='--', lw=1, label='warning' if i==self.told[0] else None)
     curves(df, 'iter', [c for c in self.columns if c not in ('cka','rank')], a)
-    a.set(xlabel='iteration', xlim=(0, max(1, df.iter.max())))
+    a.set(xlabel='iteration', xlim=(0, max(1, df.iter.max())), **({} if 'worst' in df else dict(ylabel='share of right answers')))
     a.xaxis.set_major_formatter('{x:.0f}')
+    if not len(self.by_layer.columns): b.remove(); return fig   # none varied at the start
     layer_map(self.by_layer.T.set_axis([str(i) for i in df.iter], axis=1), b, 'CKA with the start', aspect='auto')
     b.set(xlabel='iteration', ylabel='layer')
     return fig

@@ -18,9 +18,10 @@ one = lambda: nn.Sequential(nn.Flatten(), nn.Linear(768,1))
 two = dict(n=80, n_valid=40, bs=16)
 
 @pytest.mark.works(kind='models', what='a model that answers with a single score, or with none for each class',
-                   how='refused where classes are compared; `evaluate` and `EvalSets` take metrics that fit')
+                   how='refused where classes are compared; `evaluate` and `EvalSets` take metrics that fit, and `WatchErosion()` '
+                       'warns and compares layers')
 @pytest.mark.parametrize('net', [one,Flat])
-@pytest.mark.parametrize('use', ['evaluate','evalsets','recover','watch','find_shortcut','losses','train_accuracy'])
+@pytest.mark.parametrize('use', ['evaluate','evalsets','recover','find_shortcut','losses','train_accuracy'])
 def test_one_score_is_refused(net, use):
     dls,model = digits_dls(**two),net()
     learn = Learner(dls, model, loss_func=lambda p,y: p.float().sum(), lr=.1)
@@ -28,9 +29,17 @@ def test_one_score_is_refused(net, use):
         with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=cb)
     calls = dict(evaluate=lambda: evaluate(model, dls.valid), evalsets=lambda: fit(EvalSets({'valid':dls.valid})),
                  recover=lambda: recover({'a':model}, dls.train, dls.valid, few=(1,), progress=False),
-                 watch=lambda: fit(WatchErosion()), find_shortcut=lambda: find_shortcut(model, dls),
-                 losses=lambda: sample_losses(model, dls.valid), train_accuracy=lambda: train_accuracy()(learn))
+                 find_shortcut=lambda: find_shortcut(model, dls), losses=lambda: sample_losses(model, dls.valid),
+                 train_accuracy=lambda: train_accuracy()(learn))
     with pytest.raises(ValueError, match='answers with shape'): calls[use]()
+
+@pytest.mark.parametrize('net', [one,Flat])
+def test_layers_behind_one_score_are_watched(net):
+    watch = WatchErosion()
+    learn = Learner(digits_dls(**two), net(), loss_func=lambda p,y: p.float().mean(), lr=.1)
+    with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning, match='only layers .* are watched'): learn.fit(1, cbs=watch)
+    cka = watch.history['cka']   # without bias, so it can be below 0
+    assert watch.columns==['cka','rank'] and cka.iloc[0]==pytest.approx(1) and cka.iloc[1:].lt(.999).any()
 
 def test_a_metric_that_fits_is_computed():
     "By hand: the share of signs that agree with the labels"

@@ -291,6 +291,7 @@ def _recover_claims(net, d):
     most = d.few.max()
     m = d[d.few==most].groupby(['features','model','seed'])[['accuracy','now']].mean()
     row,found = partial(judged, net=net),dict(last='a new last layer', all='a linear layer on all layers')
+    images = f"{most} image{'s' if most>1 else ''}"
     def back(f):
         before,after = (m.loc[f].loc[k] for k in ('before','after'))
         lost = before.now-after.now
@@ -298,7 +299,7 @@ def _recover_claims(net, d):
     def learned(f): return m.loc[f].loc['after'].accuracy-m.loc[f].loc['start'].accuracy
     kinds = [k for k in found if k in m.index.unique('features')]
     untrained = kinds if 'start' in m.index.unique('model') else []
-    return [row(f'Share of the lost accuracy that {found[f]} brings back, {most} images per class', 'left open', back(f), (.5,.1),
+    return [row(f'Share of the lost accuracy that {found[f]} brings back, {images} per class', 'left open', back(f), (.5,.1),
                 none='nothing was lost', nothing='not clear') for f in kinds] + [
         row(f'It was learned: {found[f]} finds more than in the network before any training', 'left open', learned(f), '>0', '.1%')
         for f in untrained]
