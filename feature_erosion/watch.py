@@ -527,18 +527,14 @@ def _begin(self:WatchErosion, layers, seen):
             raise ValueError(f"reference: the model does not know {k!r}, and has no finite features that linear layers or "
                              "convolutions alone turn into scores, so there is nothing to watch; give what it knows, or leave "
                              "it out to compare layers")
-        if not _has_means(seen[k].y): raise _no_means(k, seen[k].y)
+        if not _has_means(seen[k].y):
+            raise ValueError(f"reference: the model does not know {k!r}, and fewer than two classes have two samples or more, so "
+                             "features cannot tell either; give two or more of each class, or read more of them by `n`")
         why = 'has other outputs than the classes of' if other else 'is no better than chance on'
         self._say(f"the model {why} {k!r}{', so its head is new' if other else ''}: its features are watched instead "
                   "(nearest class mean)", False)
 
 def _has_means(y): return (y.bincount()>1).sum()>1   # half of the samples gives the means, and the others are classified
-
-def _no_means(k, y):
-    one = len(y.unique())<2
-    what = 'all of one class' if one else f'{len(y)} of which fewer than two classes have more than one'
-    return ValueError(f"reference: the model does not know {k!r}, and its samples are {what}, so features cannot tell either; "
-                      + ('give samples of two classes or more' if one else 'give, or read by `n`, two for each class or more'))
 
 def _above_chance(s, outputs):
     "Whether answers agree with labels more than if they were shuffled (Cohen's κ), or than guesses do with one class; 95% sure"

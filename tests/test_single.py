@@ -33,6 +33,13 @@ def test_one_score_is_refused(net, use):
                  train_accuracy=lambda: train_accuracy()(learn))
     with pytest.raises(ValueError, match='answers with shape'): calls[use]()
 
+def test_scores_with_axes_of_length_one_are_refused():
+    "A convolution instead of a linear layer, without `nn.Flatten`: labels would be broadcast against its answers"
+    dls,model = digits_dls(**two),nn.Conv2d(3, 10, 16)
+    learn = Learner(dls, model, loss_func=lambda p,y: p.mean())
+    for use in (lambda: find_shortcut(model, dls), lambda: sample_losses(model, dls.valid), lambda: train_accuracy()(learn)):
+        with pytest.raises(ValueError, match=r'shape \(\d+, 10, 1, 1\).*`nn.Flatten\(\)`'): use()
+
 @pytest.mark.parametrize('net', [one,Flat])
 def test_layers_behind_one_score_are_watched(net):
     watch = WatchErosion()
