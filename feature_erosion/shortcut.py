@@ -391,7 +391,7 @@ class Shortcut:
                     "something may decide its answers that so few do not show. Give more of them by `n`.")
         if not self.found:
             more = ' more than in the model it is compared with' if 'against' in self.table else ''
-            return f'None found: no small part of the image decides the answers{more}.'
+            return f'None found: no small part, at one place in all images, decides most of the answers{more}.'
         r = self.table.iloc[self.parts.index(self.part)]
         than = f" ({r.against:.0%} in the model it is compared with)" if 'against' in self.table else ''
         if isinstance(self.part, Trace):
@@ -404,7 +404,11 @@ class Shortcut:
 
 # %% ../nbs/19_shortcut.ipynb #21538ef9
 def _accuracy(images, model):
-    own,rest = images.follow(model, lambda own, others: own)
+    pred = images.answers(model, lambda own, others: own)
+    if bad := int((pred<0).sum()):
+        raise ValueError(f"learn: the model answers with NaN or infinite scores on {bad} of {len(pred)} images; look at its "
+                         "weights, or at a phase before, as in `learn.at_phase`")
+    own,rest = pred==images.y,pred==images.y[images.partner]
     return own.float().mean().item(),(own.float()-rest.float()).mean().item()
 
 @contextmanager
