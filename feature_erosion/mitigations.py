@@ -35,6 +35,7 @@ from .measures.layers import named_models
 class Mitigation(TidyCallback):
     "Acts in each phase after the first, or in those that are named; in a fit without phases, from its beginning"
     order,run_valid = -3,False   # after the model is told to train; before MixUp, which pairs up all of a batch
+    alone = False   # whether a second one would change what the first one does
     def __init__(self,
         phases:list=None # Names of the phases to act in; by default all but the first, where there are several
     ): self.phases,self.acts,self.owner = None if phases is None else L(phases),False,None
@@ -49,9 +50,21 @@ class Mitigation(TidyCallback):
         if old is not None: check_classes(self.learn.dls, old, f'`old` of {type(self).__name__}')
         if self.owner is not (model := unwrapped(self.model)): self.reset()   # what it gathered belongs to another model
         self.owner = model
+        self.wanted = self._where()
+        if self.alone and self.strength(): self._check_alone()
+        if self.wanted is None: self._start(True)
+
+    def _where(self):
+        "The phases to act in; `None` in a fit without phases"
         schedule = first(o for o in self.learn.cbs if isinstance(o, PhaseSchedule))
-        self.wanted = _acting(schedule.phases.attrgot('name'), self.phases) if schedule else None
-        if schedule is None: self._start(True)
+        return _acting(schedule.phases.attrgot('name'), self.phases) if schedule else None
+
+    def _check_alone(self):
+        for o in self.learn.cbs:
+            if type(o) is not type(self) or o is self or not o.strength(): continue
+            if self.wanted is None or {*self.wanted} & {*o._where()}:
+                raise ValueError(f"{type(self).__name__}: two of them would act at once, the second on what the first has "
+                                 "changed; leave one out (one may be the Learner's own), or name different `phases`")
 
     def before_phase(self): self._start(self.learn.phase.name in self.wanted)
 
@@ -521,6 +534,7 @@ class SAM(_SecondLook, Mitigation):
         store_attr('rho,adaptive')
         self.odd = None
 
+    alone = True
     def strength(self): return self.rho
     def begin(self):
         _refuse_changers(self)
@@ -592,6 +606,7 @@ class Adversarial(Mitigation):
         check_whole(1, steps=steps)
         self.eps,self.alpha,self.steps,self.known = eps,1.25*eps if alpha is None else alpha,steps,False
 
+    alone = True
     def strength(self): return self.eps
     def begin(self): self.known = False   # whether the range of pixels is
     def before_batch(self):
@@ -684,7 +699,7 @@ class Only(Mitigation):
         self.frozen = [n for n in ws if not n.startswith(self.names)]
         bad = [o for o in self.names if not any(n.startswith(o) for n in ws)]
         if bad or not self.names:
-            raise ValueError(f"names={list(self.names)}: {', '.join(bad) or 'they'} begin no parameter's name; "
+            raise ValueError(f"names={list(self.names)}: {', '.join(bad) or 'they'} begin no trained parameter's name; "
                              f"there are {', '.join(ws)}")
         self._set(False)
 
@@ -1062,7 +1077,7 @@ class GroupDRO(Mitigation):
 
     def strength(self): return self.eta
     def before_fit(self):
-        if bad := [o.name for o in self.learn.cbs if isinstance(o, (MixHandler,SAM))]:
+        if bad := [o.name for o in self.learn.cbs if isinstance(o, (MixHandler,SAM,GroupDRO)) and o is not self]:
             raise ValueError(f"GroupDRO: does not work with {', '.join(bad)}, which computes the loss in another way; "
                              "leave one out")
         if not self.learn.lock.locked(): self.acts = False   # a validation, even within a fit, leaves it as it is
