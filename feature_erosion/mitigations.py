@@ -126,6 +126,13 @@ def _thawed(model):
     finally:
         for p in frozen: p.requires_grad_(False)
 
+def _beginnings(**names):
+    "A tuple of beginnings of parameters' names"
+    (k,v), = names.items()
+    res = tuple(listify(v))
+    if all(isinstance(o, str) for o in res): return res
+    raise ValueError(f"{k}={v!r}: must be names or beginnings of them, as `named_parameters` has them, e.g. '6.' for layer 6")
+
 def _distance2(model, anchor, by=None):
     "Squared distance of the weights from `anchor`, each weighted `by` its importance"
     some = {n:p for n,p in _weights(model).items() if n in anchor and (by is None or n in by)}   # others were frozen
@@ -138,17 +145,18 @@ class L2SP(Penalty):
     def __init__(self,
         alpha:float=.1, # Pull towards the old weights
         beta:float=.01, # Pull of a new head towards 0
-        head:str=None, # How the names of its parameters begin; by default no part is new
+        head=None, # How the names of its parameters begin, as in `Only`; by default no part is new
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
         check_strength(alpha=alpha, beta=beta)
+        _beginnings(head=head)
         store_attr('alpha,beta,head')
 
     def strength(self): return self.alpha if self.head is None else max(self.alpha, self.beta)
     def begin(self):
         with _thawed(self.model): ws = _copies(self.model)
-        self.new = [n for n in ws if self.head is not None and n.startswith(self.head)]
+        self.new = [n for n in ws if n.startswith(_beginnings(head=self.head))]
         if self.head is not None and not self.new:
             raise ValueError(f"head={self.head!r}: begins no parameter's name; there are {', '.join(ws)}")
         self.anchor = {n:w for n,w in ws.items() if n not in self.new}
@@ -688,7 +696,7 @@ class Only(Mitigation):
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
-        self.names,self.frozen = tuple(listify(names)),[]
+        self.names,self.frozen = _beginnings(names=names),[]
 
     def _start(self, acts):
         self.tidy()
