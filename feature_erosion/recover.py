@@ -350,6 +350,8 @@ class Recovery(LoggedCallback):
     def before_fit(self):
         super().before_fit()
         if not self.run: return
+        if sum(isinstance(o, Recovery) for o in self.learn.cbs)>1:
+            raise ValueError("Recovery: rows of two of them could not be told apart in `recorder.recovery`; give one")
         a,m = self._args(),get_model(self.model)
         with precision(self.learn), fixed_random():
             *_,self.few = _checked(a.train, a.test, sorted(a.few), a.features, a.seeds, a.n_test)
