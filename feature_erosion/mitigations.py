@@ -273,22 +273,29 @@ class SI(Penalty):
         check_strength(c=c)
         check_positive(xi=xi)
         store_attr('c,xi')
+        self.reset()
 
-    def reset(self): self.omega,self.sums,self.now,self.own = {},None,{},{}
+    def reset(self): self.omega,self.due,self.sums,self.now,self.own = {},{},None,{},{}
     def strength(self): return self.c
     def rests(self, phases): return False   # it watches
     def _start(self, acts):
         if self.sums is not None: self._consolidate()
+        for n,new in self.due.items(): self.omega[n] = self.omega.get(n, 0)+new
+        self.due = {}
         with _thawed(self.model): self.start = _copies(self.model)
         self.sums = {n:torch.zeros_like(w) for n,w in self.start.items()}
         super()._start(acts)
 
     def _consolidate(self):
+        "The importance that a phase gives, due when the next one begins: weights may be changed between two fits"
         own = dict(unwrapped(self.model).named_parameters())   # also those that are frozen by now
         for n,start in self.start.items():
             if not self.sums[n].any(): continue   # it was frozen
-            new = self.sums[n]/((own[n].detach()-start).square()+self.xi)
-            self.omega[n] = self.omega.get(n, 0)+new.clamp(min=0)
+            self.due[n] = (self.sums[n]/((own[n].detach()-start).square()+self.xi)).clamp(min=0)
+        self.sums = None
+
+    def after_fit(self):
+        if self.sums is not None: self._consolidate()
 
     def begin(self):
         if not any(o.any() for o in self.omega.values()):
