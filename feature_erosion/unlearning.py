@@ -64,6 +64,8 @@ def _labels(dl, who='dls'):
 def _check_split(dls):
     for dl in (dls.train,dls.valid):
         check_dl(dl)
+        if isinstance(dl.dataset, GroupedDataset):
+            raise ValueError("dls: has groups, which no loss takes here; split the data that `grouped` was given")
         own = type(dl).get_idxs is not DataLoader.get_idxs or ('get_idxs' in vars(dl) and 'chosen' not in vars(dl))
         if own or is_distributed(dl) or dl.bs is None:
             raise ValueError(f"dls: {type(dl).__name__} draws its samples or batches in a way of its own, which would be lost; "
