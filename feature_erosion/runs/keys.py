@@ -417,7 +417,11 @@ _not_code = set("""__dict__ __weakref__ __module__ __doc__ __qualname__ __annota
     __abstractmethods__ _abc_impl __dataclass_fields__ __dataclass_params__ __match_args__ __parameters__ __orig_bases__ __slots__
     __annotate_func__ __annotations_cache__ __signature__""".split())   # fastcore's classes have the last one
 
-def _is_written(f): return getattr(getattr(f, '__code__', None), 'co_filename', '')=='<string>'   # by `dataclass`
+def _is_written(f):
+    "Whether `dataclass` made a method; your own code has this file name, too, after `python -c` or `exec`"
+    c = getattr(f, '__code__', None)
+    if getattr(c, 'co_filename', '')!='<string>': return False
+    return c.co_qualname.startswith('__create_fn__') if hasattr(c, 'co_qualname') else c.co_firstlineno==2   # Python 3.10
 
 def _members(cls):
     "What a class defines, with functions unwrapped from `property`, `classmethod` and the like"
@@ -430,13 +434,15 @@ def _members(cls):
 
 def _field(f, t):
     default = next((o for o in (f.default, f.default_factory) if o is not MISSING), '')   # a value, or its factory
-    return [f.name, str(f.type), t(default, f.name)]
+    flags = [getattr(f, o) for o in ('init','repr','hash','compare','kw_only')]
+    return [f.name, str(f.type), t(default, f.name), flags, t(dict(f.metadata), 'metadata')]
+
+def _fields(c, t): return dict(fields=[_field(f, t) for f in fields(c)], made=repr(c.__dataclass_params__))
 
 @_tell.register(type)
 def _(c, t):
     if _is_installed(c.__module__) and _leads_to(c): return t.by_name(c)
-    return dict(_own_kind(c, t), members=t.all(dict(_members(c))),
-                fields=[_field(f, t) for f in fields(c)] if is_dataclass(c) else [],
+    return dict(_own_kind(c, t), members=t.all(dict(_members(c))), **(_fields(c, t) if is_dataclass(c) else {}),
                 bases=[t(b, b.__name__) for b in c.__bases__])
 
 # %% ../../nbs/runs/00_keys.ipynb #79411500
