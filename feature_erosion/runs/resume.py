@@ -30,6 +30,7 @@ from ..callbacks import *
 from ..phases import *
 from ..evalsets import *
 from .keys import *
+from .keys import _functions, _is_plain, _stored
 from .store import *
 from .store import _listed
 from .state import (FitState, declares, is_passive, loader_state, put, random_state, set_loader_state,
@@ -234,8 +235,16 @@ def _is_torchs(named): return type(named[1]).__module__.startswith('torch.')   #
 
 def _made_with(modules):
     "What named modules were made with and have kept, such as `label_smoothing`: their `repr` and weights may not tell"
-    kept = {(n,m):set(inspect.signature(type(m).__init__).parameters) & set(vars(m)) for n,m in modules}
-    return {f'{n}.{a}'.strip('.'):describe(vars(m)[a], 2) for (n,m),names in kept.items() for a in sorted(names)}
+    return {f'{n}.{a}'.strip('.'):describe(vars(m)[a], 2) for n,m in modules for a in sorted(_kept(m))}
+
+def _kept(m):
+    "Arguments, and where these have other names, the numbers, texts and functions that `__init__` alone sets"
+    args,own = set(inspect.signature(type(m).__init__).parameters)-{'self'},vars(m)
+    fs = [f for c in type(m).__mro__ if not c.__module__.startswith('torch.') for f in _functions(c)]
+    if not fs or args<=set(own): return args & set(own)
+    made = _stored(f for f in fs if f.__name__=='__init__')-_stored(f for f in fs if f.__name__!='__init__')
+    if {'args','kwargs'}<=args: made |= own.keys()-vars(nn.Module()).keys()   # as of fastai's `Lambda`
+    return {k for k in (args|made) & set(own) if k in args or _is_plain(own[k]) or inspect.isfunction(own[k])}
 
 def _frozen(m, name=''):
     "Names of layers and parameters that are not trained; of a layer as a whole if none of its parameters is"
