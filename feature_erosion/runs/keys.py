@@ -549,7 +549,15 @@ def describe(
 
 def _describe_function(f, deep):
     parts = [_bytecode(f.__code__), deep(list(_cells(f).values())), deep(f.__defaults__), deep(f.__kwdefaults__)]
+    if read := _read_globals(f): parts.append(read)
     return f'{f.__module__}.{f.__qualname__} {_sha(json.dumps(parts, default=str).encode())}'
+
+def _read_globals(f):
+    "Numbers and texts of its module that a function of your own reads, and does not set"
+    if _is_code_installed(f): return {}
+    kept = {i.argval for i in dis.get_instructions(f.__code__) if i.opname=='STORE_GLOBAL'}
+    names = _Used(f.__code__).globals & set(f.__globals__)
+    return {n:f.__globals__[n] for n in sorted(names-kept) if _is_plain(f.__globals__[n])}
 
 def _describe_module(m, deep): return {'model':stable_repr(m), 'weights':_sha(json.dumps(deep(dict(m.state_dict()))).encode())}
 
