@@ -187,9 +187,9 @@ def _method(o, t): return dict(method=t(o.__func__, o.__name__), of=t(o.__self__
 def _wrapped(o, t): return t(o.__wrapped__, '__wrapped__')
 
 def _dispatched(o, t):
-    "One function for each type of its arguments, as of a `Transform`, which has those of its bases, too"
-    def told(i, f): return t.by_name(f) if isinstance(f, types.FunctionType) and _is_code_installed(f) else t(f, i)
-    return dict(dispatch=[[stable_repr(m.signature), told(i, m.implementation)] for i,m in enumerate(o.methods)])
+    "Your own functions for types of arguments, as a `Transform` has them; which others it has depends on what has been imported"
+    own = [m for m in o.methods if not (isinstance(f := m.implementation, types.FunctionType) and _is_code_installed(f))]
+    return dict(dispatch=[[stable_repr(m.signature), t(m.implementation, i)] for i,m in enumerate(own)], of=t.by_name(o))
 
 _register(lambda o, t: o, type(None), bool)
 _values(lambda o, t: int.__int__(o), int)
@@ -283,7 +283,7 @@ _from_outside = "reads the environment, so what it does cannot be compared: make
 def _refuse_unseen(f, used, t):
     "Refuse code whose behaviour depends on something outside it"
     calls = used.globals & {'globals','locals','eval','exec','input','__import__'}-set(f.__globals__)
-    calls |= {'import_module'} & (used.globals | used.attrs)
+    calls |= {'import_module','__subclasses__','__globals__'} & (used.globals | used.attrs)
     if 'sys' in used.globals and 'modules' in used.attrs: calls.add('sys.modules')
     if calls: t.refuse(f"calls {', '.join(sorted(calls))}, so what it does cannot be compared")
     if used.attrs & {'environ','getenv','environb'}: t.refuse(_from_outside)
