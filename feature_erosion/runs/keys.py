@@ -187,7 +187,7 @@ def _method(o, t): return dict(method=t(o.__func__, o.__name__), of=t(o.__self__
 def _wrapped(o, t): return t(o.__wrapped__, '__wrapped__')
 
 def _dispatched(o, t):
-    "Your own functions for types of arguments, as a `Transform` has them; which others it has depends on what has been imported"
+    "Your own functions by types of arguments, as in a `Transform`; which others it has depends on what has been imported"
     own = [m for m in o.methods if not (isinstance(f := m.implementation, types.FunctionType) and _is_code_installed(f))]
     return dict(dispatch=[[stable_repr(m.signature), t(m.implementation, i)] for i,m in enumerate(own)], of=t.by_name(o))
 
