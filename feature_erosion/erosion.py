@@ -276,7 +276,8 @@ def _once(d, phase):
 
 def _check_percent(**curves):
     for k,v in curves.items():
-        if (v>1+_more).any(): raise ValueError(f"{k}: accuracies up to {np.nanmax(v):g}; must be at most 1. Divide percentages by 100")
+        if (v>1+_more).any():
+            raise ValueError(f"{k}: accuracies up to {np.nanmax(v):g}; must be at most 1. Divide percentages by 100")
 
 # %% ../nbs/13_erosion.ipynb #b48defd3
 class RelearningGap(Measured):
@@ -308,7 +309,7 @@ def relearning_gap(
     if T<2: raise ValueError(f"scratch, relearn: {len(a)} and {len(b)} epochs; need two or more of each for an area")
     _check_percent(scratch=a, relearn=b)
     level = .95*a[T-1] if level is None else level
-    if level>1>=max(a.max(), b.max()):
+    if level>1:
         raise ValueError(f"level={level!r}: these accuracies are between 0 and 1; try {level/100:g}")
     rows = [dict(first=c[0], last=c[-1], area=_area(c), epochs_to=epochs_to(c, level)) for c in (a[:T],b[:T])]
     df = RelearningGap(rows, index=['scratch','relearn'])
