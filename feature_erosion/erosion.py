@@ -267,7 +267,17 @@ def _curve(o, phase, column):
     if 'phase' not in o: return o[column].to_numpy(float)
     if phase not in set(o.phase):
         raise ValueError(f"phases={phase!r}: no such phase; there are {', '.join(o.phase.dropna().unique())}")
-    return o[o.phase==phase][column].to_numpy(float)
+    return _once(o[o.phase==phase], phase)[column].to_numpy(float)
+
+def _once(d, phase):
+    if d.index.is_unique: return d
+    raise ValueError(f"phase {phase!r} has epoch {d.index[d.index.duplicated()][0]} twice, as in the histories of several runs in one "
+                     "table; give that of one run")
+
+def _check_percent(**curves):
+    for k,v in curves.items():
+        if (v>1+_more).any():
+            raise ValueError(f"{k}: accuracies up to {np.nanmax(v):g}; must be at most 1. Divide percentages by 100")
 
 # %% ../nbs/13_erosion.ipynb #b48defd3
 class RelearningGap(Measured):
@@ -297,8 +307,9 @@ def relearning_gap(
     a,b = (_curve(o, p, column) for o,p in zip((scratch, scratch if relearn is None else relearn), _pair(phases)))
     T = min(len(a), len(b))
     if T<2: raise ValueError(f"scratch, relearn: {len(a)} and {len(b)} epochs; need two or more of each for an area")
+    _check_percent(scratch=a, relearn=b)
     level = .95*a[T-1] if level is None else level
-    if level>1>=max(a.max(), b.max()):
+    if level>1:
         raise ValueError(f"level={level!r}: these accuracies are between 0 and 1; try {level/100:g}")
     rows = [dict(first=c[0], last=c[-1], area=_area(c), epochs_to=epochs_to(c, level)) for c in (a[:T],b[:T])]
     df = RelearningGap(rows, index=['scratch','relearn'])
@@ -355,6 +366,10 @@ def _by_task(acc, tasks):
         raise ValueError(f"tasks: there is no {bad[0]!r}; rows are {', '.join(map(str, acc.index))}, "
                          f"columns {', '.join(map(str, acc))}")
     if tasks: return acc.loc[list(tasks), list(tasks.values())]
+    mixed = [c for c,r in zip(acc, acc.index) if isinstance(c, str) and c!=r and c in acc.index]
+    if mixed and set(acc)!=set(acc.index):
+        raise ValueError(f"acc: column {mixed[0]!r} is not beside the row of this name, and not all have one; say by `tasks` which "
+                         "column belongs to which row")
     return acc[list(acc.index)] if acc.columns.is_unique and set(acc.columns)==set(acc.index) else acc
 
 # %% ../nbs/13_erosion.ipynb #02ffbf23

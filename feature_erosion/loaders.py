@@ -148,10 +148,10 @@ def label_vocab(
     dls # `DataLoaders`, a `DataLoader` or a dataset
 ): # fastai's `vocab`, or `None`
     "The names of the classes; of several vocabularies, such as a text's tokens and its classes, the first target's"
-    vocab,tls,n = (getattr(dls, o, None) for o in ('vocab','tls','n_inp'))
+    vocab,tls = getattr(dls, 'vocab', None),getattr(dls, 'tls', None)
     nested = isinstance(vocab, (list,tuple,L)) and vocab and isinstance(vocab[-1], (list,tuple,L,CollBase))
     if not nested: return vocab
-    return getattr(label_part(tls, n), 'vocab', None) if tls else vocab[-1]
+    return getattr(label_part(tls, getattr(dls, 'n_inp', None)), 'vocab', None) if tls else vocab[-1]
 
 def n_labels(
     dls # `DataLoaders`, a `DataLoader` or a dataset

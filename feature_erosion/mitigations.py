@@ -35,6 +35,7 @@ from .measures.layers import named_models
 class Mitigation(TidyCallback):
     "Acts in each phase after the first, or in those that are named; in a fit without phases, from its beginning"
     order,run_valid = -3,False   # after the model is told to train; before MixUp, which pairs up all of a batch
+    alone = False   # whether a second one would change what the first one does
     def __init__(self,
         phases:list=None # Names of the phases to act in; by default all but the first, where there are several
     ): self.phases,self.acts,self.owner = None if phases is None else L(phases),False,None
@@ -49,9 +50,21 @@ class Mitigation(TidyCallback):
         if old is not None: check_classes(self.learn.dls, old, f'`old` of {type(self).__name__}')
         if self.owner is not (model := unwrapped(self.model)): self.reset()   # what it gathered belongs to another model
         self.owner = model
+        self.wanted = self._where()
+        if self.alone and self.strength(): self._check_alone()
+        if self.wanted is None: self._start(True)
+
+    def _where(self):
+        "The phases to act in; `None` in a fit without phases"
         schedule = first(o for o in self.learn.cbs if isinstance(o, PhaseSchedule))
-        self.wanted = _acting(schedule.phases.attrgot('name'), self.phases) if schedule else None
-        if schedule is None: self._start(True)
+        return _acting(schedule.phases.attrgot('name'), self.phases) if schedule else None
+
+    def _check_alone(self):
+        for o in self.learn.cbs:
+            if type(o) is not type(self) or o is self or not o.strength(): continue
+            if self.wanted is None or {*self.wanted} & {*o._where()}:
+                raise ValueError(f"{type(self).__name__}: two of them would act at once, the second on what the first has "
+                                 "changed; leave one out (one may be the Learner's own), or name different `phases`")
 
     def before_phase(self): self._start(self.learn.phase.name in self.wanted)
 
@@ -113,6 +126,13 @@ def _thawed(model):
     finally:
         for p in frozen: p.requires_grad_(False)
 
+def _beginnings(**names):
+    "A tuple of beginnings of parameters' names"
+    (k,v), = names.items()
+    res = tuple(listify(v))
+    if all(isinstance(o, str) for o in res): return res
+    raise ValueError(f"{k}={v!r}: must be names or beginnings of them, as `named_parameters` has them, e.g. '6.' for layer 6")
+
 def _distance2(model, anchor, by=None):
     "Squared distance of the weights from `anchor`, each weighted `by` its importance"
     some = {n:p for n,p in _weights(model).items() if n in anchor and (by is None or n in by)}   # others were frozen
@@ -125,17 +145,18 @@ class L2SP(Penalty):
     def __init__(self,
         alpha:float=.1, # Pull towards the old weights
         beta:float=.01, # Pull of a new head towards 0
-        head:str=None, # How the names of its parameters begin; by default no part is new
+        head=None, # How the names of its parameters begin, as in `Only`; by default no part is new
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
         check_strength(alpha=alpha, beta=beta)
+        _beginnings(head=head)
         store_attr('alpha,beta,head')
 
     def strength(self): return self.alpha if self.head is None else max(self.alpha, self.beta)
     def begin(self):
         with _thawed(self.model): ws = _copies(self.model)
-        self.new = [n for n in ws if self.head is not None and n.startswith(self.head)]
+        self.new = [n for n in ws if n.startswith(_beginnings(head=self.head))]
         if self.head is not None and not self.new:
             raise ValueError(f"head={self.head!r}: begins no parameter's name; there are {', '.join(ws)}")
         self.anchor = {n:w for n,w in ws.items() if n not in self.new}
@@ -252,22 +273,29 @@ class SI(Penalty):
         check_strength(c=c)
         check_positive(xi=xi)
         store_attr('c,xi')
+        self.reset()
 
-    def reset(self): self.omega,self.sums,self.now,self.own = {},None,{},{}
+    def reset(self): self.omega,self.due,self.sums,self.now,self.own = {},{},None,{},{}
     def strength(self): return self.c
     def rests(self, phases): return False   # it watches
     def _start(self, acts):
         if self.sums is not None: self._consolidate()
+        for n,new in self.due.items(): self.omega[n] = self.omega.get(n, 0)+new
+        self.due = {}
         with _thawed(self.model): self.start = _copies(self.model)
         self.sums = {n:torch.zeros_like(w) for n,w in self.start.items()}
         super()._start(acts)
 
     def _consolidate(self):
+        "The importance that a phase gives, due when the next one begins: weights may be changed between two fits"
         own = dict(unwrapped(self.model).named_parameters())   # also those that are frozen by now
         for n,start in self.start.items():
             if not self.sums[n].any(): continue   # it was frozen
-            new = self.sums[n]/((own[n].detach()-start).square()+self.xi)
-            self.omega[n] = self.omega.get(n, 0)+new.clamp(min=0)
+            self.due[n] = (self.sums[n]/((own[n].detach()-start).square()+self.xi)).clamp(min=0)
+        self.sums = None
+
+    def after_fit(self):
+        if self.sums is not None: self._consolidate()
 
     def begin(self):
         if not any(o.any() for o in self.omega.values()):
@@ -521,6 +549,7 @@ class SAM(_SecondLook, Mitigation):
         store_attr('rho,adaptive')
         self.odd = None
 
+    alone = True
     def strength(self): return self.rho
     def begin(self):
         _refuse_changers(self)
@@ -592,6 +621,7 @@ class Adversarial(Mitigation):
         check_whole(1, steps=steps)
         self.eps,self.alpha,self.steps,self.known = eps,1.25*eps if alpha is None else alpha,steps,False
 
+    alone = True
     def strength(self): return self.eps
     def begin(self): self.known = False   # whether the range of pixels is
     def before_batch(self):
@@ -673,7 +703,7 @@ class Only(Mitigation):
         phases:list=None # As in `Mitigation`
     ):
         super().__init__(phases)
-        self.names,self.frozen = tuple(listify(names)),[]
+        self.names,self.frozen = _beginnings(names=names),[]
 
     def _start(self, acts):
         self.tidy()
@@ -684,7 +714,7 @@ class Only(Mitigation):
         self.frozen = [n for n in ws if not n.startswith(self.names)]
         bad = [o for o in self.names if not any(n.startswith(o) for n in ws)]
         if bad or not self.names:
-            raise ValueError(f"names={list(self.names)}: {', '.join(bad) or 'they'} begin no parameter's name; "
+            raise ValueError(f"names={list(self.names)}: {', '.join(bad) or 'they'} begin no trained parameter's name; "
                              f"there are {', '.join(ws)}")
         self._set(False)
 
@@ -1062,7 +1092,7 @@ class GroupDRO(Mitigation):
 
     def strength(self): return self.eta
     def before_fit(self):
-        if bad := [o.name for o in self.learn.cbs if isinstance(o, (MixHandler,SAM))]:
+        if bad := [o.name for o in self.learn.cbs if isinstance(o, (MixHandler,SAM,GroupDRO)) and o is not self]:
             raise ValueError(f"GroupDRO: does not work with {', '.join(bad)}, which computes the loss in another way; "
                              "leave one out")
         if not self.learn.lock.locked(): self.acts = False   # a validation, even within a fit, leaves it as it is

@@ -735,7 +735,10 @@ def _class_ids(classes, vocab):
     if isinstance(classes, torch.Tensor): classes = classes.tolist()
     classes = list(classes) if is_iter(classes) and not isinstance(classes, str) else [classes]
     if bad := [o for o in classes if o not in names and (not is_int(o) or any(map(is_int, names)))]:
-        raise ValueError(f"classes: no {bad} among {names[:10]}")
+        there = f'among {names[:10]}' if names else 'here: these data do not name their classes; give indices'
+        raise ValueError(f"classes: no {bad} {there}")
+    if both := [str(o) for o in classes if o not in names and str(o) in names and names.index(str(o))!=o]:
+        raise ValueError(f"classes: {both[0]} may be the class {both[0]!r}, or an index; give names, as text: {both[0]!r}")
     return [names.index(o) if o in names else int(o) for o in classes]
 
 def _few(dl, idxs=None):

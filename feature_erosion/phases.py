@@ -601,7 +601,8 @@ def _input_names(dls):
     "What numbers in the inputs stand for: tokens of a text; columns of a table, and the categories in each"
     if hasattr(dls, 'cont_names'): res = {**getattr(dls, 'classes', {}), 'column':[*dls.cat_names, *dls.cont_names]}
     else:
-        inputs = getattr(dls, 'tls', [])[:getattr(dls, 'n_inp', None)]
+        tls = getattr(dls, 'tls', [])
+        inputs = tls[:getattr(dls, 'n_inp', None)] if tls else []   # fastai reads a sample to find out
         res = {f'token of input {i}' if i else 'token':v for i,o in enumerate(inputs) if (v := getattr(o, 'vocab', None))}
     return {k:[str(o) for o in v] for k,v in res.items()}
 

@@ -350,6 +350,8 @@ class Recovery(LoggedCallback):
     def before_fit(self):
         super().before_fit()
         if not self.run: return
+        if sum(isinstance(o, Recovery) for o in self.learn.cbs)>1:
+            raise ValueError("Recovery: rows of two of them could not be told apart in `recorder.recovery`; give one")
         a,m = self._args(),get_model(self.model)
         with precision(self.learn), fixed_random():
             *_,self.few = _checked(a.train, a.test, sorted(a.few), a.features, a.seeds, a.n_test)
@@ -590,7 +592,8 @@ def _wanted(self:Ramp):
 
 def _check_ramp(k, data, painted, scheds):
     if k is not None and k not in data:
-        raise ValueError(f"phases: there is no phase {k!r} in this fit; must be among {', '.join(map(str, data))}")
+        there = 'it has none: leave them out, or use `fit_phases`' if None in data else f"must be among {', '.join(data)}"
+        raise ValueError(f"phases: there is no phase {k!r} in this fit; {there}")
     if k not in painted:
         raise ValueError(f"Ramp: the training data{f' of phase {k!r}' if k else ''} have no pattern; make them with `dls.inject`")
     if 'opacity' in scheds and isinstance(effect := _painter(data[k]).pattern, Effect):

@@ -391,7 +391,7 @@ class Shortcut:
                     "something may decide its answers that so few do not show. Give more of them by `n`.")
         if not self.found:
             more = ' more than in the model it is compared with' if 'against' in self.table else ''
-            return f'None found: no small part of the image decides the answers{more}.'
+            return f'None found: no small part, at one place in all images, decides most of the answers{more}.'
         r = self.table.iloc[self.parts.index(self.part)]
         than = f" ({r.against:.0%} in the model it is compared with)" if 'against' in self.table else ''
         if isinstance(self.part, Trace):
@@ -403,8 +403,12 @@ class Shortcut:
     def __repr__(self): return self.text
 
 # %% ../nbs/19_shortcut.ipynb #21538ef9
-def _accuracy(images, model):
-    own,rest = images.follow(model, lambda own, others: own)
+def _accuracy(images, model, who='learn'):
+    pred = images.answers(model, lambda own, others: own)
+    if bad := int((pred<0).sum()):
+        raise ValueError(f"{who}: the model answers with NaN or infinite scores on {bad} of {len(pred)} images; look at its "
+                         "weights, or at a phase before, as in `learn.at_phase`")
+    own,rest = pred==images.y,pred==images.y[images.partner]
     return own.float().mean().item(),(own.float()-rest.float()).mean().item()
 
 @contextmanager
@@ -416,6 +420,13 @@ def _other(learn, against):
         raise ValueError(f"against={against!r}: names a phase, so `learn` must be a Learner; or give a model")
     model = _only_model(learn if named else against)
     with learn.at_phase(against) if named else nullcontext(), evaluating(model): yield model
+
+def _compared(parts, images, learn, against, bar):
+    "For each part, whether the answers of the other model follow it; `None` without one"
+    with _other(learn, against) as model:
+        if model is None: return [None]*len(parts)
+        _accuracy(images, model, 'against')
+        return [p.follow(images, model)[0] for p in bar(parts)]
 
 def _check_knows(acc, chance, n):
     if _interval(round(acc*n), n)[0]>chance: return
@@ -456,7 +467,7 @@ def find_shortcut(
         parts = [*_places(images, model, whole, (acc+chance)/2), *_globals(images, seed), *_channels(images.x), *_bands(images.x)]
         got = [p.follow(images, model) for p in bar(parts)]
         map_ = _map(images, model, 8, max(1, (512 if images.x[0,0].numel()<1e4 else 256)//len(images.y)), seed)
-        with _other(learn, against) as m: others = [m and p.follow(images, m)[0] for p in (bar(parts) if m else parts)]
+        others = _compared(parts, images, learn, against, bar)
     return _judged(parts, got, others, map_, images, acc, chance, max_share)
 
 # %% ../nbs/19_shortcut.ipynb #cf42a566

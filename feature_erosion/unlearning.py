@@ -127,6 +127,12 @@ def _with_own_dls(phase):
     "The same phase, drawing its training samples from a loader with random numbers of its own"
     return _copied(phase, dls=_with_loaders(phase.dls, same_dl(phase.dls.train), *phase.dls.loaders[1:]))
 
+def _check_groups(phases, cbs):
+    if any(isinstance(o, GroupDRO) for o in cbs): return
+    if bad := [p.name for p in phases if isinstance(p.dls.train.dataset, GroupedDataset)]:
+        raise ValueError(f"dls: the data of {bad[0]!r} have groups, which the loss would be given; split the data that `grouped` "
+                         "was given, or add `GroupDRO()` to `cbs`")
+
 class _NoValidation(Callback):
     def before_validate(self): raise CancelValidException
 
@@ -137,6 +143,7 @@ def train_on(
 ):
     "Train a Learner's model with a `twin` of it"
     phases,nan = L(phases).map(_with_own_dls),StopOnNaN()
+    _check_groups(phases, L(cbs))
     other = twin(learn, cbs=[PhaseSchedule(phases, snapshots=[]), nan, _NoValidation(), *L(cbs)])
     with other.no_logging(): other.fit(n_epochs(phases, learn.dls))
     if nan.error: raise ValueError(nan.error)

@@ -97,6 +97,15 @@ class _Known:
         self.dl,self.names = fixed_dl(dl, n, seed),names
         self.batches = _Batches(self.dl) if isinstance(self.dl, DataLoader) else self.dl
 
+    def try_on(self, model, k):
+        "Refuse samples that the model cannot take"
+        with unaugmented(self.dl): xs,_ = split_batch(self.dl, first(self.batches), model)
+        try:
+            with evaluating(model): model(*to_model(xs, model))
+        except (RuntimeError,TypeError,IndexError) as e:
+            raise ValueError(f"reference {k!r}: the model does not take its batches of {_shapes(xs)}: {e}. Give data of the "
+                             "kind that it is trained on") from e
+
     def look(self, model, heads, same_head):
         "Labels; whether the model's answers and the nearest mean of its features are right; the features"
         with unaugmented(self.dl), _features(model, heads) as got: res = evaluate(model, self.batches, _Answers(same_head))
@@ -209,17 +218,22 @@ def hangs_on(
 )->SimpleNamespace: # `share` of right answers lost with `box`, `low`: a lower bound for it, `right`: accuracy on whole images
     "How much depends on the most important small part of the image: exchange one box with an image of another class"
     with fixed_random(), evaluating(model):
-        dl = fixed_dl(dl, n, seed)
-        with unaugmented(dl): got = [_image_batch(dl, b, model) for b in dl]
-        x,y = _joined(got)
-        boxes,answers = grid_boxes(*x.shape[2:], grid),partial(_answers, model, bs=len(got[0][1]))
-        cell,donors = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))%len(boxes),partners(y, seed)
+        x,y,donors,bs = _pairs(model, dl, n, seed)
+        boxes,answers = grid_boxes(*x.shape[2:], grid),partial(_answers, model, bs=bs)
+        cell = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))%len(boxes)
         right = answers(x)==y
         top = _most_lost_box(cell[right], (answers(_exchanged(x, donors, [boxes[c] for c in cell]))!=y)[right], len(boxes))
         lost = answers(_exchanged(x, donors, [boxes[top]]*len(x)))!=y
     lost = lost[right & ((cell!=top) | (len(boxes)==1))]   # other images than those by which it was chosen
     low = _lower(int(lost.sum()), len(lost), .05) if len(lost) else 0.
     return SimpleNamespace(share=lost.sum().item()/max(1, len(lost)), low=low, box=boxes[top], right=right.float().mean().item())
+
+def _pairs(model, dl, n, seed):
+    "Images, their labels, for each image another one of a different class, and the batch size"
+    dl = fixed_dl(dl, n, seed)
+    with unaugmented(dl): got = [_image_batch(dl, b, model) for b in dl]
+    x,y = _joined(got)
+    return x,y,partners(y, seed),len(got[0][1])
 
 def _most_lost_box(cell, lost, n): return (cell[lost].bincount(minlength=n)/cell.bincount(minlength=n).clamp(min=1)).argmax().item()
 
@@ -444,6 +458,7 @@ def _prepare(self:WatchErosion):
     "Find samples, head and columns"
     model = get_model(self.model)
     self.images,first_dl = None,self.learn.dls.valid
+    for k,s in (self.sets or {}).items(): s.try_on(model, k)
     if self.sets: first_dl = first(self.sets.values()).dl
     self.inside = _Layers(first_dl, self.n_layers, self.layers, model, self.seed)
     x = to_model(self.inside.batches[0], model)
@@ -470,6 +485,8 @@ def _without(self:WatchErosion, xs, ys):
     try: class_labels(ys)
     except ValueError: why = why or 'samples do not have one class each'
     if not why and self._n_choices(xs)<2: why = "the model's answers are no scores of two classes or more"
+    try: why or _pairs(self.model, self.learn.dls.valid, self.n, self.seed)
+    except ValueError as e: why = str(e).removeprefix('dl: ').partition(';')[0]   # one class, or several sizes
     if not why: self.images = self.learn.dls.valid
     elif not self.start: warnings.warn(f"WatchErosion: {why}, and without a reference, blocks are exchanged between images of "
         "different classes; so only layers (CKA, rank) are watched. Give data with classes that it knew, `WatchErosion(old_dls)`")

@@ -259,9 +259,9 @@ def test_lookahead_does_not_go_back(what):
 
 def test_arguments_that_would_do_something_else():
     "A name that is misspelt beside others, pixels in 0…255, no iterations between two looks"
-    with pytest.raises(ValueError, match="names=.*: typo begin no parameter's name; there are 0.weight"):
+    with pytest.raises(ValueError, match="names=.*: typo begin no trained parameter's name; there are 0.weight"):
         small(points(), layers(), Only(['3','typo']))
-    with pytest.raises(ValueError, match='they begin no parameter'): small(points(), layers(), Only([]))
+    with pytest.raises(ValueError, match='they begin no trained parameter'): small(points(), layers(), Only([]))
     with pytest.raises(ValueError, match='eps=8: must be in 0…1'): Adversarial(8)
     with pytest.raises(ValueError, match='every=0: must be a whole number, at least 1'): ReDo(every=0)
 

@@ -96,7 +96,7 @@ def test_against_itself():
     learn = fitted(easy, 10, 0)
     assert find_shortcut(learn, easy).found
     s = find_shortcut(learn, easy, against=learn)
-    assert not s.found and s.text.endswith('decides the answers more than in the model it is compared with.')
+    assert not s.found and s.text.endswith('decides most of the answers more than in the model it is compared with.')
 
 def test_a_bar_for_each_model(monkeypatch):
     "Over all parts; none if it is not wanted, or the Learner has none"

@@ -361,6 +361,23 @@ def test_wrong_references(knows):
     with pytest.raises(ValueError, match='no labels'), learn.no_bar(), learn.no_logging():
         learn.fit(1, cbs=Watch([torch.randn(8,3,16,16)]))
 
+@pytest.mark.parametrize('batches,why', [
+    ([(torch.rand(8,3,16,16),torch.full((8,), 3))], 'labels: all 8 are 3, and without a reference'),
+    ([(torch.rand(8,3,s,s),torch.arange(8)) for s in (16,24)], r'images have shapes \(3, 16, 16\), \(3, 24, 24\).*, and without')],
+    ids=['one class','two sizes'])
+def test_held_out_images_that_cannot_be_exchanged(knows, batches, why):
+    "Without a reference, layers are watched, and the fit goes on"
+    learn,w = learner(DataLoaders(batches, batches), deepcopy(knows), lr=.01),Watch()
+    learn.metrics = []
+    with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning, match=f'{why}.*only layers'): learn.fit(1, cbs=w)
+    assert w.columns==['cka','rank'] and w.history.cka.notna().all()
+
+def test_samples_that_the_model_does_not_take(knows):
+    "Each reference is tried before training; the message names it, and the shape"
+    clean,grey = digits(),[(torch.rand(8,1,16,16),torch.arange(8))]
+    with pytest.raises(ValueError, match=r"reference 'grey': the model does not take its batches of Tensor of shape \(8, 1, 16, 16\)"):
+        erode(knows, Watch(dict(clean=clean, grey=grey)))
+
 @pytest.mark.parametrize('y', [lambda: torch.rand(()), lambda: torch.tensor([1.,0,1]), lambda: torch.ones(16, 16).long()],
                          ids=['regression','several labels','a mask'])
 def test_images_without_a_class_and_no_reference(knows, y):

@@ -17,8 +17,10 @@ from filelock import Timeout
 from torch import nn
 from torch.utils.data._utils import signal_handling
 from fastcore.all import *
+from fastai.data.core import SkipItemException
 from fastai.vision.all import CancelFitException, DataLoader, Learner, get_model, num_distrib, rank_distrib
 from ..files import *
+from ..batches import fixed_random
 from ..loaders import check_number
 from ..patterns import *
 from ..models import n_params
@@ -28,6 +30,7 @@ from ..callbacks import *
 from ..phases import *
 from ..evalsets import *
 from .keys import *
+from .keys import _functions, _is_plain, _stored
 from .store import *
 from .store import _listed
 from .state import (FitState, declares, is_passive, loader_state, put, random_state, set_loader_state,
@@ -117,9 +120,10 @@ def _samples(dls):
     "Which samples are in each part of the data, in whatever order: a random split without a seed is another one at each start"
     if dls is None: return None
     sets = [_below(dl.dataset) for dl in dls.loaders]
+    labels = list(map(_labels, sets))
     some = [getattr(dl, 'chosen', None) for dl in dls.loaders]   # of `subset_dl`
     return dict(zip(('train','valid'), map(_which, dls.loaders)), held=list(map(_held, sets)), tfms=list(map(_own_tfms, sets)),
-                values=list(map(_values, sets)),
+                values=list(map(_values, sets)), **(dict(labels=labels) if any(labels) else {}),
                 chosen=[None if o is None else _key([o]) for o in some])
 
 def _which(dl):
@@ -148,6 +152,15 @@ def _values(ds):
     big = sum(getattr(o, 'nbytes', 0) for o in _leaves(leaves))>100*2**20
     told = [sorted(key_of([_leaf(o, big) for o in v]) for v in vs) for vs in leaves]
     return key_of(told) if any(told) else None
+
+def _labels(ds):
+    "A hash of the labels that functions such as `get_y` find, in whatever order; `None` if there are none, or others, as masks"
+    tls = list(getattr(ds, 'tls', ()))[getattr(ds, 'n_inp', 1):]
+    with suppress(TypeError,ValueError,SkipItemException), fixed_random():
+        if len(ds) and tls and all(_is_short(o[0]) for o in tls):
+            return key_of(sorted([n, *(_leaf(o, False) for o in ys)] for n,*ys in zip(_names(ds.items), *tls)))
+
+def _is_short(o): return isinstance(o, (int,float,str,np.generic)) or isinstance(o, torch.Tensor) and o.ndim<2
 
 def _rows(items):
     "Samples in a list, and the rows of a table; none if these are names, which have an entry of their own"
@@ -222,8 +235,16 @@ def _is_torchs(named): return type(named[1]).__module__.startswith('torch.')   #
 
 def _made_with(modules):
     "What named modules were made with and have kept, such as `label_smoothing`: their `repr` and weights may not tell"
-    kept = {(n,m):set(inspect.signature(type(m).__init__).parameters) & set(vars(m)) for n,m in modules}
-    return {f'{n}.{a}'.strip('.'):describe(vars(m)[a], 2) for (n,m),names in kept.items() for a in sorted(names)}
+    return {f'{n}.{a}'.strip('.'):describe(vars(m)[a], 2) for n,m in modules for a in sorted(_kept(m))}
+
+def _kept(m):
+    "Arguments, and where these have other names, the numbers, texts and functions that `__init__` alone sets"
+    args,own = set(inspect.signature(type(m).__init__).parameters)-{'self'},vars(m)
+    fs = [f for c in type(m).__mro__ if not c.__module__.startswith('torch.') for f in _functions(c)]
+    if not fs or args<=set(own): return args & set(own)
+    made = _stored(f for f in fs if f.__name__=='__init__')-_stored(f for f in fs if f.__name__!='__init__')
+    if {'args','kwargs'}<=args: made |= own.keys()-vars(nn.Module()).keys()   # as of fastai's `Lambda`
+    return {k for k in (args|made) & set(own) if k in args or _is_plain(own[k]) or inspect.isfunction(own[k])}
 
 def _frozen(m, name=''):
     "Names of layers and parameters that are not trained; of a layer as a whole if none of its parameters is"

@@ -640,7 +640,9 @@ def _recipe_run(self:RunStore, fn, told, settings):
     if 'untold' in told: return self._make(free_name(self.path/name, '-untold').name, settings, told)
     key = key_of([told, sorted(settings.items())])
     name = f'{name}-{key[:10]}'
-    return self[name] if name in self else self._make(name, settings, dict(told, key=key))
+    if name not in self: return self._make(name, settings, dict(told, key=key))
+    if (self[name].info['recipe'] or {}).get('key', key)==key: return self[name]
+    raise ValueError(f"{self.path/name}: was renamed, it is the run {self[name].info['name']!r}; give it its name back, or move it away")
 
 # %% ../../nbs/runs/01_store.ipynb #c618520f
 @patch

@@ -108,30 +108,31 @@ def _board(d, ratio):
     d = d.rename(columns=lambda k: k.removesuffix('_all')).assign(net='VGG-19', ratio=ratio, chance=.1)
     return Result(recipes['resist'], dict(resist=d))
 
-def _axes(ends):
+def _axes(ends, ylim=(0,.8)):
     "Axes of clean accuracy against that with squares, with what the rule of `paper resist` asks for"
     fig,ax = plt.subplots(figsize=(7.5,4.8), layout='constrained')
-    ax.fill_between([.9,1.01], (ends.before+ends.clean)/2, .8, color='C2', alpha=.12, lw=0, label='saves half, reads 90%')
+    ax.fill_between([.9,1.01], (ends.before+ends.clean)/2, ylim[1], color='C2', alpha=.12, lw=0, label='saves half, reads 90%')
     ax.axhline(ends.before, color='C0', lw=1, ls='--', label='clean, before')
     percent(ax, 'clean accuracy')
     ax.xaxis.set_major_formatter('{x:.0%}')
-    ax.set(xlim=(.7,1.01), ylim=(0,.8), xlabel='accuracy with squares')
+    ax.set(xlim=(.7,1.01), ylim=ylim, xlabel='accuracy with squares')
     return ax
 
 def _name(ax, points):
     "Names on the right, with lines to the points"
-    y = 0
+    y,high = ax.get_ylim()
+    apart = .045*(high-y)
     for o in points.sort_values('clean').itertuples():
-        y = max(y+.036, o.clean)
+        y = max(y+apart, o.clean)
         ax.annotate(o.Index, (o.pattern,o.clean), (1.03,y), va='center', fontsize=8, annotation_clip=False,
                     arrowprops=dict(arrowstyle='-', lw=.4, color='C7'))
     ax.legend(loc='lower left', fontsize=8)
 
-def plot_board(t):
+def plot_board(t, ylim=(0,.8)):
     "Clean accuracy against that with squares: means by method, and a dot for each seed"
     means = t.groupby('method')[['before','clean','pattern']].mean()
     plain = means.loc['plain finetuning']
-    ax = _axes(plain)
+    ax = _axes(plain, ylim)
     ax.plot(t.pattern, t.clean, 'o', color='C7', ms=3, alpha=.6, label='each network')
     ax.plot(means.pattern, means.clean, 'o', color='C3', ms=6, label='mean')
     ax.plot(plain.pattern, plain.clean, 'X', color='C4', ms=8, label='plain finetuning')
