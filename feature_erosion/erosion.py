@@ -274,11 +274,6 @@ def _once(d, phase):
     raise ValueError(f"phase {phase!r} has epoch {d.index[d.index.duplicated()][0]} twice, as in the histories of several runs in one "
                      "table; give that of one run")
 
-def _check_percent(**curves):
-    for k,v in curves.items():
-        if (v>1+_more).any():
-            raise ValueError(f"{k}: accuracies up to {np.nanmax(v):g}; must be at most 1. Divide percentages by 100")
-
 # %% ../nbs/13_erosion.ipynb #b48defd3
 class RelearningGap(Measured):
     "From scratch and relearning: accuracy after the first and last common epoch, area under the curve, epochs to a level"
@@ -307,7 +302,7 @@ def relearning_gap(
     a,b = (_curve(o, p, column) for o,p in zip((scratch, scratch if relearn is None else relearn), _pair(phases)))
     T = min(len(a), len(b))
     if T<2: raise ValueError(f"scratch, relearn: {len(a)} and {len(b)} epochs; need two or more of each for an area")
-    _check_percent(scratch=a, relearn=b)
+    _check_shares(scratch=a, relearn=b)
     level = .95*a[T-1] if level is None else level
     if level>1:
         raise ValueError(f"level={level!r}: these accuracies are between 0 and 1; try {level/100:g}")

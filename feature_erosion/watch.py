@@ -485,11 +485,17 @@ def _without(self:WatchErosion, xs, ys):
     try: class_labels(ys)
     except ValueError: why = why or 'samples do not have one class each'
     if not why and self._n_choices(xs)<2: why = "the model's answers are no scores of two classes or more"
-    try: why or _pairs(self.model, self.learn.dls.valid, self.n, self.seed)
-    except ValueError as e: why = str(e).removeprefix('dl: ').partition(';')[0]   # one class, or several sizes
+    if not why: why = self._no_pairs()
     if not why: self.images = self.learn.dls.valid
     elif not self.start: warnings.warn(f"WatchErosion: {why}, and without a reference, blocks are exchanged between images of "
         "different classes; so only layers (CKA, rank) are watched. Give data with classes that it knew, `WatchErosion(old_dls)`")
+
+@patch
+def _no_pairs(self:WatchErosion):
+    "Why blocks of held-out images cannot be exchanged, such as one class or several sizes; empty if they can"
+    try: _pairs(self.model, self.learn.dls.valid, self.n, self.seed)
+    except ValueError as e: return str(e).removeprefix('dl: ').partition(';')[0]
+    return ''
 
 @patch
 def _n_choices(self:WatchErosion, xs):

@@ -310,7 +310,7 @@ def test_gap_of_lines():
     assert relearning_gap(.1*t+.2, .1*t, .2).gap==pytest.approx(8*.2)
     assert relearning_gap(.1*t, .05*t, .25).epochs_to.tolist()==pytest.approx([3.5, 6])
     with pytest.raises(ValueError, match=r'level=80.*try 0\.8'): relearning_gap(.1*t, .05*t, 80)
-    with pytest.raises(ValueError, match='scratch: accuracies up to 80; .*Divide percentages by 100'): relearning_gap(10*t, 5*t, 25)
+    with pytest.raises(ValueError, match='scratch: accuracies must be in 0…1; got 0…80. Divide percentages by 100'): relearning_gap(10*t, 5*t, 25)
     assert relearning_gap(.1*t, .05*t).attrs['level']==pytest.approx(.95*.8)
 
 # erosion
