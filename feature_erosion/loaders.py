@@ -6,7 +6,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/loaders.html.md"""
 
 # %% auto #0
 __all__ = ['check_positive', 'check_strength', 'check_share', 'wrong_label', 'is_int', 'is_seed', 'check_whole', 'check_number',
-           'int_label', 'one_each', 'int_labels', 'class_labels', 'labelled', 'read_labels', 'label_part',
+           'int_label', 'one_each', 'int_labels', 'class_labels', 'with_bar', 'labelled', 'read_labels', 'label_part',
            'label_vocab', 'n_labels', 'np_rng', 'pick', 'is_distributed', 'check_dl', 'loose_dl', 'same_dl',
            'subset_dl', 'fixed_dl', 'n_inputs', 'n_samples', 'mixed_dl', 'own_state', 'unaugmented', 'model_batches',
            'clean_of']
@@ -101,6 +101,12 @@ def class_labels(
     return y.flatten()
 
 # %% ../nbs/03_loaders.ipynb #40b758a4
+def with_bar(
+    items # A sequence
+): # To go through once
+    "A progress bar for what may take long: more than 2,000 items"
+    return progress_bar(items, leave=False) if len(items)>2000 else items
+
 def labelled(
     ds # A dataset
 ): # Another dataset, or itself
@@ -117,9 +123,8 @@ def read_labels(
     ds = labelled(ds)
     n_inp = ifnone(n_inp, getattr(ds, 'n_inp', None))
     if (y := _stored_labels(ds, n_inp)) is not None: return int_labels(y)
-    if isinstance(ds, Datasets): return np.array([int_label(o) for o in label_part(ds.tls, n_inp)], dtype=np.int64)
-    idxs = range(len(ds)) if len(ds)<=2000 else progress_bar(range(len(ds)), leave=False)
-    with fixed_random(): return np.array([int_label(label_part(ds[i], n_inp)) for i in idxs], dtype=np.int64)
+    if isinstance(ds, Datasets): return np.array([int_label(o) for o in with_bar(label_part(ds.tls, n_inp))], dtype=np.int64)
+    with fixed_random(): return np.array([int_label(label_part(ds[i], n_inp)) for i in with_bar(range(len(ds)))], dtype=np.int64)
 
 def label_part(
     parts, # Of a sample
@@ -141,7 +146,7 @@ def _torchvision_labels(ds):
     y = [o[1] for o in ds.samples] if isinstance(ds, DatasetFolder) else getattr(ds, 'targets', None)
     plain = getattr(y, 'ndim', 1)==1 and isinstance(ds.transforms, (StandardTransform,type(None)))
     if y is None or not plain: return
-    return y if ds.target_transform is None else [ds.target_transform(o) for o in y]
+    return y if ds.target_transform is None else [ds.target_transform(o) for o in with_bar(y)]
 
 # %% ../nbs/03_loaders.ipynb #959fb3ef
 def label_vocab(
