@@ -57,7 +57,8 @@ class Mitigation(TidyCallback):
     def _where(self):
         "The phases to act in; `None` in a fit without phases"
         schedule = first(o for o in self.learn.cbs if isinstance(o, PhaseSchedule))
-        return _acting(schedule.phases.attrgot('name'), self.phases) if schedule else None
+        names = schedule.phases.attrgot('name') if schedule else L()
+        return _acting(names, self.phases) if names or self.phases is not None and self.strength() else None
 
     def _check_alone(self):
         for o in self.learn.cbs:
@@ -86,7 +87,8 @@ class Mitigation(TidyCallback):
 def _acting(names, wanted):
     if wanted is None: return names[1:] if len(names)>1 else names
     if bad := [o for o in wanted if o not in names]:
-        raise ValueError(f"phases={list(wanted)}: there is no phase {bad[0]!r} in this fit; must be among {', '.join(names)}")
+        there = f"must be among {', '.join(names)}" if names else "it has none: leave them out, or use `fit_phases`"
+        raise ValueError(f"phases={list(wanted)}: there is no phase {bad[0]!r} in this fit; {there}")
     return wanted
 
 # %% ../nbs/15_mitigations.ipynb #883e701a
