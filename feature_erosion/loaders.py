@@ -501,11 +501,11 @@ def model_batches(
     dl, # Any loader, or a list of batches
     model # The module that is to take them
 ): # A generator
-    "The inputs of each batch as in `to_model`, and its targets, without augmentation"
+    "The inputs of each batch as in `to_model`, and copies of its targets, without augmentation"
     with unaugmented(dl):
         for b in dl:
             xs,ys = split_batch(dl, b, model)
-            yield to_model(xs, model),ys
+            yield to_model(xs, model),copied(ys)   # autograd keeps none that were made in `inference_mode`
 
 def clean_of(
     dls:DataLoaders # From `inject` or not
