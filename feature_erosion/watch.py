@@ -39,7 +39,7 @@ def nearest_mean(
     y:torch.Tensor # Integer labels, shape `(samples,)`
 )->torch.Tensor: # Whether each sample is nearest to its own class, shape `(samples,)`
     "Classify features by the nearest class mean (Rebuffi et al. 2017, eq. 2); the means come from the other half of the samples"
-    X,y = F.normalize(X.flatten(1).double(), dim=1),y.to(X.device)
+    X,y = F.normalize(X.flatten(1).double(), dim=1, eps=1e-100),y.to(X.device)   # also of tiny features
     classes,at = y.unique(return_inverse=True)
     half = _halves(at)
     right = torch.zeros(len(y), dtype=torch.bool, device=X.device)
