@@ -66,7 +66,7 @@ def _more_labels(v, dl):
     if getattr(dl, 'shuffle', False) is True or isinstance(getattr(dl, 'sampler', None), torch.utils.data.RandomSampler):
         raise ValueError("labels: the loader shuffles its samples, and these are in one order; give `fixed_dl(dl)`, whose "
                          "samples are in that of the dataset")
-    return v if isinstance(v, torch.Tensor) else torch.as_tensor(np.array(v))
+    return batch_labels([v if isinstance(v, torch.Tensor) else torch.as_tensor(np.array(v))])
 
 def _check_length(labels, n, exact=False):
     for k,v in labels.items():
