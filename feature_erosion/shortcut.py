@@ -477,6 +477,7 @@ def plot(self:Shortcut,
     height:float=4.2 # Of the figure, in inches
 )->plt.Figure:
     "Images, the map over them, and how many answers follow each part, in one figure with one sentence"
+    check_whole(1, k=k)
     fig = plt.figure(figsize=(9, height), layout='constrained')
     fig.suptitle(fill(self.text, 95), fontsize=11)
     left,right = fig.subfigures(1, 2, width_ratios=(9,11))

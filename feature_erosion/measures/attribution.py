@@ -544,6 +544,7 @@ def plot(self:GradCam,
     imsize:float=1.4 # Inches per picture
 )->plt.Figure:
     "A column for each image, a row for each model: its map, the predicted class, and the share of attention in the box"
+    check_whole(1, n=n)
     n,rows = min(n, len(self)),1+len(self.maps)
     fig,axs = plt.subplots(rows, n, figsize=(imsize*n+1.2, (imsize+.35)*rows), layout='constrained', squeeze=False)
     for i in range(n): self._column(axs[:,i], i)
