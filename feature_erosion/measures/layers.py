@@ -263,7 +263,7 @@ def pick_features(
     "A random but fixed choice of features, as in the Tunnel Effect's code (Masarczyk et al. 2023)"
     check_whole(1, 'all', max_features=k)
     if k is None or k>=d: return None
-    return torch.randperm(d, generator=torch.Generator().manual_seed(seed))[:k].sort().values
+    return torch.randperm(d, generator=torch_rng(seed))[:k].sort().values
 
 # %% ../../nbs/measures/00_layers.ipynb #8e36c77a
 def flat(

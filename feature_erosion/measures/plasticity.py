@@ -316,7 +316,7 @@ def hessian_rank(
     loss_func,model,ps = _differentiable(model, loss_func)
     with evaluating(model, grad=True), as_written(), sdpa_kernel(SDPBackend.MATH):   # fused attention has one derivative
         times = _hessian_times(model, loss_func, list(_batches(model, dl, n, seed)), ps)
-        zero,gen = torch.cat([t.flatten() for t in _zeros(ps)]),torch.Generator().manual_seed(seed)
+        zero,gen = torch.cat([t.flatten() for t in _zeros(ps)]),torch_rng(seed)
         found = _lanczos(times, lambda: torch.randn(len(zero), generator=gen).to(zero), steps)
     return _beyond(*found, len(zero), eps) if found else float('nan')
 
