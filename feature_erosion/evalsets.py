@@ -66,7 +66,7 @@ def _more_labels(v, dl):
     if getattr(dl, 'shuffle', False) is True or isinstance(getattr(dl, 'sampler', None), torch.utils.data.RandomSampler):
         raise ValueError("labels: the loader shuffles its samples, and these are in one order; give `fixed_dl(dl)`, whose "
                          "samples are in that of the dataset")
-    return v if isinstance(v, torch.Tensor) else torch.as_tensor(np.array(v))
+    return batch_labels([v if isinstance(v, torch.Tensor) else torch.as_tensor(np.array(v))])
 
 def _check_length(labels, n, exact=False):
     for k,v in labels.items():
@@ -143,6 +143,8 @@ def pattern_sets(
     pattern,n,classes = pattern or getattr(dls, 'pattern', None),n_classes or _n_injected(dls),_classes_injected(dls)
     dls = clean_of(dls)
     if pattern is None: raise ValueError("pattern=None: these DataLoaders were not made by `inject`; say which pattern")
+    last = len(dls.loaders)-1
+    check_number(f"in 0…{last}, the number of one of the loaders", lambda v: is_int(v) and 0<=v<=last, ds_idx=ds_idx)
     with fixed_random():
         painted = partial(_stamped, dls[ds_idx], pattern, dls, n_classes=n, classes=classes, seed=stamp_seed(seed, ds_idx))
         res = {v:dls[ds_idx] if v=='clean' else painted(variant=v) for v in listify(names)}

@@ -7,9 +7,9 @@ Docs: https://feature-erosion.github.io/feature_erosion/loaders.html.md"""
 # %% auto #0
 __all__ = ['check_positive', 'check_strength', 'check_share', 'wrong_label', 'is_int', 'is_seed', 'check_whole', 'check_number',
            'int_label', 'one_each', 'int_labels', 'class_labels', 'with_bar', 'labelled', 'read_labels', 'label_part',
-           'label_vocab', 'n_labels', 'np_rng', 'pick', 'is_distributed', 'check_dl', 'loose_dl', 'same_dl',
-           'subset_dl', 'fixed_dl', 'n_inputs', 'n_samples', 'mixed_dl', 'own_state', 'unaugmented', 'model_batches',
-           'clean_of']
+           'label_vocab', 'n_labels', 'np_rng', 'torch_rng', 'pick', 'is_distributed', 'check_dl', 'loose_dl',
+           'same_dl', 'subset_dl', 'fixed_dl', 'n_inputs', 'n_samples', 'mixed_dl', 'own_state', 'unaugmented',
+           'model_batches', 'clean_of']
 
 # %% ../nbs/03_loaders.ipynb #6e33db11
 import random, torch
@@ -177,6 +177,13 @@ def np_rng(
     bad = [o for o in np.atleast_1d(seed).tolist() if not is_seed(o)]
     if not bad: return np.random.RandomState(seed)
     raise ValueError(f"seed={bad[0]!r}: must be a whole number from 0 to 2**32-1")
+
+def torch_rng(
+    seed # An integer, also NumPy's
+)->torch.Generator:
+    "PyTorch's generator for a seed"
+    np_rng(seed)   # an error if it is none
+    return torch.Generator().manual_seed(int(seed))
 
 def pick(
     labels, # Integer labels, shape `(samples,)`
@@ -506,11 +513,11 @@ def model_batches(
     dl, # Any loader, or a list of batches
     model # The module that is to take them
 ): # A generator
-    "The inputs of each batch as in `to_model`, and its targets, without augmentation"
+    "The inputs of each batch as in `to_model`, and copies of its targets, without augmentation"
     with unaugmented(dl):
         for b in dl:
             xs,ys = split_batch(dl, b, model)
-            yield to_model(xs, model),ys
+            yield to_model(xs, model),copied(ys)   # autograd keeps none that were made in `inference_mode`
 
 def clean_of(
     dls:DataLoaders # From `inject` or not

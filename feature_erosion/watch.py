@@ -39,7 +39,7 @@ def nearest_mean(
     y:torch.Tensor # Integer labels, shape `(samples,)`
 )->torch.Tensor: # Whether each sample is nearest to its own class, shape `(samples,)`
     "Classify features by the nearest class mean (Rebuffi et al. 2017, eq. 2); the means come from the other half of the samples"
-    X,y = F.normalize(X.flatten(1).double(), dim=1),y.to(X.device)
+    X,y = F.normalize(X.flatten(1).double(), dim=1, eps=1e-100),y.to(X.device)   # also of tiny features
     classes,at = y.unique(return_inverse=True)
     half = _halves(at)
     right = torch.zeros(len(y), dtype=torch.bool, device=X.device)
@@ -197,7 +197,7 @@ def partners(
     differ = y[:,None]!=y
     if not differ.any(1).all():
         raise ValueError(f"labels: all {len(y)} are {y[0].item()}; parts are exchanged between two classes or more")
-    return torch.multinomial(differ.float(), 1, generator=torch.Generator().manual_seed(seed))[:,0]
+    return torch.multinomial(differ.float(), 1, generator=torch_rng(seed))[:,0]
 
 def grid_boxes(
     h:int, # Height of the image
@@ -220,7 +220,7 @@ def hangs_on(
     with fixed_random(), evaluating(model):
         x,y,donors,bs = _pairs(model, dl, n, seed)
         boxes,answers = grid_boxes(*x.shape[2:], grid),partial(_answers, model, bs=bs)
-        cell = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))%len(boxes)
+        cell = torch.randperm(len(x), generator=torch_rng(seed))%len(boxes)
         right = answers(x)==y
         top = _most_lost_box(cell[right], (answers(_exchanged(x, donors, [boxes[c] for c in cell]))!=y)[right], len(boxes))
         lost = answers(_exchanged(x, donors, [boxes[top]]*len(x)))!=y
