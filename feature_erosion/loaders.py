@@ -506,7 +506,9 @@ def unaugmented(
     dl # Any loader, or a list of batches
 ): # A context
     "Temporarily, the loader's dataset returns samples without random augmentation, like a validation set"
-    as_set = getattr(getattr(dl, 'dataset', None), 'set_split_idx', None)
+    ds = getattr(dl, 'dataset', None)
+    while isinstance(ds, torch.utils.data.Subset): ds = ds.dataset
+    as_set = getattr(ds, 'set_split_idx', None)
     return as_set(1) if as_set else nullcontext()
 
 def model_batches(
