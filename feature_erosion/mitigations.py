@@ -1097,7 +1097,7 @@ class GroupDRO(Mitigation):
         if bad := [o.name for o in self.learn.cbs if isinstance(o, (MixHandler,SAM,GroupDRO)) and o is not self]:
             raise ValueError(f"GroupDRO: does not work with {', '.join(bad)}, which computes the loss in another way; "
                              "leave one out")
-        if not self.learn.lock.locked(): self.acts = False   # a validation, even within a fit, leaves it as it is
+        if fitting() is self.learn: self.acts = False   # a validation, even within a fit, leaves it as it is
         super().before_fit()
         self.run = True   # groups come off the batch wherever it is used, also by `lr_find`
 

@@ -338,7 +338,7 @@ def test_validation_within_a_fit(learn, dls):
         def __init__(self, *events): [setattr(self, o, partial(self.go, o)) for o in events]
         def go(self, event):
             if self.learn.lock.locked() or event=='after_batch' and not (self.training and self.learn.iter==2): return
-            self.learn.validate(), self.learn.get_preds(dl=dls.train)
+            self.learn.validate(), self.learn.get_preds(dl=dls.train), self.learn.tta(n=1)
     start,got = learn.model.state_dict(),[]
     start = {k:v.clone() for k,v in start.items()}
     for cbs in ([], [Checks('after_batch','after_train','after_epoch')]):
