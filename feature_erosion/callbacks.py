@@ -36,7 +36,9 @@ def fitting()->Learner|None:
     "In `before_fit` and `after_fit`, the Learner that fits; `None` if they are only told so, also within a fit"
     return first(_fits(sys._getframe(), _apart))
 
-def _within_fit(): return first(_fits(sys._getframe())) is not None
+def _within_fit():
+    "Whether a fit goes on around this one, or around what is none"
+    return len(list(_fits(sys._getframe())))>(fitting() is not None)
 
 # %% ../nbs/05_callbacks.ipynb #a803a85e
 class TidyCallback(Callback):
@@ -134,7 +136,7 @@ def after_fit(self:Recorder):
 # %% ../nbs/05_callbacks.ipynb #3ca717e3
 @patch
 def _starts(self:TidyCallback):
-    "Whether training begins; undoes what an earlier fit has left, but nothing if this is a validation within a fit"
+    "Whether training begins; undoes what an earlier fit has left, but nothing if this is a validation or `lr_find` within a fit"
     self.run = trains(self.learn)
     if self.run or not _within_fit(): self.tidy()
     return self.run

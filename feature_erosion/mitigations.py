@@ -43,9 +43,7 @@ class Mitigation(TidyCallback):
     def begin(self): "Called when it starts to act, with the model to protect"
 
     def before_fit(self):
-        self.run = trains(self.learn)
-        if not self.run: return
-        self.tidy()
+        if not self._starts(): return
         old = self.old_data() if self.strength() else None
         if old is not None: check_classes(self.learn.dls, old, f'`old` of {type(self).__name__}')
         if self.owner is not (model := unwrapped(self.model)): self.reset()   # what it gathered belongs to another model

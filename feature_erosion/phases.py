@@ -337,8 +337,7 @@ class PhaseSchedule(TidyCallback):
 
     def before_fit(self):
         "Check that the fit is long enough and that all data have the same classes, and set up"
-        self.run = trains(self.learn)
-        if not self.run: return
+        if not self._starts(): return
         _one_schedule(self.learn.cbs)
         self.learn.phase_schedule = self   # gone if another one was removed since
         if self.n_epoch<(need := n_epochs(self.phases, self.dls)):
@@ -381,6 +380,7 @@ class PhaseSchedule(TidyCallback):
     def after_cancel_fit(self): self.ended = True
     def after_fit(self):
         self.over = True
+        if hasattr(self, 'recorder'): self.recorder.hps = dict(lr=self.recorder.lrs)   # for fastai's `plot_sched`
         if self.learn.phase: self._end(self._over())
         if self.counted and not self.ended: self._tell_left()
         self.tidy()

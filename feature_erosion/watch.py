@@ -325,13 +325,11 @@ def _check_watch(tolerance, budget, n, n_layers):
 @patch
 def before_fit(self:WatchErosion):
     "Find samples and columns, unless the fit does not train"
-    self.run = trains(self.learn)
-    if not self.run: return
+    if not self._starts(): return
     warn_of_changers(self)
     if self.restore: _one_restores(self.learn.cbs)
     self._same_model()
     clock = time.perf_counter()
-    self.tidy()
     with fixed_random(): self._prepare()
     LoggedCallback.before_fit(self)
     self.fresh,self.done_iters,self.times,self.credit,self.cut = self.start is None,0,[],0.,False
