@@ -5,7 +5,7 @@ import numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from fastai.callback.all import CSVLogger, EarlyStoppingCallback, GradientAccumulation, ParamScheduler, ReduceLROnPlateau, SaveModelCallback, SchedLin, ShortEpochCallback
 from fastai.callback.fp16 import NonNativeMixedPrecision
-from fastai.vision.all import SGD, Callback, CancelEpochException, CancelFitException, CancelTrainException, CancelValidException, DataLoaders, FetchPredsCallback, Learner, OptimWrapper, ValueMetric, accuracy, load_learner, params, partial, set_seed
+from fastai.vision.all import SGD, Callback, CancelEpochException, CancelFitException, CancelTrainException, CancelValidException, DataLoaders, FetchPredsCallback, Learner, OptimWrapper, ValueMetric, accuracy, load_learner, params, partial, plt, set_seed
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import EvalSets, pattern_sets, train_accuracy
 from feature_erosion.learner import erosion_learner
@@ -448,6 +448,12 @@ def test_after_an_interrupt_a_callback_that_stays_leaves_no_trace(learn, dls, ho
     assert learn.dls is dls and learn.metrics.attrgot('name')==['accuracy']
     assert [o[0] for o in seen]==([dls,other,dls] if how=='fit' else [dls]*len(seen))
     assert all(all(o[2]) or o[0] is other for o in seen)
+
+def test_phases_on_a_logarithmic_axis(learn, dls):
+    learn.fit_phases(two(), cbs=EvalSets(dict(clean=dls.valid), at=[]))
+    ax = plt.subplots()[1]
+    ax.set_xscale('symlog')
+    assert learn.recorder.plot_phases(ax=ax).get_xscale()=='symlog'
 
 def test_a_plot_of_the_schedule(learn):
     "fastai's, of this fit's learning rates, after another schedule's"
