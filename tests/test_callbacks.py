@@ -449,6 +449,17 @@ def test_after_an_interrupt_a_callback_that_stays_leaves_no_trace(learn, dls, ho
     assert [o[0] for o in seen]==([dls,other,dls] if how=='fit' else [dls]*len(seen))
     assert all(all(o[2]) or o[0] is other for o in seen)
 
+def test_another_models_optimiser_is_not_kept(learn):
+    "It would train nothing of the new model, without a word; one that has some of its weights is kept"
+    learn.fit_phases(two())
+    learn.model = net()
+    with pytest.raises(ValueError, match="opt='keep': phase 'a' would keep an optimiser of another model"):
+        learn.fit_phases(Phase('a', 1, opt='keep'))
+    learn.create_opt()
+    start = learn.model[1].weight.detach().clone()
+    learn.fit_phases(Phase('a', 1, lr=.1, opt='keep'))
+    assert (learn.model[1].weight!=start).any()
+
 def test_phases_on_a_logarithmic_axis(learn, dls):
     learn.fit_phases(two(), cbs=EvalSets(dict(clean=dls.valid), at=[]))
     ax = plt.subplots()[1]
