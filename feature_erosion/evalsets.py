@@ -393,7 +393,7 @@ def plot_phases(self:Recorder,
     shade_phases(ax, ph[['phase',*ends]].fillna(df[x].max()).itertuples(index=False))
     ax.set_xlim(0, df[x].max())
     ax.set_xlabel('epoch' if x=='epoch' else 'iteration')
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    if ax.get_xscale()=='linear': ax.xaxis.get_major_locator().set_params(integer=True)
     return curves(df, x, sets, ax)
 
 # %% ../nbs/12_evalsets.ipynb #176cb635

@@ -43,9 +43,7 @@ class Mitigation(TidyCallback):
     def begin(self): "Called when it starts to act, with the model to protect"
 
     def before_fit(self):
-        self.run = trains(self.learn)
-        if not self.run: return
-        self.tidy()
+        if not self._starts(): return
         old = self.old_data() if self.strength() else None
         if old is not None: check_classes(self.learn.dls, old, f'`old` of {type(self).__name__}')
         if self.owner is not (model := unwrapped(self.model)): self.reset()   # what it gathered belongs to another model
@@ -1097,7 +1095,7 @@ class GroupDRO(Mitigation):
         if bad := [o.name for o in self.learn.cbs if isinstance(o, (MixHandler,SAM,GroupDRO)) and o is not self]:
             raise ValueError(f"GroupDRO: does not work with {', '.join(bad)}, which computes the loss in another way; "
                              "leave one out")
-        if not self.learn.lock.locked(): self.acts = False   # a validation, even within a fit, leaves it as it is
+        if fitting() is self.learn: self.acts = False   # a validation, even within a fit, leaves it as it is
         super().before_fit()
         self.run = True   # groups come off the batch wherever it is used, also by `lr_find`
 
