@@ -13,6 +13,7 @@ __all__ = ['unwrapped', 'as_written', 'fixed_random', 'evaluating', 'split_batch
 import inspect, random, sys, torch
 import numpy as np
 from contextlib import contextmanager, nullcontext
+from operator import index
 from torch import nn
 from torch.nn.parameter import is_lazy
 from fastcore.all import *
@@ -48,12 +49,15 @@ def fixed_random(
     seed:int=42 # Of all random generators, within the context
 ):
     "fastai's `no_random`, without the seeds it keeps for GPUs where there are none, which take longer than a small evaluation"
+    try: seed = index(seed)
+    except TypeError: raise ValueError(f"seed={seed!r}: must be a whole number") from None
     if torch.accelerator.is_available():
         with no_random(seed, reproducible=False): yield
         return
     states = random.getstate(),np.random.get_state(),torch.get_rng_state()
-    random.seed(seed), np.random.seed(seed%(2**32-1)), torch.default_generator.manual_seed(seed)
-    try: yield
+    try:
+        random.seed(seed), np.random.seed(seed%(2**32-1)), torch.default_generator.manual_seed(seed)
+        yield
     finally:
         for put,s in zip((random.setstate, np.random.set_state, torch.set_rng_state), states): put(s)
 

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from fastcore.all import *
 from fastai.vision.all import (Categorize, CategoryMap, CrossEntropyLossFlat, DataLoaders, IntToFloatTensor, Normalize,
                                TensorCategory, TensorImage, TfmdDL, TitledInt, Transform, URLs, default_device, fastai_cfg,
-                               image_extensions, progress_bar, to_device)
+                               image_extensions, to_device)
 from .files import *
 from .names import stats
 from .loaders import *
@@ -295,7 +295,7 @@ def _decode_all(items, size, channels, value_range):
     "All images as one array, and what `_note` says"
     if not len(items): raise ValueError("images: none given; want files, PIL images or arrays")
     out,seen = None,[]
-    for i,o in enumerate(progress_bar(items, leave=False) if len(items)>2000 else items):
+    for i,o in enumerate(with_bar(items)):
         im,wide = _to_bytes(o, size, channels, value_range)
         if out is None: out = np.empty((len(items),*im.shape), dtype=np.uint8)
         (h,w),(h0,w0) = im.shape[:2],out.shape[1:3]

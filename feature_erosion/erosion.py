@@ -240,9 +240,14 @@ def epochs_to(
     level:float # Accuracy to reach
 )->float: # 1 and up; NaN if never reached
     "Epochs until a learning curve first reaches `level`, interpolated linearly between epochs; 1 if the first epoch was enough"
-    acc = np.asarray(acc, dtype=float)
+    acc = _one_run(acc)
     ok = ~np.isnan(acc)
     return _reach(np.flatnonzero(ok)+1, acc[ok]-level)
+
+def _one_run(acc):
+    acc = np.asarray(acc, dtype=float)
+    if acc.ndim==1: return acc
+    raise ValueError(f"acc: shape {acc.shape}; must be one accuracy for each epoch, of one run at a time")
 
 # %% ../nbs/13_erosion.ipynb #7e37aa4b
 def _area(y): return float((y[1:]+y[:-1]).sum()/2)   # trapezoid rule, steps of one epoch
@@ -260,7 +265,7 @@ def _pair(phases):
 def _curve(o, phase, column):
     "Accuracies at the ends of epochs, from any of these sources"
     source,o = getattr(o, 'recorder', o),_history(o)
-    if not isinstance(o, pd.DataFrame): return np.asarray(list(o), dtype=float)
+    if not isinstance(o, pd.DataFrame): return _one_run(list(o))
     column = column or first(c for c in ('clean','accuracy') if c in o)
     if isinstance(source, Recorder): _check_metric(source.evals, column)
     if column not in o: raise ValueError(f"column={column!r}: must be a column of the history; there are {', '.join(o.columns)}")
@@ -319,8 +324,8 @@ def plot_relearning(
     ax:plt.Axes=None # A matplotlib axis; created if `None`
 )->plt.Axes:
     "Two learning curves, the area between them, and the level as a dashed line"
-    ax,T = ax or plt.subplots(figsize=(8,3.5), layout='constrained')[1],min(len(scratch), len(relearn))
-    a,b = np.asarray(scratch, dtype=float),np.asarray(relearn, dtype=float)
+    a,b = _one_run(scratch),_one_run(relearn)
+    ax,T = ax or plt.subplots(figsize=(8,3.5), layout='constrained')[1],min(len(a), len(b))
     area = _area(a[:T]-b[:T])
     gap = 'gap unknown: NaN' if np.isnan(area) else f'gap {area:+.2f} accuracy · epochs'.replace('-', '−')
     ax.fill_between(np.arange(1, T+1), a[:T], b[:T], color='C7', alpha=.3, label=gap)

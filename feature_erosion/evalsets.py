@@ -8,7 +8,7 @@ Docs: https://feature-erosion.github.io/feature_erosion/evalsets.html.md"""
 __all__ = ['evaluate', 'pattern_sets', 'log_iters', 'EvalSets', 'some_evals', 'train_accuracy']
 
 # %% ../nbs/12_evalsets.ipynb #6d4ecf52
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from numbers import Number
 import numpy as np, pandas as pd, torch
@@ -33,10 +33,10 @@ def evaluate(
     metrics=accuracy, # One or more fastai metrics
     labels:dict|None=None # More labels by name, in the order of `dl`; metrics are computed on them, too, except where negative
 )->dict: # Values by name: `accuracy`, and `name_accuracy` for each of `labels`; NaN if a score is NaN or infinite
-    "Metrics of a model on a `DataLoader`, in one pass, without random augmentation"
+    "Metrics of a model on all samples of a loader, each once, in one pass, without random augmentation"
     if isinstance(dl, DataLoaders): raise ValueError("dl: DataLoaders; give one of them, such as `dls.valid`")
     labels,i,sound = {k:_more_labels(v, dl) for k,v in (labels or {}).items()},0,True
-    model,dl = model.model if isinstance(model, Learner) else model,own_state(dl)
+    model,dl = model.model if isinstance(model, Learner) else model,own_state(_every_sample(dl))
     mets = {k:[deepcopy(m) for m in _named_metrics(metrics)] for k in ['',*labels]}
     for m in L(mets.values()).concat(): m.reset()
     with evaluating(model), unaugmented(dl), _same_draws(dl):
@@ -61,12 +61,24 @@ def _same_draws(dl):
     finally:
         for g,s in states: g.set_state(s)
 
+def _shuffles(dl):
+    "Whether a loader draws its samples at random"
+    data = torch.utils.data
+    return getattr(dl, 'shuffle', False) is True or isinstance(
+        getattr(dl, 'sampler', None), (data.RandomSampler,data.SubsetRandomSampler,data.WeightedRandomSampler))
+
+def _every_sample(dl):
+    "Those of a training loader, which may leave some out, in order; any other loader as it is"
+    if not (_shuffles(dl) or getattr(dl, 'drop_last', False) is True) or is_distributed(dl): return dl
+    with suppress(ValueError), fixed_random(): return fixed_dl(dl)
+    return dl   # chooses its samples in a way of its own
+
 def _more_labels(v, dl):
     "Labels besides those of the data, which go by their order"
-    if getattr(dl, 'shuffle', False) is True or isinstance(getattr(dl, 'sampler', None), torch.utils.data.RandomSampler):
+    if _shuffles(dl):
         raise ValueError("labels: the loader shuffles its samples, and these are in one order; give `fixed_dl(dl)`, whose "
                          "samples are in that of the dataset")
-    return v if isinstance(v, torch.Tensor) else torch.as_tensor(np.array(v))
+    return batch_labels([v if isinstance(v, torch.Tensor) else torch.as_tensor(np.array(v))])
 
 def _check_length(labels, n, exact=False):
     for k,v in labels.items():
@@ -143,6 +155,8 @@ def pattern_sets(
     pattern,n,classes = pattern or getattr(dls, 'pattern', None),n_classes or _n_injected(dls),_classes_injected(dls)
     dls = clean_of(dls)
     if pattern is None: raise ValueError("pattern=None: these DataLoaders were not made by `inject`; say which pattern")
+    last = len(dls.loaders)-1
+    check_number(f"in 0…{last}, the number of one of the loaders", lambda v: is_int(v) and 0<=v<=last, ds_idx=ds_idx)
     with fixed_random():
         painted = partial(_stamped, dls[ds_idx], pattern, dls, n_classes=n, classes=classes, seed=stamp_seed(seed, ds_idx))
         res = {v:dls[ds_idx] if v=='clean' else painted(variant=v) for v in listify(names)}
@@ -379,7 +393,7 @@ def plot_phases(self:Recorder,
     shade_phases(ax, ph[['phase',*ends]].fillna(df[x].max()).itertuples(index=False))
     ax.set_xlim(0, df[x].max())
     ax.set_xlabel('epoch' if x=='epoch' else 'iteration')
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    if ax.get_xscale()=='linear': ax.xaxis.get_major_locator().set_params(integer=True)
     return curves(df, x, sets, ax)
 
 # %% ../nbs/12_evalsets.ipynb #176cb635

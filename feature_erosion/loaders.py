@@ -6,10 +6,10 @@ Docs: https://feature-erosion.github.io/feature_erosion/loaders.html.md"""
 
 # %% auto #0
 __all__ = ['check_positive', 'check_strength', 'check_share', 'wrong_label', 'is_int', 'is_seed', 'check_whole', 'check_number',
-           'int_label', 'one_each', 'int_labels', 'class_labels', 'labelled', 'read_labels', 'label_part',
-           'label_vocab', 'n_labels', 'np_rng', 'pick', 'is_distributed', 'check_dl', 'loose_dl', 'same_dl',
-           'subset_dl', 'fixed_dl', 'n_inputs', 'n_samples', 'mixed_dl', 'own_state', 'unaugmented', 'model_batches',
-           'clean_of']
+           'int_label', 'one_each', 'int_labels', 'class_labels', 'with_bar', 'labelled', 'read_labels', 'label_part',
+           'label_vocab', 'n_labels', 'np_rng', 'torch_rng', 'pick', 'is_distributed', 'check_dl', 'loose_dl',
+           'same_dl', 'subset_dl', 'fixed_dl', 'n_inputs', 'n_samples', 'mixed_dl', 'own_state', 'unaugmented',
+           'model_batches', 'clean_of']
 
 # %% ../nbs/03_loaders.ipynb #6e33db11
 import random, torch
@@ -101,6 +101,12 @@ def class_labels(
     return y.flatten()
 
 # %% ../nbs/03_loaders.ipynb #40b758a4
+def with_bar(
+    items # A sequence
+): # To go through once
+    "A progress bar for what may take long: more than 2,000 items"
+    return progress_bar(items, leave=False) if len(items)>2000 else items
+
 def labelled(
     ds # A dataset
 ): # Another dataset, or itself
@@ -117,9 +123,8 @@ def read_labels(
     ds = labelled(ds)
     n_inp = ifnone(n_inp, getattr(ds, 'n_inp', None))
     if (y := _stored_labels(ds, n_inp)) is not None: return int_labels(y)
-    if isinstance(ds, Datasets): return np.array([int_label(o) for o in label_part(ds.tls, n_inp)], dtype=np.int64)
-    idxs = range(len(ds)) if len(ds)<=2000 else progress_bar(range(len(ds)), leave=False)
-    with fixed_random(): return np.array([int_label(label_part(ds[i], n_inp)) for i in idxs], dtype=np.int64)
+    if isinstance(ds, Datasets): return np.array([int_label(o) for o in with_bar(label_part(ds.tls, n_inp))], dtype=np.int64)
+    with fixed_random(): return np.array([int_label(label_part(ds[i], n_inp)) for i in with_bar(range(len(ds)))], dtype=np.int64)
 
 def label_part(
     parts, # Of a sample
@@ -141,7 +146,7 @@ def _torchvision_labels(ds):
     y = [o[1] for o in ds.samples] if isinstance(ds, DatasetFolder) else getattr(ds, 'targets', None)
     plain = getattr(y, 'ndim', 1)==1 and isinstance(ds.transforms, (StandardTransform,type(None)))
     if y is None or not plain: return
-    return y if ds.target_transform is None else [ds.target_transform(o) for o in y]
+    return y if ds.target_transform is None else [ds.target_transform(o) for o in with_bar(y)]
 
 # %% ../nbs/03_loaders.ipynb #959fb3ef
 def label_vocab(
@@ -172,6 +177,13 @@ def np_rng(
     bad = [o for o in np.atleast_1d(seed).tolist() if not is_seed(o)]
     if not bad: return np.random.RandomState(seed)
     raise ValueError(f"seed={bad[0]!r}: must be a whole number from 0 to 2**32-1")
+
+def torch_rng(
+    seed # An integer, also NumPy's
+)->torch.Generator:
+    "PyTorch's generator for a seed"
+    np_rng(seed)   # an error if it is none
+    return torch.Generator().manual_seed(int(seed))
 
 def pick(
     labels, # Integer labels, shape `(samples,)`
@@ -494,18 +506,20 @@ def unaugmented(
     dl # Any loader, or a list of batches
 ): # A context
     "Temporarily, the loader's dataset returns samples without random augmentation, like a validation set"
-    as_set = getattr(getattr(dl, 'dataset', None), 'set_split_idx', None)
+    ds = getattr(dl, 'dataset', None)
+    while isinstance(ds, torch.utils.data.Subset): ds = ds.dataset
+    as_set = getattr(ds, 'set_split_idx', None)
     return as_set(1) if as_set else nullcontext()
 
 def model_batches(
     dl, # Any loader, or a list of batches
     model # The module that is to take them
 ): # A generator
-    "The inputs of each batch as in `to_model`, and its targets, without augmentation"
+    "The inputs of each batch as in `to_model`, and copies of its targets, without augmentation"
     with unaugmented(dl):
         for b in dl:
             xs,ys = split_batch(dl, b, model)
-            yield to_model(xs, model),ys
+            yield to_model(xs, model),copied(ys)   # autograd keeps none that were made in `inference_mode`
 
 def clean_of(
     dls:DataLoaders # From `inject` or not

@@ -43,9 +43,7 @@ class Mitigation(TidyCallback):
     def begin(self): "Called when it starts to act, with the model to protect"
 
     def before_fit(self):
-        self.run = trains(self.learn)
-        if not self.run: return
-        self.tidy()
+        if not self._starts(): return
         old = self.old_data() if self.strength() else None
         if old is not None: check_classes(self.learn.dls, old, f'`old` of {type(self).__name__}')
         if self.owner is not (model := unwrapped(self.model)): self.reset()   # what it gathered belongs to another model
@@ -57,7 +55,8 @@ class Mitigation(TidyCallback):
     def _where(self):
         "The phases to act in; `None` in a fit without phases"
         schedule = first(o for o in self.learn.cbs if isinstance(o, PhaseSchedule))
-        return _acting(schedule.phases.attrgot('name'), self.phases) if schedule else None
+        names = schedule.phases.attrgot('name') if schedule else L()
+        return _acting(names, self.phases) if names or self.phases is not None and self.strength() else None
 
     def _check_alone(self):
         for o in self.learn.cbs:
@@ -86,7 +85,8 @@ class Mitigation(TidyCallback):
 def _acting(names, wanted):
     if wanted is None: return names[1:] if len(names)>1 else names
     if bad := [o for o in wanted if o not in names]:
-        raise ValueError(f"phases={list(wanted)}: there is no phase {bad[0]!r} in this fit; must be among {', '.join(names)}")
+        there = f"must be among {', '.join(names)}" if names else "it has none: leave them out, or use `fit_phases`"
+        raise ValueError(f"phases={list(wanted)}: there is no phase {bad[0]!r} in this fit; {there}")
     return wanted
 
 # %% ../nbs/15_mitigations.ipynb #883e701a
@@ -1095,7 +1095,7 @@ class GroupDRO(Mitigation):
         if bad := [o.name for o in self.learn.cbs if isinstance(o, (MixHandler,SAM,GroupDRO)) and o is not self]:
             raise ValueError(f"GroupDRO: does not work with {', '.join(bad)}, which computes the loss in another way; "
                              "leave one out")
-        if not self.learn.lock.locked(): self.acts = False   # a validation, even within a fit, leaves it as it is
+        if fitting() is self.learn: self.acts = False   # a validation, even within a fit, leaves it as it is
         super().before_fit()
         self.run = True   # groups come off the batch wherever it is used, also by `lr_find`
 

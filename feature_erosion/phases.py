@@ -337,14 +337,13 @@ class PhaseSchedule(TidyCallback):
 
     def before_fit(self):
         "Check that the fit is long enough and that all data have the same classes, and set up"
-        self.run = trains(self.learn)
-        if not self.run: return
+        if not self._starts(): return
         _one_schedule(self.learn.cbs)
         self.learn.phase_schedule = self   # gone if another one was removed since
         if self.n_epoch<(need := n_epochs(self.phases, self.dls)):
             raise ValueError(f"n_epoch={self.n_epoch}: these phases need {need} epochs")
         _one_lead(self.phases, self.learn.cbs)
-        _check_opt(self.phases, self.learn.cbs)
+        _check_opt(self.phases, self.learn)
         _check_data(self.phases, self.dls)
         self.given = {k:[h[k] for h in self.opt.hypers] for k in ('lr','wd') if k in self.opt.hypers[0]}   # as set by the fit
         for p in self.phases: _check_hypers(p, self.opt.hypers, self.given)
@@ -381,6 +380,7 @@ class PhaseSchedule(TidyCallback):
     def after_cancel_fit(self): self.ended = True
     def after_fit(self):
         self.over = True
+        if hasattr(self, 'recorder'): self.recorder.hps = dict(lr=self.recorder.lrs)   # for fastai's `plot_sched`
         if self.learn.phase: self._end(self._over())
         if self.counted and not self.ended: self._tell_left()
         self.tidy()
@@ -656,8 +656,12 @@ def _one_lead(phases, cbs):
                              "with Phase(…, sched='one_cycle'), or leave it to the other with Phase(…, sched={})")
 
 # %% ../nbs/11_phases.ipynb #e4e2560c
-def _check_opt(phases, cbs):
-    if any(isinstance(o, NonNativeMixedPrecision) for o in cbs) and 'reset' in phases.attrgot('opt'):
+def _check_opt(phases, learn):
+    own,held = ({id(p) for p in ps} for ps in (learn.model.parameters(), L(learn.opt.param_lists).concat()))
+    if phases[0].opt=='keep' and own and held and not own & held:
+        raise ValueError(f"opt='keep': phase {phases[0].name!r} would keep an optimiser of another model, and train nothing of this "
+                         "one; after `learn.model = …`, begin with opt='reset', or call `learn.create_opt()` first")
+    if any(isinstance(o, NonNativeMixedPrecision) for o in learn.cbs) and 'reset' in phases.attrgot('opt'):
         raise ValueError("opt='reset': `to_non_native_fp16` keeps copies of the weights for the old optimiser, and a fresh one "
                          "would train nothing; use `to_fp16` or `to_bf16` instead, or Phase(…, opt='keep')")
 

@@ -27,7 +27,7 @@ from .phases import *
 from .erosion import *
 from .learner import *   # `models_at`
 from .learner import _given
-from .mitigations import GroupedDataset, stamp_groups
+from .mitigations import GroupedDataset, _acting, stamp_groups
 from .measures.layers import *
 from .measures.layers import _NotFinite, _check_names, _heads, _two_inputs, _with_weights
 from .measures.probes import *
@@ -586,14 +586,11 @@ def _wanted(self:Ramp):
     schedule = first(self.learn.cbs, risinstance(PhaseSchedule))
     data = {p.name:ifnone(p.dls, self.learn.dls).train for p in schedule.phases} if schedule else {None:self.learn.dls.train}
     painted = [k for k,dl in data.items() if stamped(_inner(dl).dataset) and _painter(dl)]
-    wanted = painted if self.phases is None else listify(self.phases)
+    wanted = painted if self.phases is None else _acting(schedule.phases.attrgot('name') if schedule else L(), L(self.phases))
     for k in wanted if wanted else [None]: _check_ramp(k, data, painted, set(self.scheds))
     return wanted
 
 def _check_ramp(k, data, painted, scheds):
-    if k is not None and k not in data:
-        there = 'it has none: leave them out, or use `fit_phases`' if None in data else f"must be among {', '.join(data)}"
-        raise ValueError(f"phases: there is no phase {k!r} in this fit; {there}")
     if k not in painted:
         raise ValueError(f"Ramp: the training data{f' of phase {k!r}' if k else ''} have no pattern; make them with `dls.inject`")
     if 'opacity' in scheds and isinstance(effect := _painter(data[k]).pattern, Effect):

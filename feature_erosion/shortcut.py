@@ -322,7 +322,7 @@ def _places(images, model, whole, halfway):
 def _map(images, model, grid, rounds, seed):
     "How much each cell pulls answers to its own label, shape `(grid, grid)`: 1 decides alone, 0 does nothing"
     h,w = images.x.shape[2:]
-    g,masks,pulls = torch.Generator().manual_seed(seed),[],[]
+    g,masks,pulls = torch_rng(seed),[],[]
     for _ in range(rounds):
         m = torch.rand(len(images.x), 1, grid, grid, generator=g)<.5
         big,at = F.interpolate(m.float(), (h,w))>.5,[0]
@@ -477,6 +477,7 @@ def plot(self:Shortcut,
     height:float=4.2 # Of the figure, in inches
 )->plt.Figure:
     "Images, the map over them, and how many answers follow each part, in one figure with one sentence"
+    check_whole(1, k=k)
     fig = plt.figure(figsize=(9, height), layout='constrained')
     fig.suptitle(fill(self.text, 95), fontsize=11)
     left,right = fig.subfigures(1, 2, width_ratios=(9,11))

@@ -39,7 +39,7 @@ def nearest_mean(
     y:torch.Tensor # Integer labels, shape `(samples,)`
 )->torch.Tensor: # Whether each sample is nearest to its own class, shape `(samples,)`
     "Classify features by the nearest class mean (Rebuffi et al. 2017, eq. 2); the means come from the other half of the samples"
-    X,y = F.normalize(X.flatten(1).double(), dim=1),y.to(X.device)
+    X,y = F.normalize(X.flatten(1).double(), dim=1, eps=1e-100),y.to(X.device)   # also of tiny features
     classes,at = y.unique(return_inverse=True)
     half = _halves(at)
     right = torch.zeros(len(y), dtype=torch.bool, device=X.device)
@@ -197,7 +197,7 @@ def partners(
     differ = y[:,None]!=y
     if not differ.any(1).all():
         raise ValueError(f"labels: all {len(y)} are {y[0].item()}; parts are exchanged between two classes or more")
-    return torch.multinomial(differ.float(), 1, generator=torch.Generator().manual_seed(seed))[:,0]
+    return torch.multinomial(differ.float(), 1, generator=torch_rng(seed))[:,0]
 
 def grid_boxes(
     h:int, # Height of the image
@@ -220,7 +220,7 @@ def hangs_on(
     with fixed_random(), evaluating(model):
         x,y,donors,bs = _pairs(model, dl, n, seed)
         boxes,answers = grid_boxes(*x.shape[2:], grid),partial(_answers, model, bs=bs)
-        cell = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))%len(boxes)
+        cell = torch.randperm(len(x), generator=torch_rng(seed))%len(boxes)
         right = answers(x)==y
         top = _most_lost_box(cell[right], (answers(_exchanged(x, donors, [boxes[c] for c in cell]))!=y)[right], len(boxes))
         lost = answers(_exchanged(x, donors, [boxes[top]]*len(x)))!=y
@@ -325,13 +325,11 @@ def _check_watch(tolerance, budget, n, n_layers):
 @patch
 def before_fit(self:WatchErosion):
     "Find samples and columns, unless the fit does not train"
-    self.run = trains(self.learn)
-    if not self.run: return
+    if not self._starts(): return
     warn_of_changers(self)
     if self.restore: _one_restores(self.learn.cbs)
     self._same_model()
     clock = time.perf_counter()
-    self.tidy()
     with fixed_random(): self._prepare()
     LoggedCallback.before_fit(self)
     self.fresh,self.done_iters,self.times,self.credit,self.cut = self.start is None,0,[],0.,False
@@ -573,7 +571,7 @@ def _above_chance(s, outputs):
 def _say(self:WatchErosion, text, warn=True):
     if not warn: return print(f'WatchErosion: {text}')
     self.warnings.append(text)
-    self.told.append(self.iters)
+    self.told.append(self._in_all.iloc[-1].item())
     warnings.warn(text, ErosionWarning)
 
 # %% ../nbs/18_watch.ipynb #14cf0061
@@ -724,17 +722,32 @@ def by_layer(self:WatchErosion):
     "CKA of each layer with itself at the start, one row per look"
     return pd.DataFrame(self.drift, index=pd.Index([r['iter'] for r in self.rows], name='iter'))
 
+@patch(as_prop=True)
+def _in_all(self:WatchErosion):
+    "Iterations of each look over all phases, which begin at 0 each"
+    it = pd.Series([r['iter'] for r in self.rows])
+    anew = it.eq(0) & (it.index>0)
+    return it + it.shift(fill_value=0).where(anew, 0).cumsum()
+
+@patch
+def _axis(self:WatchErosion, ax, df):
+    "Logarithmic after one start; several phases are drawn one after another"
+    spans = [(d.phase.iloc[0] or '', d.iter.min(), d.iter.max()) for _,d in df.groupby((self.history.iter==0).cumsum())]
+    if len(spans)>1: shade_phases(ax, spans)
+    else: ax.set_xscale('symlog', linthresh=1, linscale=.3)
+    ax.set(xlabel='iteration', xlim=(0, max(1, df.iter.max())))
+    ax.xaxis.set_major_formatter('{x:.0f}')
+
 @patch
 def plot(self:WatchErosion)->plt.Figure:
     "What the model knew over the iterations, and how far each layer has moved"
     df = self.history
     if not len(df): raise ValueError("nothing was watched yet: train first, `learn.fine_tune(5, cbs=watch)`")
-    fig,(a,b) = plt.subplots(1, 2, figsize=(11,3.8), layout='constrained', width_ratios=(4,3))
-    a.set_xscale('symlog', linthresh=1, linscale=.3)
+    df,(fig,(a,b)) = df.assign(iter=self._in_all),plt.subplots(1, 2, figsize=(11,3.8), layout='constrained', width_ratios=(4,3))
+    self._axis(a, df)
     for i in self.told: a.axvline(i, color='C3', ls='--', lw=1, label='warning' if i==self.told[0] else None)
     curves(df, 'iter', [c for c in self.columns if c not in ('cka','rank')], a)
-    a.set(xlabel='iteration', xlim=(0, max(1, df.iter.max())), **({} if 'worst' in df else dict(ylabel='share of right answers')))
-    a.xaxis.set_major_formatter('{x:.0f}')
+    if 'worst' not in df: a.set_ylabel('share of right answers')
     if not len(self.by_layer.columns): b.remove(); return fig   # none varied at the start
     layer_map(self.by_layer.T.set_axis([str(i) for i in df.iter], axis=1), b, 'CKA with the start', aspect='auto')
     b.set(xlabel='iteration', ylabel='layer')

@@ -5,11 +5,11 @@ import numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from fastai.callback.all import CSVLogger, EarlyStoppingCallback, GradientAccumulation, ParamScheduler, ReduceLROnPlateau, SaveModelCallback, SchedLin, ShortEpochCallback
 from fastai.callback.fp16 import NonNativeMixedPrecision
-from fastai.vision.all import SGD, Callback, CancelEpochException, CancelFitException, CancelTrainException, CancelValidException, DataLoaders, FetchPredsCallback, Learner, OptimWrapper, ValueMetric, accuracy, load_learner, params, partial, set_seed
+from fastai.vision.all import SGD, Callback, CancelEpochException, CancelFitException, CancelTrainException, CancelValidException, DataLoaders, FetchPredsCallback, Learner, OptimWrapper, ValueMetric, accuracy, load_learner, params, partial, plt, set_seed
 from feature_erosion.data import digits_dls
 from feature_erosion.evalsets import EvalSets, pattern_sets, train_accuracy
 from feature_erosion.learner import erosion_learner
-from feature_erosion.mitigations import Replay
+from feature_erosion.mitigations import Only, Replay
 from feature_erosion.patterns import ColorSquare
 from feature_erosion.phases import Phase, PhaseSchedule, PerPhase, schedules
 from feature_erosion.runs.store import RunStore
@@ -338,7 +338,7 @@ def test_validation_within_a_fit(learn, dls):
         def __init__(self, *events): [setattr(self, o, partial(self.go, o)) for o in events]
         def go(self, event):
             if self.learn.lock.locked() or event=='after_batch' and not (self.training and self.learn.iter==2): return
-            self.learn.validate(), self.learn.get_preds(dl=dls.train)
+            self.learn.validate(), self.learn.get_preds(dl=dls.train), self.learn.tta(n=1)
     start,got = learn.model.state_dict(),[]
     start = {k:v.clone() for k,v in start.items()}
     for cbs in ([], [Checks('after_batch','after_train','after_epoch')]):
@@ -422,6 +422,56 @@ def test_schedules_that_stay_on_a_learner(learn):
     learn.remove_cb(PhaseSchedule)
     learn.fit_phases(Phase('c', 1))
     assert learn.recorder.history.phase.tolist()==['c']
+
+class Interrupts(Callback):
+    "The user presses Ctrl-C in the second phase, once"
+    order,run_valid,left = 70,False,1
+    def after_batch(self):
+        if self.learn.train_iter<5 or not self.left: return
+        self.left = 0
+        raise KeyboardInterrupt
+
+@pytest.mark.parametrize('how', ['fit','lr_find','validate'])
+def test_after_an_interrupt_a_callback_that_stays_leaves_no_trace(learn, dls, how):
+    "Data of the phase, frozen weights and columns: whatever comes next is as if it had not been"
+    other = digits_dls(n=48, n_valid=60, bs=16)
+    learn.add_cbs([PhaseSchedule([Phase('a', 1), Phase('b', 1, other), Phase('c', 1)]), WatchErosion(dls), Only('1.bias', ['b'])])
+    with pytest.raises(KeyboardInterrupt): learn.fit(3, cbs=Interrupts())
+    seen = []
+    class Sees(Callback):
+        order = 90
+        def before_validate(self): seen.append((learn.dls, len(learn.metrics), [p.requires_grad for p in params(learn.model)]))
+    with learn.added_cbs(Sees()):
+        if how=='fit': learn.fit(3)
+        elif how=='lr_find': learn.lr_find(num_it=8, show_plot=False)
+        else: assert len(learn.validate())==2
+    assert learn.dls is dls and learn.metrics.attrgot('name')==['accuracy']
+    assert [o[0] for o in seen]==([dls,other,dls] if how=='fit' else [dls]*len(seen))
+    assert all(all(o[2]) or o[0] is other for o in seen)
+
+def test_another_models_optimiser_is_not_kept(learn):
+    "It would train nothing of the new model, without a word; one that has some of its weights is kept"
+    learn.fit_phases(two())
+    learn.model = net()
+    with pytest.raises(ValueError, match="opt='keep': phase 'a' would keep an optimiser of another model"):
+        learn.fit_phases(Phase('a', 1, opt='keep'))
+    learn.create_opt()
+    start = learn.model[1].weight.detach().clone()
+    learn.fit_phases(Phase('a', 1, lr=.1, opt='keep'))
+    assert (learn.model[1].weight!=start).any()
+
+def test_phases_on_a_logarithmic_axis(learn, dls):
+    learn.fit_phases(two(), cbs=EvalSets(dict(clean=dls.valid), at=[]))
+    ax = plt.subplots()[1]
+    ax.set_xscale('symlog')
+    assert learn.recorder.plot_phases(ax=ax).get_xscale()=='symlog'
+
+def test_a_plot_of_the_schedule(learn):
+    "fastai's, of this fit's learning rates, after another schedule's"
+    learn.fit_one_cycle(1, .1)
+    learn.fit_phases(two())
+    learn.recorder.plot_sched()
+    assert learn.recorder.hps=={'lr':learn.recorder.lrs} and lrs(learn)==[.001]*4+[.01]*4
 
 def test_until_with_a_pytorch_loader():
     torch.manual_seed(0)

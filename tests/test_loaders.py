@@ -742,7 +742,7 @@ def test_enough_of_the_samples_that_are_read(dls, level, enough):
 
 @loads(what='a loader of fewer samples than a batch, and `drop_last`', how='works: is measured, also by methods of a Learner')
 @pytest.mark.parametrize('measure',
-                         ['layer_cka','layer_rank','layer_probe','look_inside','plasticity','group_accuracy','recover'])
+                         ['layer_cka','layer_rank','layer_probe','look_inside','plasticity','group_accuracy','recover','evaluate'])
 def test_a_short_loader_is_not_replaced(dls, measure):
     short = dls.train.new(dls.train.dataset.take(list(range(12))), bs=16)
     assert len(short)==0
@@ -756,6 +756,7 @@ def test_a_short_loader_is_not_replaced(dls, measure):
         if measure=='look_inside':
             assert (r := learn.look_inside(train=short, test=short, C=1.)).rank.attrs['n']==12 and r.probe.attrs['n']==12
         if measure=='group_accuracy': assert learn.group_accuracy(sets=short).n.sum()==12
+        if measure=='evaluate': assert evaluate(learn, short)==evaluate(learn, fixed_dl(short))
         if measure=='recover':
             assert learn.recover(train=dls.train.new(dls.train.dataset.take(pick(dls.train.dataset.y, 10, stratify=True)), bs=16),
                                  test=short, few=1).attrs['n_test']==12

@@ -278,7 +278,7 @@ def test_validation_and_prediction_are_left_alone(plain):
     "Looking at a network does not start a method"
     learn = Learner(dls, net(), loss_func=CrossEntropyLossFlat(), cbs=[Adversarial(), Replay(dls, 40), ShrinkPerturb()])
     before = deepcopy(learn.model.state_dict())
-    with learn.no_bar(), learn.no_logging(): learn.validate(); learn.get_preds()
+    with learn.no_bar(), learn.no_logging(): learn.validate(); learn.get_preds(); learn.tta(n=1); learn.summary()
     assert all(torch.equal(a, b) for a,b in zip(before.values(), weights(learn)))
 
 def small(items, model, cbs=(), bs=8, lr=.1, loss=None, epochs=1, **kw):

@@ -590,6 +590,21 @@ def test_weights_that_are_not_finite_without_a_reference(knows):
     learn = erode(knows, w, Ends('nan'), TerminateOnNaNCallback())
     assert 'no finite numbers' in w.warnings[-1] and all(p.isfinite().all() for p in learn.model.parameters())
 
+def test_phases_are_drawn_one_after_another(knows):
+    "Iterations begin at 0 in each; a line that went back to it would cross itself"
+    set_seed(0)
+    learn,watch = learner(digits(), deepcopy(knows)),Watch(digits(), tolerance=.01)
+    painted = digits().inject(ColorSquare(4))
+    with learn.no_bar(), learn.no_logging():
+        quietly(learn.fit_phases, [Phase('a', 1, lr=.2), Phase('b', iters=7, dls=painted, lr=.5), Phase('c', 1, lr=.2)], cbs=watch)
+    fig = watch.plot()
+    a,n = fig.axes[0],len(watch.history)
+    warned = [l for l in a.lines if len(l.get_xdata())==2 and l.get_ydata()[0]==0 and l.get_ydata()[1]==1]
+    xs = [l.get_xdata().tolist() for l in a.lines if l not in warned]
+    assert len(xs)==3 and all(len(x)==n and x==sorted(x) and x[-1]==17 for x in xs)
+    assert {0,5,12} <= {*xs[0]} and [t.get_text() for t in a.texts]==['a','b','c']
+    assert watch.warnings and all(x in xs[0] for x in watch.told)
+
 def test_phases_end_with_a_look(knows):
     "Also one that `until` ends before its time"
     clean = digits()

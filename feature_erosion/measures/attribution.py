@@ -159,7 +159,7 @@ def _score(out, target):
         raise ValueError('model: some of its scores are NaN or infinite, as of one that diverged')
     lo,hi,n = target.min(),target.max(),out.shape[1]
     if lo<0 or hi>=n: raise ValueError(f"target: classes {lo}…{hi}; must be in 0…{n-1}, as the model has {n} outputs")
-    return out.gather(1, target.to(out.device)[:,None])
+    return out.gather(1, target.to(out.device, copy=True)[:,None])   # autograd keeps it, and nothing from `inference_mode`
 
 # %% ../../nbs/measures/04_attribution.ipynb #f8db309f
 def _to_maps(x, p):
@@ -544,6 +544,7 @@ def plot(self:GradCam,
     imsize:float=1.4 # Inches per picture
 )->plt.Figure:
     "A column for each image, a row for each model: its map, the predicted class, and the share of attention in the box"
+    check_whole(1, n=n)
     n,rows = min(n, len(self)),1+len(self.maps)
     fig,axs = plt.subplots(rows, n, figsize=(imsize*n+1.2, (imsize+.35)*rows), layout='constrained', squeeze=False)
     for i in range(n): self._column(axs[:,i], i)

@@ -99,6 +99,7 @@ def plot(self:Inside,
     column:str='rank' # Which rank, a column of `rank`
 )->plt.Figure:
     "Fig. 3 and Fig. 4 of the paper, side by side"
+    rank_title(column)   # an error if it is none, before there is a figure
     k = len(self.rank)/len(self.cka.models())
     fig,axs = plt.subplots(1, 2, figsize=(8+.35*k,3.6+.12*k), layout='constrained')
     self.cka.plot(ax=axs[0])

@@ -20,6 +20,7 @@ from torch import nn
 from fastcore.all import *
 from fastai.vision.all import Learner, progress_bar
 from ..batches import *
+from ..batches import _each_tensor
 from ..loaders import *
 from ..plots import *
 
@@ -212,14 +213,21 @@ def find_layers(
     return list(layer_calls(model, x, layers))
 
 def _two_inputs(model, dl):
-    "Two inputs, enough to find a network's layers; of batches of one, the first two"
+    "Two inputs, enough to find a network's layers and heads; of batches of one, from the first two"
     with fixed_random():
         batches = iter(dl := fixed_dl(dl))
-        def inputs(b): return first_samples(split_batch(dl, b, model)[0], 2)
+        def inputs(b): return split_batch(dl, b, model)[0]
         xs = inputs(b := next(batches))
-        if n_inputs(b)>1: return xs
-        try: return tuple(map(torch.cat, zip(xs, inputs(next(batches)))))
+        if n_inputs(b)>1: return _two_apart(xs)
+        try: return _two_apart(tuple(map(torch.cat, zip(xs, inputs(next(batches))))))
         except (StopIteration,TypeError,RuntimeError): return xs   # there is no other, or none of its size
+
+def _two_apart(xs):
+    "The first sample of a batch, and the next that differs from it: two that are the same tell nothing about heads"
+    n,i = n_inputs((xs,)),1
+    ts = [t for t in tensors_in(xs) if len(t)==n]
+    while i+1<n and all((t[i]==t[0]).all() for t in ts): i += 1
+    return first_samples(xs, 2) if i==1 else _each_tensor(xs, lambda t: t[[0,i]] if len(t)==n else t[:2])
 
 def _with_weights(model, x):
     "Convolutions and linear layers by name, in the order in which they finish"
@@ -237,14 +245,14 @@ def _heads(model, x, layers):
     return {}
 
 def _decide(model, x, layers):
-    "Whether two samples get the same scores if these layers answer with zeros"
+    "Whether all samples get the same scores if these layers answer with zeros"
     hooks = [m.register_forward_hook(lambda m, _, out: torch.zeros_like(out)) for m in layers]
     try:
         with as_written(), evaluating(model): a = scores_of(model, x)
     except ValueError: return True   # no scores to compare: the last layer is taken
     finally:
         for h in hooks: h.remove()
-    return torch.allclose(a[0], a[-1], atol=1e-6, equal_nan=True)
+    return torch.allclose(a, a[:1].expand_as(a), atol=1e-6, equal_nan=True)
 
 # %% ../../nbs/measures/00_layers.ipynb #e8be956e
 def pick_features(
@@ -255,7 +263,7 @@ def pick_features(
     "A random but fixed choice of features, as in the Tunnel Effect's code (Masarczyk et al. 2023)"
     check_whole(1, 'all', max_features=k)
     if k is None or k>=d: return None
-    return torch.randperm(d, generator=torch.Generator().manual_seed(seed))[:k].sort().values
+    return torch.randperm(d, generator=torch_rng(seed))[:k].sort().values
 
 # %% ../../nbs/measures/00_layers.ipynb #8e36c77a
 def flat(

@@ -68,7 +68,7 @@ def unit_scores(
         hidden = _hidden(model, _two_inputs(model, dl))
         layers = lambda name,_: name in hidden   # only these calls: the name `relu` alone would also match `relu#2`
     visit(model, dl, meter, layers, n, seed=seed, progress=False)
-    return {k:h/(h.mean()+1e-9) for k,h in meter.mean.items()}
+    return {k:h/(h.mean() or 1) for k,h in meter.mean.items()}   # of a silent layer, 0
 
 # %% ../../nbs/measures/05_plasticity.ipynb #1c36f4ec
 class Dormant(Measured):
@@ -108,19 +108,22 @@ def dormant_units(
     return df if len(named)>1 else df.droplevel('model')
 
 # %% ../../nbs/measures/05_plasticity.ipynb #87edc67b
+def _norm(t):
+    "L2 norm, summed in `float64`: `float32` on a CPU loses 1% over 100 million numbers, and squares may be too small or large"
+    t = t.detach().abs() if t.is_complex() else t.detach()
+    t = t.cpu() if t.device.type=='mps' else t   # which has no `float64`
+    return torch.linalg.vector_norm(t if t.dtype==torch.float64 else t.float(), dtype=torch.float64).item()
+
 def _l2(ts):
     "L2 norm of all tensors together"
-    return torch.stack([_real(t.detach()).float().norm().double().cpu() for t in ts]).norm().item()
-
-def _real(t): return t.abs() if t.is_complex() else t
+    return float(np.linalg.norm([_norm(t) for t in ts]))
 
 # %% ../../nbs/measures/05_plasticity.ipynb #c022d71e
 def weight_norm(
     model # A module or Learner
 )->float:
     "L2 norm of all parameters together, including BatchNorm and biases"
-    ps = list(_only_model(model).parameters())
-    return _l2(ps) if ps else 0.
+    return _l2(_only_model(model).parameters())
 
 # %% ../../nbs/measures/05_plasticity.ipynb #a79a6afb
 def weight_norms(
@@ -270,7 +273,7 @@ def _orthogonal(v, Q):
     "Unit vector along what the rows of `Q` leave of `v`"
     for _ in range(2):
         v = v-(Q@v)@Q
-        v = v/v.norm()
+        v = v/_norm(v)
     return v
 
 def _lanczos(times, draw, steps):
@@ -278,11 +281,11 @@ def _lanczos(times, draw, steps):
     q = draw()
     steps,Q,a,b = min(steps, len(q)),q.new_zeros(min(steps, len(q)), len(q)),[],[]
     for i in range(steps):
-        Q[i] = q/q.norm()
+        Q[i] = q/_norm(q)
         w = times(Q[i])
         a.append((w@Q[i]).item())
         w = w-(Q[:i+1]@w)@Q[:i+1]
-        b.append(w.norm().item())
+        b.append(_norm(w))
         if not np.isfinite(a[i]+b[i]): return None
         if i+1==len(q) or b[i]<=100*torch.finfo(q.dtype).eps*np.abs(a+b).max(): b[i],w = 0.,draw()   # nothing new: start again
         if i+1<steps: q = _orthogonal(w, Q[:i+1])
@@ -313,7 +316,7 @@ def hessian_rank(
     loss_func,model,ps = _differentiable(model, loss_func)
     with evaluating(model, grad=True), as_written(), sdpa_kernel(SDPBackend.MATH):   # fused attention has one derivative
         times = _hessian_times(model, loss_func, list(_batches(model, dl, n, seed)), ps)
-        zero,gen = torch.cat([t.flatten() for t in _zeros(ps)]),torch.Generator().manual_seed(seed)
+        zero,gen = torch.cat([t.flatten() for t in _zeros(ps)]),torch_rng(seed)
         found = _lanczos(times, lambda: torch.randn(len(zero), generator=gen).to(zero), steps)
     return _beyond(*found, len(zero), eps) if found else float('nan')
 

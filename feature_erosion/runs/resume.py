@@ -21,7 +21,7 @@ from fastai.data.core import SkipItemException
 from fastai.vision.all import CancelFitException, DataLoader, Learner, get_model, num_distrib, rank_distrib
 from ..files import *
 from ..batches import fixed_random
-from ..loaders import check_number
+from ..loaders import check_number, with_bar
 from ..patterns import *
 from ..models import n_params
 from ..distributed import *
@@ -158,7 +158,7 @@ def _labels(ds):
     tls = list(getattr(ds, 'tls', ()))[getattr(ds, 'n_inp', 1):]
     with suppress(TypeError,ValueError,SkipItemException), fixed_random():
         if len(ds) and tls and all(_is_short(o[0]) for o in tls):
-            return key_of(sorted([n, *(_leaf(o, False) for o in ys)] for n,*ys in zip(_names(ds.items), *tls)))
+            return key_of(sorted([n, *(_leaf(o, False) for o in ys)] for n,*ys in zip(with_bar(_names(ds.items)), *tls)))
 
 def _is_short(o): return isinstance(o, (int,float,str,np.generic)) or isinstance(o, torch.Tensor) and o.ndim<2
 
