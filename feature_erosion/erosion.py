@@ -240,14 +240,16 @@ def epochs_to(
     level:float # Accuracy to reach
 )->float: # 1 and up; NaN if never reached
     "Epochs until a learning curve first reaches `level`, interpolated linearly between epochs; 1 if the first epoch was enough"
-    acc = _one_run(acc)
+    acc = _one_run(acc=acc)
     ok = ~np.isnan(acc)
     return _reach(np.flatnonzero(ok)+1, acc[ok]-level)
 
-def _one_run(acc):
-    acc = np.asarray(acc, dtype=float)
-    if acc.ndim==1: return acc
-    raise ValueError(f"acc: shape {acc.shape}; must be one accuracy for each epoch, of one run at a time")
+def _one_run(**curve):
+    "A learning curve, by the argument's name, as an array"
+    (k,v), = curve.items()
+    res = np.asarray(v, dtype=float)
+    if res.ndim==1: return res
+    raise ValueError(f"{k}: shape {res.shape}; must be one accuracy for each epoch, of one run at a time")
 
 # %% ../nbs/13_erosion.ipynb #7e37aa4b
 def _area(y): return float((y[1:]+y[:-1]).sum()/2)   # trapezoid rule, steps of one epoch
@@ -265,7 +267,7 @@ def _pair(phases):
 def _curve(o, phase, column):
     "Accuracies at the ends of epochs, from any of these sources"
     source,o = getattr(o, 'recorder', o),_history(o)
-    if not isinstance(o, pd.DataFrame): return _one_run(list(o))
+    if not isinstance(o, pd.DataFrame): return _one_run(curve=list(o))
     column = column or first(c for c in ('clean','accuracy') if c in o)
     if isinstance(source, Recorder): _check_metric(source.evals, column)
     if column not in o: raise ValueError(f"column={column!r}: must be a column of the history; there are {', '.join(o.columns)}")
@@ -324,7 +326,7 @@ def plot_relearning(
     ax:plt.Axes=None # A matplotlib axis; created if `None`
 )->plt.Axes:
     "Two learning curves, the area between them, and the level as a dashed line"
-    a,b = _one_run(scratch),_one_run(relearn)
+    a,b = _one_run(scratch=scratch),_one_run(relearn=relearn)
     ax,T = ax or plt.subplots(figsize=(8,3.5), layout='constrained')[1],min(len(a), len(b))
     area = _area(a[:T]-b[:T])
     gap = 'gap unknown: NaN' if np.isnan(area) else f'gap {area:+.2f} accuracy · epochs'.replace('-', '−')

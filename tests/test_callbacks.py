@@ -440,14 +440,17 @@ def test_after_an_interrupt_a_callback_that_stays_leaves_no_trace(learn, dls, ho
     seen = []
     class Sees(Callback):
         order = 90
-        def before_validate(self): seen.append((learn.dls, len(learn.metrics), [p.requires_grad for p in params(learn.model)]))
+        def look(self): seen.append((learn.dls, [p.requires_grad for p in params(learn.model)]))
+        def before_train(self):
+            if how=='lr_find': self.look()   # it does not validate
+        def before_validate(self): self.look()
     with learn.added_cbs(Sees()):
         if how=='fit': learn.fit(3)
         elif how=='lr_find': learn.lr_find(num_it=8, show_plot=False)
         else: assert len(learn.validate())==2
     assert learn.dls is dls and learn.metrics.attrgot('name')==['accuracy']
-    assert [o[0] for o in seen]==([dls,other,dls] if how=='fit' else [dls]*len(seen))
-    assert all(all(o[2]) or o[0] is other for o in seen)
+    assert seen and [o[0] for o in seen]==([dls,other,dls] if how=='fit' else [dls]*len(seen))
+    assert all(all(o[1]) or o[0] is other for o in seen)
 
 def test_another_models_optimiser_is_not_kept(learn):
     "It would train nothing of the new model, without a word; one that has some of its weights is kept"
